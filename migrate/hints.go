@@ -1,0 +1,121 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+)
+
+// errNoEpoch is wrapped where an id cannot name a new epoch.
+var errNoEpoch = errors.New("the id names the hint epoch before")
+
+// hintEpoch is the tracker's record of free-page hints, guarded by Tracker.mu.
+// An epoch is the life of one virtio-balloon command id, from just before it
+// is announced to the guest until it is taken back.
+type hintEpoch struct {
+	active bool
+	used   bool   // id has named an epoch since Start
+	id     uint32 // of the epoch, or of the last one
+	stats  HintStats
+}
+
+// HintStats counts pages of the free-page hints since [Tracker.Start].
+type HintStats struct {
+	Taken    uint64 // a hint took them out of what must be sent
+	Returned uint64 // of Taken: reported as written later, and to be sent again
+	Written  uint64 // named by a hint, and left to be sent: written since the announcement
+	Stale    uint64 // named by a hint whose id is not the current one
+}
+
+// BeginHintEpoch prepares the tracker for the hints that the guest gives under
+// the command id. Call it before the id is announced: hints are safe only
+// because every write from the announcement on is reported.
+//
+// It fetches every slot and clears all that was fetched, so that each page is
+// armed (or its bit is set and not fetched yet), and forgets which pages were
+// reported before. A page written and fetched before the announcement is
+// still in what must be sent and a hint may take it out: the guest hints it
+// after it saw the id, so that write is content which the guest gave up.
+//
+// The id must differ from the epoch's before: a late hint of that one would
+// be taken for a new one. After an error there is no epoch, and no hint counts.
+func (t *Tracker) BeginHintEpoch(id uint32) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hints.active = false
+	if !t.tracking {
+		return fmt.Errorf("begin hint epoch %d: %w", id, errNotTracking)
+	}
+	if t.hints.used && t.hints.id == id {
+		return fmt.Errorf("begin hint epoch %d: %w", id, errNoEpoch)
+	}
+	for i := range t.slots {
+		if _, err := t.fetch(i); err != nil {
+			return fmt.Errorf("begin hint epoch %d: %w", id, err)
+		}
+		if err := t.arm(i, 0, t.slots[i].pages); err != nil {
+			return fmt.Errorf("begin hint epoch %d: %w", id, err)
+		}
+	}
+	for i := range t.slots {
+		clear(t.slots[i].writtenSince)
+	}
+	t.hints.active, t.hints.used, t.hints.id = true, true, id
+	return nil
+}
+
+// Hint takes pages [first, first+n) of the slot, which the guest says are
+// free, out of what must be sent, and returns how many it took. A page stays
+// if a fetch since the announcement reported it: the guest may have taken it
+// back and written it after it queued the hint. A page that was written and
+// is not reported yet is taken out and comes back with the next fetch.
+//
+// Nothing is taken under another id than the current epoch's. The range is
+// the guest's word: what lies outside the slot is ignored.
+func (t *Tracker) Hint(id uint32, slot int, first, n uint64) (taken uint64) {
+	s, err := t.slot("hint pages", slot)
+	if err != nil {
+		return 0
+	}
+	if first >= s.pages {
+		return 0
+	}
+	n = min(n, s.pages-first)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.hints.active || t.hints.id != id {
+		t.hints.stats.Stale += n
+		return 0
+	}
+	var left int
+	for w := first / wordBits; w*wordBits < first+n; w++ {
+		named := s.toSend[w] & wordMask(w, first, first+n)
+		free := named &^ s.writtenSince[w] &^ s.fetched[w]
+		s.toSend[w] &^= free
+		s.hinted[w] |= free
+		taken += uint64(bits.OnesCount64(free))
+		left += bits.OnesCount64(named &^ free)
+	}
+	s.remaining -= taken
+	t.remaining -= taken
+	t.hints.stats.Taken += taken
+	t.hints.stats.Written += uint64(left)
+	return taken
+}
+
+// EndHintEpoch ends the epoch: no further hint counts. What hints took out
+// stays out until it is written, so the guest may not learn that the device
+// is done with its pages (virtio 1.2, 5.5.6.5: DONE) before it runs at the
+// destination, or stays for good at the source.
+func (t *Tracker) EndHintEpoch() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hints.active = false
+}
+
+// HintStats returns the counters of the hints.
+func (t *Tracker) HintStats() HintStats {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hints.stats
+}
