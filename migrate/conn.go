@@ -1,0 +1,261 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/fxamacker/cbor/v2"
+	"golang.org/x/sys/unix"
+)
+
+// conn is one connection of a migration: frames over a stream. One goroutine
+// reads and one writes. Nothing is allocated for a page or a span.
+//
+// A deadline is not for a whole frame but for progress: as long as bytes move
+// within the time-out, a slow link is only slow.
+type conn struct {
+	net.Conn
+	raw syscall.RawConn // nil where the stream has no descriptor
+
+	readTimeout  time.Duration // 0: for ever
+	writeTimeout time.Duration
+
+	sent, received atomic.Uint64 // bytes
+	midFrame       bool          // a write failed inside a frame: no other may follow
+
+	out  [headerSize]byte
+	in   [headerSize]byte
+	bufs net.Buffers
+	iov  []unix.Iovec
+}
+
+func newConn(c net.Conn, readTimeout, writeTimeout time.Duration) *conn {
+	nc := &conn{Conn: c, readTimeout: readTimeout, writeTimeout: writeTimeout}
+	if t, ok := c.(*net.TCPConn); ok {
+		// Frames are written whole, so waiting for more only adds latency.
+		// A kernel that refuses either option still moves the bytes.
+		_ = t.SetNoDelay(true)
+		_ = t.SetKeepAlive(true)
+	}
+	if s, ok := c.(syscall.Conn); ok {
+		if raw, err := s.SyscallConn(); err == nil {
+			nc.raw = raw
+		}
+	}
+	return nc
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// deadline is when a peer that makes no progress counts as dead.
+func deadline(timeout time.Duration) time.Time {
+	if timeout == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(timeout)
+}
+
+// silent names a time-out for what it is.
+func silent(err error, timeout time.Duration) error {
+	if isTimeout(err) {
+		return fmt.Errorf("the peer has been silent for %v: %w", timeout, err)
+	}
+	return err
+}
+
+// writev writes bufs whole. It consumes the slice.
+func (c *conn) writev(bufs net.Buffers) error {
+	c.bufs = bufs
+	for {
+		if err := c.SetWriteDeadline(deadline(c.writeTimeout)); err != nil {
+			return err
+		}
+		n, err := c.bufs.WriteTo(c.Conn)
+		c.sent.Add(uint64(n))
+		if err == nil {
+			return nil
+		}
+		if n > 0 {
+			c.midFrame = true
+			if isTimeout(err) && len(c.bufs) > 0 {
+				continue // slow, but it moves
+			}
+		}
+		return silent(err, c.writeTimeout)
+	}
+}
+
+// writeFrame writes a header and its payload in one vectored write.
+func (c *conn) writeFrame(h header, payload ...[]byte) error {
+	n := 0
+	for _, p := range payload {
+		n += len(p)
+	}
+	h.length = uint32(n)
+	h.encode(c.out[:])
+	bufs := append(net.Buffers{c.out[:]}, payload...)
+	if err := c.writev(bufs); err != nil {
+		return fmt.Errorf("send %v: %w", h.typ, err)
+	}
+	c.midFrame = false
+	return nil
+}
+
+// writeSpan writes a PAGES frame; the first two of bufs are room for the header
+// and the meta, so that nothing is allocated.
+func (c *conn) writeSpan(h header, meta []byte, bufs net.Buffers) error {
+	h.encode(c.out[:])
+	bufs[0], bufs[1] = c.out[:], meta
+	if err := c.writev(bufs); err != nil {
+		return fmt.Errorf("send %v: %w", h.typ, err)
+	}
+	c.midFrame = false
+	return nil
+}
+
+// writeControl writes a CBOR message.
+func (c *conn) writeControl(t frameType, v any) error {
+	b, err := cbor.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %v: %w", t, err)
+	}
+	return c.writeFrame(header{typ: t}, b)
+}
+
+// readFull fills p.
+func (c *conn) readFull(p []byte) error {
+	for len(p) > 0 {
+		if err := c.SetReadDeadline(deadline(c.readTimeout)); err != nil {
+			return err
+		}
+		n, err := c.Read(p)
+		c.received.Add(uint64(n))
+		p = p[n:]
+		if err != nil && len(p) > 0 {
+			if err == io.EOF {
+				return io.ErrUnexpectedEOF
+			}
+			return silent(err, c.readTimeout)
+		}
+	}
+	return nil
+}
+
+// readHeader reads the next frame's header.
+func (c *conn) readHeader() (header, error) {
+	if err := c.readFull(c.in[:]); err != nil {
+		return header{}, err
+	}
+	return decodeHeader(c.in[:]), nil
+}
+
+// readPayload reads a payload of a bounded length. Memory is allocated as the
+// bytes arrive, not as the header promises.
+func (c *conn) readPayload(h header, limit int) ([]byte, error) {
+	if int64(h.length) > int64(limit) {
+		return nil, fmt.Errorf("%w: %v of %d bytes, at most %d are allowed", ErrProtocol, h.typ, h.length, limit)
+	}
+	const step = 1 << 20
+	left := int(h.length)
+	buf := make([]byte, 0, min(left, step))
+	for left > 0 {
+		n := min(left, max(step, len(buf))) // at most doubles what has arrived
+		at := len(buf)
+		buf = append(buf, make([]byte, n)...)
+		if err := c.readFull(buf[at:]); err != nil {
+			return nil, fmt.Errorf("read %v: %w", h.typ, err)
+		}
+		left -= n
+	}
+	return buf, nil
+}
+
+// readControl reads the payload of a CBOR message.
+func (c *conn) readControl(h header, v any) error {
+	b, err := c.readPayload(h, maxControl)
+	if err != nil {
+		return err
+	}
+	return decodeControl(h.typ, b, v)
+}
+
+// readv fills the buffers of iov, one after another, with vectored reads
+// straight into them. It consumes the slice.
+func (c *conn) readv(bufs [][]byte) error {
+	if c.raw == nil {
+		for _, b := range bufs {
+			if err := c.readFull(b); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	const maxIovec = 1024 // UIO_MAXIOV
+	for len(bufs) > 0 {
+		c.iov = c.iov[:0]
+		for _, b := range bufs[:min(len(bufs), maxIovec)] {
+			v := unix.Iovec{Base: unsafe.SliceData(b)}
+			v.SetLen(len(b))
+			c.iov = append(c.iov, v)
+		}
+		n, err := c.readvOnce()
+		if err != nil {
+			return err
+		}
+		for n > 0 {
+			if n < len(bufs[0]) {
+				bufs[0] = bufs[0][n:]
+				break
+			}
+			n -= len(bufs[0])
+			bufs = bufs[1:]
+		}
+	}
+	return nil
+}
+
+// readvOnce reads at least one byte into c.iov.
+func (c *conn) readvOnce() (int, error) {
+	if err := c.SetReadDeadline(deadline(c.readTimeout)); err != nil {
+		return 0, err
+	}
+	var n uintptr
+	var errno syscall.Errno
+	err := c.raw.Read(func(fd uintptr) bool {
+		for {
+			n, _, errno = syscall.Syscall(syscall.SYS_READV, fd,
+				uintptr(unsafe.Pointer(unsafe.SliceData(c.iov))), uintptr(len(c.iov)))
+			if errno != syscall.EINTR {
+				return errno != syscall.EAGAIN
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, silent(err, c.readTimeout)
+	case errno != 0:
+		return 0, os.NewSyscallError("readv", errno)
+	case n == 0:
+		return 0, io.ErrUnexpectedEOF
+	}
+	c.received.Add(uint64(n))
+	return int(n), nil
+}
+
+// queued returns how many bytes the peer's kernel has not yet acknowledged
+// (SIOCOUTQ, tcp(7)); ok is false where that cannot be known.
+func (c *conn) queued() (n int, ok bool) {
+	if c.raw == nil {
+		return 0, false
+	}
+	var ioctlErr error
+	err := c.raw.Control(func(fd uintptr) { n, ioctlErr = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n, err == nil && ioctlErr == nil
+}

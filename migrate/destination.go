@@ -1,0 +1,216 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// Receiver is the destination: it takes migrations on a listener until one
+// completes, and from then on answers queries about it.
+type Receiver struct {
+	builder Builder
+	logf    func(format string, args ...any)
+	timeout time.Duration // for a silent source
+	arrived chan Target
+
+	sessionMu sync.Mutex // guards active, taken, verdicts, order
+	active    *session   // the migration under way
+	taken     bool       // a guest has arrived: no further migration
+	verdicts  map[sessionID]*session
+	order     []sessionID // of verdicts, oldest first
+}
+
+const (
+	// maxConns bounds the connections that are served at one time.
+	maxConns = 16
+	// keptVerdicts bounds how many ended sessions are remembered.
+	keptVerdicts = 1024
+)
+
+// NewReceiver returns a receiver that builds machines with b. logf gets one
+// line for each attempt that starts, fails or completes; nil: no lines.
+func NewReceiver(b Builder, logf func(format string, args ...any)) *Receiver {
+	if logf == nil {
+		logf = func(string, ...any) {}
+	}
+	return &Receiver{builder: b, logf: logf, timeout: defaultPeerTimeout,
+		arrived: make(chan Target, 1), verdicts: map[sessionID]*session{}}
+}
+
+// Arrived delivers the machine that was given the right to run, once.
+func (r *Receiver) Arrived() <-chan Target { return r.arrived }
+
+// Serve accepts connections until ctx ends, then closes ln and waits for the
+// connections under way, which it ends. A migration that fails leaves it
+// serving.
+func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	slots := make(chan struct{}, maxConns)
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {
+				// Out of descriptors, say: it passes.
+				select {
+				case <-time.After(100 * time.Millisecond):
+					continue
+				case <-ctx.Done():
+					return nil
+				}
+			}
+			return fmt.Errorf("accept on %v: %w", ln.Addr(), err)
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			nc.Close() // more than any honest peer opens
+			continue
+		}
+		conns.Go(func() {
+			defer func() { <-slots }()
+			r.serveConn(ctx, nc)
+		})
+	}
+}
+
+// serveConn takes one connection from its hello to its end.
+func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
+	defer nc.Close()
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	c := newConn(nc, r.timeout, r.timeout)
+	peer := nc.RemoteAddr()
+	var b [helloSize]byte
+	if err := c.readFull(b[:]); err != nil {
+		if ctx.Err() == nil {
+			r.logf("refused %v: it did not say hello: %v", peer, err)
+		}
+		return
+	}
+	h, err := decodeHello(&b)
+	if errors.Is(err, errNotGovmm) {
+		r.logf("refused %v: %v", peer, clip(err.Error()))
+		return
+	}
+	if err == nil {
+		_, err = h.negotiate()
+	}
+	switch {
+	case err != nil:
+	case h.purpose == purposeQuery:
+		r.answer(c, h.session)
+		return
+	case h.purpose != purposeMigrate:
+		err = fmt.Errorf("%w: a connection for an unknown purpose (%d)", ErrProtocol, h.purpose)
+	}
+	if err != nil {
+		r.logf("refused %v: %v", peer, err)
+		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
+		drain(c)
+		return
+	}
+	r.takeMigration(ctx, c, h)
+}
+
+// drain reads on for a moment, so that a refusal is not overtaken by the reset
+// that closing a socket with unread bytes sends.
+func drain(c *conn) {
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
+	_, _ = io.CopyN(io.Discard, c.Conn, 64<<20)
+}
+
+// takeMigration runs one migration and files its verdict.
+func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
+	peer := c.RemoteAddr()
+	s, err := r.begin(h.session, c)
+	if err != nil {
+		r.logf("refused %v: %v", peer, err)
+		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
+		drain(c)
+		return
+	}
+	err = s.receive(ctx, r, h)
+	target := s.finish()
+	r.end(s, target != nil)
+	if target != nil {
+		r.logf("the guest of %v runs here now", peer)
+		r.arrived <- target
+		return
+	}
+	r.logf("migration from %v failed: %v; still listening", peer, err)
+	s.tellFailure(err)
+}
+
+// begin makes the session the active one.
+func (r *Receiver) begin(id sessionID, c *conn) (*session, error) {
+	r.sessionMu.Lock()
+	defer r.sessionMu.Unlock()
+	switch {
+	case r.taken:
+		return nil, errors.New("a guest has arrived here already")
+	case r.active != nil:
+		return nil, errors.New("another migration to this destination is under way")
+	case r.verdicts[id] != nil:
+		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, id)
+	}
+	s := &session{id: id, conn: c}
+	r.active = s
+	r.verdicts[id] = s
+	r.order = append(r.order, id)
+	if len(r.order) > keptVerdicts {
+		delete(r.verdicts, r.order[0])
+		r.order = r.order[1:]
+	}
+	return s, nil
+}
+
+// end makes room for the next migration, unless this one completed.
+func (r *Receiver) end(s *session, arrived bool) {
+	r.sessionMu.Lock()
+	defer r.sessionMu.Unlock()
+	r.active = nil
+	r.taken = arrived
+}
+
+// answer says what became of a session.
+func (r *Receiver) answer(c *conn, id sessionID) {
+	r.sessionMu.Lock()
+	s := r.verdicts[id]
+	r.sessionMu.Unlock()
+	verdict := verdictUnknown
+	if s != nil {
+		verdict = s.queried()
+	}
+	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // it will ask again
+}
+
+// ReceiveProgress is a snapshot of what a destination has received.
+type ReceiveProgress struct {
+	Active        bool   `json:"active"`
+	Peer          string `json:"peer"`
+	BytesReceived uint64 `json:"bytes_received"`
+}
+
+// Progress returns a snapshot. Safe for concurrent use.
+func (r *Receiver) Progress() ReceiveProgress {
+	r.sessionMu.Lock()
+	defer r.sessionMu.Unlock()
+	if r.active == nil {
+		return ReceiveProgress{}
+	}
+	c := r.active.conn
+	return ReceiveProgress{Active: true, Peer: c.RemoteAddr().String(), BytesReceived: c.received.Load()}
+}

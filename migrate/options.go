@@ -1,0 +1,94 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Options are the limits of one outgoing migration. The zero value of a field
+// means what its comment says; [DefaultOptions] has the usual ones.
+type Options struct {
+	// DowntimeLimit is how long the guest may stand still: precopy goes on
+	// until what remains can be sent, and the state loaded, within it.
+	// 0: 300 ms.
+	DowntimeLimit time.Duration
+	// BandwidthLimit bounds the precopy rounds, in bytes a second. What is
+	// sent while the guest stands still is not throttled. 0: no limit.
+	BandwidthLimit uint64
+	// Timeout is for the whole migration up to COMMIT; after it the migration
+	// is given up and the guest goes on at the source. 0: one hour.
+	Timeout time.Duration
+	// MaxRounds gives up after so many precopy rounds that did not bring the
+	// estimate under DowntimeLimit. 0: no limit.
+	MaxRounds int
+	// ClearBitmapShift is the base-2 logarithm of the pages that one
+	// KVM_CLEAR_DIRTY_LOG covers, 6 to 31. 0: 18 (1 GiB).
+	ClearBitmapShift uint
+	// VerifyPages sends a hash of every page while both sides stand still and
+	// lets the destination compare. It is for tests: it adds the time of
+	// hashing all memory to the downtime.
+	VerifyPages bool
+	// PeerTimeout is how long the peer may make no progress at all before it
+	// counts as dead. 0: 10 s.
+	PeerTimeout time.Duration
+}
+
+// Bounds of [Options].
+const (
+	MinClearBitmapShift = 6  // KVM clears whole 64-page words
+	MaxClearBitmapShift = 31 // as in QEMU
+	// MinBandwidthLimit in bytes a second: one batch has at least 64 pages,
+	// and the pause after one must stay well below PeerTimeout.
+	MinBandwidthLimit = 64 << 10
+
+	defaultDowntimeLimit    = 300 * time.Millisecond
+	defaultTimeout          = time.Hour
+	defaultClearBitmapShift = 18
+	defaultPeerTimeout      = 10 * time.Second
+)
+
+// DefaultOptions returns the options that a zero value stands for, spelt out.
+func DefaultOptions() Options { return Options{}.withDefaults() }
+
+func (o Options) withDefaults() Options {
+	if o.DowntimeLimit == 0 {
+		o.DowntimeLimit = defaultDowntimeLimit
+	}
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.ClearBitmapShift == 0 {
+		o.ClearBitmapShift = defaultClearBitmapShift
+	}
+	if o.PeerTimeout == 0 {
+		o.PeerTimeout = defaultPeerTimeout
+	}
+	return o
+}
+
+// Validate reports every option that is out of its bounds.
+func (o Options) Validate() error {
+	o = o.withDefaults()
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if o.DowntimeLimit < time.Millisecond {
+		bad("downtime limit %v: at least 1ms is needed", o.DowntimeLimit)
+	}
+	if o.BandwidthLimit != 0 && o.BandwidthLimit < MinBandwidthLimit {
+		bad("bandwidth limit %d bytes/s: at least %d, or 0 for none", o.BandwidthLimit, MinBandwidthLimit)
+	}
+	if o.Timeout < 0 {
+		bad("timeout %v: must not be negative", o.Timeout)
+	}
+	if o.MaxRounds < 0 {
+		bad("max rounds %d: must not be negative", o.MaxRounds)
+	}
+	if o.ClearBitmapShift < MinClearBitmapShift || o.ClearBitmapShift > MaxClearBitmapShift {
+		bad("clear bitmap shift %d: must be %d to %d", o.ClearBitmapShift, MinClearBitmapShift, MaxClearBitmapShift)
+	}
+	if o.PeerTimeout < 0 {
+		bad("peer timeout %v: must not be negative", o.PeerTimeout)
+	}
+	return errors.Join(errs...)
+}

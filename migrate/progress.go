@@ -1,0 +1,195 @@
+package migrate
+
+import (
+	"sync"
+	"time"
+)
+
+// Phase is where an outgoing migration stands.
+type Phase string
+
+// The phases, in order; the last three and PhaseHandoffUnknown's outcome end a
+// migration.
+const (
+	PhaseConnecting     Phase = "connecting"      // dialling, hello
+	PhaseSetup          Phase = "setup"           // the destination builds the machine
+	PhasePrecopy        Phase = "precopy"         // rounds, the guest runs
+	PhaseSwitchover     Phase = "switchover"      // the guest stands still
+	PhaseHandoffUnknown Phase = "handoff-unknown" // COMMIT may have arrived, no verdict
+	PhaseCompleted      Phase = "completed"
+	PhaseFailed         Phase = "failed"
+	PhaseCancelled      Phase = "cancelled"
+)
+
+// Ended says whether nothing more will happen.
+func (p Phase) Ended() bool {
+	return p == PhaseCompleted || p == PhaseFailed || p == PhaseCancelled
+}
+
+// RoundStats is what one precopy round cost; the last round of a completed
+// migration is the one in which the guest stood still.
+type RoundStats struct {
+	N           int    `json:"n"`
+	DurationMS  int64  `json:"duration_ms"`
+	DirtyPages  uint64 `json:"dirty_pages"`  // pages to send when the round began
+	PagesSent   uint64 `json:"pages_sent"`   // with their content
+	PagesZero   uint64 `json:"pages_zero"`   // as a bit
+	PagesHole   uint64 `json:"pages_hole"`   // not at all
+	PagesHinted uint64 `json:"pages_hinted"` // free, says the guest
+	BytesSent   uint64 `json:"bytes_sent"`   // on the wire, headers included
+}
+
+// Result is the outcome of a migration as `govmm migrate --json` prints it.
+type Result struct {
+	Status      string       `json:"status"` // completed, failed, cancelled
+	Error       string       `json:"error"`
+	TotalMS     int64        `json:"total_ms"` // from dialling to RUNNING
+	SetupMS     int64        `json:"setup_ms"` // from dialling to the first page
+	DowntimeMS  float64      `json:"downtime_ms"`
+	BytesSent   uint64       `json:"bytes_sent"`
+	RAMBytes    uint64       `json:"ram_bytes"`
+	PagesSent   uint64       `json:"pages_sent"`
+	PagesZero   uint64       `json:"pages_zero"`
+	PagesHole   uint64       `json:"pages_hole"`
+	PagesHinted uint64       `json:"pages_hinted"`
+	Rounds      []RoundStats `json:"rounds"`
+}
+
+// Progress is a snapshot of a migration under way.
+type Progress struct {
+	Phase               Phase   `json:"phase"`
+	Address             string  `json:"address"`
+	Round               int     `json:"round"`
+	RAMBytes            uint64  `json:"ram_bytes"`
+	BytesSent           uint64  `json:"bytes_sent"`
+	RemainingBytes      uint64  `json:"remaining_bytes"`
+	BandwidthBytes      uint64  `json:"bandwidth_bytes"`  // a second, measured over the last round
+	DirtyRateBytes      uint64  `json:"dirty_rate_bytes"` // a second, measured over the last round
+	EstimatedDowntimeMS float64 `json:"estimated_downtime_ms"`
+	ElapsedMS           int64   `json:"elapsed_ms"`
+	Error               string  `json:"error,omitempty"`
+}
+
+// meter keeps the numbers of one migration.
+type meter struct {
+	mu       sync.Mutex // guards all below
+	progress Progress
+	result   Result
+	round    RoundStats
+	started  time.Time // dialling
+	ended    time.Time
+	roundAt  time.Time
+	wire     func() uint64 // bytes written to the connection
+	wireAt   uint64        // wire() when the round began
+}
+
+func (m *meter) update(f func(*meter)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f(m)
+}
+
+func (m *meter) snapshot() Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := m.progress
+	if m.wire != nil {
+		p.BytesSent = m.wire()
+	}
+	if end := m.ended; !m.started.IsZero() {
+		if end.IsZero() {
+			end = time.Now()
+		}
+		p.ElapsedMS = end.Sub(m.started).Milliseconds()
+	}
+	return p
+}
+
+func (m *meter) beginRound(n int, dirty uint64) {
+	m.update(func(m *meter) {
+		m.round = RoundStats{N: n, DirtyPages: dirty}
+		m.roundAt = time.Now()
+		m.wireAt = m.wire()
+		m.progress.Round = n
+		m.progress.RemainingBytes = dirty * PageSize
+	})
+}
+
+// span adds what one PAGES frame carried, and what it left out.
+func (m *meter) span(data, zero, hole uint64) {
+	m.update(func(m *meter) {
+		m.round.PagesSent += data
+		m.round.PagesZero += zero
+		m.round.PagesHole += hole
+		done := (data + zero + hole) * PageSize
+		m.progress.RemainingBytes -= min(done, m.progress.RemainingBytes)
+	})
+}
+
+// dirtied counts pages that a fetch added to the round under way.
+func (m *meter) dirtied(pages uint64) {
+	m.update(func(m *meter) {
+		m.round.DirtyPages += pages
+		m.progress.RemainingBytes += pages * PageSize
+	})
+}
+
+// endRound closes the round and returns what it moved and how long it took.
+func (m *meter) endRound() (bytes uint64, d time.Duration) {
+	m.update(func(m *meter) {
+		d = time.Since(m.roundAt)
+		bytes = m.wire() - m.wireAt
+		m.closeRound()
+	})
+	return bytes, d
+}
+
+// closeRound files the round under way. mu is held.
+func (m *meter) closeRound() {
+	if m.roundAt.IsZero() {
+		return
+	}
+	m.round.DurationMS = time.Since(m.roundAt).Milliseconds()
+	m.round.BytesSent = m.wire() - m.wireAt
+	m.result.Rounds = append(m.result.Rounds, m.round)
+	m.round, m.roundAt = RoundStats{}, time.Time{}
+}
+
+// finish closes a migration with its outcome; a round that failed half way is
+// filed with what it did.
+func (m *meter) finish(phase Phase, err error) {
+	m.update(func(m *meter) {
+		m.ended = time.Now()
+		m.closeRound()
+		m.progress.Phase = phase
+		m.result.Status = string(phase)
+		if err != nil {
+			m.progress.Error = err.Error()
+			m.result.Error = err.Error()
+		}
+		if !m.started.IsZero() && m.result.TotalMS == 0 {
+			m.result.TotalMS = m.ended.Sub(m.started).Milliseconds()
+		}
+		if m.wire != nil {
+			n := m.wire()
+			m.wire = func() uint64 { return n } // let go of the connection
+		}
+	})
+}
+
+func (m *meter) snapshotResult() Result {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.result
+	r.Rounds = append([]RoundStats{}, m.result.Rounds...)
+	for _, n := range r.Rounds {
+		r.PagesSent += n.PagesSent
+		r.PagesZero += n.PagesZero
+		r.PagesHole += n.PagesHole
+		r.PagesHinted += n.PagesHinted
+	}
+	if m.wire != nil {
+		r.BytesSent = m.wire()
+	}
+	return r
+}

@@ -1,0 +1,399 @@
+package migrate
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// Migration is one outgoing migration: made by [New], driven by [Migration.Run].
+type Migration struct {
+	src  Source
+	addr string
+	opt  Options
+
+	session sessionID
+	meter   meter
+	done    chan struct{}
+	ctx     context.Context // ends what happens before COMMIT
+	cancel  context.CancelCauseFunc
+	release chan struct{} // closed by Abandon
+
+	handoffMu sync.Mutex // guards committed, released
+	committed bool       // COMMIT may have left
+	released  bool
+}
+
+// Reasons for which a source gives up, matched with errors.Is.
+var (
+	ErrTimeout      = errors.New("migration timed out")
+	ErrNotConverged = errors.New("precopy did not converge")
+	// ErrTooLate: the right to run may already be the destination's.
+	ErrTooLate = errors.New("too late to cancel: the right to run has been handed over")
+)
+
+// New prepares to send src to the [Receiver] at addr (host:port). Nothing
+// happens before Run.
+func New(src Source, addr string, opt Options) *Migration {
+	m := &Migration{src: src, addr: addr, opt: opt.withDefaults(),
+		done: make(chan struct{}), release: make(chan struct{})}
+	m.ctx, m.cancel = context.WithCancelCause(context.Background())
+	m.meter.progress = Progress{Phase: PhaseConnecting, Address: addr}
+	return m
+}
+
+// Run migrates and returns when it is over. After nil the source must never
+// run again. After any other error but [ErrHandoffUnknown] the guest is where
+// it was before: running if it ran. ErrHandoffUnknown comes only when ctx ends
+// or [Migration.Abandon] is called while the verdict is still unknown; the
+// guest is then left stopped. Run is called once.
+func (m *Migration) Run(ctx context.Context) error {
+	defer close(m.done)
+	stop := context.AfterFunc(ctx, func() { m.cancel(context.Cause(ctx)) })
+	defer stop()
+	pre, end := context.WithTimeoutCause(m.ctx, m.opt.Timeout,
+		fmt.Errorf("%w after %v; the guest goes on here", ErrTimeout, m.opt.Timeout))
+	defer end()
+
+	m.meter.update(func(mt *meter) { mt.started = time.Now() })
+	err := m.opt.Validate()
+	if err == nil {
+		err = m.run(pre, ctx)
+	}
+	phase := PhaseCompleted
+	switch {
+	case errors.Is(err, ErrCancelled):
+		phase = PhaseCancelled
+	case err != nil:
+		phase = PhaseFailed
+	}
+	m.meter.finish(phase, err)
+	return err
+}
+
+// Done is closed when Run has returned.
+func (m *Migration) Done() <-chan struct{} { return m.done }
+
+// Progress returns a snapshot. Safe for concurrent use, as are all below.
+func (m *Migration) Progress() Progress { return m.meter.snapshot() }
+
+// Result returns what has been measured so far; its Status is empty until Run
+// has returned.
+func (m *Migration) Result() Result { return m.meter.snapshotResult() }
+
+// Cancel asks a migration to stop; Run then returns ErrCancelled with the guest
+// going on at the source. It fails with ErrTooLate once COMMIT may have left.
+func (m *Migration) Cancel() error {
+	m.handoffMu.Lock()
+	defer m.handoffMu.Unlock()
+	if m.committed {
+		return ErrTooLate
+	}
+	m.cancel(ErrCancelled)
+	return nil
+}
+
+// Committed says whether the right to run may be the destination's.
+func (m *Migration) Committed() bool {
+	m.handoffMu.Lock()
+	defer m.handoffMu.Unlock()
+	return m.committed
+}
+
+// Abandon ends the asking for a verdict: an operator has decided, by means that
+// the protocol does not have, who runs the guest. Run returns
+// ErrHandoffUnknown.
+func (m *Migration) Abandon() {
+	m.handoffMu.Lock()
+	defer m.handoffMu.Unlock()
+	if !m.released {
+		m.released = true
+		close(m.release)
+	}
+}
+
+// commit is the point of no return: after it the guest may not be resumed here
+// without the destination's word.
+func (m *Migration) commit(ctx context.Context) error {
+	m.handoffMu.Lock()
+	defer m.handoffMu.Unlock()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	m.committed = true
+	return nil
+}
+
+func (m *Migration) setPhase(p Phase) {
+	m.meter.update(func(mt *meter) { mt.progress.Phase = p })
+}
+
+// run is the whole exchange. pre ends what precedes COMMIT, base what follows.
+func (m *Migration) run(pre, base context.Context) (err error) {
+	l, err := m.connect(pre)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if err := m.setup(l.ctx, l); err != nil {
+		return l.end(err)
+	}
+
+	m.setPhase(PhasePrecopy)
+	tracker, err := NewTracker(m.src.Slots(), m.src, m.opt.ClearBitmapShift)
+	if err != nil {
+		return l.end(err)
+	}
+	if err := tracker.Start(); err != nil {
+		// Some slots may be logging already.
+		return l.end(errors.Join(err, tracker.Stop()))
+	}
+	p := &precopy{m: m, link: l, tracker: tracker,
+		sender: newSender(m.src, tracker, l.conn, &m.meter, m.opt.BandwidthLimit)}
+	m.meter.update(func(mt *meter) { mt.result.SetupMS = time.Since(mt.started).Milliseconds() })
+
+	stopped, err := p.converge(l.ctx)
+	if err == nil {
+		err = m.commit(l.ctx)
+	}
+	if err != nil {
+		// The guest first, the courtesies after.
+		err = l.explain(err)
+		return l.end(errors.Join(err, m.takeBack(p)))
+	}
+	return m.settle(base, p, stopped)
+}
+
+// takeBack lets the guest go on at the source.
+func (m *Migration) takeBack(p *precopy) error {
+	var err error
+	if p.stopped {
+		p.stopped = false
+		if err = m.src.ResumeAfterAbort(); err != nil {
+			err = fmt.Errorf("resume at the source: %w", err)
+		}
+	}
+	return errors.Join(err, p.tracker.Stop())
+}
+
+// connect dials and agrees on a version.
+func (m *Migration) connect(ctx context.Context) (*link, error) {
+	if _, err := rand.Read(m.session[:]); err != nil {
+		return nil, fmt.Errorf("draw a session: %w", err)
+	}
+	h := hello{version: Version, minVersion: MinVersion, purpose: purposeMigrate, channels: 1, session: m.session}
+	if m.opt.VerifyPages {
+		h.features |= featureVerifyPages
+	}
+	c, err := dial(ctx, m.addr, h, m.opt.PeerTimeout)
+	if err != nil {
+		return nil, err
+	}
+	m.meter.update(func(mt *meter) { mt.wire = c.sent.Load })
+	l := newLink(ctx, c)
+	asked := time.Now()
+	r, err := l.await(l.ctx, frameHelloOK, m.opt.PeerTimeout)
+	if err != nil {
+		return nil, l.end(err)
+	}
+	l.rtt = time.Since(asked)
+	var ok helloOK
+	if err := decodeControl(r.typ, r.payload, &ok); err != nil {
+		return nil, l.end(err)
+	}
+	if ok.Version < MinVersion || ok.Version > Version {
+		return nil, l.end(fmt.Errorf("%w: the destination chose version %d", ErrProtocol, ok.Version))
+	}
+	if ok.Features&h.features != h.features {
+		return nil, l.end(fmt.Errorf("the destination cannot verify pages"))
+	}
+	return l, nil
+}
+
+// dial connects and says hello.
+func dial(ctx context.Context, addr string, h hello, timeout time.Duration) (*conn, error) {
+	d := net.Dialer{Timeout: timeout}
+	nc, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, cause
+		}
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	c := newConn(nc, 0, timeout)
+	b := h.encode()
+	if err := c.writev(net.Buffers{b[:]}); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("say hello to %s: %w", addr, err)
+	}
+	c.midFrame = false
+	return c, nil
+}
+
+// setupTimeout is how long the destination may take to build the machine.
+const setupTimeout = time.Minute
+
+// setup sends the configuration and waits until the machine is built.
+func (m *Migration) setup(ctx context.Context, l *link) error {
+	m.setPhase(PhaseSetup)
+	config, err := m.src.MigrationConfig()
+	if err != nil {
+		return fmt.Errorf("describe the machine: %w", err)
+	}
+	if len(config) > maxConfig {
+		return fmt.Errorf("the machine's configuration has %d bytes, at most %d can be sent", len(config), maxConfig)
+	}
+	var ram uint64
+	for _, s := range m.src.Slots() {
+		ram += s.Pages * PageSize
+	}
+	m.meter.update(func(mt *meter) { mt.progress.RAMBytes, mt.result.RAMBytes = ram, ram })
+	if err := l.conn.writeFrame(header{typ: frameConfig}, config); err != nil {
+		return err
+	}
+	_, err = l.await(ctx, frameReady, setupTimeout)
+	return err
+}
+
+// link is the source's end of a connection: a goroutine reads replies, so that
+// a destination that fails or dies is noticed while pages are being sent.
+type link struct {
+	conn   *conn
+	ctx    context.Context // ends when the destination fails, or the caller's context does
+	cancel context.CancelCauseFunc
+	rtt    time.Duration
+
+	replies chan reply
+	done    chan struct{} // the reader has ended
+	closed  chan struct{}
+}
+
+type reply struct {
+	header
+	payload []byte
+}
+
+func newLink(parent context.Context, c *conn) *link {
+	l := &link{conn: c, replies: make(chan reply), done: make(chan struct{}), closed: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancelCause(parent)
+	// A write that hangs is given the time to reach the end of its frame.
+	context.AfterFunc(l.ctx, func() { time.AfterFunc(endGrace, func() { c.Close() }) })
+	go l.read()
+	return l
+}
+
+// endGrace is how long a migration that ends waits for its peer.
+const endGrace = time.Second
+
+// read hands on replies until the connection ends.
+func (l *link) read() {
+	defer close(l.done)
+	for {
+		r, err := l.readReply()
+		if err != nil {
+			l.cancel(err)
+			return
+		}
+		select {
+		case l.replies <- r:
+		case <-l.closed:
+			return
+		}
+	}
+}
+
+// readReply reads one frame. A frame that ends the migration is an error.
+func (l *link) readReply() (reply, error) {
+	h, err := l.conn.readHeader()
+	if err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = errors.New("it closed the connection")
+		}
+		return reply{}, fmt.Errorf("destination lost: %w", err)
+	}
+	b, err := l.conn.readPayload(h, maxControl)
+	if err != nil {
+		return reply{}, err
+	}
+	switch h.typ {
+	case frameRefused:
+		var r refused
+		if err := decodeControl(h.typ, b, &r); err != nil {
+			return reply{}, err
+		}
+		return reply{}, refusal(r.Reasons)
+	case frameFailed:
+		var r reason
+		if err := decodeControl(h.typ, b, &r); err != nil {
+			return reply{}, err
+		}
+		return reply{}, &failedError{clip(r.Reason)}
+	}
+	return reply{h, b}, nil
+}
+
+// failedError is the destination's word that it gave up and will not run the
+// guest.
+type failedError struct{ reason string }
+
+func (e *failedError) Error() string { return "the destination gave up: " + e.reason }
+
+// await returns the next reply, which must be of the type wanted.
+func (l *link) await(ctx context.Context, want frameType, timeout time.Duration) (reply, error) {
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	select {
+	case r := <-l.replies:
+		if r.typ != want {
+			return reply{}, fmt.Errorf("%w: the destination sent %v instead of %v", ErrProtocol, r.typ, want)
+		}
+		return r, nil
+	case <-ctx.Done():
+		return reply{}, context.Cause(ctx)
+	case <-t.C:
+		return reply{}, fmt.Errorf("%w: no %v within %v", errNoReply, want, timeout)
+	}
+}
+
+var errNoReply = errors.New("the destination is silent")
+
+// explain prefers the reason for which the link ended to what that did to the
+// call under way: the reader's error says more than the writer's broken pipe.
+func (l *link) explain(err error) error {
+	if cause := context.Cause(l.ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// end tells the destination why the migration ends, if that can still be told,
+// and returns the reason.
+func (l *link) end(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) < 2 {
+		err = l.explain(err)
+	}
+	if !l.conn.midFrame {
+		l.conn.writeTimeout = endGrace
+		_ = l.conn.writeControl(frameAbort, reason{clip(err.Error())}) // it may be gone
+	}
+	l.close()
+	return err
+}
+
+// close is idempotent.
+func (l *link) close() {
+	select {
+	case <-l.closed:
+		return
+	default:
+	}
+	close(l.closed)
+	l.conn.Close()
+	l.cancel(net.ErrClosed)
+	<-l.done
+}
