@@ -1,0 +1,103 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Populated sets bit i of bitmap where page first+i of the slot may hold data,
+// and clears it where that page is a hole: never written, or punched out, so
+// that it reads as zero. Nothing is populated by asking. Pages that are swapped
+// out count as populated. bitmap needs ceil(n/64) words; bits from n on are
+// left clear.
+//
+// A page that the guest writes meanwhile may be reported either way: who acts
+// on the answer tracks writes since before the question.
+func (m *Memory) Populated(index int, first, n uint64, bitmap []uint64) error {
+	s, err := m.pageRange(index, first, n)
+	if err != nil {
+		return err
+	}
+	if uint64(len(bitmap)) < bitmapWords(n) {
+		return fmt.Errorf("bitmap of %d pages of memory slot %d: %d words given, %d needed", n, index, len(bitmap), bitmapWords(n))
+	}
+	bitmap = bitmap[:bitmapWords(n)]
+	clear(bitmap)
+	if n == 0 {
+		return nil
+	}
+	return m.eachPopulated(s, first, n, func(at, count uint64) { setBits(bitmap, at, count) })
+}
+
+// PopulatedPages counts the pages of the guest that occupy host memory or swap.
+func (m *Memory) PopulatedPages() (uint64, error) {
+	total := uint64(0)
+	for i := range m.slots {
+		s := &m.slots[i]
+		if err := m.eachPopulated(s, 0, s.pages(), func(_, n uint64) { total += n }); err != nil {
+			return 0, err
+		}
+	}
+	return total, nil
+}
+
+// eachPopulated calls found for each run of populated pages in [first, first+n)
+// of the slot, in order; page numbers given to found count from first.
+func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64)) error {
+	if m.backing == Memfd {
+		return m.bySeek(s, first, n, found)
+	}
+	// Hugetlb too: its pages cannot be swapped, and nobody but this process
+	// has the file, so what is not in its page table does not exist.
+	return m.pagemap.populated(s.HVA+uintptr(first<<pageShift), n, found)
+}
+
+// bySeek finds runs by asking the memory file for data and holes; pages of it
+// that are in swap are data. The file position that lseek moves is not used by
+// anything, so that concurrent calls do not disturb each other.
+func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) error {
+	start := int64(s.off + first<<pageShift)
+	end := start + int64(n<<pageShift)
+	for at := start; at < end; {
+		data, err := unix.Seek(m.fd, at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil // no data up to the end of the file
+		}
+		if err != nil {
+			return fmt.Errorf("SEEK_DATA in guest memory at %#x: %w", at, err)
+		}
+		if data >= end {
+			return nil
+		}
+		hole, err := unix.Seek(m.fd, data, unix.SEEK_HOLE)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("SEEK_HOLE in guest memory at %#x: %w", data, err)
+		}
+		// The file's last hole may start at its end, and data may have been
+		// punched out between the two calls.
+		hole = min(hole, end)
+		if hole > data {
+			found(uint64(data-start)>>pageShift, uint64(hole-data+PageSize-1)>>pageShift)
+		}
+		at = max(hole, data)
+		if hole == data {
+			at += PageSize
+		}
+	}
+	return nil
+}
+
+// setBits sets bits [first, first+n).
+func setBits(bitmap []uint64, first, n uint64) {
+	for n > 0 {
+		bit := first % 64
+		count := min(64-bit, n)
+		bitmap[first/64] |= ^uint64(0) >> (64 - count) << bit
+		first, n = first+count, n-count
+	}
+}

@@ -1,0 +1,126 @@
+package memory
+
+import (
+	"errors"
+	"testing"
+)
+
+// newMemory makes memory for one test.
+func newMemory(t testing.TB, size uint64, b Backing) *Memory {
+	t.Helper()
+	m, err := New(size, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func TestLayout(t *testing.T) {
+	const mib, gib = 1 << 20, 1 << 30
+	for _, tt := range []struct {
+		size  uint64
+		slots []Slot
+	}{
+		{mib, []Slot{{GPA: 0, Size: mib}}},
+		{mib + PageSize, []Slot{{GPA: 0, Size: mib + PageSize}}},
+		{gib, []Slot{{GPA: 0, Size: gib}}},
+		{3 * gib, []Slot{{GPA: 0, Size: gib}, {GPA: gib, Size: gib}, {GPA: 2 * gib, Size: gib}}},
+		{5*gib - 3*mib, []Slot{{GPA: 0, Size: gib}, {GPA: gib, Size: gib}, {GPA: 2 * gib, Size: gib},
+			{GPA: 4 * gib, Size: gib}, {GPA: 5 * gib, Size: gib - 3*mib}}},
+	} {
+		for _, b := range []Backing{Memfd, Anonymous} {
+			m := newMemory(t, tt.size, b)
+			if m.Size() != tt.size || m.Backing() != b {
+				t.Errorf("size %d: Size %d, Backing %s", tt.size, m.Size(), m.Backing())
+			}
+			slots := m.Slots()
+			if len(slots) != len(tt.slots) {
+				t.Fatalf("size %d: %d slots, want %d", tt.size, len(slots), len(tt.slots))
+			}
+			for i, s := range slots {
+				if s.GPA != tt.slots[i].GPA || s.Size != tt.slots[i].Size {
+					t.Errorf("size %d slot %d: %+v, want %+v", tt.size, i, s, tt.slots[i])
+				}
+				if s.HVA%hugePageSize != 0 {
+					t.Errorf("size %d slot %d: host address %#x is not a multiple of 2 MiB", tt.size, i, s.HVA)
+				}
+			}
+			if n, err := m.PopulatedPages(); err != nil || n != 0 {
+				t.Errorf("size %d %s: %d pages populated after New, %v", tt.size, b, n, err)
+			}
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		size uint64
+		b    Backing
+	}{
+		{0, Memfd}, {MinSize - PageSize, Memfd}, {MinSize + 1, Anonymous}, {MaxSize + PageSize, Memfd},
+		{^uint64(0) - 4095, Memfd}, {MinSize, "disk"}, {3 << 20, Hugetlb},
+	} {
+		if m, err := New(tt.size, tt.b); err == nil {
+			t.Errorf("New(%d, %s) succeeded: %v", tt.size, tt.b, m.Close())
+		}
+	}
+}
+
+// What lies where: a word written through the guest address is found in the
+// slot at that address, on both sides of the hole.
+func TestAddresses(t *testing.T) {
+	const gib = 1 << 30
+	m := newMemory(t, 5*gib, Memfd)
+	for _, gpa := range []uint64{0, 0xffc, gib - 4, gib, 3*gib - 4, 4 * gib, 5 * gib, 6*gib - 4} {
+		if err := m.WriteUint32(gpa, uint32(gpa>>8)^0xa5a5a5a5); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, gpa := range []uint64{0, 0xffc, gib - 4, gib, 3*gib - 4, 4 * gib, 5 * gib, 6*gib - 4} {
+		for i, s := range m.Slots() {
+			if gpa < s.GPA || gpa >= s.GPA+s.Size {
+				continue
+			}
+			page := (gpa - s.GPA) / PageSize
+			b := m.SlotBytes(i, page, 1)[gpa%PageSize:]
+			got := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+			if got != uint32(gpa>>8)^0xa5a5a5a5 {
+				t.Errorf("gpa %#x: %#x in slot %d page %#x", gpa, got, i, page)
+			}
+		}
+	}
+	// The slots of RAM below the hole and above it touch in host memory only.
+	for _, gpa := range []uint64{3*gib - 3, 3 * gib, 4*gib - 1, 6*gib - 3, 6 * gib, ^uint64(0), ^uint64(2)} {
+		if _, err := m.ReadUint32(gpa); !errors.Is(err, ErrNotRAM) {
+			t.Errorf("ReadUint32(%#x): %v, want ErrNotRAM", gpa, err)
+		}
+	}
+	// Contiguous RAM may be read across slots.
+	var b [8]byte
+	if err := m.ReadAt(b[:], gib-4); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCloseThenUse(t *testing.T) {
+	m, err := New(MinSize, Anonymous)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.WriteUint16(0, 1); !errors.Is(err, ErrNotRAM) {
+		t.Errorf("write after Close: %v", err)
+	}
+	if err := m.FetchDirty(0, make([]uint64, 4)); err == nil {
+		t.Error("FetchDirty after Close succeeded")
+	}
+}

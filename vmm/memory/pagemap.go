@@ -1,0 +1,175 @@
+package memory
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// pagemap finds what of this process's memory is populated, without touching
+// it: by the ioctl PAGEMAP_SCAN (Linux 6.7), else by reading
+// /proc/self/pagemap, 8 bytes for each page. The file is opened once and kept,
+// so that a sandbox that is set up later need not allow it.
+type pagemap struct {
+	fd   int
+	scan bool // the kernel has PAGEMAP_SCAN
+}
+
+// From include/uapi/linux/fs.h.
+const (
+	ioctlPagemapScan = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
+
+	pageIsPresent = 1 << 3
+	pageIsSwapped = 1 << 4
+	pageIsPFNZero = 1 << 5
+)
+
+// Entries of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
+const (
+	entryPresent = 1 << 63
+	entrySwapped = 1 << 62
+)
+
+// pmScanArg is struct pm_scan_arg.
+type pmScanArg struct {
+	size             uint64
+	flags            uint64
+	start            uint64
+	end              uint64
+	walkEnd          uint64 // out: where the walk ended
+	vec              uint64
+	vecLen           uint64
+	maxPages         uint64
+	categoryInverted uint64
+	categoryMask     uint64
+	categoryAnyof    uint64
+	returnMask       uint64
+}
+
+// pageRegion is struct page_region: a run of pages of the same categories.
+type pageRegion struct {
+	start uint64
+	end   uint64
+	_     uint64 // the categories, of which only returnMask's are told apart
+}
+
+// scratch is what one look at the pagemap needs; reused, since a migration
+// looks often.
+type scratch struct {
+	arg     pmScanArg
+	regions [512]pageRegion
+	entries [32 << 10]byte // of 4096 pages
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// openPagemap opens this process's pagemap and asks it for PAGEMAP_SCAN.
+func openPagemap() (*pagemap, error) {
+	fd, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /proc/self/pagemap, to find holes in guest memory: %w", err)
+	}
+	p := &pagemap{fd: fd}
+	// An empty range: a kernel that knows the ioctl finds nothing in it.
+	s := scratches.Get().(*scratch)
+	_, err = p.scanOnce(s, 0, 0)
+	scratches.Put(s)
+	p.scan = err == nil
+	return p, nil
+}
+
+func (p *pagemap) close() error {
+	if err := unix.Close(p.fd); err != nil {
+		return fmt.Errorf("close /proc/self/pagemap: %w", err)
+	}
+	return nil
+}
+
+// populated calls found for each run of populated pages in the n pages from
+// host virtual address hva, in order; page numbers count from hva.
+func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64)) error {
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	if p.scan {
+		return p.byScan(s, uint64(hva), n, found)
+	}
+	return p.byEntries(s, uint64(hva), n, found)
+}
+
+// byScan finds runs by PAGEMAP_SCAN. The kernel holds mmap_lock for reading
+// during a walk, which keeps khugepaged from moving pages meanwhile.
+func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64)) error {
+	end := start + n<<pageShift
+	for at := start; at < end; {
+		count, err := p.scanOnce(s, at, end)
+		if err != nil {
+			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): %w", at, end, err)
+		}
+		for _, r := range s.regions[:count] {
+			found((r.start-start)>>pageShift, (r.end-r.start)>>pageShift)
+		}
+		if s.arg.walkEnd <= at {
+			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): no progress", at, end)
+		}
+		at = s.arg.walkEnd
+	}
+	return nil
+}
+
+// scanOnce asks for the populated regions in [start, end): present or swapped
+// out (a migration entry counts as swapped), but not the shared zero page,
+// which reading memory that was never written maps.
+func (p *pagemap) scanOnce(s *scratch, start, end uint64) (int, error) {
+	s.arg = pmScanArg{
+		size:             uint64(unsafe.Sizeof(s.arg)),
+		start:            start,
+		end:              end,
+		vec:              uint64(uintptr(unsafe.Pointer(&s.regions))),
+		vecLen:           uint64(len(s.regions)),
+		categoryInverted: pageIsPFNZero,
+		categoryMask:     pageIsPFNZero,
+		categoryAnyof:    pageIsPresent | pageIsSwapped,
+		returnMask:       pageIsPresent,
+	}
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), ioctlPagemapScan, uintptr(unsafe.Pointer(&s.arg)))
+		switch {
+		case errno == 0:
+			return int(min(uint64(n), uint64(len(s.regions)))), nil
+		case errno != unix.EINTR:
+			return 0, errno
+		}
+	}
+}
+
+// byEntries finds runs by reading the pagemap. It cannot tell the shared zero
+// page from another, since frame numbers are hidden from those without
+// CAP_SYS_ADMIN: a page that was read and never written counts as populated.
+func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uint64)) error {
+	const entrySize = 8
+	for done := uint64(0); done < n; {
+		buf := s.entries[:min(uint64(len(s.entries)), (n-done)*entrySize)]
+		got, err := unix.Pread(p.fd, buf, int64((start>>pageShift+done)*entrySize))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read /proc/self/pagemap: %w", err)
+		}
+		if got < entrySize {
+			return fmt.Errorf("read /proc/self/pagemap of guest memory at %#x: it ends there", start+done<<pageShift)
+		}
+		pages := uint64(got / entrySize)
+		for i := uint64(0); i < pages; i++ {
+			if binary.NativeEndian.Uint64(buf[i*entrySize:])&(entryPresent|entrySwapped) != 0 {
+				found(done+i, 1)
+			}
+		}
+		done += pages
+	}
+	return nil
+}

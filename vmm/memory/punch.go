@@ -1,0 +1,78 @@
+package memory
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Zero makes pages [first, first+n) of the slot read as zero and gives their
+// host memory back where the backing allows it: memfd and anonymous memory
+// become holes. Hugetlb keeps its pages, which the pool would not promise to
+// give back, and only clears those that exist. The VMM's dirty bitmap is not
+// touched: this is how a migration's destination applies zeros, see
+// [Memory.Punch].
+func (m *Memory) Zero(index int, first, n uint64) error {
+	s, err := m.pageRange(index, first, n)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return nil
+	}
+	ram := s.ram[first<<pageShift : (first+n)<<pageShift]
+	switch m.backing {
+	case Memfd:
+		const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+		err = retryEINTR(func() error { return unix.Fallocate(m.fd, mode, int64(s.off+first<<pageShift), int64(len(ram))) })
+		if err != nil {
+			return fmt.Errorf("punch %d pages at page %#x out of memory slot %d: %w", n, first, index, err)
+		}
+	case Anonymous:
+		if err := retryEINTR(func() error { return unix.Madvise(ram, unix.MADV_DONTNEED) }); err != nil {
+			return fmt.Errorf("MADV_DONTNEED of %d pages at page %#x of memory slot %d: %w", n, first, index, err)
+		}
+	case Hugetlb:
+		err := m.eachPopulated(s, first, n, func(at, n uint64) { clear(ram[at<<pageShift : (at+n)<<pageShift]) })
+		if err != nil {
+			return fmt.Errorf("zero %d pages at page %#x of memory slot %d: %w", n, first, index, err)
+		}
+	}
+	return nil
+}
+
+// Punch gives the host memory of [gpa, gpa+n) back, as a balloon does; the
+// guest reads zeros there from now on. gpa and n are multiples of [PageSize].
+// The pages are marked in the VMM's dirty bitmap: a migration that has sent
+// their old content must send that they are zero now.
+func (m *Memory) Punch(gpa, n uint64) error {
+	if gpa%PageSize != 0 || n%PageSize != 0 {
+		return fmt.Errorf("punch %d bytes at gpa %#x out of guest memory: not whole pages", n, gpa)
+	}
+	off, err := m.offset(gpa, n)
+	if err != nil {
+		return err
+	}
+	// What a failure left undone is marked all the same: it may be half done.
+	defer m.mark(off, n)
+	for n > 0 {
+		index := off / SlotSize
+		at := off % SlotSize
+		count := min(n, m.slots[index].Size-at)
+		if err := m.Zero(int(index), at>>pageShift, count>>pageShift); err != nil {
+			return err
+		}
+		off, n = off+count, n-count
+	}
+	return nil
+}
+
+// retryEINTR calls f again for as long as a signal cuts it short.
+func retryEINTR(f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
