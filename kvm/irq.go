@@ -1,0 +1,169 @@
+package kvm
+
+import (
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// Interrupt chips of the kernel, by the id that [VM.GetIRQChip] and an
+// [IRQRoute] take.
+const (
+	ChipPICMaster uint32 = 0
+	ChipPICSlave  uint32 = 1
+	ChipIOAPIC    uint32 = 2
+)
+
+// IOAPICPins is the number of inputs of the kernel's IOAPIC.
+const IOAPICPins = 24
+
+// PITSpeakerDummy makes the kernel answer port 0x61 (timer 2's gate and output).
+const PITSpeakerDummy = 1 << 0
+
+// CreateIRQChip makes the two PICs, the IOAPIC, and a local APIC in each vCPU
+// made afterwards, with the routes of [VM.DefaultRoutes].
+func (vm *VM) CreateIRQChip() error {
+	_, err := again(func() (uintptr, error) { return 0, gokvm.CreateIRQChip(vm.h.raw()) })
+	return opError(err, "KVM_CREATE_IRQCHIP", "VM")
+}
+
+// pitConfig is struct kvm_pit_config.
+type pitConfig struct {
+	flags uint32
+	_     [15]uint32
+}
+
+// CreatePIT2 makes the kernel's 8254 timer, which raises GSI 0. It needs the
+// interrupt chips. flags is 0 or PITSpeakerDummy.
+func (vm *VM) CreatePIT2(flags uint32) error {
+	_, err := vm.h.ioctl(reqCreatePIT2, unsafe.Pointer(&pitConfig{flags: flags}))
+	return opError(err, "KVM_CREATE_PIT2", "flags %#x", flags)
+}
+
+// irqLevel is struct kvm_irq_level.
+type irqLevel struct {
+	gsi   uint32
+	level uint32
+}
+
+// IRQLine drives an interrupt line of the kernel's chips. A device that shares
+// an edge-triggered line raises and lowers it.
+func (vm *VM) IRQLine(gsi uint32, level bool) error {
+	l := irqLevel{gsi: gsi}
+	if level {
+		l.level = 1
+	}
+	if _, err := vm.h.ioctl(reqIRQLine, unsafe.Pointer(&l)); err != nil {
+		return opError(err, "KVM_IRQ_LINE", "GSI %d level %d", gsi, l.level)
+	}
+	return nil
+}
+
+// IRQRoute says where a GSI leads: to a pin of a chip, or, when MSI is set, to a
+// message. One GSI may have one route to each chip.
+type IRQRoute struct {
+	GSI uint32
+	// Chip and Pin are used when MSI is false.
+	Chip, Pin uint32
+	// MSI makes the route a message: Address and Data as the device would write
+	// them.
+	MSI     bool
+	Address uint64
+	Data    uint32
+}
+
+const (
+	routeIRQChip = 1 // KVM_IRQ_ROUTING_IRQCHIP
+	routeMSI     = 2 // KVM_IRQ_ROUTING_MSI
+
+	irqRoutingHeaderSize = 8
+	// maxIRQRoutes is KVM_MAX_IRQ_ROUTES (include/linux/kvm_host.h).
+	maxIRQRoutes = 4096
+)
+
+// irqRoutingEntry is struct kvm_irq_routing_entry. Its union begins with the
+// chip and the pin, or with the message's address (low, high) and data.
+type irqRoutingEntry struct {
+	gsi   uint32
+	kind  uint32
+	flags uint32
+	_     uint32
+	union [8]uint32
+}
+
+// irqRouting is struct kvm_irq_routing with room for every entry.
+type irqRouting struct {
+	n       uint32
+	flags   uint32
+	entries [maxIRQRoutes]irqRoutingEntry
+}
+
+// SetGSIRouting replaces the whole routing table.
+func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
+	const op = "KVM_SET_GSI_ROUTING"
+	if len(routes) > maxIRQRoutes {
+		return opError(invalid("at most %d", maxIRQRoutes), op, "%d routes", len(routes))
+	}
+	table := &irqRouting{n: uint32(len(routes))}
+	for i, r := range routes {
+		e := &table.entries[i]
+		e.gsi = r.GSI
+		if r.MSI {
+			e.kind = routeMSI
+			e.union = [8]uint32{uint32(r.Address), uint32(r.Address >> 32), r.Data}
+		} else {
+			e.kind = routeIRQChip
+			e.union = [8]uint32{r.Chip, r.Pin}
+		}
+	}
+	_, err := vm.h.ioctl(reqSetGSIRouting, unsafe.Pointer(table))
+	return opError(err, op, "%d routes", len(routes))
+}
+
+// DefaultRoutes returns the table that the kernel starts with: GSI 0 to 15 to
+// the PICs, and GSI n to pin n of the IOAPIC.
+func (vm *VM) DefaultRoutes() []IRQRoute {
+	routes := make([]IRQRoute, 0, 16+IOAPICPins)
+	for gsi := uint32(0); gsi < IOAPICPins; gsi++ {
+		switch {
+		case gsi < 8:
+			routes = append(routes, IRQRoute{GSI: gsi, Chip: ChipPICMaster, Pin: gsi})
+		case gsi < 16:
+			routes = append(routes, IRQRoute{GSI: gsi, Chip: ChipPICSlave, Pin: gsi - 8})
+		}
+		routes = append(routes, IRQRoute{GSI: gsi, Chip: ChipIOAPIC, Pin: gsi})
+	}
+	return routes
+}
+
+// IRQChip is the state of one chip: struct kvm_irqchip.
+type IRQChip = gokvm.IRQChip
+
+// GetIRQChip saves a chip: ChipPICMaster, ChipPICSlave or ChipIOAPIC.
+func (vm *VM) GetIRQChip(id uint32) (IRQChip, error) {
+	chip := IRQChip{ChipID: id}
+	_, err := vm.h.ioctl(reqGetIRQChip, unsafe.Pointer(&chip))
+	return chip, opError(err, "KVM_GET_IRQCHIP", "chip %d", id)
+}
+
+// SetIRQChip loads the chip that state names.
+func (vm *VM) SetIRQChip(state IRQChip) error {
+	_, err := vm.h.ioctl(reqSetIRQChip, unsafe.Pointer(&state))
+	return opError(err, "KVM_SET_IRQCHIP", "chip %d", state.ChipID)
+}
+
+// PITState2 is the state of the 8254: struct kvm_pit_state2.
+type PITState2 = gokvm.PITState2
+
+// GetPIT2 saves the timer.
+func (vm *VM) GetPIT2() (PITState2, error) {
+	var state PITState2
+	_, err := vm.h.ioctl(reqGetPIT2, unsafe.Pointer(&state))
+	return state, opError(err, "KVM_GET_PIT2", "VM")
+}
+
+// SetPIT2 loads the timer.
+func (vm *VM) SetPIT2(state PITState2) error {
+	_, err := vm.h.ioctl(reqSetPIT2, unsafe.Pointer(&state))
+	return opError(err, "KVM_SET_PIT2", "VM")
+}

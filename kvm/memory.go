@@ -1,0 +1,151 @@
+package kvm
+
+import (
+	"runtime"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// pageSize is the dirty log's unit: one bit is 4 KiB whatever backs the memory.
+const pageSize = 4096
+
+// Flags of a [MemorySlot].
+const (
+	// MemLogDirtyPages: writes to the slot are logged.
+	MemLogDirtyPages = 1 << 0
+	// MemReadonly: the guest's writes to the slot exit as MMIO.
+	MemReadonly = 1 << 1
+)
+
+// MemorySlot is a run of guest physical memory and where it is in this process.
+type MemorySlot struct {
+	// Slot is the slot's number, below CapNRMemSlots.
+	Slot uint32
+	// Flags are MemLogDirtyPages and MemReadonly.
+	Flags uint32
+	// GPA is the guest physical address and Size the length, in bytes, both
+	// multiples of 4096.
+	GPA, Size uint64
+	// HVA is the address in this process. It must be mapped memory that Go's
+	// allocator does not own, for as long as the slot is registered.
+	HVA uintptr
+}
+
+// SetUserMemoryRegion makes a slot, changes its flags or address, or with Size 0
+// deletes it. The size of a slot cannot change: delete it first.
+func (vm *VM) SetUserMemoryRegion(m MemorySlot) error {
+	const op = "KVM_SET_USER_MEMORY_REGION"
+	region := &gokvm.UserspaceMemoryRegion{
+		Slot:          m.Slot,
+		Flags:         m.Flags,
+		GuestPhysAddr: m.GPA,
+		MemorySize:    m.Size,
+		UserspaceAddr: uint64(m.HVA),
+	}
+	vm.slotsMu.Lock()
+	defer vm.slotsMu.Unlock()
+	if _, err := vm.h.ioctl(reqSetUserMemoryRegion, unsafe.Pointer(region)); err != nil {
+		return opError(err, op, "slot %d gpa [%#x,%#x) hva %#x flags %#x", m.Slot, m.GPA, m.GPA+m.Size, m.HVA, m.Flags)
+	}
+	if m.Size == 0 {
+		delete(vm.slots, m.Slot)
+	} else {
+		vm.slots[m.Slot] = m.Size / pageSize
+	}
+	return nil
+}
+
+// BitmapWords returns how many words a dirty bitmap of so many pages has.
+func BitmapWords(pages uint64) uint64 {
+	return pages/64 + min(pages%64, 1)
+}
+
+// dirtyLog is struct kvm_dirty_log. The bitmap is a pointer here, so that the
+// garbage collector and a moving stack see it.
+type dirtyLog struct {
+	slot   uint32
+	_      uint32
+	bitmap unsafe.Pointer
+}
+
+// GetDirtyLog stores the slot's log in bitmap: bit i of word w is page 64*w+i of
+// the slot. bitmap must cover the slot, see [BitmapWords]; words beyond it are
+// left alone. Without manual protection the log is cleared and the pages are
+// tracked again; with it, nothing is cleared.
+//
+// The slot must be registered with MemLogDirtyPages, else unix.ENOENT.
+func (vm *VM) GetDirtyLog(slot uint32, bitmap []uint64) error {
+	const op = "KVM_GET_DIRTY_LOG"
+	vm.slotsMu.RLock()
+	defer vm.slotsMu.RUnlock()
+	pages, ok := vm.slots[slot]
+	if !ok {
+		return opError(unix.ENOENT, op, "slot %d", slot)
+	}
+	if need := BitmapWords(pages); uint64(len(bitmap)) < need {
+		return opError(invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, need), op, "slot %d", slot)
+	}
+	log := &dirtyLog{slot: slot, bitmap: unsafe.Pointer(unsafe.SliceData(bitmap))}
+	_, err := vm.h.ioctl(reqGetDirtyLog, unsafe.Pointer(log))
+	runtime.KeepAlive(bitmap)
+	if err != nil {
+		return opError(err, op, "slot %d", slot)
+	}
+	return nil
+}
+
+// clearDirtyLog is struct kvm_clear_dirty_log.
+type clearDirtyLog struct {
+	slot   uint32
+	pages  uint32
+	first  uint64
+	bitmap unsafe.Pointer
+}
+
+// ClearDirtyLog clears, from the log of a slot, the pages whose bits are set in
+// bitmap, and tracks their writes again. Bit 0 of bitmap is page first of the
+// slot, which is a multiple of 64; pages is one too, unless the range ends where
+// the slot does.
+//
+// A bit whose page is not in the log at that moment does nothing. A bit whose
+// page was written since the log was fetched makes that write vanish from the
+// log: pass only what [VM.GetDirtyLog] reported, and only once.
+//
+// Without manual protection (CapManualDirtyLogProtect2 enabled) the kernel
+// refuses the call.
+func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []uint64) error {
+	const op = "KVM_CLEAR_DIRTY_LOG"
+	vm.slotsMu.RLock()
+	defer vm.slotsMu.RUnlock()
+	if err := vm.checkClear(slot, first, uint64(pages), bitmap); err != nil {
+		return opError(err, op, "slot %d pages [%#x,%#x)", slot, first, first+uint64(pages))
+	}
+	log := &clearDirtyLog{slot: slot, pages: pages, first: first, bitmap: unsafe.Pointer(unsafe.SliceData(bitmap))}
+	_, err := vm.h.ioctl(reqClearDirtyLog, unsafe.Pointer(log))
+	runtime.KeepAlive(bitmap)
+	if err != nil {
+		return opError(err, op, "slot %d pages [%#x,%#x)", slot, first, first+uint64(pages))
+	}
+	return nil
+}
+
+// checkClear applies the kernel's rules for a range (virt/kvm/kvm_main.c) and
+// measures the bitmap. The caller holds slotsMu.
+func (vm *VM) checkClear(slot uint32, first, pages uint64, bitmap []uint64) error {
+	total, ok := vm.slots[slot]
+	switch {
+	case !ok:
+		return unix.ENOENT
+	case first%64 != 0:
+		return invalid("the first page is no multiple of 64")
+	case first > total || pages > total-first:
+		return invalid("the slot has %#x pages", total)
+	case pages%64 != 0 && pages != total-first:
+		return invalid("%d pages are no multiple of 64 and do not reach the slot's end", pages)
+	case uint64(len(bitmap)) < BitmapWords(pages):
+		return invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, BitmapWords(pages))
+	}
+	return nil
+}

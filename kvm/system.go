@@ -1,0 +1,140 @@
+package kvm
+
+import (
+	"errors"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// apiVersion is the only version there is: the kernel's documentation tells
+// applications to refuse any other.
+const apiVersion = 12
+
+// devicePath is KVM's device node.
+const devicePath = "/dev/kvm"
+
+// System is an open /dev/kvm.
+type System struct {
+	h handle
+}
+
+// Open opens /dev/kvm and checks its API version. errors.Is tells a missing
+// device (unix.ENOENT) from a missing right (unix.EACCES).
+func Open() (*System, error) {
+	var fd int
+	for {
+		var err error
+		fd, err = unix.Open(devicePath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, opError(err, "open", devicePath)
+		}
+	}
+	s := &System{}
+	s.h.init(fd)
+	version, err := s.APIVersion()
+	if err == nil && version != apiVersion {
+		err = opError(unsupported("version %d, need %d", version, apiVersion), "KVM_GET_API_VERSION", devicePath)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Close closes /dev/kvm. VMs made from it live on.
+func (s *System) Close() error {
+	return opError(s.h.close(), "close", devicePath)
+}
+
+// APIVersion returns KVM_GET_API_VERSION's answer, which is 12.
+func (s *System) APIVersion() (int, error) {
+	n, err := again(func() (uintptr, error) { return gokvm.GetAPIVersion(s.h.raw()) })
+	return n, opError(err, "KVM_GET_API_VERSION", devicePath)
+}
+
+// CheckExtension returns the capability's value: 0 if this kernel does not have
+// it, 1 or a capability's own number if it does. A VM may differ, see
+// [VM.CheckExtension].
+func (s *System) CheckExtension(c Capability) (int, error) {
+	return s.h.checkExtension(c, devicePath)
+}
+
+func (h *handle) checkExtension(c Capability, what string) (int, error) {
+	n, err := again(func() (uintptr, error) { return gokvm.CheckExtension(h.raw(), c) })
+	return n, opError(err, "KVM_CHECK_EXTENSION", "%s %v", what, c)
+}
+
+// VCPUMmapSize returns the size in bytes of the area that a vCPU shares with the
+// kernel.
+func (s *System) VCPUMmapSize() (int, error) {
+	n, err := again(func() (uintptr, error) { return gokvm.GetVCPUMMmapSize(s.h.raw()) })
+	return n, opError(err, "KVM_GET_VCPU_MMAP_SIZE", devicePath)
+}
+
+// SupportedCPUID returns the CPUID leaves that this kernel can give a guest on
+// this processor.
+func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
+	c := &cpuid2{n: maxCPUIDEntries}
+	if _, err := s.h.ioctl(reqGetSupportedCPUID, unsafe.Pointer(c)); err != nil {
+		return nil, opError(err, "KVM_GET_SUPPORTED_CPUID", devicePath)
+	}
+	return c.list("KVM_GET_SUPPORTED_CPUID", devicePath)
+}
+
+// MSRIndexList returns the MSRs that the kernel can read and write for a guest:
+// those that a saved vCPU has to carry.
+func (s *System) MSRIndexList() ([]uint32, error) {
+	return s.indexList("KVM_GET_MSR_INDEX_LIST", reqGetMSRIndexList)
+}
+
+// MSRFeatureIndexList returns the MSRs that tell a processor's features, for
+// [System.GetFeatureMSRs].
+func (s *System) MSRFeatureIndexList() ([]uint32, error) {
+	return s.indexList("KVM_GET_MSR_FEATURE_INDEX_LIST", reqGetMSRFeatureIndexList)
+}
+
+// indexList asks for the number of MSRs, then for the MSRs. struct kvm_msr_list
+// is a count and as many indices.
+func (s *System) indexList(op string, req uintptr) ([]uint32, error) {
+	for room := uint32(0); ; {
+		list := make([]uint32, 1+room)
+		list[0] = room
+		_, err := s.h.ioctl(req, unsafe.Pointer(&list[0]))
+		switch {
+		case err == nil && list[0] <= room:
+			return list[1 : 1+list[0]], nil
+		case err == nil:
+			return nil, opError(invalid("%d MSRs in a list of %d", list[0], room), op, devicePath)
+		case errors.Is(err, unix.E2BIG) && list[0] > room && list[0] <= maxMSRList:
+			room = list[0]
+		default:
+			return nil, opError(err, op, devicePath)
+		}
+	}
+}
+
+// GetFeatureMSRs returns the host's values of feature MSRs. Refused MSRs are
+// left out and listed in an [*MSRError], as in [VCPU.GetMSRs].
+func (s *System) GetFeatureMSRs(indices []uint32) ([]MSR, error) {
+	return s.h.getMSRs(devicePath, indices)
+}
+
+// CreateVM makes an empty VM.
+func (s *System) CreateVM() (*VM, error) {
+	size, err := s.VCPUMmapSize()
+	if err != nil {
+		return nil, err
+	}
+	fd, err := again(func() (uintptr, error) { return gokvm.CreateVM(s.h.raw()) })
+	if err != nil {
+		return nil, opError(err, "KVM_CREATE_VM", devicePath)
+	}
+	vm := &VM{vcpuMmapSize: size, slots: make(map[uint32]uint64)}
+	vm.h.init(fd)
+	return vm, nil
+}

@@ -1,0 +1,56 @@
+package kvm
+
+import (
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// Device attribute of a vCPU's TSC offset (asm/kvm.h).
+const (
+	vcpuTSCCtrl   = 0 // KVM_VCPU_TSC_CTRL
+	vcpuTSCOffset = 0 // KVM_VCPU_TSC_OFFSET
+)
+
+// TSCKHz returns the frequency of the guest's TSC in kHz.
+func (v *VCPU) TSCKHz() (uint64, error) {
+	n, err := again(func() (uintptr, error) {
+		khz, err := gokvm.GetTSCKHz(v.h.raw())
+		return uintptr(khz), err
+	})
+	return uint64(n), opError(err, "KVM_GET_TSC_KHZ", "%s", v.what)
+}
+
+// SetTSCKHz sets the frequency of the guest's TSC in kHz. Without CapTSCControl
+// the kernel takes the host's own, or one that is close enough (250 ppm), refuses
+// a slower one with unix.EINVAL, and emulates a faster one badly.
+func (v *VCPU) SetTSCKHz(khz uint64) error {
+	_, err := again(func() (uintptr, error) { return 0, gokvm.SetTSCKHz(v.h.raw(), khz) })
+	return opError(err, "KVM_SET_TSC_KHZ", "%s %d kHz", v.what, khz)
+}
+
+// TSCOffset returns what is added to the host's (scaled) TSC to get the guest's.
+func (v *VCPU) TSCOffset() (uint64, error) {
+	const op = "KVM_GET_DEVICE_ATTR"
+	if !v.h.hasAttr(vcpuTSCCtrl, vcpuTSCOffset) {
+		return 0, opError(unsupported("this KVM has no KVM_VCPU_TSC_OFFSET"), op, "%s TSC offset", v.what)
+	}
+	offset, err := v.h.getAttr(vcpuTSCCtrl, vcpuTSCOffset)
+	return offset, opError(err, op, "%s TSC offset", v.what)
+}
+
+// SetTSCOffset sets what is added to the host's (scaled) TSC to get the guest's.
+func (v *VCPU) SetTSCOffset(offset uint64) error {
+	const op = "KVM_SET_DEVICE_ATTR"
+	if !v.h.hasAttr(vcpuTSCCtrl, vcpuTSCOffset) {
+		return opError(unsupported("this KVM has no KVM_VCPU_TSC_OFFSET"), op, "%s TSC offset", v.what)
+	}
+	err := v.h.setAttr(vcpuTSCCtrl, vcpuTSCOffset, offset)
+	return opError(err, op, "%s TSC offset %#x", v.what, offset)
+}
+
+// KVMClockCtrl tells the guest, through its kvmclock page, that it was stopped,
+// so that its watchdogs do not count the time. unix.EINVAL means that the guest
+// has no kvmclock on this vCPU: nothing to tell.
+func (v *VCPU) KVMClockCtrl() error {
+	_, err := v.h.ioctl(reqKVMClockCtrl, nil)
+	return opError(err, "KVM_KVMCLOCK_CTRL", "%s", v.what)
+}
