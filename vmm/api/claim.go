@@ -1,0 +1,192 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Claim is the right to one name and one socket path. It is held through a
+// locked file beside the socket, which the kernel unlocks when the process
+// ends however it ends; so two claims never share a name, and a socket whose
+// file is not locked is stale.
+type Claim struct {
+	name   string
+	socket string
+	lock   *os.File
+
+	mu       sync.Mutex // guards listener, released
+	listener net.Listener
+	released bool
+}
+
+// maxDefaultNames bounds the search for the next free default name.
+const maxDefaultNames = 10000
+
+// ClaimName takes a name in a directory of sockets (see [Directory]), which it
+// creates if need be. An empty name means the first free of vm, vm2, vm3, ...
+// If the name is taken the error matches [ErrNameTaken].
+func ClaimName(dir, name string) (*Claim, error) {
+	if name != "" {
+		if err := ValidateName(name); err != nil {
+			return nil, err
+		}
+	}
+	if err := makeDir(dir); err != nil {
+		return nil, fmt.Errorf("directory for the API socket: %w", err)
+	}
+	if name != "" {
+		return claim(socketIn(dir, name), name)
+	}
+	for n := 1; n <= maxDefaultNames; n++ {
+		name := DefaultName
+		if n > 1 {
+			name += strconv.Itoa(n)
+		}
+		c, err := claim(socketIn(dir, name), name)
+		if !errors.Is(err, ErrNameTaken) && !errors.Is(err, ErrSocketInUse) {
+			return c, err
+		}
+	}
+	return nil, &kindError{ErrNameTaken, fmt.Sprintf("%d default names are taken; give a name", maxDefaultNames)}
+}
+
+// ClaimSocket takes a socket path of the caller's choice; its directory must
+// exist. Such a VM is found by the path only, [List] does not see it. An empty
+// name means [DefaultName]. If the path is in use the error matches
+// [ErrSocketInUse].
+func ClaimSocket(path, name string) (*Claim, error) {
+	if name == "" {
+		name = DefaultName
+	}
+	if err := ValidateName(name); err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := claim(path, name)
+	if errors.Is(err, ErrNameTaken) {
+		return nil, &kindError{ErrSocketInUse, fmt.Sprintf("%s belongs to a running VM; choose another path, or stop that VM", path)}
+	}
+	return c, err
+}
+
+func claim(socket, name string) (*Claim, error) {
+	lock, err := lockFile(socket + ".lock")
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, &kindError{ErrNameTaken, fmt.Sprintf("a VM named %q runs already; choose another name, or stop it with: govmm stop %s", name, name)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := &Claim{name: name, socket: socket, lock: lock}
+	if err := removeStale(socket); err != nil {
+		c.Release()
+		return nil, err
+	}
+	return c, nil
+}
+
+// lockFile opens and locks path, which it creates. A holder unlinks the file
+// before it unlocks it, so whoever gets the lock must look whether the file it
+// has locked still is the one at path.
+func lockFile(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("lock for the API socket: %w", err)
+		}
+		if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		mine, err1 := f.Stat()
+		there, err2 := os.Lstat(path)
+		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
+			return f, nil
+		}
+		_ = f.Close()
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// removeStale removes the socket of a VM that died. The caller holds the lock.
+func removeStale(socket string) error {
+	st, err := os.Lstat(socket)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.Mode().Type() != fs.ModeSocket {
+		return &kindError{ErrSocketInUse, fmt.Sprintf("%s exists and is not a socket; remove it, or choose another path", socket)}
+	}
+	conn, err := dialUnix(socket)
+	if err == nil {
+		_ = conn.Close()
+		return &kindError{ErrSocketInUse, fmt.Sprintf("another program answers on %s; choose another path", socket)}
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("look whether %s is in use: %w", socket, err)
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Name returns the VM's name.
+func (c *Claim) Name() string { return c.name }
+
+// Socket returns the path that the socket has or will have.
+func (c *Claim) Socket() string { return c.socket }
+
+// Listen makes the socket, with mode 0600. It appears at its path only when it
+// already accepts connections.
+func (c *Claim) Listen() (net.Listener, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.released || c.listener != nil {
+		return nil, fmt.Errorf("listen on %s: claimed no more, or listening already", c.socket)
+	}
+	ln, err := listenUnix(c.socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", c.socket, err)
+	}
+	c.listener = ln
+	return ln, nil
+}
+
+// Release closes the listener, removes the socket and gives the name back. It
+// may be called more than once.
+func (c *Claim) Release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.released {
+		return
+	}
+	c.released = true
+	if c.listener != nil {
+		_ = c.listener.Close()
+		_ = os.Remove(c.socket)
+	}
+	_ = os.Remove(c.lock.Name())
+	_ = c.lock.Close()
+}

@@ -1,0 +1,187 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// Client talks to one VM.
+type Client struct {
+	socket string
+	http   http.Client
+	// Timeout bounds a call that is no stream. Open sets it to 10 s, which
+	// lets a pause under load finish.
+	Timeout time.Duration
+}
+
+const callTimeout = 10 * time.Second
+
+// Open returns a client for the VM at a socket path. It connects with each
+// call; an error that matches [ErrNotRunning] says that nobody answers.
+func Open(socket string) *Client {
+	c := &Client{socket: socket, Timeout: callTimeout}
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true, // each call stands for itself; no idle connection outlives the VM
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialUnixContext(ctx, socket)
+		},
+	}
+	return c
+}
+
+// Socket returns the path of the VM's socket.
+func (c *Client) Socket() string { return c.socket }
+
+// Info asks what the VM is and does.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	return c.info(ctx, http.MethodGet, "/v1/info", nil)
+}
+
+// Pause stops the VM's vCPUs and returns what it is then.
+func (c *Client) Pause(ctx context.Context) (Info, error) {
+	return c.info(ctx, http.MethodPost, "/v1/pause", nil)
+}
+
+// Resume lets them run again; see [Controller].
+func (c *Client) Resume(ctx context.Context, force bool) (Info, error) {
+	return c.info(ctx, http.MethodPost, "/v1/resume", map[string]bool{"force": force})
+}
+
+// Stop ends the VM at once.
+func (c *Client) Stop(ctx context.Context) (Info, error) {
+	return c.info(ctx, http.MethodPost, "/v1/stop", nil)
+}
+
+func (c *Client) info(ctx context.Context, method, path string, req any) (Info, error) {
+	var info Info
+	err := c.call(ctx, method, path, req, &info)
+	return info, err
+}
+
+// Migrate starts a migration and follows it to its end; see [Client.Follow].
+// Leaving (ctx) does not end the migration, [Client.Cancel] does.
+func (c *Client) Migrate(ctx context.Context, req MigrateRequest, progress func(migrate.Progress)) (migrate.Result, error) {
+	return c.stream(ctx, http.MethodPost, "/v1/migration?follow=true", req, progress)
+}
+
+// Follow reports the progress of the migration that runs, or was the last,
+// until it ends, and returns its result. An error says that the result is not
+// known: it matches [ErrLost] if the VM's process died.
+func (c *Client) Follow(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
+	return c.stream(ctx, http.MethodGet, "/v1/migration/events", nil, progress)
+}
+
+// Cancel asks for the running migration to end; the verdict comes through
+// Follow or Migrate.
+func (c *Client) Cancel(ctx context.Context) error {
+	return c.call(ctx, http.MethodDelete, "/v1/migration", nil, nil)
+}
+
+// call makes one bounded request and decodes the answer into out.
+func (c *Client) call(ctx context.Context, method, path string, req, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	resp, err := c.do(ctx, method, path, req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
+		return c.failure(ctx, err)
+	}
+	return nil
+}
+
+// maxAnswer bounds an answer and a stream's line, in bytes. A result has one
+// entry a round.
+const maxAnswer = 64 << 20
+
+func (c *Client) stream(ctx context.Context, method, path string, req any, progress func(migrate.Progress)) (migrate.Result, error) {
+	resp, err := c.do(ctx, method, path, req)
+	if err != nil {
+		return migrate.Result{}, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	dec := json.NewDecoder(resp.Body)
+	for {
+		var e Event
+		if err := dec.Decode(&e); err != nil {
+			return migrate.Result{}, c.failure(ctx, err)
+		}
+		if e.Result != nil {
+			return *e.Result, nil
+		}
+		if e.Progress != nil && progress != nil {
+			progress(*e.Progress)
+		}
+	}
+}
+
+// do sends one request. An answer that is an error becomes one that matches
+// what the server had (ErrInvalid, ErrState, ErrNotFound).
+func (c *Client) do(ctx context.Context, method, path string, req any) (*http.Response, error) {
+	var body io.Reader
+	if req != nil {
+		data, err := json.Marshal(req)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(data)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "http://govmm"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return nil, c.failure(ctx, err)
+	}
+	if resp.StatusCode < 300 {
+		return resp, nil
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var e errorBody
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e); err != nil || e.Error == "" {
+		return nil, fmt.Errorf("%s answers %q, and not as a VM would", c.socket, resp.Status)
+	}
+	kinds := map[int]error{http.StatusBadRequest: ErrInvalid, http.StatusNotFound: ErrNotFound, http.StatusConflict: ErrState}
+	if kind := kinds[resp.StatusCode]; kind != nil {
+		return nil, &kindError{kind, e.Error}
+	}
+	return nil, errors.New(e.Error)
+}
+
+// failure says in the user's words what a transport error means.
+func (c *Client) failure(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return &kindError{ErrNotRunning, fmt.Sprintf("no VM runs at %s", c.socket)}
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err):
+		return &kindError{ErrNoAnswer, fmt.Sprintf("the VM's process at %s does not answer", c.socket)}
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return &kindError{ErrLost, "the VM's process ended before it answered"}
+	}
+	return err
+}
+
+func isTimeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}

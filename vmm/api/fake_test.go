@@ -1,0 +1,151 @@
+package api_test
+
+import (
+	"sync"
+	"testing"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+// fakeVM is a Controller without a machine.
+type fakeVM struct {
+	mu        sync.Mutex // guards all below
+	info      api.Info
+	forced    bool
+	addr      string
+	opt       migrate.Options
+	migration *fakeMigration
+	err       error // what every call answers
+}
+
+func (f *fakeVM) Info() api.Info {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	info := f.info
+	if f.migration != nil {
+		p := f.migration.Progress()
+		info.Migration = &p
+	}
+	return info
+}
+
+func (f *fakeVM) set(state string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.info.State = state
+	}
+	return f.err
+}
+
+func (f *fakeVM) Pause() error { return f.set("paused") }
+func (f *fakeVM) Stop() error  { return f.set("stopped") }
+func (f *fakeVM) Resume(force bool) error {
+	f.mu.Lock()
+	f.forced = force
+	f.mu.Unlock()
+	return f.set("running")
+}
+
+func (f *fakeVM) StartMigration(addr string, opt migrate.Options) (api.Migration, error) {
+	if err := f.set("migrating"); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.addr, f.opt = addr, opt
+	if f.migration == nil {
+		f.migration = newFakeMigration()
+	}
+	return f.migration, nil
+}
+
+func (f *fakeVM) Migration() api.Migration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.migration == nil {
+		return nil
+	}
+	return f.migration
+}
+
+// fakeMigration ends when the test says so.
+type fakeMigration struct {
+	mu        sync.Mutex // guards progress, result, cancelErr
+	progress  migrate.Progress
+	result    migrate.Result
+	cancelErr error
+	done      chan struct{}
+}
+
+func newFakeMigration() *fakeMigration {
+	return &fakeMigration{
+		progress: migrate.Progress{Phase: migrate.PhasePrecopy, Round: 1},
+		done:     make(chan struct{}),
+	}
+}
+
+func (m *fakeMigration) end(r migrate.Result) {
+	m.mu.Lock()
+	m.result = r
+	m.progress.Phase = migrate.Phase(r.Status)
+	m.mu.Unlock()
+	close(m.done)
+}
+
+func (m *fakeMigration) Cancel() error {
+	m.mu.Lock()
+	err := m.cancelErr
+	m.mu.Unlock()
+	if err == nil {
+		m.end(migrate.Result{Status: "cancelled", Error: "migration cancelled"})
+	}
+	return err
+}
+
+func (m *fakeMigration) Progress() migrate.Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.progress
+}
+
+func (m *fakeMigration) Result() migrate.Result {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.result
+}
+
+func (m *fakeMigration) Done() <-chan struct{} { return m.done }
+
+// serve runs a server for vm in dir until the test ends or stop is called.
+func serve(t *testing.T, dir, name string, vm *fakeVM) (c *api.Client, stop func()) {
+	t.Helper()
+	claim, err := api.ClaimName(dir, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm.mu.Lock()
+	vm.info.Name, vm.info.Socket = claim.Name(), claim.Socket()
+	vm.mu.Unlock()
+	ln, err := claim.Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := api.NewServer(vm)
+	srv.ProgressInterval = 1e6
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			srv.Shutdown()
+			if err := <-served; err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+			claim.Release()
+		})
+	}
+	t.Cleanup(stop)
+	return api.Open(claim.Socket()), stop
+}

@@ -1,0 +1,111 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// maxBody bounds what the server reads of a request's body, in bytes.
+const maxBody = 64 << 10
+
+// Duration is a time.Duration that JSON carries in Go's words ("300ms", "1h").
+type Duration time.Duration
+
+// MarshalJSON implements [json.Marshaler].
+func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(d).String()) }
+
+// UnmarshalJSON implements [json.Unmarshaler]; the duration must be positive.
+func (d *Duration) UnmarshalJSON(data []byte) error {
+	var s string
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("duration %.80s: a string such as \"300ms\" is wanted", data)
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v <= 0 {
+		return fmt.Errorf("duration %.80q: a positive one such as \"300ms\" or \"1h\" is wanted", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MigrateRequest is the body of POST /v1/migration. A field left out has its
+// default ([migrate.DefaultOptions]).
+type MigrateRequest struct {
+	To               string   `json:"to"`                           // host:port of a receiver
+	DowntimeLimit    Duration `json:"downtime_limit,omitempty"`     // "300ms"
+	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty"`    // bytes a second; 0: none
+	Timeout          Duration `json:"timeout,omitempty"`            // "1h"
+	MaxRounds        int      `json:"max_rounds,omitempty"`         // 0: no limit
+	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty"` // 6 to 31; 0: the default
+	VerifyPages      bool     `json:"verify_pages,omitempty"`       // for tests: compare every page's hash
+}
+
+// Options returns the request's options with the defaults filled in. An error
+// matches [ErrInvalid] and names everything that is wrong.
+func (r MigrateRequest) Options() (migrate.Options, error) {
+	opt := migrate.DefaultOptions()
+	if r.DowntimeLimit != 0 {
+		opt.DowntimeLimit = time.Duration(r.DowntimeLimit)
+	}
+	if r.Timeout != 0 {
+		opt.Timeout = time.Duration(r.Timeout)
+	}
+	if r.ClearBitmapShift != 0 {
+		opt.ClearBitmapShift = r.ClearBitmapShift
+	}
+	opt.BandwidthLimit = r.BandwidthLimit
+	opt.MaxRounds = r.MaxRounds
+	opt.VerifyPages = r.VerifyPages
+	if err := errors.Join(ValidateAddress(r.To), opt.Validate()); err != nil {
+		return migrate.Options{}, &kindError{ErrInvalid, oneLine(err)}
+	}
+	return opt, nil
+}
+
+// ValidateAddress reports whether s is a HOST:PORT that can be dialled.
+func ValidateAddress(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		var n uint64
+		if n, err = strconv.ParseUint(port, 10, 16); err == nil && n != 0 {
+			return nil
+		}
+	}
+	return &kindError{ErrInvalid, fmt.Sprintf("address %.80q: HOST:PORT is wanted, with a port of 1 to 65535", s)}
+}
+
+// decodeStrict reads one JSON object into v. Unknown fields, anything behind
+// the object and a body over the limit are errors that match [ErrInvalid]; an
+// empty body leaves v alone.
+func decodeStrict(body io.Reader, v any) error {
+	data, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+	if err != nil {
+		return &kindError{ErrInvalid, fmt.Sprintf("read the body: %v", err)}
+	}
+	if len(data) > maxBody {
+		return &kindError{ErrInvalid, fmt.Sprintf("body is longer than %d bytes", maxBody)}
+	}
+	if data = bytes.TrimSpace(data); len(data) == 0 {
+		return nil
+	}
+	if data[0] != '{' {
+		return &kindError{ErrInvalid, "body: a JSON object is wanted"}
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return &kindError{ErrInvalid, fmt.Sprintf("body: %v", err)}
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return &kindError{ErrInvalid, "body: something follows the JSON object"}
+	}
+	return nil
+}

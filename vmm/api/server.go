@@ -1,0 +1,178 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Limits of one connection.
+const (
+	headerTimeout   = 5 * time.Second
+	bodyTimeout     = 5 * time.Second
+	lineTimeout     = 5 * time.Second // to write one line of a stream
+	idleTimeout     = 2 * time.Minute
+	maxHeaderBytes  = 16 << 10
+	shutdownTimeout = 3 * time.Second
+)
+
+// Server serves one VM's [Controller].
+type Server struct {
+	vm   Controller
+	http http.Server
+	// ProgressInterval is the time between two lines of a progress stream.
+	// 0: 200 ms. It is set before Serve.
+	ProgressInterval time.Duration
+}
+
+// NewServer makes a server; [Server.Serve] starts it.
+func NewServer(vm Controller) *Server {
+	s := &Server{vm: vm}
+	s.http = http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+	}
+	return s
+}
+
+// Serve answers requests until Shutdown; it returns nil then. It closes ln.
+func (s *Server) Serve(ln net.Listener) error {
+	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Shutdown takes no more connections and waits, bounded, for the requests
+// under way: the answer to a stop and the last line of a stream get out before
+// the process ends. The machine's migration, if any, must have ended.
+func (s *Server) Shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close()
+	}
+}
+
+type handler func(w http.ResponseWriter, r *http.Request) error
+
+// routes dispatches by hand, so that a wrong path or method is answered in
+// JSON as every other error is.
+func (s *Server) routes() http.Handler {
+	table := map[string]map[string]handler{
+		"/v1/info":             {http.MethodGet: s.getInfo},
+		"/v1/pause":            {http.MethodPost: s.postPause},
+		"/v1/resume":           {http.MethodPost: s.postResume},
+		"/v1/stop":             {http.MethodPost: s.postStop},
+		"/v1/migration":        {http.MethodGet: s.getMigration, http.MethodPost: s.postMigration, http.MethodDelete: s.deleteMigration},
+		"/v1/migration/events": {http.MethodGet: s.getEvents},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		methods, ok := table[r.URL.Path]
+		if !ok {
+			writeError(w, http.StatusNotFound, "no route "+r.URL.Path)
+			return
+		}
+		h, ok := methods[r.Method]
+		if !ok {
+			allow := make([]string, 0, len(methods))
+			for m := range methods {
+				allow = append(allow, m)
+			}
+			slices.Sort(allow)
+			w.Header().Set("Allow", strings.Join(allow, ", "))
+			writeError(w, http.StatusMethodNotAllowed, r.Method+" "+r.URL.Path+": use "+strings.Join(allow, ", "))
+			return
+		}
+		if err := h(w, r); err != nil {
+			writeError(w, statusOf(err), oneLine(err))
+		}
+	})
+}
+
+func statusOf(err error) int {
+	switch {
+	case errors.Is(err, ErrInvalid):
+		return http.StatusBadRequest
+	case errors.Is(err, ErrNotFound):
+		return http.StatusNotFound
+	case errors.Is(err, ErrState):
+		return http.StatusConflict
+	}
+	return http.StatusInternalServerError
+}
+
+// body decodes the request's body into v within a bounded time. The deadline
+// must be taken back: http.Server goes on reading, to notice a client that
+// leaves a stream.
+func body(w http.ResponseWriter, r *http.Request, v any) error {
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
+	err := decodeStrict(r.Body, v)
+	_ = rc.SetReadDeadline(time.Time{})
+	return err
+}
+
+func (s *Server) getInfo(w http.ResponseWriter, _ *http.Request) error {
+	return writeJSON(w, http.StatusOK, s.vm.Info())
+}
+
+func (s *Server) postPause(w http.ResponseWriter, r *http.Request) error {
+	return s.act(w, r, &struct{}{}, s.vm.Pause)
+}
+
+func (s *Server) postResume(w http.ResponseWriter, r *http.Request) error {
+	var req struct {
+		Force bool `json:"force"`
+	}
+	return s.act(w, r, &req, func() error { return s.vm.Resume(req.Force) })
+}
+
+func (s *Server) postStop(w http.ResponseWriter, r *http.Request) error {
+	return s.act(w, r, &struct{}{}, s.vm.Stop)
+}
+
+// act decodes the body into req, does what was asked and answers with what the
+// machine is afterwards.
+func (s *Server) act(w http.ResponseWriter, r *http.Request, req any, do func() error) error {
+	if err := body(w, r, req); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, s.vm.Info())
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(data, '\n')) // a client that left cannot be told
+	return nil
+}
+
+// errorBody is what every error is answered with.
+type errorBody struct {
+	Error string `json:"error"`
+}
+
+func writeError(w http.ResponseWriter, status int, msg string) {
+	_ = writeJSON(w, status, errorBody{Error: msg})
+}
+
+// oneLine is an error's text without line breaks: errors.Join puts one between
+// its parts.
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+}
