@@ -1,0 +1,333 @@
+package migrate
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// byteConn is a connection whose peer has said all of in and hears nothing.
+type byteConn struct{ in *bytes.Reader }
+
+func (c byteConn) Read(p []byte) (int, error)       { return c.in.Read(p) }
+func (byteConn) Write(p []byte) (int, error)        { return len(p), nil }
+func (byteConn) Close() error                       { return nil }
+func (byteConn) LocalAddr() net.Addr                { return &net.TCPAddr{} }
+func (byteConn) RemoteAddr() net.Addr               { return &net.TCPAddr{} }
+func (byteConn) SetDeadline(time.Time) error        { return nil }
+func (byteConn) SetReadDeadline(t time.Time) error  { return nil }
+func (byteConn) SetWriteDeadline(t time.Time) error { return nil }
+
+// heapTarget is a destination's machine of two small slots that checks what
+// the engine asks of it.
+type heapTarget struct {
+	t         testing.TB
+	mem       [2][]byte
+	started   bool
+	discarded bool
+	loaded    []byte
+}
+
+func (h *heapTarget) Slots() []Slot {
+	return []Slot{{GPA: 0, Pages: uint64(len(h.mem[0]) / PageSize)}, {GPA: 1 << 32, Pages: uint64(len(h.mem[1]) / PageSize)}}
+}
+
+func (h *heapTarget) Bytes(slot int, first, n uint64) []byte {
+	return h.mem[slot][first*PageSize : (first+n)*PageSize : (first+n)*PageSize]
+}
+
+func (h *heapTarget) Populated(slot int, first, n uint64, bm []uint64) error {
+	clear(bm)
+	for i := range n {
+		bm[i/64] |= 1 << (i % 64)
+	}
+	return nil
+}
+
+func (h *heapTarget) Zero(slot int, first, n uint64) error {
+	clear(h.Bytes(slot, first, n))
+	return nil
+}
+
+func (h *heapTarget) LoadState(b []byte) error {
+	if string(b) == "bad" {
+		return errors.New("this state cannot be loaded")
+	}
+	h.loaded = b
+	return nil
+}
+
+func (h *heapTarget) Start(paused bool) error {
+	if h.discarded || h.loaded == nil {
+		h.t.Error("started a machine that has no state")
+	}
+	h.started = true
+	return nil
+}
+
+func (h *heapTarget) Discard() error {
+	if h.started {
+		h.t.Error("discarded a machine that runs")
+	}
+	h.discarded = true
+	return nil
+}
+
+type buildFunc func(context.Context, []byte) (Target, error)
+
+func (f buildFunc) Build(ctx context.Context, config []byte) (Target, error) { return f(ctx, config) }
+
+// stream builds what a source sends.
+type stream struct{ bytes.Buffer }
+
+func (s *stream) hello(h hello) *stream {
+	b := h.encode()
+	s.Write(b[:])
+	return s
+}
+
+func (s *stream) frame(h header, payload []byte) *stream {
+	var b [headerSize]byte
+	h.length = uint32(len(payload))
+	h.encode(b[:])
+	s.Write(b[:])
+	s.Write(payload)
+	return s
+}
+
+func (s *stream) control(t frameType, v any) *stream {
+	b, err := cbor.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return s.frame(header{typ: t}, b)
+}
+
+func pagesPayload(count int, data, zero uint64) []byte {
+	words := (count + 63) / 64
+	b := make([]byte, 2*words*8)
+	binary.LittleEndian.PutUint64(b, data)
+	binary.LittleEndian.PutUint64(b[words*8:], zero)
+	for i := range count {
+		if i < 64 && data>>i&1 != 0 {
+			b = append(b, bytes.Repeat([]byte{byte(i + 1)}, PageSize)...)
+		}
+	}
+	return b
+}
+
+func goodHello() hello {
+	return hello{version: Version, minVersion: MinVersion, purpose: purposeMigrate, channels: 1,
+		session: sessionID{1}, features: featureVerifyPages}
+}
+
+// goodStream is a whole, small migration.
+func goodStream() *stream {
+	s := new(stream)
+	s.hello(goodHello()).frame(header{typ: frameConfig}, []byte("config"))
+	s.frame(header{typ: framePages, slot: 0, count: 3}, pagesPayload(3, 0b101, 0b010))
+	s.frame(header{typ: frameRound}, nil)
+	s.frame(header{typ: framePages, slot: 1, first: 64, count: 2}, pagesPayload(2, 0b10, 0b01))
+	s.frame(header{typ: frameState}, []byte("state"))
+	return s.frame(header{typ: frameCommit}, nil)
+}
+
+// serveBytes lets a receiver take in as the whole of a connection.
+func serveBytes(t testing.TB, in []byte) *heapTarget {
+	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}
+	built := false
+	r := NewReceiver(buildFunc(func(_ context.Context, config []byte) (Target, error) {
+		if string(config) == "bad" {
+			return nil, errors.Join(errors.New("no such CPU"), errors.New("no such memory"))
+		}
+		built = true
+		return target, nil
+	}), nil)
+	r.serveConn(context.Background(), byteConn{bytes.NewReader(in)})
+	select {
+	case got := <-r.Arrived():
+		if got != Target(target) || !target.started {
+			t.Error("a machine arrived that was not started")
+		}
+	default:
+		if target.started {
+			t.Error("a machine was started and did not arrive")
+		}
+		if built && !target.discarded {
+			t.Error("a machine was neither started nor discarded")
+		}
+	}
+	return target
+}
+
+func TestDestinationTakesAGoodStream(t *testing.T) {
+	target := serveBytes(t, goodStream().Bytes())
+	if !target.started {
+		t.Fatal("the guest was not started")
+	}
+	if string(target.loaded) != "state" {
+		t.Errorf("loaded state %q", target.loaded)
+	}
+	for page, want := range map[int]byte{0: 1, 1: 0, 2: 3, 3: 0} {
+		if got := target.mem[0][page*PageSize]; got != want {
+			t.Errorf("slot 0 page %d begins with %d, want %d", page, got, want)
+		}
+	}
+	if got := target.mem[1][65*PageSize]; got != 2 {
+		t.Errorf("slot 1 page 65 begins with %d, want 2", got)
+	}
+}
+
+// Every proper prefix of a migration is a failure: nothing runs.
+func TestDestinationRunsNothingTruncated(t *testing.T) {
+	whole := goodStream().Bytes()
+	for n := range len(whole) {
+		if n > 200 && n < len(whole)-300 && n%97 != 0 {
+			continue
+		}
+		if serveBytes(t, whole[:n]).started {
+			t.Fatalf("a guest runs after %d of %d bytes", n, len(whole))
+		}
+	}
+}
+
+func TestDestinationRefusesHostileFrames(t *testing.T) {
+	start := func() *stream {
+		return new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("config"))
+	}
+	raw := func(s *stream, h header) []byte { // a header whose length is a lie
+		var b [headerSize]byte
+		h.encode(b[:])
+		s.Write(b[:])
+		return s.Bytes()
+	}
+	tail := func(s *stream) []byte {
+		return s.frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes()
+	}
+	cases := map[string][]byte{
+		"config of 4 GiB":       raw(new(stream).hello(goodHello()), header{typ: frameConfig, length: 1<<32 - 1}),
+		"state of 4 GiB":        raw(start(), header{typ: frameState, length: 1<<32 - 1}),
+		"abort of 4 GiB":        raw(start(), header{typ: frameAbort, length: 1<<32 - 1}),
+		"slot out of range":     tail(start().frame(header{typ: framePages, slot: 2, count: 1}, pagesPayload(1, 1, 0))),
+		"first page 2^63":       tail(start().frame(header{typ: framePages, first: 1 << 63, count: 64}, pagesPayload(64, 1, 0))),
+		"first page near 2^64":  tail(start().frame(header{typ: framePages, first: 1<<64 - 64, count: 64}, pagesPayload(64, 1, 0))),
+		"unaligned first page":  tail(start().frame(header{typ: framePages, first: 1, count: 1}, pagesPayload(1, 1, 0))),
+		"span past the end":     tail(start().frame(header{typ: framePages, first: 64, count: 7}, pagesPayload(7, 1, 0))),
+		"span of nothing":       tail(start().frame(header{typ: framePages}, nil)),
+		"span too long":         raw(start(), header{typ: framePages, count: maxSpan + 1}),
+		"data and zero at once": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 1))),
+		"page beyond its span":  tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 4, 0))),
+		"length against bitmap": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 0)[:PageSize])),
+		"round with a payload":  tail(start().frame(header{typ: frameRound}, []byte{1})),
+		"reply as a request":    tail(start().frame(header{typ: frameRunning}, nil)),
+		"unknown frame":         tail(start().frame(header{typ: 200}, nil)),
+		"pages before config":   tail(new(stream).hello(goodHello()).frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0))),
+		"state refused":         start().frame(header{typ: frameState}, []byte("bad")).frame(header{typ: frameCommit}, nil).Bytes(),
+		"config refused":        tail(new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("bad"))),
+		"commit with a payload": start().frame(header{typ: frameState}, []byte("s")).frame(header{typ: frameCommit}, []byte{1}).Bytes(),
+		"commit without state":  start().frame(header{typ: frameCommit}, nil).Bytes(),
+		"abort":                 start().control(frameAbort, reason{"enough"}).Bytes(),
+		"wrong hashes": tail(start().frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0)).
+			frame(header{typ: frameHashes, count: 1}, make([]byte, hashSize))),
+	}
+	for name, h := range map[string]hello{
+		"version 0":       {version: 0, minVersion: 0},
+		"version too new": {version: 9, minVersion: 2},
+		"no session":      {version: 1, minVersion: 1, channels: 1, purpose: purposeMigrate},
+		"two channels":    {version: 1, minVersion: 1, channels: 2, purpose: purposeMigrate, session: sessionID{1}},
+		"unknown purpose": {version: 1, minVersion: 1, channels: 1, purpose: 9, session: sessionID{1}},
+	} {
+		cases["hello: "+name] = tail(new(stream).hello(h).frame(header{typ: frameConfig}, []byte("config")))
+	}
+	cases["http"] = []byte("GET / HTTP/1.1\r\nHost: somewhere.example\r\nAccept: text/html\r\nX: 0123456789\r\n\r\n")
+	for name, in := range cases {
+		t.Run(name, func(t *testing.T) {
+			if serveBytes(t, in).started {
+				t.Error("the guest was started")
+			}
+		})
+	}
+}
+
+// FuzzDestination feeds a destination what a hostile source may send after its
+// hello and configuration.
+func FuzzDestination(f *testing.F) {
+	prefix := new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("config")).Len()
+	whole := goodStream().Bytes()
+	f.Add(whole[prefix:])
+	f.Add(new(stream).frame(header{typ: frameHashes, count: 2}, make([]byte, 16)).Bytes())
+	f.Add(new(stream).control(frameAbort, reason{"x"}).Bytes())
+	f.Fuzz(func(t *testing.T, rest []byte) {
+		serveBytes(t, append(whole[:prefix:prefix], rest...))
+	})
+}
+
+// FuzzHello feeds a destination a whole connection.
+func FuzzHello(f *testing.F) {
+	f.Add(goodStream().Bytes())
+	h := goodHello()
+	h.purpose = purposeQuery
+	f.Add(new(stream).hello(h).Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) { serveBytes(t, in) })
+}
+
+// FuzzReplies feeds a source what a hostile destination may answer.
+func FuzzReplies(f *testing.F) {
+	s := new(stream).control(frameHelloOK, helloOK{Version: 1})
+	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).frame(header{typ: framePrepared}, nil)
+	f.Add(s.frame(header{typ: frameRunning}, nil).Bytes())
+	f.Add(new(stream).control(frameRefused, refused{[]string{"a", "b"}}).Bytes())
+	f.Add(new(stream).control(frameFailed, reason{"a"}).Bytes())
+	f.Add(new(stream).control(frameVerdict, verdictMsg{verdictRunning}).Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		l := &link{conn: newConn(byteConn{bytes.NewReader(in)}, 0, time.Second)}
+		for {
+			r, err := l.readReply()
+			if err != nil {
+				if err.Error() == "" || bytes.ContainsAny([]byte(err.Error()), "\n\r\x1b") {
+					t.Errorf("error text %q", err)
+				}
+				return
+			}
+			var ok helloOK
+			_ = decodeControl(r.typ, r.payload, &ok)
+			var v verdictMsg
+			_ = decodeControl(r.typ, r.payload, &v)
+		}
+	})
+}
+
+// A header that promises much costs no memory until the bytes arrive.
+func TestPayloadGrowsWithWhatArrives(t *testing.T) {
+	c := newConn(byteConn{bytes.NewReader(make([]byte, 10))}, 0, 0)
+	grew := testing.AllocsPerRun(1, func() {
+		if _, err := c.readPayload(header{typ: frameConfig, length: maxConfig}, maxConfig); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("reading 10 of 512 MiB: %v", err)
+		}
+	})
+	if grew > 10 {
+		t.Errorf("%v allocations", grew)
+	}
+}
+
+func TestRuns(t *testing.T) {
+	words := []uint64{0b1101, 0, 1<<63 | 1<<62, 1, ^uint64(0), 1 << 63}
+	var got [][2]int
+	forRuns(words, func(s, e int) { got = append(got, [2]int{s, e}) })
+	want := [][2]int{{0, 1}, {2, 4}, {190, 193}, {256, 320}, {383, 384}}
+	if len(got) != len(want) {
+		t.Fatalf("runs %v, want %v", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("run %d is %v, want %v", i, got[i], want[i])
+		}
+	}
+}
