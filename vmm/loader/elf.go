@@ -1,0 +1,190 @@
+package loader
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// What of the ELF-64 format is used (System V ABI, chapters 4 and 5; gABI).
+const (
+	elfHeaderSize  = 64
+	elfPhdrSize    = 56
+	elfClass64     = 2
+	elfLittle      = 1
+	elfMachineX86  = 62 // EM_X86_64
+	elfTypeExec    = 2
+	elfTypeDyn     = 3
+	segmentLoad    = 1
+	segmentNote    = 4
+	notePhys32     = 18 // XEN_ELFNOTE_PHYS32_ENTRY, Xen's public/elfnote.h
+	maxSegments    = 256
+	bzImageMagicAt = 0x202 // "HdrS", Documentation/arch/x86/boot.rst
+)
+
+// needPVH ends every message about a file of another kind.
+const needPVH = "need an uncompressed 64-bit x86 ELF with a PVH entry (XEN_ELFNOTE_PHYS32_ENTRY; for Linux: vmlinux, built with CONFIG_PVH)"
+
+// image is a kernel file, taken apart. Its data are slices of the file.
+type image struct {
+	segments []segment
+	entry    uint64
+}
+
+// segment is a PT_LOAD entry that occupies memory.
+type segment struct {
+	index int    // in the program header table
+	gpa   uint64 // p_paddr
+	size  uint64 // p_memsz; what data does not cover is zero
+	data  []byte
+}
+
+// contains says whether the address is in a segment.
+func (img *image) contains(gpa uint64) bool {
+	for _, s := range img.segments {
+		if gpa >= s.gpa && gpa-s.gpa < s.size {
+			return true
+		}
+	}
+	return false
+}
+
+// parsePVH takes a kernel file apart. It allocates for the segment list only,
+// whatever sizes the file claims.
+func parsePVH(file []byte) (*image, error) {
+	if err := checkHeader(file); err != nil {
+		return nil, err
+	}
+	le := binary.LittleEndian
+	phoff, phentsize, phnum := le.Uint64(file[32:]), le.Uint16(file[54:]), le.Uint16(file[56:])
+	if phnum == 0 || phnum > maxSegments {
+		return nil, fmt.Errorf("ELF file with %d program headers: 1 to %d are possible", phnum, maxSegments)
+	}
+	if phentsize != elfPhdrSize {
+		return nil, fmt.Errorf("ELF file with program headers of %d bytes: %d expected", phentsize, elfPhdrSize)
+	}
+	table, ok := cut(file, phoff, uint64(phnum)*elfPhdrSize)
+	if !ok {
+		return nil, fmt.Errorf("ELF file is cut short: %d bytes, its program headers are at %#x", len(file), phoff)
+	}
+	img := &image{}
+	found := false
+	for i := range int(phnum) {
+		ph := table[i*elfPhdrSize:]
+		kind, offset, paddr := le.Uint32(ph), le.Uint64(ph[8:]), le.Uint64(ph[24:])
+		filesz, memsz, align := le.Uint64(ph[32:]), le.Uint64(ph[40:]), le.Uint64(ph[48:])
+		if kind != segmentLoad && kind != segmentNote {
+			continue
+		}
+		data, ok := cut(file, offset, filesz)
+		if !ok {
+			return nil, fmt.Errorf("ELF file is cut short: %d bytes, segment %d has %#x bytes at %#x", len(file), i, filesz, offset)
+		}
+		switch {
+		case kind == segmentNote:
+			entry, ok, err := findEntry(data, align)
+			if err != nil {
+				return nil, err
+			}
+			if ok && !found {
+				img.entry, found = entry, true
+			}
+		case filesz > memsz:
+			return nil, fmt.Errorf("ELF segment %d has %#x bytes in the file and %#x in memory", i, filesz, memsz)
+		case memsz > 0:
+			img.segments = append(img.segments, segment{index: i, gpa: paddr, size: memsz, data: data})
+		}
+	}
+	if !found {
+		return nil, errors.New("64-bit ELF file without a PVH entry note; " + needPVH)
+	}
+	if len(img.segments) == 0 {
+		return nil, errors.New("ELF file with a PVH entry note but nothing to load")
+	}
+	return img, nil
+}
+
+// checkHeader says what a file is, when it is not a 64-bit x86 ELF executable.
+func checkHeader(file []byte) error {
+	found := ""
+	switch {
+	case len(file) == 0:
+		found = "empty file"
+	case len(file) >= bzImageMagicAt+4 && string(file[bzImageMagicAt:bzImageMagicAt+4]) == "HdrS":
+		found = "compressed Linux kernel (bzImage)"
+	case bytes.HasPrefix(file, []byte("\x1f\x8b")):
+		found = "gzip file"
+	case bytes.HasPrefix(file, []byte("MZ")):
+		found = "EFI or DOS executable"
+	case !bytes.HasPrefix(file, []byte("\x7fELF")):
+		found = "not an ELF file"
+	case len(file) < elfHeaderSize:
+		found = fmt.Sprintf("ELF file cut short after %d bytes", len(file))
+	case file[4] != elfClass64 && file[4] == 1:
+		found = "32-bit ELF file"
+	case file[4] != elfClass64:
+		found = fmt.Sprintf("ELF file of unknown class %d", file[4])
+	case file[5] != elfLittle:
+		found = "big-endian ELF file"
+	case binary.LittleEndian.Uint16(file[18:]) != elfMachineX86:
+		found = fmt.Sprintf("ELF file for another processor (machine %d)", binary.LittleEndian.Uint16(file[18:]))
+	case binary.LittleEndian.Uint16(file[16:]) != elfTypeExec && binary.LittleEndian.Uint16(file[16:]) != elfTypeDyn:
+		found = fmt.Sprintf("ELF file that is no executable (type %d)", binary.LittleEndian.Uint16(file[16:]))
+	default:
+		return nil
+	}
+	return errors.New(found + "; " + needPVH)
+}
+
+// findEntry looks for the PVH entry in a note segment: a sequence of name
+// size, descriptor size, type (4 bytes each), name and descriptor, both padded.
+// Padding is to 4 bytes, and to 8 in segments that are aligned so; linkers
+// also mark segments of the first kind as aligned to 8, so both are tried.
+func findEntry(notes []byte, align uint64) (entry uint64, ok bool, err error) {
+	entry, ok, err = findEntryPadded(notes, 4)
+	if !ok && err == nil && align == 8 {
+		entry, ok, err = findEntryPadded(notes, 8)
+	}
+	return entry, ok, err
+}
+
+func findEntryPadded(notes []byte, pad uint64) (entry uint64, ok bool, err error) {
+	const header = 12
+	le := binary.LittleEndian
+	for at := uint64(0); at+header <= uint64(len(notes)); {
+		nameSize, descSize := uint64(le.Uint32(notes[at:])), uint64(le.Uint32(notes[at+4:]))
+		kind := le.Uint32(notes[at+8:])
+		name, okName := cut(notes, at+header, nameSize)
+		descAt := roundUp(at+header+nameSize, pad)
+		desc, okDesc := cut(notes, descAt, descSize)
+		if !okName || !okDesc {
+			return 0, false, nil // the rest is not notes; what was needed may be elsewhere
+		}
+		if kind == notePhys32 && string(bytes.TrimRight(name, "\x00")) == "Xen" {
+			switch descSize {
+			case 4:
+				return uint64(le.Uint32(desc)), true, nil
+			case 8:
+				if entry := le.Uint64(desc); entry>>32 == 0 {
+					return entry, true, nil
+				}
+				return 0, false, fmt.Errorf("ELF file's PVH entry %#x is not below 4 GiB", le.Uint64(desc))
+			}
+			return 0, false, fmt.Errorf("ELF file's PVH entry note has %d bytes: 4 or 8 expected", descSize)
+		}
+		at = roundUp(descAt+descSize, pad)
+	}
+	return 0, false, nil
+}
+
+// cut returns b[at:at+n], or false if that is not inside b.
+func cut(b []byte, at, n uint64) ([]byte, bool) {
+	if n > uint64(len(b)) || at > uint64(len(b))-n {
+		return nil, false
+	}
+	return b[at : at+n : at+n], true
+}
+
+// roundUp rounds up to a multiple of unit, a power of two. n is far from 2^64.
+func roundUp(n, unit uint64) uint64 { return (n + unit - 1) &^ (unit - 1) }

@@ -1,0 +1,112 @@
+package loader
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// placement knows which guest physical addresses are taken.
+type placement struct {
+	low   uint64  // end of the RAM that starts at 0
+	size  uint64  // RAM in bytes
+	taken []taken // in the order of their addresses
+}
+
+// taken is a range that has a use, and which.
+type taken struct {
+	gpa, end uint64
+	what     string
+}
+
+// newPlacement returns the placement of a guest with nothing loaded: only what
+// the PC's BIOS would use is taken.
+func newPlacement(size uint64) *placement {
+	return &placement{low: min(size, memory.HoleStart), size: size, taken: []taken{
+		{biosData, biosDataEnd, "the BIOS data area"},
+		{EBDA, HighRAM, "the BIOS area below 1 MiB"},
+	}}
+}
+
+// take takes [gpa, gpa+n) for a segment of the kernel.
+func (p *placement) take(gpa, n uint64) error {
+	high := p.size - p.low
+	inLow := n <= p.low && gpa <= p.low-n
+	inHigh := gpa >= memory.HoleEnd && n <= high && gpa-memory.HoleEnd <= high-n
+	if !inLow && !inHigh {
+		return fmt.Errorf("%#x bytes at gpa %#x are not inside the guest's %d MiB of RAM: give it more memory, or another kernel", n, gpa, p.size>>20)
+	}
+	if by := p.overlap(gpa, gpa+n); by != nil {
+		return fmt.Errorf("[%#x,%#x) overlaps %s at [%#x,%#x)", gpa, gpa+n, by.what, by.gpa, by.end)
+	}
+	p.insert(taken{gpa, gpa + n, "another segment"})
+	return nil
+}
+
+// place finds n bytes below 3 GiB that are not taken, at the preferred address
+// if possible, else as low as possible, and takes them.
+func (p *placement) place(n, preferred uint64, what string) (uint64, error) {
+	const align = 0x1000
+	if p.fits(preferred, n) {
+		p.insert(taken{preferred, preferred + n, what})
+		return preferred, nil
+	}
+	// Page 0 is left alone: a null pointer should not find anything.
+	gpa := uint64(align)
+	for {
+		by := p.overlap(gpa, gpa+n)
+		if by == nil {
+			break
+		}
+		gpa = roundUp(by.end, align)
+	}
+	if !p.fits(gpa, n) {
+		return 0, fmt.Errorf("no room for %s, %d bytes: the kernel leaves none in the guest's %d MiB of RAM", what, n, p.size>>20)
+	}
+	p.insert(taken{gpa, gpa + n, what})
+	return gpa, nil
+}
+
+// placeHigh finds n bytes that are not taken, as high as possible below 3 GiB
+// and above 1 MiB, and takes them.
+func (p *placement) placeHigh(n uint64, what string) (uint64, error) {
+	const align = 0x1000
+	size := roundUp(n, align)
+	end := p.low &^ (align - 1)
+	for size <= end && end-size >= HighRAM {
+		by := p.overlap(end-size, end)
+		if by == nil {
+			p.insert(taken{end - size, end, what})
+			return end - size, nil
+		}
+		end = by.gpa &^ (align - 1)
+	}
+	return 0, fmt.Errorf("no room for %s, %d bytes: the guest has %d MiB of RAM, give it more", what, n, p.size>>20)
+}
+
+// fits says whether [gpa, gpa+n) is low RAM that is not taken.
+func (p *placement) fits(gpa, n uint64) bool {
+	return n <= p.low && gpa <= p.low-n && p.overlap(gpa, gpa+n) == nil
+}
+
+// overlap returns the highest taken range that overlaps [gpa, end), or nil.
+// The highest, so that a search upwards, and one downwards, gets past it.
+func (p *placement) overlap(gpa, end uint64) *taken {
+	for i := len(p.taken) - 1; i >= 0; i-- {
+		if t := &p.taken[i]; t.gpa < end && gpa < t.end {
+			return t
+		}
+	}
+	return nil
+}
+
+func (p *placement) insert(t taken) {
+	i, _ := slices.BinarySearchFunc(p.taken, t, func(a, b taken) int {
+		if a.gpa < b.gpa {
+			return -1
+		}
+		return 1
+	})
+	p.taken = slices.Insert(p.taken, i, t)
+}
