@@ -113,8 +113,8 @@ type clearDirtyLog struct {
 // page was written since the log was fetched makes that write vanish from the
 // log: pass only what [VM.GetDirtyLog] reported, and only once.
 //
-// Without manual protection (CapManualDirtyLogProtect2 enabled) the kernel
-// refuses the call.
+// It is meant for manual protection (CapManualDirtyLogProtect2 enabled). Without,
+// the kernel takes it all the same, and every bit is one that no GET reported.
 func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []uint64) error {
 	const op = "KVM_CLEAR_DIRTY_LOG"
 	vm.slotsMu.RLock()
