@@ -235,8 +235,9 @@ func dial(ctx context.Context, addr string, h hello, timeout time.Duration) (*co
 	return c, nil
 }
 
-// setupTimeout is how long the destination may take to build the machine.
-const setupTimeout = time.Minute
+// setupPatience is how many times PeerTimeout the destination may take to build
+// the machine.
+const setupPatience = 6
 
 // setup sends the configuration and waits until the machine is built.
 func (m *Migration) setup(ctx context.Context, l *link) error {
@@ -256,7 +257,7 @@ func (m *Migration) setup(ctx context.Context, l *link) error {
 	if err := l.conn.writeFrame(header{typ: frameConfig}, config); err != nil {
 		return err
 	}
-	_, err = l.await(ctx, frameReady, setupTimeout)
+	_, err = l.await(ctx, frameReady, setupPatience*m.opt.PeerTimeout)
 	return err
 }
 

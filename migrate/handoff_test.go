@@ -1,0 +1,469 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// whoRuns counts the sides that may run the guest. Two at one moment is the
+// failure that the handoff exists to exclude.
+type whoRuns struct {
+	t    testing.TB
+	mu   sync.Mutex
+	who  map[string]bool
+	both bool
+}
+
+func (w *whoRuns) set(who string, runs bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.who[who] = runs
+	if w.who["source"] && w.who["destination"] {
+		w.t.Errorf("both sides run the guest")
+	}
+}
+
+func (w *whoRuns) is(who string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.who[who]
+}
+
+// toySource is a machine whose memory nobody writes.
+type toySource struct {
+	heapTarget
+	runs    *whoRuns
+	paused  bool // by its user
+	pauseOK error
+	saveOK  error
+}
+
+func newToySource(t testing.TB, runs *whoRuns) *toySource {
+	s := &toySource{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}, runs: runs}
+	for i := range s.mem[0] {
+		s.mem[0][i] = byte(i / PageSize)
+	}
+	runs.set("source", true)
+	return s
+}
+
+func (s *toySource) StartDirtyLog() error { return nil }
+func (s *toySource) StopDirtyLog() error  { return nil }
+func (s *toySource) FetchDirtyLog(_ int, bm []uint64) error {
+	clear(bm)
+	return nil
+}
+func (s *toySource) ClearDirtyLog(int, uint64, uint64, []uint64) error { return nil }
+func (s *toySource) ManualProtect() bool                               { return true }
+func (s *toySource) FetchVMMDirty(_ int, bm []uint64) error {
+	clear(bm)
+	return nil
+}
+func (s *toySource) MigrationConfig() ([]byte, error) { return []byte("config"), nil }
+func (s *toySource) PauseForHandoff(context.Context) (bool, error) {
+	s.runs.set("source", false)
+	return !s.paused, s.pauseOK
+}
+func (s *toySource) ResumeAfterAbort() error {
+	s.runs.set("source", !s.paused)
+	return nil
+}
+func (s *toySource) SaveState() ([]byte, error) { return []byte("state"), s.saveOK }
+
+// toyTarget notes the right to run.
+type toyTarget struct {
+	heapTarget
+	runs    *whoRuns
+	startOK error
+	paused  bool
+}
+
+func (d *toyTarget) Start(paused bool) error {
+	if d.startOK != nil {
+		return d.startOK
+	}
+	d.paused = paused
+	d.runs.set("destination", true)
+	return d.heapTarget.Start(paused)
+}
+
+// where in the exchange a fault strikes: the nth frame of a type, in one
+// direction, before or after it is passed on.
+type fault struct {
+	toSource bool
+	typ      frameType
+	after    bool
+	hang     bool // go silent instead of closing
+}
+
+func (f fault) String() string {
+	s := "before "
+	if f.after {
+		s = "after "
+	}
+	s += f.typ.String()
+	if f.hang {
+		s += " hangs"
+	}
+	return s
+}
+
+// faultyProxy stands between the two and strikes once; a query passes.
+type faultyProxy struct {
+	ln     net.Listener
+	to     string
+	fault  fault
+	struck chan struct{}
+	once   sync.Once
+	block  bool // while struck, refuse new connections
+	wg     sync.WaitGroup
+	stop   chan struct{}
+}
+
+func startProxy(t *testing.T, to string, f fault) *faultyProxy {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &faultyProxy{ln: ln, to: to, fault: f, struck: make(chan struct{}), stop: make(chan struct{})}
+	p.wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			p.wg.Go(func() { p.serve(c) })
+		}
+	})
+	t.Cleanup(func() {
+		close(p.stop)
+		ln.Close()
+		p.wg.Wait()
+	})
+	return p
+}
+
+func (p *faultyProxy) serve(a net.Conn) {
+	defer a.Close()
+	b, err := net.Dial("tcp", p.to)
+	if err != nil {
+		return
+	}
+	defer b.Close()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-p.stop:
+			a.Close()
+			b.Close()
+		case <-stop:
+		}
+	}()
+	var hello [helloSize]byte
+	if _, err := io.ReadFull(a, hello[:]); err != nil {
+		return
+	}
+	if _, err := b.Write(hello[:]); err != nil {
+		return
+	}
+	if purpose(hello[12]) == purposeQuery {
+		_, _ = io.Copy(a, b)
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { p.pump(a, b, false) })
+	wg.Go(func() { p.pump(b, a, true) })
+	wg.Wait()
+}
+
+// pump passes frames on until the fault's moment.
+func (p *faultyProxy) pump(from, to net.Conn, toSource bool) {
+	var b [headerSize]byte
+	for {
+		if _, err := io.ReadFull(from, b[:]); err != nil {
+			to.Close()
+			return
+		}
+		h := decodeHeader(b[:])
+		payload := make([]byte, h.length)
+		if _, err := io.ReadFull(from, payload); err != nil {
+			to.Close()
+			return
+		}
+		hit := h.typ == p.fault.typ && toSource == p.fault.toSource
+		if hit && !p.fault.after && p.strike(from, to) {
+			return
+		}
+		if _, err := to.Write(append(b[:], payload...)); err != nil {
+			return
+		}
+		if hit && p.fault.after && p.strike(from, to) {
+			return
+		}
+	}
+}
+
+func (p *faultyProxy) strike(a, b net.Conn) bool {
+	p.once.Do(func() { close(p.struck) })
+	if p.fault.hang {
+		<-p.stop
+		return true
+	}
+	a.Close()
+	b.Close()
+	return true
+}
+
+// handoffRig is a source, a destination and what is between them.
+type handoffRig struct {
+	runs   *whoRuns
+	src    *toySource
+	recv   *Receiver
+	addr   string
+	served chan error
+	stop   context.CancelFunc
+	mu     sync.Mutex // guards log, dst
+	log    []string
+	dst    *toyTarget
+}
+
+func (r *handoffRig) target() *toyTarget {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dst
+}
+
+func newRig(t *testing.T) *handoffRig {
+	runs := &whoRuns{t: t, who: map[string]bool{}}
+	rig := &handoffRig{runs: runs, src: newToySource(t, runs), served: make(chan error, 1)}
+	rig.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
+		rig.mu.Lock()
+		defer rig.mu.Unlock()
+		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}, runs: runs}
+		return rig.dst, nil
+	}), func(format string, args ...any) {
+		rig.mu.Lock()
+		defer rig.mu.Unlock()
+		rig.log = append(rig.log, fmt.Sprintf(format, args...))
+	})
+	rig.recv.timeout = 300 * time.Millisecond
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rig.addr = ln.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	rig.stop = cancel
+	go func() { rig.served <- rig.recv.Serve(ctx, ln) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-rig.served; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	})
+	return rig
+}
+
+// end stops the receiver and waits for all that it does.
+func (r *handoffRig) end() {
+	r.stop()
+	err := <-r.served
+	r.served <- err
+}
+
+func testOptions() Options { return Options{PeerTimeout: 300 * time.Millisecond} }
+
+func TestHandoffCompletes(t *testing.T) {
+	rig := newRig(t)
+	opt := testOptions()
+	opt.VerifyPages = true
+	m := New(rig.src, rig.addr, opt)
+	if err := m.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	<-rig.recv.Arrived()
+	if rig.runs.is("source") || !rig.runs.is("destination") {
+		t.Error("the guest did not change sides")
+	}
+	for i := range rig.src.mem {
+		if string(rig.src.mem[i]) != string(rig.target().mem[i]) {
+			t.Errorf("slot %d differs", i)
+		}
+	}
+	r := m.Result()
+	if r.Status != "completed" || r.PagesSent+r.PagesZero != 136 || r.DowntimeMS <= 0 || r.RAMBytes != 136*PageSize || len(r.Rounds) != 2 {
+		t.Errorf("result %+v", r)
+	}
+	if err := m.Cancel(); !errors.Is(err, ErrTooLate) {
+		t.Errorf("cancel after completion: %v", err)
+	}
+	// A second guest cannot come.
+	rig.runs.set("destination", false)
+	rig.runs.set("source", true)
+	if err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); !errors.Is(err, ErrRefused) {
+		t.Errorf("a second migration: %v", err)
+	}
+}
+
+func TestPausedGuestArrivesPaused(t *testing.T) {
+	rig := newRig(t)
+	rig.src.paused = true
+	if err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	<-rig.recv.Arrived()
+	if !rig.target().paused {
+		t.Error("a paused guest was started")
+	}
+}
+
+// The connection ends, or goes silent, around every frame of the exchange. At
+// no time do both sides run, and in the end exactly one does.
+func TestFaultAtEveryFrame(t *testing.T) {
+	for _, typ := range []frameType{frameConfig, framePages, frameRound, frameState, frameCommit,
+		frameHelloOK, frameReady, framePrepared, frameRunning} {
+		for _, after := range []bool{false, true} {
+			for _, hang := range []bool{false, true} {
+				f := fault{toSource: typ >= frameHelloOK, typ: typ, after: after, hang: hang}
+				t.Run(f.String(), func(t *testing.T) {
+					t.Parallel()
+					rig := newRig(t)
+					proxy := startProxy(t, rig.addr, f)
+					m := New(rig.src, proxy.ln.Addr().String(), testOptions())
+					err := m.Run(context.Background())
+					<-proxy.struck
+					source, destination := rig.runs.is("source"), rig.runs.is("destination")
+					if source == destination {
+						t.Fatalf("source runs: %v, destination runs: %v (%v)", source, destination, err)
+					}
+					if (err == nil) != destination {
+						t.Errorf("the source was told %v, the destination runs: %v", err, destination)
+					}
+					if !m.Committed() && destination {
+						t.Error("the destination runs and COMMIT was never sent")
+					}
+					if destination {
+						<-rig.recv.Arrived()
+					}
+				})
+			}
+		}
+	}
+}
+
+// A destination that cannot start gives the right back.
+func TestStartFailureReturnsTheRight(t *testing.T) {
+	rig := newRig(t)
+	build := rig.recv.builder
+	rig.recv.builder = buildFunc(func(ctx context.Context, c []byte) (Target, error) {
+		target, err := build.Build(ctx, c)
+		rig.target().startOK = errors.New("its disk is locked")
+		return target, err
+	})
+	m := New(rig.src, rig.addr, testOptions())
+	err := m.Run(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "its disk is locked") {
+		t.Fatalf("error %v", err)
+	}
+	if !rig.runs.is("source") || rig.runs.is("destination") {
+		t.Error("the guest does not run at the source")
+	}
+	rig.end()
+	if !rig.target().discarded {
+		t.Error("the machine was not discarded")
+	}
+}
+
+// A destination that has forgotten the session says nothing, and the source
+// stays stopped until it is taken back by force.
+func TestUnknownSessionIsNotAborted(t *testing.T) {
+	rig := newRig(t)
+	proxy := startProxy(t, rig.addr, fault{typ: frameCommit, after: true})
+	m := New(rig.src, proxy.ln.Addr().String(), testOptions())
+	ended := make(chan error, 1)
+	// The destination loses its memory as the connection ends.
+	go func() {
+		<-proxy.struck
+		rig.recv.sessionMu.Lock()
+		clear(rig.recv.verdicts)
+		rig.recv.sessionMu.Unlock()
+	}()
+	go func() { ended <- m.Run(context.Background()) }()
+	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(m.Progress().Error, "does not know"); {
+		select {
+		case err := <-ended:
+			t.Fatalf("the source settled on %v", err)
+		case <-time.After(time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no answer: %+v", m.Progress())
+		}
+	}
+	if rig.runs.is("source") {
+		t.Error("the source runs without a verdict")
+	}
+	if p := m.Progress().Phase; p != PhaseHandoffUnknown {
+		t.Errorf("phase %v", p)
+	}
+	if err := m.Cancel(); !errors.Is(err, ErrTooLate) {
+		t.Errorf("cancel: %v", err)
+	}
+	m.Abandon()
+	if err := <-ended; !errors.Is(err, ErrHandoffUnknown) {
+		t.Errorf("run returned %v", err)
+	}
+	if rig.runs.is("source") {
+		t.Error("the engine resumed the source by itself")
+	}
+}
+
+// The cancel comes at a random moment; it is obeyed before COMMIT and refused
+// after.
+func TestCancelAtAnyTime(t *testing.T) {
+	for i := range 60 {
+		rig := newRig(t)
+		m := New(rig.src, rig.addr, testOptions())
+		ended := make(chan error, 1)
+		go func() { ended <- m.Run(context.Background()) }()
+		time.Sleep(time.Duration(i) * 50 * time.Microsecond)
+		cancelErr := m.Cancel()
+		err := <-ended
+		source, destination := rig.runs.is("source"), rig.runs.is("destination")
+		switch {
+		case source == destination:
+			t.Fatalf("source runs: %v, destination runs: %v", source, destination)
+		case cancelErr == nil && (!errors.Is(err, ErrCancelled) || !source):
+			t.Fatalf("cancelled, but run returned %v and the source runs: %v", err, source)
+		case cancelErr != nil && (err != nil || !destination):
+			t.Fatalf("cancel refused (%v), but run returned %v", cancelErr, err)
+		}
+		if r := m.Result(); (r.Status == "cancelled") != (cancelErr == nil) {
+			t.Fatalf("status %q after cancel returned %v", r.Status, cancelErr)
+		}
+		rig.stop()
+	}
+}
+
+// The destination's log says why a migration ended.
+func TestDestinationSaysWhy(t *testing.T) {
+	rig := newRig(t)
+	rig.src.saveOK = errors.New("the vCPU has no state")
+	err := New(rig.src, rig.addr, testOptions()).Run(context.Background())
+	if err == nil || !strings.Contains(err.Error(), "the vCPU has no state") {
+		t.Fatal(err)
+	}
+	rig.end()
+	rig.mu.Lock()
+	defer rig.mu.Unlock()
+	if all := strings.Join(rig.log, "\n"); !strings.Contains(all, "the vCPU has no state") || strings.Count(all, "\n") > 0 {
+		t.Errorf("log: %q", all)
+	}
+}
