@@ -122,17 +122,17 @@ type faultyProxy struct {
 	fault  fault
 	struck chan struct{}
 	once   sync.Once
-	block  bool // while struck, refuse new connections
 	wg     sync.WaitGroup
 	stop   chan struct{}
+	onHit  func() // called before the connections end
 }
 
-func startProxy(t *testing.T, to string, f fault) *faultyProxy {
+func startProxy(t *testing.T, to string, f fault, onHit func()) *faultyProxy {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &faultyProxy{ln: ln, to: to, fault: f, struck: make(chan struct{}), stop: make(chan struct{})}
+	p := &faultyProxy{ln: ln, to: to, fault: f, struck: make(chan struct{}), stop: make(chan struct{}), onHit: onHit}
 	p.wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -212,7 +212,10 @@ func (p *faultyProxy) pump(from, to net.Conn, toSource bool) {
 }
 
 func (p *faultyProxy) strike(a, b net.Conn) bool {
-	p.once.Do(func() { close(p.struck) })
+	p.once.Do(func() {
+		p.onHit()
+		close(p.struck)
+	})
 	if p.fault.hang {
 		<-p.stop
 		return true
@@ -224,15 +227,16 @@ func (p *faultyProxy) strike(a, b net.Conn) bool {
 
 // handoffRig is a source, a destination and what is between them.
 type handoffRig struct {
-	runs   *whoRuns
-	src    *toySource
-	recv   *Receiver
-	addr   string
-	served chan error
-	stop   context.CancelFunc
-	mu     sync.Mutex // guards log, dst
-	log    []string
-	dst    *toyTarget
+	runs    *whoRuns
+	src     *toySource
+	recv    *Receiver
+	addr    string
+	served  chan error
+	stop    context.CancelFunc
+	lines   chan string // what the destination says
+	mu      sync.Mutex  // guards dst, startOK
+	startOK error       // what Start of the next machine returns
+	dst     *toyTarget
 }
 
 func (r *handoffRig) target() *toyTarget {
@@ -243,16 +247,14 @@ func (r *handoffRig) target() *toyTarget {
 
 func newRig(t *testing.T) *handoffRig {
 	runs := &whoRuns{t: t, who: map[string]bool{}}
-	rig := &handoffRig{runs: runs, src: newToySource(t, runs), served: make(chan error, 1)}
+	rig := &handoffRig{runs: runs, src: newToySource(t, runs), served: make(chan error, 1), lines: make(chan string, 16)}
 	rig.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
 		rig.mu.Lock()
 		defer rig.mu.Unlock()
-		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}, runs: runs}
+		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}, runs: runs, startOK: rig.startOK}
 		return rig.dst, nil
 	}), func(format string, args ...any) {
-		rig.mu.Lock()
-		defer rig.mu.Unlock()
-		rig.log = append(rig.log, fmt.Sprintf(format, args...))
+		rig.lines <- fmt.Sprintf(format, args...)
 	})
 	rig.recv.timeout = 300 * time.Millisecond
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -336,7 +338,7 @@ func TestFaultAtEveryFrame(t *testing.T) {
 				t.Run(f.String(), func(t *testing.T) {
 					t.Parallel()
 					rig := newRig(t)
-					proxy := startProxy(t, rig.addr, f)
+					proxy := startProxy(t, rig.addr, f, func() {})
 					m := New(rig.src, proxy.ln.Addr().String(), testOptions())
 					err := m.Run(context.Background())
 					<-proxy.struck
@@ -362,12 +364,9 @@ func TestFaultAtEveryFrame(t *testing.T) {
 // A destination that cannot start gives the right back.
 func TestStartFailureReturnsTheRight(t *testing.T) {
 	rig := newRig(t)
-	build := rig.recv.builder
-	rig.recv.builder = buildFunc(func(ctx context.Context, c []byte) (Target, error) {
-		target, err := build.Build(ctx, c)
-		rig.target().startOK = errors.New("its disk is locked")
-		return target, err
-	})
+	rig.mu.Lock()
+	rig.startOK = errors.New("its disk is locked")
+	rig.mu.Unlock()
 	m := New(rig.src, rig.addr, testOptions())
 	err := m.Run(context.Background())
 	if err == nil || !strings.Contains(err.Error(), "its disk is locked") {
@@ -386,16 +385,14 @@ func TestStartFailureReturnsTheRight(t *testing.T) {
 // stays stopped until it is taken back by force.
 func TestUnknownSessionIsNotAborted(t *testing.T) {
 	rig := newRig(t)
-	proxy := startProxy(t, rig.addr, fault{typ: frameCommit, after: true})
+	// The destination loses its memory as the connection ends.
+	proxy := startProxy(t, rig.addr, fault{typ: frameCommit}, func() {
+		rig.recv.sessionMu.Lock()
+		defer rig.recv.sessionMu.Unlock()
+		clear(rig.recv.verdicts)
+	})
 	m := New(rig.src, proxy.ln.Addr().String(), testOptions())
 	ended := make(chan error, 1)
-	// The destination loses its memory as the connection ends.
-	go func() {
-		<-proxy.struck
-		rig.recv.sessionMu.Lock()
-		clear(rig.recv.verdicts)
-		rig.recv.sessionMu.Unlock()
-	}()
 	go func() { ended <- m.Run(context.Background()) }()
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(m.Progress().Error, "does not know"); {
 		select {
@@ -460,10 +457,7 @@ func TestDestinationSaysWhy(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the vCPU has no state") {
 		t.Fatal(err)
 	}
-	rig.end()
-	rig.mu.Lock()
-	defer rig.mu.Unlock()
-	if all := strings.Join(rig.log, "\n"); !strings.Contains(all, "the vCPU has no state") || strings.Count(all, "\n") > 0 {
-		t.Errorf("log: %q", all)
+	if line := <-rig.lines; !strings.Contains(line, "the vCPU has no state") || strings.Contains(line, "\n") {
+		t.Errorf("the destination said %q", line)
 	}
 }
