@@ -1,0 +1,179 @@
+/*
+ * Ring 0, first half: from the PVH entry (32-bit, paging off) or from an AP's real mode to long mode, and down to
+ * ring 3. It does as little as it can, because the demo guest also runs on KVMs that emulate ring 0 one instruction
+ * at a time: page tables and GDT are data, everything else that needs no privilege is done by C in ring 3.
+ */
+#include "layout.h"
+
+/* Xen's public/elfnote.h: XEN_ELFNOTE_PHYS32_ENTRY is 18, its value the physical address of the 32-bit entry. */
+	.section .note.pvh, "a", @note
+	.balign 4
+	.long 4, 8, 18
+	.asciz "Xen"
+	.quad pvh_entry
+
+	.text
+	.code32
+/* Xen's docs/misc/pvh: flat segments, paging off, interrupts off, ebx holds the physical address of hvm_start_info. */
+	.globl pvh_entry
+pvh_entry:
+	cld
+	lgdt gdt_pointer
+	xorl %edi, %edi /* CPU 0 */
+	ljmp $SEL_CODE32, $enter_long_mode
+
+/* An AP comes here from the trampoline. */
+ap_entry:
+	movl $SEL_DATA, %eax
+	movl %eax, %ds
+	movl ap_index, %edi
+
+enter_long_mode: /* edi: CPU, ebx: hvm_start_info */
+	movl $SEL_DATA, %eax
+	movl %eax, %ds
+	movl %eax, %es
+	movl %eax, %ss
+	movl $0x620, %eax /* PAE, OSFXSR, OSXMMEXCPT: ring 3 uses SSE2 */
+	movl %eax, %cr4
+	movl $pml4, %eax
+	movl %eax, %cr3
+	movl $0xc0000080, %ecx /* EFER */
+	xorl %edx, %edx
+	movl $0x100, %eax /* LME */
+	wrmsr
+	movl $0x80010033, %eax /* PG, WP, NE, ET, MP, PE; caches on */
+	movl %eax, %cr0
+	ljmp $SEL_CODE64, $long_mode
+
+	.code64
+long_mode:
+	movl %edi, %esi
+	shll $12, %esi
+	addl $cpu_pages, %esi
+	leaq CPU_PAGE(%rsi), %rsp
+	movq %rsp, TSS_RSP0(%rsi)
+	movw $TSS_SIZE, TSS_IOMAP_BASE(%rsi)
+	movb $0xff, TSS_SIZE+IOMAP_SIZE(%rsi) /* the bitmap must end in a byte of ones (SDM 1, 19.5.2) */
+
+	/* This CPU's TSS descriptor: available 64-bit TSS, base below 16 MiB (guest.ld asserts less). */
+	movl %edi, %ecx
+	shll $4, %ecx
+	movq %rsi, %rax
+	shlq $16, %rax
+	movabsq $0x0000890000000000 + TSS_SIZE + IOMAP_SIZE, %rdx
+	orq %rdx, %rax
+	movq %rax, gdt_tss(%rcx)
+	addl $SEL_TSS, %ecx
+	ltr %cx
+
+	testl %edi, %edi
+	jnz 2f
+
+	/* The first CPU: both 8259s masked, whatever a BIOS left; then the IDT, all gates to the 16-byte stubs. */
+	movb $0xff, %al
+	outb %al, $0x21
+	outb %al, $0xa1
+	movl $idt, %edx
+	movl $vector_stubs, %eax
+	movl $VECTORS, %ecx
+1:	movw %ax, (%rdx)
+	movl $0x8e000000 + SEL_CODE64, 2(%rdx) /* selector; IST 0, present, DPL 0, 64-bit interrupt gate */
+	movl %eax, %r8d
+	shrl $16, %r8d
+	movw %r8w, 6(%rdx)
+	addl $16, %eax
+	addl $16, %edx
+	decl %ecx
+	jnz 1b
+
+2:	lidt idt_pointer
+	movl %edi, %eax
+	incl %eax
+	shll $14, %eax
+	addl $user_stacks, %eax
+	subl $8, %eax /* the ABI's alignment at a function's entry */
+	pushq $SEL_USER_DATA
+	pushq %rax
+	pushq $0x202 /* interrupts on, IOPL 0 */
+	pushq $SEL_USER_CODE
+	pushq $cpu_main
+	movl %ebx, %esi
+	xorl %ebp, %ebp
+	xorl %r14d, %r14d /* cursor and pass (version.h): nothing rewritten yet */
+	xorl %r15d, %r15d
+	iretq
+
+/* Copied to TRAMPOLINE. An AP starts at its first byte with CS = TRAMPOLINE/16, IP = 0. */
+	.section .rodata
+	.balign 16
+	.globl trampoline, trampoline_end
+	.code16
+trampoline:
+	cli
+	cld
+	movw %cs, %ax
+	movw %ax, %ds
+	lgdtl trampoline_gdt - trampoline
+	movl $0x11, %eax /* PE, ET */
+	movl %eax, %cr0
+	ljmpl $SEL_CODE32, $ap_entry
+	.balign 4
+trampoline_gdt:
+	.word gdt_end - gdt - 1
+	.long gdt
+trampoline_end:
+	.code64
+
+	.data
+	.balign 16
+gdt:	.quad 0
+	.quad 0x00cf9b000000ffff /* SEL_CODE32 */
+	.quad 0x00cf93000000ffff /* SEL_DATA */
+	.quad 0x00af9b000000ffff /* SEL_CODE64 */
+	.quad 0x00cff3000000ffff /* SEL_USER_DATA */
+	.quad 0x00affb000000ffff /* SEL_USER_CODE */
+gdt_tss:
+	.fill MAX_CPUS*2, 8, 0
+gdt_end:
+
+gdt_pointer:
+	.word gdt_end - gdt - 1
+	.long gdt
+	.balign 8
+idt_pointer:
+	.word VECTORS*16 - 1
+	.quad idt
+
+/*
+ * Identity-mapped 2 MiB pages, user, writable, accessed and dirty already set so that an idle guest's page walks
+ * write nothing. Here: the first GiB, and the page of each APIC, uncached. memory.c maps the rest of RAM.
+ */
+	.balign 4096
+	.globl pdpt, pd_3
+pml4:	.quad pdpt + 0x27
+	.fill 511, 8, 0
+pdpt:	.quad pd_0 + 0x27, 0, 0, pd_3 + 0x27
+	.fill 508, 8, 0
+pd_0:
+	.set page, 0
+	.rept 512
+	.quad page + 0xe7
+	.set page, page + 0x200000
+	.endr
+pd_3:	.fill 502, 8, 0
+	.quad 0xfec000ff, 0xfee000ff
+	.fill 8, 8, 0
+
+	.bss
+	.balign 4096
+	.globl cpu_pages, user_stacks, idt
+cpu_pages:
+	.skip MAX_CPUS*CPU_PAGE
+user_stacks:
+	.skip MAX_CPUS*USER_STACK
+idt:	.skip VECTORS*16
+	.globl ap_index
+ap_index:
+	.skip 4
+
+	.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,88 @@
+/* The machine's memory: from PVH's start info to page tables and to the list of what may be owned. */
+#include "guest.h"
+
+/* Xen's public/arch-x86/hvm/start_info.h. */
+#define START_INFO_MAGIC 0x336ec578
+struct start_info {
+	u32 magic, version, flags, modules;
+	u64 modlist, cmdline, rsdp, memmap; /* physical addresses; memmap since version 1 */
+	u32 memmap_entries, reserved;
+};
+struct memmap_entry {
+	u64 addr, size;
+	u32 type, reserved;
+};
+#define MEMMAP_RAM 1
+
+#define MAPPED_LIMIT (512 * GIB) /* one page directory pointer table */
+
+struct extent ram[MAX_EXTENTS];
+u32 ram_extents;
+u64 ram_pages, memory_size;
+char command_line[1024];
+
+/*
+ * Maps the GiB at gpa with 2 MiB pages. The table for it is written before it is linked, and entries only ever go from
+ * absent to present, so no TLB needs flushing. Tables come from `table`, which the caller advances.
+ */
+static bool map_gib(u64 gpa, u64 *table)
+{
+	u64 slot = gpa / GIB;
+	if (slot == 0)
+		return false; /* boot.S */
+	if (slot == 3) {      /* boot.S has put the APICs in */
+		for (u64 i = 0; i < 502; i++)
+			pd_3[i] = (3 * GIB + i * 2 * MIB) | 0xe7;
+		return false;
+	}
+	if (pdpt[slot] & 1)
+		return false;
+	for (u64 i = 0; i < 512; i++)
+		((volatile u64 *)*table)[i] = (slot * GIB + i * 2 * MIB) | 0xe7;
+	__asm__ volatile("" : : : "memory");
+	pdpt[slot] = *table | 0x27;
+	return true;
+}
+
+/* Page tables take the memory from 2 MiB on (below, the image) as far as they need; what they took is not owned. */
+void memory_init(u64 address)
+{
+	const struct start_info *info = (const struct start_info *)address;
+	if (info->magic != START_INFO_MAGIC || info->version < 1 || !info->memmap_entries)
+		return;
+
+	const char *words = (const char *)info->cmdline;
+	for (u32 i = 0; words && words[i] && i < sizeof command_line - 1; i++)
+		command_line[i] = words[i];
+
+	const struct memmap_entry *map = (const struct memmap_entry *)info->memmap;
+	u64 table = 2 * MIB;
+	for (u32 i = 0; i < info->memmap_entries; i++) {
+		u64 start = map[i].addr, end = start + map[i].size;
+		if (map[i].type != MEMMAP_RAM || end < start)
+			continue;
+		memory_size += map[i].size;
+		if (end > MAPPED_LIMIT)
+			end = MAPPED_LIMIT;
+		start = (start + PAGE - 1) & -PAGE;
+		end &= -PAGE;
+		if (start < 2 * MIB)
+			start = 2 * MIB;
+		if (start >= end || ram_extents == MAX_EXTENTS)
+			continue;
+		for (u64 gib = start & -GIB; gib < end; gib += GIB)
+			if (map_gib(gib, &table))
+				table += PAGE;
+		/* Insertion keeps ram[] ascending, whatever the order of the map. */
+		u32 at = ram_extents++;
+		for (; at > 0 && ram[at - 1].gpa > start; at--)
+			ram[at] = ram[at - 1];
+		ram[at] = (struct extent){start, (end - start) >> PAGE_SHIFT};
+	}
+	if (ram_extents && ram[0].gpa < table) {
+		ram[0].pages -= (table - ram[0].gpa) >> PAGE_SHIFT;
+		ram[0].gpa = table;
+	}
+	for (u32 i = 0; i < ram_extents; i++)
+		ram_pages += ram[i].pages;
+}

@@ -1,0 +1,8 @@
+/* Ways to end. */
+#ifndef POWER_H
+#define POWER_H
+
+__attribute__((noreturn)) void power_off(void);
+__attribute__((noreturn)) void reboot(void);
+
+#endif

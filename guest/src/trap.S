@@ -1,0 +1,126 @@
+/*
+ * Ring 0, second half: interrupts and traps, in assembly without one C function. No path through here stores r14 or
+ * r15: the counters that pages are checked against stay in the registers even while an interrupt is handled.
+ */
+#include "layout.h"
+
+	.text
+	.balign 16
+	.globl vector_stubs
+vector_stubs: /* one of 16 bytes for each vector */
+	.set vector, 0
+	.rept 32
+	.balign 16
+	/* 8, 10 to 14, 17, 21, 29 and 30 push an error code themselves (SDM 3, table 6-1; APM 2, 8.2) */
+	.if !((1 << vector) & 0x60227d00)
+	pushq $0
+	.endif
+	pushq $vector
+	jmp trap
+	.set vector, vector + 1
+	.endr
+	.rept VECTORS - 32
+	.balign 16
+	.if vector == VEC_SPURIOUS
+	iretq /* no EOI: none is in service (SDM 3, 11.9) */
+	.elseif vector == VEC_SERIAL
+	movb $1, serial_interrupted
+	jmp interrupt
+	.else
+	jmp interrupt
+	.endif
+	.set vector, vector + 1
+	.endr
+	.balign 16
+
+/* Every interrupt only says that it came. Ring 3 looks for the reason. */
+interrupt:
+	pushq %rax
+	movq %rsp, %rax
+	andq $-CPU_PAGE, %rax
+	movb $1, CPU_WOKEN(%rax)
+	movl $LAPIC_EOI, %eax
+	movl $0, (%rax)
+	popq %rax
+	iretq
+
+/* On the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS. */
+trap:
+	cmpl $6, (%rsp)
+	jne fatal
+	cmpq $service_ud2, 16(%rsp)
+	jne fatal
+	cmpl $SERVICE_SLEEP, %eax
+	jne triple_fault
+
+	/*
+	 * Sleep until an interrupt, unless one came since the last sleep ended: ring 3 looked for work before it could
+	 * know of that one. Interrupts are off here, and STI holds them off until HLT has begun.
+	 */
+	movq %rsp, %rax
+	andq $-CPU_PAGE, %rax
+	cmpb $0, CPU_WOKEN(%rax)
+	jne 1f
+	sti
+	hlt
+	cli
+1:	movb $0, CPU_WOKEN(%rax)
+	addq $16, %rsp
+	addq $2, (%rsp) /* past the UD2 */
+	iretq
+
+/*
+ * Anything else: trap_report prints it, in ring 3 with interrupts off, and asks for the triple fault. A trap on the
+ * way there, on the same CPU, skips the printing; one on another CPU stops that CPU.
+ */
+fatal:
+	movq %rsp, %rax
+	andq $-CPU_PAGE, %rax
+	cmpl %eax, dying
+	je triple_fault
+	cmpl $0, dying
+	jne 2f
+	movl %eax, dying
+	movq %rsp, %rdi
+	movq %cr2, %rsi
+	pushq $SEL_USER_DATA
+	pushq $trap_stack_end - 8
+	pushq $0x2
+	pushq $SEL_USER_CODE
+	pushq $trap_report
+	iretq
+2:	cli
+	hlt
+	jmp 2b
+
+/* A page fault (nothing is mapped above 512 GiB) with no IDT to deliver it through. */
+triple_fault:
+	lidt no_idt
+	movabsq $0x00007ffffffff000, %rax
+	movb (%rax), %al
+	jmp triple_fault
+
+/* void service(unsigned number): the only way from ring 3 to ring 0 on purpose; clobbers rax. */
+	.globl service, service_ud2
+service:
+	movl %edi, %eax
+service_ud2:
+	ud2
+	ret
+
+	.section .rodata
+	.balign 8
+no_idt:	.word 0
+	.quad 0
+
+	.bss
+	.globl serial_interrupted, dying
+serial_interrupted:
+	.skip 1
+	.balign 4
+dying:	.skip 4 /* address of the CPU page of the CPU that is printing its last trap */
+	.balign 16
+	.skip 8192
+trap_stack_end:
+
+	.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,302 @@
+/* Reading the words, refusing what cannot be, and turning the rest into the next plan. */
+#include "words.h"
+#include "power.h"
+#include "serial.h"
+#include "work.h"
+
+u64 tick_every;
+
+static const char *const help[] = {
+	"fill=SIZE       own that much memory (K, M, G), every page with a content that can be checked",
+	"dirty=SIZE      rewrite that much of it, page by page, over and over",
+	"rate=PAGES/S    at that pace; 0: flat out",
+	"verify=SECONDS  check every owned page that often; 0: never",
+	"zeros=N         of the owned pages, every Nth is all zeros at odd versions; 0: none",
+	"tick=SECONDS    print a line about it that often; 0: never",
+	"stop            stop rewriting; dirty= or rate= starts it again",
+	"poweroff, reboot, crash (a trap that nothing handles), help",
+};
+
+/* What the words of one line add up to. */
+struct wish {
+	struct plan plan;
+	u64 fill_pages;
+	bool fill, changed;
+	enum { GO_ON, POWER_OFF, REBOOT, CRASH } then;
+};
+
+static struct line l;
+
+static bool refuse(const char *word, u32 length, const char *why)
+{
+	for (u32 i = 0; i < length && i < 60; i++)
+		put_char(&l, word[i] >= ' ' && word[i] <= '~' ? word[i] : '?');
+	put(&l, ": ");
+	put(&l, why);
+	serial_line(&l);
+	return false;
+}
+
+/* Digits up to the end or to *rest; false if there is none or 2^63 is reached. */
+static bool read_number(const char *text, u32 length, u64 *n, u32 *used)
+{
+	*n = *used = 0;
+	for (; *used < length && text[*used] >= '0' && text[*used] <= '9'; ++*used) {
+		u64 digit = text[*used] - '0';
+		if (*n > (0x7fffffffffffffffUL - digit) / 10)
+			return false;
+		*n = *n * 10 + digit;
+	}
+	return *used > 0;
+}
+
+/* Bytes, or with K, M, G or T the power of 1024; as whole pages, rounded up. */
+static bool read_size(const char *text, u32 length, u64 *pages)
+{
+	u64 n, shift = 0;
+	u32 used;
+	if (!read_number(text, length, &n, &used) || length - used > 1)
+		return false;
+	if (used < length) {
+		switch (text[used] & ~0x20) {
+		case 'T': shift += 10; /* fall through */
+		case 'G': shift += 10; /* fall through */
+		case 'M': shift += 10; /* fall through */
+		case 'K': shift += 10; break;
+		default: return false;
+		}
+	}
+	if (n > (0x7fffffffffffffffUL >> shift) - PAGE)
+		return false;
+	*pages = ((n << shift) + PAGE - 1) >> PAGE_SHIFT;
+	return true;
+}
+
+/* 0, 5, 0.25: TSC cycles, to the millisecond. */
+static bool read_seconds(const char *text, u32 length, u64 *cycles)
+{
+	u64 whole, fraction = 0;
+	u32 used;
+	if (!read_number(text, length, &whole, &used) || whole > 1000000)
+		return false;
+	if (used < length) {
+		if (text[used++] != '.' || used == length)
+			return false;
+		for (u64 unit = 100; used < length; used++, unit /= 10) {
+			if (text[used] < '0' || text[used] > '9')
+				return false;
+			fraction += (text[used] - '0') * unit;
+		}
+	}
+	*cycles = clock_ms(whole * 1000 + fraction);
+	return true;
+}
+
+static bool read_plain(const char *text, u32 length, u64 *n)
+{
+	u32 used;
+	return read_number(text, length, n, &used) && used == length && *n <= 1000000000;
+}
+
+/* The value of word if it is `name=value`. */
+static const char *value_of(const char *word, u32 length, const char *name, u32 *value_length)
+{
+	u32 i = 0;
+	while (name[i] && i < length && word[i] == name[i])
+		i++;
+	if (name[i] || i == length || word[i] != '=')
+		return 0;
+	*value_length = length - i - 1;
+	return word + i + 1;
+}
+
+static bool is(const char *word, u32 length, const char *name)
+{
+	u32 i = 0;
+	while (i < length && name[i] && word[i] == name[i])
+		i++;
+	return i == length && !name[i];
+}
+
+static bool one_word(const char *word, u32 length, struct wish *w)
+{
+	static const char bad_size[] = "a size is wanted, such as 400M";
+	static const char bad_seconds[] = "seconds are wanted, such as 5 or 0.5";
+	static const char bad_number[] = "a number from 0 to 1000000000 is wanted";
+	const char *v;
+	u32 n;
+	if ((v = value_of(word, length, "fill", &n))) {
+		if (!read_size(v, n, &w->fill_pages))
+			return refuse(word, length, bad_size);
+		w->fill = true;
+	} else if ((v = value_of(word, length, "dirty", &n))) {
+		if (!read_size(v, n, &w->plan.dirty))
+			return refuse(word, length, bad_size);
+		w->plan.writing = w->plan.dirty > 0;
+	} else if ((v = value_of(word, length, "rate", &n))) {
+		if (!read_plain(v, n, &w->plan.rate))
+			return refuse(word, length, bad_number);
+		w->plan.writing = w->plan.dirty > 0;
+	} else if ((v = value_of(word, length, "verify", &n))) {
+		if (!read_seconds(v, n, &w->plan.walk_every))
+			return refuse(word, length, bad_seconds);
+	} else if ((v = value_of(word, length, "zeros", &n))) {
+		if (!read_plain(v, n, &w->plan.zeros))
+			return refuse(word, length, bad_number);
+	} else if ((v = value_of(word, length, "tick", &n))) {
+		if (!read_seconds(v, n, &tick_every))
+			return refuse(word, length, bad_seconds);
+	} else if (is(word, length, "stop")) {
+		w->plan.writing = false;
+	} else if (is(word, length, "help")) {
+		for (u32 i = 0; i < sizeof help / sizeof *help; i++) {
+			put(&l, help[i]);
+			serial_line(&l);
+		}
+		return false;
+	} else if (is(word, length, "poweroff")) {
+		w->then = POWER_OFF;
+		return false;
+	} else if (is(word, length, "reboot")) {
+		w->then = REBOOT;
+		return false;
+	} else if (is(word, length, "crash")) {
+		w->then = CRASH;
+		return false;
+	} else {
+		return refuse(word, length, "unknown word; type help");
+	}
+	return true;
+}
+
+/* "owns 400M, rewrites 64M flat out, verifies every 5.000 s, ticks every 1.000 s" */
+static void print_plan(void)
+{
+	put(&l, "owns ");
+	put_size(&l, plan.owned * PAGE);
+	put(&l, plan.writing ? ", rewrites " : ", rewrites nothing");
+	if (plan.writing) {
+		put_size(&l, plan.dirty * PAGE);
+		put(&l, plan.rate ? " at " : " flat out");
+		if (plan.rate) {
+			put_number(&l, plan.rate);
+			put(&l, " pages/s");
+		}
+	}
+	u64 every[] = {plan.walk_every, tick_every};
+	for (u32 i = 0; i < 2; i++) {
+		put(&l, i ? ", ticks " : ", verifies ");
+		if (every[i]) {
+			put(&l, "every ");
+			put_decimals(&l, mul_div(every[i], 1000, tsc_hz), 3);
+			put(&l, " s");
+		} else {
+			put(&l, "never");
+		}
+	}
+	serial_line(&l);
+}
+
+static void refuse_size(const char *word, u64 wanted, u64 there, const char *what)
+{
+	put(&l, word);
+	put_size(&l, wanted * PAGE);
+	put(&l, ": refused, ");
+	put(&l, what);
+	put_size(&l, there * PAGE);
+	serial_line(&l);
+}
+
+/*
+ * Pages must be filled anew when others are owned, when their contents change (zeros), and when another range is to be
+ * rewritten after one has been: no version of a page is ever remembered page by page.
+ */
+static void commit(struct wish *w)
+{
+	static bool rewritten; /* since the last fill */
+	struct plan *next = &w->plan;
+	if (w->fill && w->fill_pages > ram_pages) {
+		refuse_size("fill=", w->fill_pages, ram_pages, "this machine can own ");
+		w->fill = false;
+	}
+	if (w->fill) {
+		next->owned = w->fill_pages;
+		if (plan.owned > 0 && next->dirty == plan.dirty && next->dirty > next->owned) {
+			next->dirty = 0; /* an old range that the new fill is too small for */
+			next->writing = false;
+		}
+	}
+	if (next->dirty > next->owned) {
+		refuse_size("dirty=", next->dirty, next->owned, "fill= has made it own ");
+		next->dirty = plan.dirty;
+		next->writing = plan.writing;
+		if (next->dirty > next->owned) {
+			next->dirty = 0;
+			next->writing = false;
+		}
+	}
+	if (w->fill || (next->owned && next->zeros != plan.zeros) || (rewritten && next->dirty != plan.dirty)) {
+		next->fill++;
+		rewritten = false;
+	}
+	rewritten |= next->writing;
+	plan_publish(next);
+	print_plan();
+}
+
+void words_run(const char *text)
+{
+	struct wish w = {.plan = plan};
+	for (;;) {
+		while (*text == ' ' || *text == '\t')
+			text++;
+		u32 length = 0;
+		while (text[length] && text[length] != ' ' && text[length] != '\t')
+			length++;
+		if (!length)
+			break;
+		w.changed |= one_word(text, length, &w);
+		text += length;
+	}
+	if (w.changed)
+		commit(&w);
+	switch (w.then) {
+	case GO_ON: break;
+	case POWER_OFF: power_off();
+	case REBOOT: reboot();
+	case CRASH: __asm__ volatile("ud2");
+	}
+}
+
+/* One character from the console: echoed, with backspace, Ctrl-U and Ctrl-C as a person expects. */
+void words_typed(char c)
+{
+	static char typed[256];
+	static u32 length;
+	static bool after_cr;
+	bool line_feed_of_crlf = c == '\n' && after_cr;
+	after_cr = c == '\r';
+	if (line_feed_of_crlf)
+		return;
+	if (c == '\r' || c == '\n') {
+		serial_echo('\r');
+		serial_echo('\n');
+		typed[length] = 0;
+		length = 0;
+		serial_edit(typed, 0);
+		words_run(typed);
+		return;
+	}
+	if (c == '\b' || c == 0x7f || c == 0x15 || c == 0x03) {
+		u32 erase = c == '\b' || c == 0x7f ? length > 0 : length;
+		for (length -= erase; erase; erase--) {
+			serial_echo('\b');
+			serial_echo(' ');
+			serial_echo('\b');
+		}
+	} else if (c >= ' ' && c <= '~' && length < sizeof typed - 1) {
+		typed[length++] = c;
+		serial_echo(c);
+	}
+	serial_edit(typed, length);
+}

@@ -1,0 +1,227 @@
+/* What every CPU does: fill its share of the memory, rewrite it, verify it, sleep. */
+#include "work.h"
+#include "version.h"
+
+/* Pages between two looks at the rest of the world: some 10 us of work. */
+#define BATCH 32
+#define FILL_BATCH 64
+
+/* The longest sleep; also how long a lost wake-up can matter. */
+#define IDLE_MS 250
+
+struct plan plan;
+struct worker workers[MAX_CPUS];
+
+void plan_publish(const struct plan *next)
+{
+	for (u32 cpu = 1; cpu < machine.cpus; cpu++)
+		while (workers[cpu].generation != plan.generation)
+			__builtin_ia32_pause();
+	u32 generation = plan.generation + 1;
+	u32 published = plan.generation;
+	plan = *next;
+	plan.generation = published; /* until all of it is there */
+	__atomic_store_n(&plan.generation, generation, __ATOMIC_RELEASE);
+	for (u32 cpu = 1; cpu < machine.cpus; cpu++)
+		cpu_wake(cpu);
+}
+
+/* The first `total % cpus` workers have one page more; so no worker's share of fewer pages exceeds its share of more. */
+static u64 share(u64 total, u32 id)
+{
+	return total / machine.cpus + (id < total % machine.cpus);
+}
+
+/* Finds the worker's pages in guest memory: those of the workers before it come first. */
+static void take_part(struct worker *w)
+{
+	u64 skip = 0, taken = 0;
+	for (u32 id = 0; id < w->id; id++)
+		skip += share(plan.owned, id);
+	w->pages = share(plan.owned, w->id);
+	w->parts = 0;
+	for (u32 i = 0; i < ram_extents && taken < w->pages; i++) {
+		if (skip >= ram[i].pages) {
+			skip -= ram[i].pages;
+			continue;
+		}
+		w->part[w->parts++] = (struct part){taken, ram[i].gpa + (skip << PAGE_SHIFT)};
+		taken += ram[i].pages - skip;
+		skip = 0;
+	}
+}
+
+static inline u64 page_gpa(const struct worker *w, u64 index)
+{
+	const struct part *p = &w->part[w->parts - 1];
+	while (index < p->first)
+		p--;
+	return p->gpa + ((index - p->first) << PAGE_SHIFT);
+}
+
+static inline u64 version_of(const struct worker *w, u64 index)
+{
+	if (index >= w->dirty)
+		return FIRST_VERSION(pass);
+	return pass + (index < cursor);
+}
+
+/* Begins, goes on with or ends rewriting, as the plan has it, once the fill is done. */
+static void set_pace(struct worker *w)
+{
+	bool write = plan.writing && w->dirty && !w->filling;
+	u64 active = plan.dirty < machine.cpus ? plan.dirty : machine.cpus;
+	u64 now = tsc();
+	w->interval = plan.rate ? mul_div(tsc_hz, active, plan.rate) + 1 : 0;
+	w->due = now + (active ? w->interval / active * w->id : 0);
+	if (write && !w->writing)
+		w->last = now;
+	w->writing = write;
+}
+
+void worker_adopt(struct worker *w)
+{
+	u32 generation = __atomic_load_n(&plan.generation, __ATOMIC_ACQUIRE);
+	if (plan.fill != w->fill) {
+		take_part(w);
+		pass = FIRST_OF_FILL(plan.fill);
+		cursor = 0;
+		w->filling = w->pages > 0;
+		w->walking = false;
+		w->fill = plan.fill;
+		if (!w->filling)
+			w->filled = plan.fill;
+	}
+	w->dirty = share(plan.dirty, w->id);
+	w->zeros = plan.zeros;
+	if (w->walk_every != plan.walk_every) {
+		w->walk_every = plan.walk_every;
+		w->walk_due = tsc();
+	}
+	set_pace(w);
+	__atomic_store_n(&w->generation, generation, __ATOMIC_RELEASE);
+}
+
+static void fill_batch(struct worker *w)
+{
+	for (u32 i = 0; i < FILL_BATCH && cursor < w->pages; i++) {
+		u64 gpa = page_gpa(w, cursor);
+		page_write((void *)gpa, gpa >> PAGE_SHIFT, pass, w->zeros);
+		cursor++;
+	}
+	if (cursor < w->pages)
+		return;
+	cursor = 0;
+	w->filling = false;
+	w->walk_due = tsc();
+	w->filled = w->fill;
+	set_pace(w);
+}
+
+static __attribute__((noinline)) void bad_page(struct worker *w, u64 gpa, u64 version)
+{
+	w->bad++;
+	u32 tail = w->report_tail;
+	if (tail - w->report_head == REPORTS)
+		return;
+	page_examine((const void *)gpa, gpa >> PAGE_SHIFT, version, w->zeros, &w->report[tail % REPORTS]);
+	__atomic_store_n(&w->report_tail, tail + 1, __ATOMIC_RELEASE);
+}
+
+/* Looks at the page before it overwrites it: else a page lost in a small, hot range would live for milliseconds only. */
+static inline void rewrite_one(struct worker *w)
+{
+	u64 gpa = page_gpa(w, cursor), number = gpa >> PAGE_SHIFT;
+	if (__builtin_expect(!page_looks_good((const void *)gpa, number, pass, w->zeros), 0))
+		bad_page(w, gpa, pass);
+	page_write((void *)gpa, number, pass + 1, w->zeros);
+	if (++cursor == w->dirty) {
+		cursor = 0;
+		pass++;
+	}
+	w->writes++;
+	u64 now = tsc(), gap = now - w->last;
+	if ((s64)gap > 0 && gap > w->gap)
+		w->gap = gap;
+	w->last = now;
+}
+
+static bool rewrite_batch(struct worker *w, u64 *next)
+{
+	if (!w->interval) {
+		for (u32 i = 0; i < BATCH; i++)
+			rewrite_one(w);
+		return true;
+	}
+	u64 now = tsc();
+	is_due(now, &w->due, w->interval + tsc_hz);
+	if ((s64)(now - w->due) > (s64)clock_ms(100))
+		w->due = now; /* a debt from a pause is forgiven, not paid in a burst */
+	u32 written = 0;
+	for (; written < BATCH && (s64)(now - w->due) >= 0; written++) {
+		rewrite_one(w);
+		w->due += w->interval;
+		now = tsc();
+	}
+	if (written == BATCH)
+		return true;
+	u64 wake = now + clock_ms(1); /* shorter sleeps cost more than they smooth */
+	sooner(next, (s64)(w->due - wake) > 0 ? w->due : wake);
+	return false;
+}
+
+static bool walk_batch(struct worker *w, u64 *next)
+{
+	u64 now = tsc();
+	if (!w->walking && is_due(now, &w->walk_due, w->walk_every)) {
+		w->walking = true;
+		w->walk_at = 0;
+		w->walk_due = now + w->walk_every;
+	}
+	if (!w->walking) {
+		sooner(next, w->walk_due);
+		return false;
+	}
+	u32 done = 0;
+	for (; done < BATCH && w->walk_at < w->pages; done++, w->walk_at++) {
+		u64 gpa = page_gpa(w, w->walk_at), version = version_of(w, w->walk_at);
+		if (__builtin_expect(!page_good((const void *)gpa, gpa >> PAGE_SHIFT, version, w->zeros), 0))
+			bad_page(w, gpa, version);
+	}
+	w->verified += done;
+	w->walking = w->walk_at < w->pages;
+	return true;
+}
+
+bool worker_step(struct worker *w, u64 *next)
+{
+	if (w->filling) {
+		fill_batch(w);
+		return true;
+	}
+	bool busy = false;
+	if (w->writing)
+		busy |= rewrite_batch(w, next);
+	if (w->walk_every && w->pages)
+		busy |= walk_batch(w, next);
+	if (busy && w->timer != clock_ms(IDLE_MS)) { /* no need of a fast timer now */
+		w->timer = clock_ms(IDLE_MS);
+		timer_set(w->timer);
+	}
+	return busy;
+}
+
+void worker_sleep(struct worker *w, u64 until)
+{
+	u64 idle = clock_ms(IDLE_MS);
+	s64 wait = until - tsc();
+	if (wait <= 0)
+		return;
+	if ((u64)wait > idle)
+		wait = idle;
+	if ((u64)wait != w->timer || (u64)wait != idle) {
+		w->timer = wait;
+		timer_set(wait);
+	}
+	service(SERVICE_SLEEP);
+}
