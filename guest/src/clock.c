@@ -1,9 +1,14 @@
-/* Time is the TSC's. Its rate, and the LAPIC timer's, are measured once against channel 2 of the 8254. */
+/*
+ * Time is the TSC's. Its rate, and the LAPIC timer's, are measured once against channel 0 of the 8254, whose count can
+ * be read. Channel 2, the usual one, has its gate at port 0x61, which not every virtual machine has.
+ */
 #include "guest.h"
 
 #define PIT_HZ 1193182UL
+#define PIT_START 0xffff
 #define PIT_10MS 11932
-#define PORT_GATE 0x61 /* bit 0: gate of channel 2, bit 1: speaker, bit 5: channel 2's output */
+#define PIT_CHANNEL0 0x40
+#define PIT_COMMAND 0x43
 
 u64 tsc_hz = 2000000000, timer_hz = 1000000000;
 bool clock_guessed;
@@ -13,50 +18,66 @@ u64 clock_ms(u64 ms)
 	return mul_div(ms, tsc_hz, 1000);
 }
 
-struct interval {
+/* One moment on three clocks. */
+struct moment {
 	u64 tsc;
-	u32 timer;
+	u32 timer, pit; /* both count down */
 };
 
-/* One run of 10 ms by the PIT; false where there is none, after a time that is not known. */
-static bool pit_10ms(struct interval *passed)
+/* Latches the count (command 0), so that its two bytes are of one moment. */
+static struct moment read_clocks(void)
 {
-	outb(PORT_GATE, (inb(PORT_GATE) & ~2) | 1);
-	outb(0x43, 0xb0); /* channel 2, both bytes, mode 0: the output rises when the count ends */
-	outb(0x42, PIT_10MS & 0xff);
-	u32 timer = timer_count();
-	u64 start = tsc();
-	outb(0x42, PIT_10MS >> 8);
-	for (u32 polls = 0; polls < 1000000; polls++) {
-		if (!(inb(PORT_GATE) & 0x20))
-			continue;
-		passed->tsc = tsc() - start;
-		passed->timer = timer - timer_count();
-		return polls > 0; /* at once: nothing counts behind that port */
+	struct moment m;
+	outb(PIT_COMMAND, 0);
+	m.tsc = tsc();
+	m.timer = timer_count();
+	m.pit = inb(PIT_CHANNEL0);
+	m.pit |= inb(PIT_CHANNEL0) << 8;
+	return m;
+}
+
+/*
+ * Some 10 ms by the 8254; false where nothing counts, after a time that is not known. The channel's interrupt is masked
+ * in the 8259 and in the IOAPIC.
+ */
+static bool pit_10ms(struct moment *passed)
+{
+	outb(PIT_COMMAND, 0x30); /* channel 0, both bytes, mode 0: counts down once */
+	outb(PIT_CHANNEL0, PIT_START & 0xff);
+	outb(PIT_CHANNEL0, PIT_START >> 8);
+	struct moment start = read_clocks(), now = start;
+	for (u32 polls = 0; polls < 100000; polls++) {
+		now = read_clocks();
+		if (now.pit > start.pit || start.pit - now.pit >= PIT_10MS)
+			break;
 	}
-	return false;
+	*passed = (struct moment){now.tsc - start.tsc, start.timer - now.timer, start.pit - now.pit};
+	return now.pit < start.pit && passed->pit >= PIT_10MS;
 }
 
 void clock_delay_10ms(void)
 {
-	struct interval unused;
+	struct moment unused;
 	pit_10ms(&unused);
 }
 
-/* The shortest of three runs: a host that was busy elsewhere can only make one longer. */
+/*
+ * Of three runs the one in which the clocks were read most quickly: a host that was busy elsewhere between two of the
+ * reads makes the run longer.
+ */
 void clock_calibrate(void)
 {
-	struct interval best = {~0UL, 0};
+	struct moment best = {0, 0, ~0U};
 	timer_calibrating();
 	for (int run = 0; run < 3; run++) {
-		struct interval one;
-		if (pit_10ms(&one) && one.tsc < best.tsc)
+		struct moment one;
+		if (pit_10ms(&one) && one.pit < best.pit)
 			best = one;
 	}
-	if (best.tsc == ~0UL || !best.tsc || !best.timer) {
+	if (!best.tsc || !best.timer) {
 		clock_guessed = true;
 		return;
 	}
-	tsc_hz = mul_div(best.tsc, PIT_HZ, PIT_10MS);
-	timer_hz = mul_div(best.timer, PIT_HZ, PIT_10MS);
+	tsc_hz = mul_div(best.tsc, PIT_HZ, best.pit);
+	timer_hz = mul_div(best.timer, PIT_HZ, best.pit);
 }

@@ -89,12 +89,13 @@ static void add_cpu(const u8 *entry)
 	}
 }
 
+/* Walks the entries by the table's length. */
 static void parse(const struct table_header *table)
 {
 	u32 isa_bus = 256; /* none */
 	const u8 *entry = (const u8 *)(table + 1);
 	const u8 *end = (const u8 *)table + table->length;
-	for (u32 i = 0; i < table->entries && entry < end; i++) {
+	while (entry + 8 <= end) { /* table->entries is 0 in qboot's */
 		switch (entry[0]) {
 		case ENTRY_CPU:
 			add_cpu(entry);
