@@ -1,0 +1,63 @@
+package serial
+
+import "fmt"
+
+// State is what of a UART travels with a migration. Input that the guest has
+// not read goes with it: it was typed to the guest, not to a host. Output is
+// the host's: what the backend has not taken when the state is saved
+// ([UART.Drain] first) is still written by the UART that was saved from.
+type State struct {
+	IER, FCR, LCR, MCR, SCR byte
+	DLL, DLM                byte
+	MSR                     byte
+	Overrun                 bool
+	// THREPending: the transmitter's interrupt is pending, or will be as soon
+	// as there is room for output, which the twin has from the start.
+	THREPending bool
+	FIFO        []byte // received, not read by the guest; at most 16 bytes
+	Pending     []byte // waits for room in FIFO; at most 4096 bytes
+}
+
+// SaveState returns the state. The UART is not changed by it. The vCPUs and
+// [UART.Serve] have stopped.
+func (u *UART) SaveState() State {
+	u.regs.Lock()
+	defer u.regs.Unlock()
+	return State{
+		IER: u.ier, FCR: u.fcr, LCR: u.lcr, MCR: u.mcr, SCR: u.scr,
+		DLL: u.dll, DLM: u.dlm, MSR: u.msr,
+		Overrun:     u.overrun,
+		THREPending: u.thri || u.full,
+		FIFO:        append([]byte(nil), u.fifo...),
+		Pending:     append([]byte(nil), u.pending...),
+	}
+}
+
+// LoadState replaces the state by a saved one, or changes nothing and says what
+// is wrong with it. The interrupt controllers have been loaded: the level of
+// the interrupt line is set anew, which they then take as no change.
+func (u *UART) LoadState(s State) error {
+	if s.IER&^ierMask != 0 || s.MCR&^mcrMask != 0 || s.FCR&^fcrKept != 0 || (s.FCR != 0 && s.FCR&fcrEnable == 0) {
+		return fmt.Errorf("serial port state: IER %#x, FCR %#x or MCR %#x has bits that do not exist", s.IER, s.FCR, s.MCR)
+	}
+	depth := 1
+	if s.FCR&fcrEnable != 0 {
+		depth = fifoSize
+	}
+	if len(s.FIFO) > depth || len(s.Pending) > maxPending {
+		return fmt.Errorf("serial port state: %d bytes in the FIFO and %d waiting; at most %d and %d are possible", len(s.FIFO), len(s.Pending), depth, maxPending)
+	}
+	u.regs.Lock()
+	defer u.regs.Unlock()
+	u.ier, u.fcr, u.lcr, u.mcr, u.scr = s.IER, s.FCR, s.LCR, s.MCR, s.SCR
+	u.dll, u.dlm, u.msr = s.DLL, s.DLM, s.MSR
+	u.overrun = s.Overrun
+	u.full = u.out.room() < fifoSize
+	u.thri = s.THREPending && !u.full
+	u.fifo = append(u.fifo[:0], s.FIFO...)
+	u.pending = append(u.pending[:0], s.Pending...)
+	u.refill()
+	u.line = u.interrupt() != iirNone
+	u.irq(u.line)
+	return nil
+}

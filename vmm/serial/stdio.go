@@ -1,0 +1,253 @@
+package serial
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// stdio is the backend stdio. It never reads or writes but when poll says that
+// it can, so that a call under way ends when the backend is closed.
+type stdio struct {
+	files  [2]*os.File // kept from being closed by the garbage collector
+	in     int
+	out    outputFD
+	help   io.Writer
+	quit   func()
+	tty    *terminal // nil: input is not a terminal
+	escape escape
+
+	closed  atomic.Bool
+	wakeIn  int // eventfd: context ended, or closed
+	wakeOut int // eventfd: closed
+
+	// inUse is held for reading by calls under way, and for writing by Close,
+	// which waits for them before it closes descriptors.
+	inUse sync.RWMutex
+}
+
+// outputFD is where output goes, and how to write to it without blocking.
+type outputFD struct {
+	fd     int
+	opened bool // fd is ours to close, and has O_NONBLOCK
+	socket bool
+	file   bool // a regular file
+}
+
+func openStdio(opt Options) (*stdio, error) {
+	in, out, help := opt.Stdin, opt.Stdout, opt.Stderr
+	if in == nil {
+		in = os.Stdin
+	}
+	if out == nil {
+		out = os.Stdout
+	}
+	if help == nil {
+		help = os.Stderr
+	}
+	b := &stdio{files: [2]*os.File{in, out}, in: int(in.Fd()), help: help, quit: opt.Quit, wakeIn: -1, wakeOut: -1}
+	if b.quit == nil {
+		b.quit = func() {}
+	}
+	var err error
+	for _, fd := range []*int{&b.wakeIn, &b.wakeOut} {
+		if *fd, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+			b.closeDescriptors()
+			return nil, fmt.Errorf("serial port on stdio: eventfd: %w", err)
+		}
+	}
+	b.out = nonblocking(int(out.Fd()))
+	b.tty = newTerminal(b.in)
+	return b, nil
+}
+
+// nonblocking returns a way to write to fd without blocking. O_NONBLOCK on fd
+// itself would change it for every process that shares it, a shell for one. A
+// terminal or pipe can be opened a second time; for a socket each call has a
+// flag; a file never blocks for long.
+func nonblocking(fd int) outputFD {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err == nil {
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFSOCK:
+			return outputFD{fd: fd, socket: true}
+		case unix.S_IFREG:
+			return outputFD{fd: fd, file: true}
+		case unix.S_IFIFO, unix.S_IFCHR:
+			again, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				return outputFD{fd: again, opened: true}
+			}
+		}
+	}
+	return outputFD{fd: fd}
+}
+
+// Write writes all of p, waiting as long as it takes or until Close.
+func (b *stdio) Write(p []byte) (int, error) {
+	b.inUse.RLock()
+	defer b.inUse.RUnlock()
+	done := 0
+	for done < len(p) {
+		switch ready, err := b.wait(b.out.fd, unix.POLLOUT, b.wakeOut); {
+		case err != nil:
+			return done, err
+		case !ready:
+			continue
+		}
+		n, err := b.out.write(p[done:])
+		switch {
+		case err == nil:
+			done += n
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+		default:
+			return done, fmt.Errorf("write serial output to stdout: %w", err)
+		}
+	}
+	return done, nil
+}
+
+func (o outputFD) write(p []byte) (int, error) {
+	switch {
+	case o.socket:
+		return unix.SendmsgN(o.fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	case !o.opened && !o.file:
+		// It may block in the middle; what poll promises is a little room.
+		p = p[:min(len(p), 256)]
+	}
+	return unix.Write(o.fd, p)
+}
+
+// ReadInput reads stdin; on a terminal in raw mode, without what is meant for
+// govmm itself. It is called by one goroutine at a time.
+func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
+	b.inUse.RLock()
+	defer b.inUse.RUnlock()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if b.tty != nil {
+		if b.tty.background() {
+			return 0, io.EOF // to read would stop the process (SIGTTIN)
+		}
+		if err := b.tty.makeRaw(); err != nil {
+			return 0, err
+		}
+	}
+	signalled := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(signalled)
+		signalEvent(b.wakeIn)
+	})
+	defer func() {
+		if !stop() {
+			<-signalled // the descriptor may be closed once we have returned
+		}
+	}()
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		switch ready, err := b.wait(b.in, unix.POLLIN, b.wakeIn); {
+		case errors.Is(err, os.ErrClosed):
+			return 0, io.EOF
+		case err != nil:
+			return 0, err
+		case !ready:
+			continue // ctx has ended, or an earlier one had
+		}
+		n, err := unix.Read(b.in, p)
+		switch {
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.EIO) || err == nil && n == 0:
+			return 0, io.EOF // EIO: the terminal has gone
+		case err != nil:
+			return 0, fmt.Errorf("read serial input from stdin: %w", err)
+		}
+		if b.tty != nil {
+			n = b.escape.filter(p[:n], b.command)
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+}
+
+// command does what the user asks for after Ctrl-A.
+func (b *stdio) command(key byte) {
+	switch key {
+	case 'x', 'X':
+		b.quit()
+	case 'h', 'H', '?':
+		_, _ = io.WriteString(b.help, helpText)
+	}
+}
+
+// wait waits until fd is ready (true), or until wake was signalled, which it
+// takes back (false), or until the backend is closed (an error).
+func (b *stdio) wait(fd int, events int16, wake int) (bool, error) {
+	for {
+		if b.closed.Load() {
+			return false, fmt.Errorf("serial port on stdio: %w", os.ErrClosed)
+		}
+		fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(wake), Events: unix.POLLIN}}
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return false, fmt.Errorf("serial port on stdio: poll: %w", err)
+		case b.closed.Load():
+		case fds[1].Revents != 0:
+			var count [8]byte
+			_, _ = unix.Read(wake, count[:])
+			return false, nil
+		default:
+			return true, nil // also on an error of fd, which the call then meets
+		}
+	}
+}
+
+// signalEvent makes an eventfd readable.
+func signalEvent(fd int) {
+	one := [8]byte{1}
+	_, _ = unix.Write(fd, one[:])
+}
+
+// Close puts the terminal back and ends calls under way.
+func (b *stdio) Close() error {
+	if b.closed.Swap(true) {
+		return nil
+	}
+	// First: a write that is stuck must not keep the terminal raw.
+	var err error
+	if b.tty != nil {
+		err = b.tty.restore()
+	}
+	signalEvent(b.wakeIn)
+	signalEvent(b.wakeOut)
+	b.inUse.Lock()
+	defer b.inUse.Unlock()
+	if b.tty != nil { // a ReadInput that had just begun may have made it raw again
+		err = errors.Join(err, b.tty.restore())
+	}
+	b.closeDescriptors()
+	return err
+}
+
+func (b *stdio) closeDescriptors() {
+	for _, fd := range []int{b.wakeIn, b.wakeOut} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+	if b.out.opened {
+		_ = unix.Close(b.out.fd)
+	}
+}

@@ -1,0 +1,367 @@
+// Package serial is the guest's serial port: a 16550A UART, and the places on
+// the host that its bytes go to and come from.
+//
+// Neither direction loses a byte, and neither makes a vCPU wait. Output is
+// queued and written by a goroutine in batches; when the backend is slow and
+// the queue is full, the transmitter shows itself busy (LSR.THRE is clear)
+// until there is room. Input is put into the receive FIFO only as the guest
+// makes room in it.
+//
+//	u := serial.New(irq, backend)
+//	go u.Serve(ctx, backend)      // input, until ctx ends
+//	u.WritePort(off, b)           // a vCPU's OUT to port 0x3f8+off
+//	...
+//	u.Drain(ctx); backend.Close(); u.Close()
+package serial
+
+import (
+	"io"
+	"sync"
+)
+
+// Registers by their offset from the port's base (National Semiconductor
+// PC16550D data sheet, section 8). Offsets 0 and 1 are the divisor latch while
+// LCR.DLAB is set.
+const (
+	regData = 0 // RBR when read, THR when written; DLL
+	regIER  = 1 // interrupt enable; DLM
+	regIIR  = 2 // interrupt identification when read, FCR when written
+	regLCR  = 3 // line control
+	regMCR  = 4 // modem control
+	regLSR  = 5 // line status
+	regMSR  = 6 // modem status
+	regSCR  = 7 // scratch
+)
+
+// Bits of the registers.
+const (
+	ierRX     = 0x01 // received data, and time-out
+	ierTHRE   = 0x02 // transmitter holding register empty
+	ierLine   = 0x04 // receiver line status
+	ierModem  = 0x08 // modem status
+	ierMask   = 0x0f
+	iirNone   = 0x01
+	iirModem  = 0x00
+	iirTHRE   = 0x02
+	iirRX     = 0x04
+	iirLine   = 0x06
+	iirTime   = 0x0c // data in the FIFO below the trigger level
+	iirFIFO   = 0xc0 // the FIFOs are on, and work: it is a 16550A
+	fcrEnable = 0x01
+	fcrRXOff  = 0x02 // clear the receive FIFO
+	fcrKept   = 0xc9 // enable, DMA mode, trigger level
+	lcrDLAB   = 0x80
+	mcrDTR    = 0x01
+	mcrRTS    = 0x02
+	mcrOut1   = 0x04
+	mcrOut2   = 0x08
+	mcrLoop   = 0x10
+	mcrMask   = 0x1f
+	lsrDR     = 0x01 // data ready
+	lsrOE     = 0x02 // overrun
+	lsrTHRE   = 0x20 // the transmitter takes at least fifoSize bytes
+	lsrTEMT   = 0x40
+	msrCTS    = 0x10
+	msrDSR    = 0x20
+	msrRI     = 0x40
+	msrDCD    = 0x80
+	msrLines  = 0xf0
+	msrTERI   = 0x04 // RI went away
+)
+
+const (
+	fifoSize = 16
+	// maxPending is how much input may wait for room in the receive FIFO.
+	maxPending = 4096
+	// divisor9600 is what firmware leaves in the divisor latch: 115200/9600.
+	divisor9600 = 12
+)
+
+// triggers are the receive FIFO's trigger levels by FCR bits 6 and 7.
+var triggers = [4]int{1, 4, 8, 14}
+
+// UART is a 16550A. It transmits and receives in no time: the divisor and the
+// frame format are kept for the guest to read and otherwise ignored. OUT2 does
+// not gate the interrupt. The character time-out comes at once.
+type UART struct {
+	irq func(level bool)
+	out *output
+
+	// room gets a value when pending input has shrunk.
+	room chan struct{}
+
+	// regs guards all below. irq is called while it is held, so that levels
+	// reach the interrupt controller in their order; it must not call back.
+	regs                    sync.Mutex
+	ier, fcr, lcr, mcr, scr byte
+	dll, dlm                byte
+	overrun                 bool   // LSR.OE
+	msr                     byte   // lines and their changes
+	thri                    bool   // the THRE interrupt is pending
+	full                    bool   // the output queue has no room for a FIFO's worth
+	fifo                    []byte // received, not read
+	pending                 []byte // input that waits for room in fifo
+	line                    bool   // level of the interrupt line
+}
+
+// New returns a UART as it is after power-on. It sets the level of its
+// interrupt line with irq, whenever that changes; irq must not call the UART.
+// What the guest sends is written to out, never by a goroutine that calls one
+// of the UART's port methods; an error of out is remembered for Close, and the
+// bytes are dropped.
+func New(irq func(level bool), out io.Writer) *UART {
+	u := &UART{
+		irq:     irq,
+		room:    make(chan struct{}, 1),
+		fifo:    make([]byte, 0, fifoSize),
+		pending: make([]byte, 0, maxPending),
+	}
+	u.powerOn()
+	u.out = newOutput(out, u.transmitterReady)
+	return u
+}
+
+// powerOn sets the registers as they are after power-on. regs is held, or
+// nobody else has the UART yet.
+func (u *UART) powerOn() {
+	u.ier, u.fcr, u.lcr, u.mcr, u.scr = 0, 0, 0, 0, 0
+	u.dll, u.dlm = divisor9600, 0
+	u.overrun, u.thri = false, false
+	u.msr = msrDCD | msrDSR | msrCTS
+	u.fifo = u.fifo[:0]
+}
+
+// Reset returns the registers to power-on, as the machine's reset does. Output
+// and input that are under way are kept: they belong to who is at the other end.
+func (u *UART) Reset() {
+	u.regs.Lock()
+	defer u.regs.Unlock()
+	u.powerOn()
+	u.refill()
+	u.update()
+}
+
+// ReadPort is the guest's read of one byte at offset off (0 to 7) from the
+// port's base.
+func (u *UART) ReadPort(off uint8) byte {
+	u.regs.Lock()
+	defer u.regs.Unlock()
+	switch off {
+	case regData:
+		if u.lcr&lcrDLAB != 0 {
+			return u.dll
+		}
+		return u.receive()
+	case regIER:
+		if u.lcr&lcrDLAB != 0 {
+			return u.dlm
+		}
+		return u.ier
+	case regIIR:
+		id := u.interrupt()
+		if id == iirTHRE {
+			u.thri = false
+			u.update()
+		}
+		if u.fcr&fcrEnable != 0 {
+			id |= iirFIFO
+		}
+		return id
+	case regLCR:
+		return u.lcr
+	case regMCR:
+		return u.mcr
+	case regLSR:
+		status := u.lineStatus()
+		u.overrun = false
+		u.update()
+		return status
+	case regMSR:
+		status := u.msr
+		u.msr &= msrLines
+		u.update()
+		return status
+	case regSCR:
+		return u.scr
+	}
+	return 0xff
+}
+
+// WritePort is the guest's write of one byte at offset off (0 to 7) from the
+// port's base. It never waits for the backend.
+func (u *UART) WritePort(off uint8, b byte) {
+	u.regs.Lock()
+	defer u.regs.Unlock()
+	switch off {
+	case regData:
+		if u.lcr&lcrDLAB != 0 {
+			u.dll = b
+			return
+		}
+		u.transmit(b)
+	case regIER:
+		if u.lcr&lcrDLAB != 0 {
+			u.dlm = b
+			return
+		}
+		// Enabling the interrupt of an empty transmitter raises it.
+		if b&^u.ier&ierTHRE != 0 && !u.full {
+			u.thri = true
+		}
+		u.ier = b & ierMask
+	case regIIR:
+		u.writeFCR(b)
+	case regLCR:
+		u.lcr = b
+	case regMCR:
+		u.writeMCR(b & mcrMask)
+	case regSCR:
+		u.scr = b
+	}
+	u.update()
+}
+
+// receive takes a byte from the receive FIFO.
+func (u *UART) receive() byte {
+	if len(u.fifo) == 0 {
+		return 0
+	}
+	b := u.fifo[0]
+	u.fifo = u.fifo[:copy(u.fifo, u.fifo[1:])]
+	u.refill()
+	u.update()
+	return b
+}
+
+// transmit sends a byte: to the backend, or back in loopback.
+func (u *UART) transmit(b byte) {
+	// The holding register is full for an instant. An interrupt controller
+	// that looks for edges has to see the line go down, even for a guest that
+	// answers the interrupt by the next byte without reading IIR.
+	u.thri = false
+	u.update()
+	if u.mcr&mcrLoop != 0 {
+		switch {
+		case len(u.fifo) < u.depth():
+			u.fifo = append(u.fifo, b)
+		case u.fcr&fcrEnable != 0:
+			u.overrun = true // the FIFO is kept, the new byte lost
+		default:
+			u.overrun = true
+			u.fifo[0] = b
+		}
+	} else {
+		u.full = u.out.put(b) < fifoSize
+	}
+	u.thri = !u.full
+}
+
+// transmitterReady is called by the output when it has room again.
+func (u *UART) transmitterReady() {
+	u.regs.Lock()
+	defer u.regs.Unlock()
+	if u.full && u.out.room() >= fifoSize {
+		u.full, u.thri = false, true
+		u.update()
+	}
+}
+
+// writeFCR sets FIFO control. The transmit FIFO is always empty: what was
+// written to it has gone to the output queue.
+func (u *UART) writeFCR(b byte) {
+	if (b^u.fcr)&fcrEnable != 0 || b&(fcrEnable|fcrRXOff) == fcrEnable|fcrRXOff {
+		u.fifo = u.fifo[:0]
+	}
+	u.fcr = 0
+	if b&fcrEnable != 0 {
+		u.fcr = b & fcrKept
+	}
+	u.refill()
+}
+
+// writeMCR sets modem control. In loopback its outputs are the modem lines,
+// else those of a terminal that is always ready.
+func (u *UART) writeMCR(b byte) {
+	u.mcr = b
+	lines := byte(msrDCD | msrDSR | msrCTS)
+	if b&mcrLoop != 0 {
+		lines = 0
+		for _, l := range [...]struct{ out, line byte }{{mcrRTS, msrCTS}, {mcrDTR, msrDSR}, {mcrOut1, msrRI}, {mcrOut2, msrDCD}} {
+			if b&l.out != 0 {
+				lines |= l.line
+			}
+		}
+	}
+	changed := (u.msr ^ lines) & msrLines
+	if lines&msrRI != 0 {
+		changed &^= msrRI // of RI only its end counts
+	}
+	u.msr = lines | u.msr&^msrLines | changed>>4
+	u.refill()
+}
+
+// depth is how many bytes the receiver holds.
+func (u *UART) depth() int {
+	if u.fcr&fcrEnable != 0 {
+		return fifoSize
+	}
+	return 1
+}
+
+// refill moves pending input to the receive FIFO. In loopback the receiver is
+// cut off from the line.
+func (u *UART) refill() {
+	n := min(len(u.pending), u.depth()-len(u.fifo))
+	if n <= 0 || u.mcr&mcrLoop != 0 {
+		return
+	}
+	u.fifo = append(u.fifo, u.pending[:n]...)
+	u.pending = u.pending[:copy(u.pending, u.pending[n:])]
+	select {
+	case u.room <- struct{}{}:
+	default:
+	}
+}
+
+// lineStatus returns LSR.
+func (u *UART) lineStatus() byte {
+	status := byte(0)
+	if len(u.fifo) > 0 {
+		status |= lsrDR
+	}
+	if u.overrun {
+		status |= lsrOE
+	}
+	if !u.full {
+		// TEMT as well: guests wait for it after each byte, and to wait for
+		// the backend as often would undo the batching.
+		status |= lsrTHRE | lsrTEMT
+	}
+	return status
+}
+
+// interrupt returns the identification of the most urgent interrupt.
+func (u *UART) interrupt() byte {
+	switch {
+	case u.ier&ierLine != 0 && u.overrun:
+		return iirLine
+	case u.ier&ierRX != 0 && len(u.fifo) > 0:
+		if u.fcr&fcrEnable != 0 && len(u.fifo) < triggers[u.fcr>>6] {
+			return iirTime
+		}
+		return iirRX
+	case u.ier&ierTHRE != 0 && u.thri:
+		return iirTHRE
+	case u.ier&ierModem != 0 && u.msr&^msrLines != 0:
+		return iirModem
+	}
+	return iirNone
+}
+
+// update sets the interrupt line.
+func (u *UART) update() {
+	if level := u.interrupt() != iirNone; level != u.line {
+		u.line = level
+		u.irq(level)
+	}
+}

@@ -1,0 +1,282 @@
+package serial
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxBacklog is how many of the last bytes of output are kept while no client
+// is connected. The next client gets them first.
+const maxBacklog = 64 << 10
+
+// unixSocket is the backend unix:PATH. One client at a time: another one gets a
+// line that says so. While a client is connected and does not read, output
+// waits for it; while none is, the last maxBacklog bytes are kept.
+type unixSocket struct {
+	path string
+	ln   *net.UnixListener
+	work sync.WaitGroup // accept, and a greet for each client
+
+	// clientMu guards all below.
+	clientMu sync.Mutex
+	client   *client       // nil: nobody is connected
+	changed  chan struct{} // closed, and replaced, when client changes
+	backlog  []byte
+	closed   bool
+}
+
+// client is a connection.
+type client struct {
+	conn  *net.UnixConn
+	ready chan struct{} // closed when it has got the backlog
+	mute  bool          // it has shut its direction down; guarded by clientMu
+}
+
+func openUnix(path string) (*unixSocket, error) {
+	ln, err := listenUnix(path)
+	if err != nil {
+		return nil, fmt.Errorf("serial port on a unix socket: %w", err)
+	}
+	b := &unixSocket{path: path, ln: ln, changed: make(chan struct{})}
+	b.work.Add(1)
+	go b.accept()
+	return b, nil
+}
+
+// listenUnix listens on a socket that only its owner may connect to. A socket
+// file that nobody listens on is left over and replaced.
+func listenUnix(path string) (*net.UnixListener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		// The mode of a socket before bind is that of the file bind makes, so
+		// there is no moment at which others could connect.
+		var chmod error
+		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
+			return err
+		}
+		return chmod
+	}}
+	for range 2 {
+		ln, err := lc.Listen(context.Background(), "unix", path)
+		if err == nil {
+			return ln.(*net.UnixListener), nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, err
+		}
+		if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket == 0 {
+			return nil, fmt.Errorf("%s exists and is not a socket", path)
+		}
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("%s is in use by another process", path)
+		}
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("%s is in use by another process", path)
+}
+
+// accept takes connections until the listener is closed.
+func (b *unixSocket) accept() {
+	defer b.work.Done()
+	for {
+		conn, err := b.ln.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
+			continue
+		}
+		if old := b.current(); old != nil && hungUp(old.conn) {
+			b.drop(old, nil)
+		}
+		b.clientMu.Lock()
+		if b.client != nil || b.closed {
+			b.clientMu.Unlock()
+			_, _ = conn.Write([]byte("govmm: another client has this serial port\r\n"))
+			_ = conn.Close()
+			continue
+		}
+		c := &client{conn: conn, ready: make(chan struct{})}
+		backlog := b.backlog
+		b.backlog = nil
+		b.set(c)
+		b.work.Add(1)
+		b.clientMu.Unlock()
+		go b.greet(c, backlog)
+	}
+}
+
+// greet sends the backlog to a new client.
+func (b *unixSocket) greet(c *client, backlog []byte) {
+	defer b.work.Done()
+	defer close(c.ready)
+	if n, err := c.conn.Write(backlog); err != nil {
+		b.drop(c, backlog[n:])
+	}
+}
+
+// set makes c the client. clientMu is held.
+func (b *unixSocket) set(c *client) {
+	b.client = c
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// current returns the client, or nil.
+func (b *unixSocket) current() *client {
+	b.clientMu.Lock()
+	defer b.clientMu.Unlock()
+	return b.client
+}
+
+// drop ends a connection and keeps the output that it did not get.
+func (b *unixSocket) drop(c *client, unsent []byte) {
+	b.clientMu.Lock()
+	if b.client == c {
+		b.set(nil)
+	}
+	b.keep(unsent)
+	b.clientMu.Unlock()
+	_ = c.conn.Close()
+}
+
+// keep adds to the backlog. clientMu is held.
+func (b *unixSocket) keep(p []byte) {
+	b.backlog = append(b.backlog, p...)
+	if n := len(b.backlog) - maxBacklog; n > 0 {
+		b.backlog = append([]byte(nil), b.backlog[n:]...)
+	}
+}
+
+// Write gives output to the client, and waits until it has taken it; without
+// a client it goes to the backlog.
+func (b *unixSocket) Write(p []byte) (int, error) {
+	for {
+		b.clientMu.Lock()
+		c := b.client
+		if b.closed {
+			b.clientMu.Unlock()
+			return 0, fmt.Errorf("serial port on %s: %w", b.path, net.ErrClosed)
+		}
+		if c == nil {
+			b.keep(p)
+			b.clientMu.Unlock()
+			return len(p), nil
+		}
+		b.clientMu.Unlock()
+		<-c.ready // its greet ends when the connection does
+		if b.current() != c {
+			continue
+		}
+		if n, err := c.conn.Write(p); err != nil {
+			b.drop(c, p[n:])
+		}
+		return len(p), nil
+	}
+}
+
+// ReadInput reads from whoever is connected. It is called by one goroutine at
+// a time.
+func (b *unixSocket) ReadInput(ctx context.Context, p []byte) (int, error) {
+	for {
+		b.clientMu.Lock()
+		c, changed, closed := b.client, b.changed, b.closed
+		mute := c != nil && c.mute
+		b.clientMu.Unlock()
+		if closed {
+			return 0, io.EOF
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		if c == nil || mute {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		n, err := readContext(ctx, c.conn, p)
+		if n > 0 {
+			return n, nil
+		}
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, io.EOF) && !hungUp(c.conn):
+			// It has nothing more to say and still listens.
+			b.clientMu.Lock()
+			c.mute = true
+			b.clientMu.Unlock()
+		default:
+			b.drop(c, nil)
+		}
+	}
+}
+
+// readContext reads, and returns os.ErrDeadlineExceeded when ctx ends.
+func readContext(ctx context.Context, conn net.Conn, p []byte) (int, error) {
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return 0, err
+	}
+	over := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(over)
+		_ = conn.SetReadDeadline(time.Unix(1, 0))
+	})
+	n, err := conn.Read(p)
+	if !stop() {
+		<-over // no deadline may be set behind the next read's back
+	}
+	return n, err
+}
+
+// hungUp says whether the other end has closed its socket altogether.
+func hungUp(conn *net.UnixConn) bool {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := true
+	_ = raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		_, err := unix.Poll(fds, 0)
+		gone = err == nil && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return gone
+}
+
+// Close ends connection and listener and removes the socket.
+func (b *unixSocket) Close() error {
+	b.clientMu.Lock()
+	if b.closed {
+		b.clientMu.Unlock()
+		return nil
+	}
+	b.closed = true
+	c := b.client
+	b.set(nil)
+	b.clientMu.Unlock()
+	err := b.ln.Close()
+	if c != nil {
+		_ = c.conn.Close()
+	}
+	b.work.Wait()
+	return err
+}
