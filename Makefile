@@ -1,0 +1,49 @@
+# govmm: make, make demo, make test; make help lists the rest.
+
+VERSION := $(shell git describe --always --dirty --tags 2>/dev/null)
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME ?= 5
+
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+.PHONY: build demo test accept setup lint unit fuzz bench guest clean help
+
+build: ## bin/govmm: static, with the version from git
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
+
+demo: build ## migrate a guest between two processes here
+	bin/govmm demo
+
+test: setup lint unit fuzz ## everything CI runs, set-up included (Debian 12 with Go)
+	@if [ "$$(. /etc/os-release && echo $$ID$$VERSION_ID)" = debian12 ]; then $(MAKE) guest; fi
+
+accept: setup ## the long runs of what CI runs in short
+	GOVMM_ACCEPT=1 go run ./test/run -count=1 -timeout 60m ./test/...
+
+setup: ## install what the tests need
+	test/setup.sh
+
+lint: ## gofmt, go vet, staticcheck, go.mod
+	@test -z "$$(gofmt -l .)" || { echo "gofmt these:"; gofmt -l .; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go mod tidy -diff
+
+unit: ## the tests, under the race detector; where /dev/kvm opens none may be skipped
+	go run ./test/run -race -timeout 20m ./...
+
+fuzz: ## every fuzz target for FUZZTIME seconds
+	test/fuzz.sh $(FUZZTIME)
+
+bench: ## speeds: compare two of one run, quote the ratio
+	go test -run '^$$' -bench . -p 1 -timeout 60m ./...
+
+guest: ## rebuild the demo guest; fails if the committed binary differs
+	$(MAKE) -C guest check
+
+clean: ## remove what was built
+	rm -rf bin
+	$(MAKE) -C guest clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestReport(t *testing.T) {
+	const stream = `{"Action":"start","Package":"p"}
+{"Action":"run","Package":"p","Test":"TestGood"}
+{"Action":"output","Package":"p","Test":"TestGood","Output":"=== RUN   TestGood\n"}
+{"Action":"output","Package":"p","Test":"TestGood","Output":"    chatter\n"}
+{"Action":"output","Package":"p","Test":"TestGood","Output":"--- PASS: TestGood (0.01s)\n"}
+{"Action":"pass","Package":"p","Test":"TestGood"}
+{"Action":"output","Package":"p","Test":"TestBad","Output":"    a.go:1: why\n"}
+{"Action":"output","Package":"p","Test":"TestBad","Output":"--- FAIL: TestBad (0.01s)\n"}
+{"Action":"fail","Package":"p","Test":"TestBad"}
+{"Action":"output","Package":"p","Test":"TestSVM","Output":"    a.go:2: needs VT-x or SVM: nested state\n"}
+{"Action":"skip","Package":"p","Test":"TestSVM"}
+{"Action":"output","Package":"p","Test":"TestLazy","Output":"    a.go:3: not today\n"}
+{"Action":"skip","Package":"p","Test":"TestLazy"}
+{"Action":"output","Package":"p","Test":"TestHangs","Output":"panic: test timed out\n"}
+{"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}
+{"Action":"fail","Package":"p"}
+not json
+`
+	var out strings.Builder
+	r := report{out: &out, pending: map[testID]*strings.Builder{}}
+	if err := r.read(strings.NewReader(stream)); err != nil {
+		t.Fatal(err)
+	}
+	if !r.summary(true) {
+		t.Error("a test was skipped, and that passes")
+	}
+	for _, want := range []string{"--- PASS: TestGood", "why", "FAIL\tp", "test timed out", "not json",
+		"1 tests passed, 1 failed, 2 were skipped", "FAIL: p TestLazy was skipped although /dev/kvm opens: a.go:3: not today"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing from:\n%s", want, &out)
+		}
+	}
+	for _, unwanted := range []string{"chatter", "FAIL: p TestSVM"} {
+		if strings.Contains(out.String(), unwanted) {
+			t.Errorf("%q is in:\n%s", unwanted, &out)
+		}
+	}
+	out.Reset()
+	if r.summary(false) || strings.Contains(out.String(), "FAIL") {
+		t.Errorf("without KVM skips are not failures:\n%s", &out)
+	}
+}

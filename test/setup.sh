@@ -1,0 +1,27 @@
+#!/bin/bash
+# Installs what the tests need and a fresh Debian machine with Go lacks.
+set -euo pipefail
+
+missing=()
+need() { command -v "$1" >/dev/null || missing+=("$2"); }
+need git git
+need make make
+need gcc gcc        # the race detector, and the demo guest
+need ld binutils
+need qemu-system-x86_64 qemu-system-x86 # boots the demo guest too
+[ -e /usr/include/linux/kvm.h ] || missing+=(linux-libc-dev) # layouts are checked against it
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+
+if [ ${#missing[@]} -gt 0 ]; then
+	run=()
+	if [ "$(id -u)" != 0 ]; then
+		if ! sudo -n true 2>/dev/null; then
+			echo "setup: missing: ${missing[*]}; install them, or run as root" >&2
+			exit 1
+		fi
+		run=(sudo -n)
+	fi
+	"${run[@]}" apt-get update -q
+	"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+fi
+go mod download
