@@ -61,16 +61,8 @@ type Info struct {
 	Socket string `json:"api_socket"`
 	// Migration is the outgoing migration that runs or ran last.
 	Migration *migrate.Progress `json:"migration,omitempty"`
-	// Incoming is what a receiver has got so far.
-	Incoming *Incoming `json:"incoming,omitempty"`
-}
-
-// Incoming is the progress of a migration at its destination.
-type Incoming struct {
-	Phase         string `json:"phase"`
-	Peer          string `json:"peer"` // "host:port"
-	BytesReceived uint64 `json:"bytes_received"`
-	Error         string `json:"error,omitempty"` // why the last attempt ended
+	// Incoming is what a receiver has got of the migration that is under way.
+	Incoming *migrate.ReceiveProgress `json:"incoming,omitempty"`
 }
 
 // Event is one line of a progress stream. Every line but the last has

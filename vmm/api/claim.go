@@ -81,7 +81,7 @@ func ClaimSocket(path, name string) (*Claim, error) {
 }
 
 func claim(socket, name string) (*Claim, error) {
-	lock, err := lockFile(socket + ".lock")
+	lock, err := lockFile(lockOf(socket))
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, &kindError{ErrNameTaken, fmt.Sprintf("a VM named %q runs already; choose another name, or stop it with: govmm stop %s", name, name)}
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -184,4 +185,30 @@ func (c *Client) failure(ctx context.Context, err error) error {
 func isTimeout(err error) bool {
 	var t net.Error
 	return errors.As(err, &t) && t.Timeout()
+}
+
+// WaitGone waits until the VM's name is free again, which is when its process
+// ends or lets go of it; an error that matches [ErrNoAnswer] says that this took
+// longer than Timeout.
+func (c *Client) WaitGone(ctx context.Context) error {
+	f, err := os.OpenFile(lockOf(c.socket), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	free := make(chan error, 1)
+	go func() { // ends with the VM: flock cannot be interrupted
+		free <- flock(f, unix.LOCK_SH)
+		_ = f.Close()
+	}()
+	select {
+	case err := <-free:
+		return err
+	case <-ctx.Done():
+		return &kindError{ErrNoAnswer, fmt.Sprintf("the VM's process at %s does not end", c.socket)}
+	}
 }

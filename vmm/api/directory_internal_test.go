@@ -3,23 +3,31 @@ package api
 import "testing"
 
 func TestDirectory(t *testing.T) {
+	owners := map[string]int{"/run/user/0": 0, "/run/user/1000": 1000, "/tmp/mine": 0, "/tmp/his": 1001}
+	owner := func(dir string) int {
+		if uid, ok := owners[dir]; ok {
+			return uid
+		}
+		return -1
+	}
 	for _, c := range []struct {
-		name  string
-		uid   int
-		env   map[string]string
-		owned bool
-		want  string
+		name string
+		uid  int
+		xdg  string
+		want string
 	}{
-		{"root", 0, nil, true, "/run/govmm"},
-		{"root keeps to /run", 0, map[string]string{"XDG_RUNTIME_DIR": "/run/user/0"}, true, "/run/govmm"},
-		{"user", 1000, map[string]string{"XDG_RUNTIME_DIR": "/run/user/1000"}, true, "/run/user/1000/govmm"},
-		{"relative XDG", 1000, map[string]string{"XDG_RUNTIME_DIR": "x"}, false, "/tmp/govmm-1000"},
-		{"no XDG", 1000, nil, true, "/run/user/1000/govmm"},
-		{"no XDG, no /run/user", 1000, nil, false, "/tmp/govmm-1000"},
-		{"override", 0, map[string]string{DirectoryVariable: "/x"}, true, "/x"},
+		{"root", 0, "", "/run/govmm"},
+		{"root by login", 0, "/run/user/0", "/run/govmm"},
+		{"root by sudo -E", 0, "/run/user/1000", "/run/govmm"},
+		{"root with a place of its own", 0, "/tmp/mine", "/tmp/mine/govmm"},
+		{"a place yet to be made", 0, "/tmp/new", "/tmp/new/govmm"},
+		{"user", 1000, "/run/user/1000", "/run/user/1000/govmm"},
+		{"relative", 1000, "x", "/run/user/1000/govmm"},
+		{"somebody else's", 1000, "/tmp/his", "/run/user/1000/govmm"},
+		{"user without it", 1000, "", "/run/user/1000/govmm"},
+		{"user without any", 1002, "", "/tmp/govmm-1002"},
 	} {
-		got := directory(c.uid, func(k string) string { return c.env[k] }, func(string, int) bool { return c.owned })
-		if got != c.want {
+		if got := directory(c.uid, c.xdg, owner); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}

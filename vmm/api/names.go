@@ -15,9 +15,6 @@ import (
 // taken, the next free of vm2, vm3, ...
 const DefaultName = "vm"
 
-// DirectoryVariable is the environment variable that overrides [Directory].
-const DirectoryVariable = "GOVMM_RUNTIME_DIR"
-
 const socketSuffix = ".sock"
 
 var validName = regexp.MustCompile(`\A[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}\z`)
@@ -31,36 +28,44 @@ func ValidateName(name string) error {
 	return &kindError{ErrInvalid, fmt.Sprintf("%.80q is not a name: 1 to 64 of a-z A-Z 0-9 _ . - that start with a letter or digit are", name)}
 }
 
-// Directory returns where sockets are: $GOVMM_RUNTIME_DIR if set, else
-// /run/govmm for root, $XDG_RUNTIME_DIR/govmm for others, and where that is
-// not set /run/user/UID/govmm or, if there is no such place,
-// /tmp/govmm-UID. It creates nothing.
-func Directory() string { return directory(os.Geteuid(), os.Getenv, ownedDir) }
-
-func directory(uid int, getenv func(string) string, owned func(string, int) bool) string {
-	if dir := getenv(DirectoryVariable); dir != "" {
-		return dir
-	}
-	if uid == 0 {
-		return "/run/govmm"
-	}
-	if dir := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) { // a relative one is to be ignored, says the XDG specification
-		return filepath.Join(dir, "govmm")
-	}
-	id := strconv.Itoa(uid)
-	if dir := filepath.Join("/run/user", id); owned(dir, uid) {
-		return filepath.Join(dir, "govmm")
-	}
-	return "/tmp/govmm-" + id
+// Directory returns where sockets are: $XDG_RUNTIME_DIR/govmm, for root
+// /run/govmm if that variable is not set or says what a login sets it to
+// (/run/user/0): root finds its VMs by whatever way it became root. For others
+// without the variable it is /run/user/UID/govmm or, if there is no such place,
+// /tmp/govmm-UID. Directory creates nothing.
+func Directory() string {
+	return directory(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), ownerOf)
 }
 
-func ownedDir(dir string, uid int) bool {
+// directory asks owner for the owner of a directory, -1 if there is none.
+func directory(uid int, xdg string, owner func(string) int) string {
+	login := filepath.Join("/run/user", strconv.Itoa(uid))
+	if uid == 0 && xdg == login {
+		xdg = ""
+	}
+	// The XDG specification: a relative path is to be ignored, and the
+	// directory must be the user's (it is not, after sudo -E).
+	if o := owner(xdg); filepath.IsAbs(xdg) && (o == uid || o == -1) {
+		return filepath.Join(xdg, "govmm")
+	}
+	switch {
+	case uid == 0:
+		return "/run/govmm"
+	case owner(login) == uid:
+		return filepath.Join(login, "govmm")
+	}
+	return "/tmp/govmm-" + strconv.Itoa(uid)
+}
+
+func ownerOf(dir string) int {
 	st, err := os.Lstat(dir)
 	if err != nil || !st.IsDir() {
-		return false
+		return -1
 	}
-	sys, ok := st.Sys().(*syscall.Stat_t)
-	return ok && int(sys.Uid) == uid
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		return int(sys.Uid)
+	}
+	return -1
 }
 
 // makeDir creates dir with mode 0700 and, if it was there already, takes the
@@ -90,11 +95,14 @@ func checkOwner(dir string) error {
 	if err != nil {
 		return err
 	}
-	if !ownedDir(dir, os.Geteuid()) {
-		return fmt.Errorf("%s (%v) is not a directory of this user; remove it, or set %s", dir, st.Mode(), DirectoryVariable)
+	if ownerOf(dir) != os.Geteuid() {
+		return fmt.Errorf("%s (%v) is not a directory of this user; remove it, or set XDG_RUNTIME_DIR", dir, st.Mode())
 	}
 	return nil
 }
 
 // socketIn returns the path of the VM's socket in a directory of sockets.
 func socketIn(dir, name string) string { return filepath.Join(dir, name+socketSuffix) }
+
+// lockOf returns the file that the holder of a socket has locked.
+func lockOf(socket string) string { return socket + ".lock" }
