@@ -1,0 +1,183 @@
+package serial
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+)
+
+// A UART in the middle of everything goes on in its twin where it was.
+func TestSaveLoad(t *testing.T) {
+	u, _ := newUART(t, io.Discard)
+	u.WritePort(regLCR, lcrDLAB|3)
+	u.WritePort(0, 0x21)
+	u.WritePort(1, 0x43)
+	u.WritePort(regLCR, 3)
+	u.WritePort(2, fcrEnable|0xc0)
+	u.WritePort(regMCR, mcrDTR|mcrRTS|mcrOut2)
+	u.WritePort(regSCR, 0x77)
+	u.WritePort(regIER, ierRX|ierTHRE)
+	u.Feed(bytes.Repeat([]byte("0123456789"), 4))
+	for range 3 {
+		u.ReadPort(regData)
+	}
+	s := u.SaveState()
+
+	twin, line := newUART(t, io.Discard)
+	if err := twin.LoadState(s); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, line, true, "loaded")
+	for _, off := range []uint8{regIER, regIIR, regLCR, regMCR, regLSR, regMSR, regSCR} {
+		wantReg(t, twin, off, u.ReadPort(off), "twin")
+	}
+	for i := 3; i < 40; i++ {
+		want := u.ReadPort(regData)
+		wantReg(t, twin, regData, want, "twin's input")
+		if want != byte('0'+i%10) {
+			t.Errorf("input byte %d is %q", i, want)
+		}
+	}
+	wantReg(t, twin, regIIR, iirFIFO|iirTHRE, "all read")
+	twin.WritePort(regLCR, lcrDLAB)
+	wantReg(t, twin, 0, 0x21, "divisor")
+	wantReg(t, twin, 1, 0x43, "divisor")
+
+	// A state is a copy: the twin's life does not change it.
+	third, line := newUART(t, io.Discard)
+	if err := third.LoadState(s); err != nil {
+		t.Fatal(err)
+	}
+	wantReg(t, third, regData, '3', "loaded twice")
+	// A state without interrupts takes the line down.
+	if err := third.LoadState(State{}); err != nil {
+		t.Fatal(err)
+	}
+	wantLine(t, line, false, "empty state")
+}
+
+func TestLoadRefuses(t *testing.T) {
+	u, _ := newUART(t, io.Discard)
+	u.WritePort(regSCR, 0x42)
+	for _, s := range []State{
+		{IER: 0x10}, {MCR: 0x20}, {FCR: 0x06}, {FCR: 0xc0},
+		{FIFO: make([]byte, 2)}, {FCR: 1, FIFO: make([]byte, 17)}, {Pending: make([]byte, maxPending+1)},
+	} {
+		if err := u.LoadState(s); err == nil {
+			t.Errorf("%+v was loaded", s)
+		}
+	}
+	wantReg(t, u, regSCR, 0x42, "refused states")
+}
+
+// input is an Input that hands out chunks, and then waits for ctx.
+type input struct {
+	chunks [][]byte
+	eof    bool
+}
+
+func (in *input) ReadInput(ctx context.Context, p []byte) (int, error) {
+	if len(in.chunks) == 0 {
+		if in.eof {
+			return 0, io.EOF
+		}
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	n := copy(p, in.chunks[0])
+	if in.chunks[0] = in.chunks[0][n:]; len(in.chunks[0]) == 0 {
+		in.chunks = in.chunks[1:]
+	}
+	return n, nil
+}
+
+// Serve delivers everything in order, however slowly the guest reads, and
+// what it has read when it ends is in the state.
+func TestServe(t *testing.T) {
+	text := make([]byte, 3*maxPending)
+	for i := range text {
+		text[i] = byte(i * 7)
+	}
+	u, _ := newUART(t, io.Discard)
+	done := make(chan error, 1)
+	go func() {
+		done <- u.Serve(context.Background(), &input{chunks: [][]byte{text[:1], text[1:5000], text[5000:]}, eof: true})
+	}()
+	for i := 0; i < len(text); {
+		if u.ReadPort(regLSR)&lsrDR != 0 {
+			if got := u.ReadPort(regData); got != text[i] {
+				t.Fatalf("byte %d is %#x, want %#x", i, got, text[i])
+			}
+			i++
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	in := &input{chunks: [][]byte{text}}
+	go func() { done <- u.Serve(ctx, in) }()
+	for u.ReadPort(regLSR)&lsrDR == 0 {
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	s := u.SaveState()
+	got := append(append(append([]byte{}, s.FIFO...), s.Pending...), bytes.Join(in.chunks, nil)...)
+	if !bytes.Equal(got, text) {
+		t.Errorf("%d bytes in the state and %d unread are not the %d given", len(s.FIFO)+len(s.Pending), len(bytes.Join(in.chunks, nil)), len(text))
+	}
+}
+
+// Whatever a guest does to the registers, the UART holds together: its line
+// follows IIR, its FIFO keeps its bounds, and a twin answers as it does.
+func FuzzRegisters(f *testing.F) {
+	f.Add([]byte{0x81, 0x0f, 0x82, 0xc7, 0x80, 'x', 0x02, 0, 0x00, 0})
+	f.Add([]byte{0x84, 0x10, 0x80, 'x', 0x80, 'y', 0x05, 0, 0x48, 'z', 0x84, 0, 0x00, 0})
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		u, line := newUART(t, io.Discard)
+		fed := 0
+		for ; len(ops) >= 2; ops = ops[2:] {
+			off := ops[0] & 0x0f
+			switch {
+			case ops[0]&0x80 != 0:
+				u.WritePort(off, ops[1])
+			case ops[0]&0x40 != 0:
+				fed += u.Feed(bytes.Repeat(ops[1:2], int(off)))
+			default:
+				u.ReadPort(off)
+			}
+			if level, _ := line.get(); level != (u.interrupt() != iirNone) {
+				t.Fatalf("the line is %v, IIR %#x", level, u.interrupt())
+			}
+			if len(u.fifo) > u.depth() || len(u.pending) > maxPending {
+				t.Fatalf("%d bytes in a FIFO of %d, %d wait", len(u.fifo), u.depth(), len(u.pending))
+			}
+			if len(u.pending) > 0 && len(u.fifo) < u.depth() && u.mcr&mcrLoop == 0 {
+				t.Fatal("input waits with room in the FIFO")
+			}
+		}
+		twin, _ := newUART(t, io.Discard)
+		if err := twin.LoadState(u.SaveState()); err != nil {
+			t.Fatal(err)
+		}
+		for _, off := range []uint8{5, 6, 2, 3, 4, 7, 1, 0, 0, 2, 5} {
+			if got, want := twin.ReadPort(off), u.ReadPort(off); got != want {
+				t.Fatalf("register %d of the twin is %#x, not %#x", off, got, want)
+			}
+		}
+	})
+}
+
+func BenchmarkTransmit(b *testing.B) {
+	u, _ := newUART(b, io.Discard)
+	for i := range b.N {
+		for u.ReadPort(regLSR)&lsrTHRE == 0 {
+		}
+		u.WritePort(regData, "0123456789abcde\n"[i%16])
+	}
+}
