@@ -185,13 +185,13 @@ static void chores(u64 *next)
 	print_reports();
 	tick(now, next);
 	if (is_due(now, &pump_due, tsc_hz)) {
-		bool more = serial_pump();
-		pump_due = now + (more ? clock_ms(1) / 8 : 0);
-		if (more)
-			sooner(next, now + clock_ms(1));
-	} else {
-		sooner(next, now + clock_ms(1));
+		enum pump state = serial_pump();
+		pump_due = state == PUMP_BLOCKED ? now + clock_ms(1) / 4 : now;
+		if (state == PUMP_MORE)
+			*next = now;
 	}
+	if ((s64)(pump_due - now) > 0)
+		sooner(next, now + clock_ms(1));
 	sooner(next, poll_due);
 }
 
@@ -227,8 +227,7 @@ static void boot(u64 start_info)
 	ioapic_init();
 	cpus_start();
 	say_hello();
-	while (serial_pump())
-		;
+	serial_flush();
 	clock_calibrate();
 	booted = tsc();
 	if (clock_guessed) {
@@ -269,6 +268,7 @@ void cpu_main(u64 cpu, u64 start_info)
 __attribute__((noreturn)) void trap_report(const u64 *frame, u64 cr2)
 {
 	static struct line report;
+	serial_flush(); /* what led to it */
 	put(&report, "\r\ntrap: vector ");
 	put_number(&report, frame[0]);
 	put(&report, " error ");

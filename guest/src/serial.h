@@ -8,7 +8,8 @@ void serial_init(void);
 void serial_line(struct line *l);      /* queues a line; never waits */
 void serial_echo(char c);              /* queues one character of what is being typed */
 void serial_edit(const char *text, u32 length); /* what has been typed of an unfinished line */
-bool serial_pump(void);                /* sends what the FIFO takes now; true if more is queued */
+enum pump { PUMP_EMPTY, PUMP_MORE, PUMP_BLOCKED };
+enum pump serial_pump(void);           /* sends a few characters; is there more, does the port take it? */
 int serial_read(void);                 /* a character, or -1 */
 void serial_flush(void);               /* sends all that is queued, unless nobody takes it */
 void serial_urgent(const struct line *l); /* past the queue, waiting for the port: for a trap's report */
