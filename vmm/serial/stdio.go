@@ -129,6 +129,9 @@ func (o outputFD) write(p []byte) (int, error) {
 func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 	b.inUse.RLock()
 	defer b.inUse.RUnlock()
+	if b.closed.Load() {
+		return 0, io.EOF // and leave the terminal as Close has left it
+	}
 	if len(p) == 0 {
 		return 0, nil
 	}

@@ -76,9 +76,13 @@ func listenUnix(path string) (*net.UnixListener, error) {
 		if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket == 0 {
 			return nil, fmt.Errorf("%s exists and is not a socket", path)
 		}
-		conn, err := net.Dial("unix", path)
+		// A datagram socket cannot connect to a listener, and is told so; to a
+		// real connection a listening UART would give what it has kept.
+		conn, err := net.Dial("unixgram", path)
 		if err == nil {
 			_ = conn.Close()
+		}
+		if err == nil || errors.Is(err, unix.EPROTOTYPE) {
 			return nil, fmt.Errorf("%s is in use by another process", path)
 		}
 		if !errors.Is(err, unix.ECONNREFUSED) {
@@ -168,27 +172,31 @@ func (b *unixSocket) keep(p []byte) {
 // Write gives output to the client, and waits until it has taken it; without
 // a client it goes to the backlog.
 func (b *unixSocket) Write(p []byte) (int, error) {
+	done := 0
 	for {
 		b.clientMu.Lock()
 		c := b.client
 		if b.closed {
 			b.clientMu.Unlock()
-			return 0, fmt.Errorf("serial port on %s: %w", b.path, net.ErrClosed)
+			return done, fmt.Errorf("serial port on %s: %w", b.path, net.ErrClosed)
 		}
 		if c == nil {
 			b.keep(p)
 			b.clientMu.Unlock()
-			return len(p), nil
+			return done + len(p), nil
 		}
 		b.clientMu.Unlock()
 		<-c.ready // its greet ends when the connection does
 		if b.current() != c {
 			continue
 		}
-		if n, err := c.conn.Write(p); err != nil {
-			b.drop(c, p[n:])
+		n, err := c.conn.Write(p)
+		if err == nil {
+			return done + n, nil
 		}
-		return len(p), nil
+		b.drop(c, nil)
+		p = p[n:]
+		done += n
 	}
 }
 
