@@ -2,10 +2,13 @@
 # Runs every fuzz target for a while: test/fuzz.sh SECONDS
 set -euo pipefail
 
-for dir in $(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./...); do
+dirs=$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./...)
+for dir in $dirs; do
 	grep -qs '^func Fuzz' "$dir"/*_test.go || continue
-	for target in $(cd "$dir" && go test -list '^Fuzz' . | grep '^Fuzz'); do
-		echo "fuzz: $target in ${dir#"$PWD"/} for $1 s"
-		(cd "$dir" && go test -run '^$' -fuzz "^$target\$" -fuzztime "$1s" -parallel 2 .)
+	cd "$dir"
+	targets=$(go test -list '^Fuzz' . | grep '^Fuzz')
+	for target in $targets; do
+		echo "fuzz: $target in $dir for $1 s"
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1s" -parallel 2 .
 	done
 done
