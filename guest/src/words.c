@@ -50,7 +50,7 @@ static bool read_number(const char *text, u32 length, u64 *n, u32 *used)
 	return *used > 0;
 }
 
-/* Bytes, or with K, M, G or T the power of 1024; as whole pages, rounded up. */
+/* Bytes, or with K, M, G or T that power of 1024; as whole pages, rounded up. The readers change nothing if they refuse. */
 static bool read_size(const char *text, u32 length, u64 *pages)
 {
 	u64 n, shift = 0;
@@ -94,8 +94,12 @@ static bool read_seconds(const char *text, u32 length, u64 *cycles)
 
 static bool read_plain(const char *text, u32 length, u64 *n)
 {
+	u64 number;
 	u32 used;
-	return read_number(text, length, n, &used) && used == length && *n <= 1000000000;
+	if (!read_number(text, length, &number, &used) || used < length || number > 1000000000)
+		return false;
+	*n = number;
+	return true;
 }
 
 /* The value of word if it is `name=value`. */
@@ -188,7 +192,7 @@ static void print_plan(void)
 		put(&l, i ? ", ticks " : ", verifies ");
 		if (every[i]) {
 			put(&l, "every ");
-			put_decimals(&l, mul_div(every[i], 1000, tsc_hz), 3);
+			put_decimals(&l, mul_div(every[i] + tsc_hz / 2000, 1000, tsc_hz), 3);
 			put(&l, " s");
 		} else {
 			put(&l, "never");
