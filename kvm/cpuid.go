@@ -47,7 +47,9 @@ func (v *VCPU) SetCPUID2(entries []CPUIDEntry) error {
 }
 
 // GetCPUID2 returns the list that was set, with the bits that follow the
-// vCPU's state (OSXSAVE, APIC, XSAVE sizes) as they are now.
+// vCPU's state (OSXSAVE, APIC, XSAVE sizes) as they are now. A KVM that cannot
+// intercept CPUID answers with the processor's own leaves instead, so a saved
+// machine carries the list that it set.
 func (v *VCPU) GetCPUID2() ([]CPUIDEntry, error) {
 	c := &cpuid2{n: maxCPUIDEntries}
 	if _, err := v.h.ioctl(reqGetCPUID2, unsafe.Pointer(c)); err != nil {

@@ -116,3 +116,5 @@ func mapMemory(t testing.TB, size int) []byte {
 }
 
 func hex(n uintptr) string { return fmt.Sprintf("%#x", n) }
+
+func decimal(n int) string { return fmt.Sprint(n) }

@@ -38,13 +38,23 @@ func (v *VCPU) TSCOffset() (uint64, error) {
 }
 
 // SetTSCOffset sets what is added to the host's (scaled) TSC to get the guest's.
+// It reads the offset back: a KVM that takes another offset and goes on with its
+// own (one whose guests see the host's TSC itself) is reported as
+// errors.ErrUnsupported, since the guest's clock would jump.
 func (v *VCPU) SetTSCOffset(offset uint64) error {
 	const op = "KVM_SET_DEVICE_ATTR"
 	if !v.h.hasAttr(vcpuTSCCtrl, vcpuTSCOffset) {
-		return opError(unsupported("this KVM has no KVM_VCPU_TSC_OFFSET"), op, "%s TSC offset", v.what)
+		return opError(unsupported("this KVM has no KVM_VCPU_TSC_OFFSET"), op, "%s TSC offset %#x", v.what, offset)
 	}
-	err := v.h.setAttr(vcpuTSCCtrl, vcpuTSCOffset, offset)
-	return opError(err, op, "%s TSC offset %#x", v.what, offset)
+	if err := v.h.setAttr(vcpuTSCCtrl, vcpuTSCOffset, offset); err != nil {
+		return opError(err, op, "%s TSC offset %#x", v.what, offset)
+	}
+	if got, err := v.TSCOffset(); err != nil {
+		return err
+	} else if got != offset {
+		return opError(unsupported("this KVM keeps %#x", got), op, "%s TSC offset %#x", v.what, offset)
+	}
+	return nil
 }
 
 // KVMClockCtrl tells the guest, through its kvmclock page, that it was stopped,

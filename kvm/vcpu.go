@@ -143,11 +143,14 @@ func (v *VCPU) BindThread() {
 	v.tid = unix.Gettid()
 }
 
-// UnbindThread ends what BindThread began. Afterwards Kick sends no signal.
+// UnbindThread ends what BindThread began; it is called on the same thread.
+// Afterwards Kick sends no signal, unless another thread has bound itself since.
 func (v *VCPU) UnbindThread() {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
-	v.tid = 0
+	if v.tid == unix.Gettid() {
+		v.tid = 0
+	}
 }
 
 // Kick sets immediate exit and interrupts the thread that was bound, so that a
