@@ -28,8 +28,8 @@
 // # What comes from gokvm, and what does not
 //
 // From github.com/bobuhiro11/gokvm/kvm: the builders of ioctl numbers, the
-// capability type and its constants, the exit reasons, the MSR numbers, and
-// those state structs whose layout is the kernel's: Regs, Sregs, SRegs2, Segment,
+// capability type and its constants, the exit reasons up to 17, and those state
+// structs whose layout is the kernel's: Regs, Sregs, SRegs2, Segment,
 // Descriptor, DebugRegs, XCRS, LAPICState, IRQChip, PITState2, ClockData,
 // Translation, CPUIDEntry2, MSREntry, MPState, UserspaceMemoryRegion, RunData.
 // A test compares them with the kernel's headers. Called as they are: its

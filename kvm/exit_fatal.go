@@ -66,7 +66,7 @@ func (e InternalErrorExit) String() string {
 	switch e.Suberror {
 	case InternalErrorEmulation:
 		if b := e.Instruction(); b != nil {
-			return fmt.Sprintf("KVM cannot emulate the instruction at % x", b)
+			return fmt.Sprintf("KVM cannot emulate the instruction that begins % x", b)
 		}
 		text = "KVM cannot emulate an instruction"
 	case InternalErrorSimulEx:

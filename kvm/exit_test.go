@@ -80,7 +80,7 @@ func TestInternalError(t *testing.T) {
 		put64(u, 8, emulationHasBytes)
 		copy(u[16:], []byte{3, 0x0f, 0xc7, 0xf0, 0xff})
 	})
-	if got, want := v.InternalError().String(), "KVM cannot emulate the instruction at 0f c7 f0"; got != want {
+	if got, want := v.InternalError().String(), "KVM cannot emulate the instruction that begins 0f c7 f0"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	v.union()[16] = 200

@@ -212,6 +212,8 @@ func TestUnbindThreadOfAnother(t *testing.T) {
 // Kicks may come at any time, also when the vCPU is gone.
 func TestKickAndClose(t *testing.T) {
 	vm := newVM(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	for id := range 20 {
 		v := must(vm.CreateVCPU(id))(t)
 		v.BindThread()
