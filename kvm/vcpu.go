@@ -22,7 +22,7 @@ type VCPU struct {
 	nested    int    // largest nested state in bytes, 0 if there is none
 
 	// area is the mapping that the kernel shares: struct kvm_run, and behind it
-	// the data of port accesses. Written by NewVCPU and Close only.
+	// the data of port accesses. Written by CreateVCPU and Close only.
 	area []byte
 
 	// kickMu guards, against Close and UnbindThread, what other threads touch to
