@@ -1,0 +1,91 @@
+package memory
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// variant is a backing, and a way of finding holes.
+type variant struct {
+	name    string
+	backing Backing
+	entries bool // by reading /proc/self/pagemap, whatever the kernel has
+}
+
+var variants = []variant{
+	{"memfd", Memfd, false},
+	{"anonymous", Anonymous, false},
+	{"anonymous without PAGEMAP_SCAN", Anonymous, true},
+	{"hugetlb", Hugetlb, false},
+	{"hugetlb without PAGEMAP_SCAN", Hugetlb, true},
+}
+
+// eachVariant runs a test with every backing. make gives it memory.
+func eachVariant(t *testing.T, size uint64, test func(t *testing.T, v variant, make func(testing.TB) *Memory)) {
+	for _, v := range variants {
+		t.Run(v.name, func(t *testing.T) {
+			if v.backing == Hugetlb {
+				needHugePages(t, size/hugePageSize)
+			}
+			test(t, v, func(t testing.TB) *Memory {
+				m := newMemory(t, size, v.backing)
+				if v.entries {
+					m.pagemap.scan = false
+				}
+				return m
+			})
+		})
+	}
+}
+
+// needHugePages sees to it that n huge pages can be had: out of the pool, or
+// allocated when they are needed, which root may allow for the test's time.
+func needHugePages(t testing.TB, n uint64) {
+	t.Helper()
+	const pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
+	read := func(name string) uint64 {
+		text, err := os.ReadFile(pool + name)
+		if err != nil {
+			t.Skipf("SKIPPED: this kernel has no 2 MiB huge pages: %v", err)
+		}
+		v, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if read("free_hugepages")-read("resv_hugepages") >= n {
+		return
+	}
+	const knob = "nr_overcommit_hugepages"
+	before := read(knob)
+	if err := os.WriteFile(pool+knob, []byte(strconv.FormatUint(before+n, 10)), 0); err != nil {
+		t.Skipf("SKIPPED: %d huge pages are needed: sysctl vm.nr_hugepages=%d (%v)", n, n, err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(pool+knob, []byte(strconv.FormatUint(before, 10)), 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// bitSet says whether bit i is set.
+func bitSet(bitmap []uint64, i uint64) bool { return bitmap[i/64]>>(i%64)&1 != 0 }
+
+// dirtyPages fetches the VMM's dirty log of a slot as a list of page numbers.
+func dirtyPages(t testing.TB, m *Memory, index int) []uint64 {
+	t.Helper()
+	bitmap := make([]uint64, bitmapWords(m.slots[index].pages()))
+	if err := m.FetchDirty(index, bitmap); err != nil {
+		t.Fatal(err)
+	}
+	var pages []uint64
+	for i := range m.slots[index].pages() {
+		if bitSet(bitmap, i) {
+			pages = append(pages, i)
+		}
+	}
+	return pages
+}

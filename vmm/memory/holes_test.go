@@ -1,0 +1,286 @@
+package memory
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+)
+
+// Random writes, reads, punches and zeros against a model: content is what the
+// model says, no page with data is ever called a hole, asking populates
+// nothing, and exactly the VMM's writes and punches are marked.
+func TestModel(t *testing.T) {
+	const size, pages = 8 << 20, 8 << 20 / PageSize
+	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
+		rapid.Check(t, func(rt *rapid.T) {
+			m, err := New(size, v.backing)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			defer func() { _ = m.Close() }()
+			if v.entries {
+				m.pagemap.scan = false
+			}
+			model := make([]byte, size)
+			dirty := make(map[uint64]bool)
+			mark := func(gpa, n uint64) {
+				for page := gpa / PageSize; page*PageSize < gpa+n; page++ {
+					dirty[page] = true
+				}
+			}
+			page := rapid.Uint64Range(0, pages-1)
+			run := func(rt *rapid.T) (first, n uint64) {
+				first = page.Draw(rt, "first")
+				return first, rapid.Uint64Range(1, min(600, pages-first)).Draw(rt, "pages")
+			}
+			populated := func(rt *rapid.T) uint64 {
+				n, err := m.PopulatedPages()
+				if err != nil {
+					rt.Fatal(err)
+				}
+				return n
+			}
+			rt.Repeat(map[string]func(*rapid.T){
+				"write": func(rt *rapid.T) {
+					gpa := rapid.Uint64Range(0, size-1).Draw(rt, "gpa")
+					p := bytes.Repeat([]byte{rapid.Byte().Draw(rt, "byte")}, rapid.IntRange(1, int(min(9000, size-gpa))).Draw(rt, "n"))
+					if err := m.WriteAt(p, gpa); err != nil {
+						rt.Fatal(err)
+					}
+					copy(model[gpa:], p)
+					mark(gpa, uint64(len(p)))
+				},
+				"write page": func(rt *rapid.T) {
+					gpa := page.Draw(rt, "page") * PageSize
+					if err := m.WriteUint64(gpa+8, 0x1111); err != nil {
+						rt.Fatal(err)
+					}
+					copy(model[gpa+8:], []byte{0x11, 0x11, 0, 0, 0, 0, 0, 0})
+					mark(gpa, 1)
+				},
+				"read": func(rt *rapid.T) {
+					first, n := run(rt)
+					if !bytes.Equal(m.SlotBytes(0, first, n), model[first*PageSize:(first+n)*PageSize]) {
+						rt.Fatal("content differs")
+					}
+				},
+				"punch": func(rt *rapid.T) {
+					first, n := run(rt)
+					if err := m.Punch(first*PageSize, n*PageSize); err != nil {
+						rt.Fatal(err)
+					}
+					clear(model[first*PageSize : (first+n)*PageSize])
+					mark(first*PageSize, n*PageSize)
+				},
+				"zero": func(rt *rapid.T) {
+					first, n := run(rt)
+					if err := m.Zero(0, first, n); err != nil {
+						rt.Fatal(err)
+					}
+					clear(model[first*PageSize : (first+n)*PageSize])
+				},
+				"ask": func(rt *rapid.T) {
+					first, n := run(rt)
+					before := populated(rt)
+					bitmap := slices.Repeat([]uint64{^uint64(0)}, int(bitmapWords(n)))
+					if err := m.Populated(0, first, n, bitmap); err != nil {
+						rt.Fatal(err)
+					}
+					for i := range n {
+						data := model[(first+i)*PageSize : (first+i+1)*PageSize]
+						if !bitSet(bitmap, i) && bytes.Count(data, []byte{0}) != PageSize {
+							rt.Fatalf("page %d has data and was called a hole", first+i)
+						}
+					}
+					for i := n; i < uint64(len(bitmap))*64; i++ {
+						if bitSet(bitmap, i) {
+							rt.Fatalf("bit %d of %d pages is set", i, n)
+						}
+					}
+					if after := populated(rt); after != before {
+						rt.Fatalf("asking changed the populated pages from %d to %d", before, after)
+					}
+				},
+			})
+			for _, page := range dirtyPages(t, m, 0) {
+				if !dirty[page] {
+					rt.Fatalf("page %d is marked, nobody wrote it", page)
+				}
+				delete(dirty, page)
+			}
+			if len(dirty) > 0 {
+				rt.Fatalf("%d written pages are not marked", len(dirty))
+			}
+			if !bytes.Equal(m.ram, model) {
+				rt.Fatal("content differs in the end")
+			}
+			if err := m.Punch(0, size); err != nil {
+				rt.Fatal(err)
+			}
+			if n := populated(rt); n != 0 && v.backing != Hugetlb {
+				rt.Fatalf("%d pages populated after all was punched", n)
+			}
+		})
+	})
+}
+
+// What the kernel lets us know of holes in the usual cases.
+func TestHoles(t *testing.T) {
+	const size = 8 << 20
+	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
+		m := fresh(t)
+		count := func(when string, least, most uint64) {
+			t.Helper()
+			if n, err := m.PopulatedPages(); err != nil || n < least || n > most {
+				t.Errorf("%s: %d pages populated, %v; want %d to %d", when, n, err, least, most)
+			}
+		}
+		count("fresh", 0, 0)
+		if err := m.WriteUint16(0x3000, 1); err != nil {
+			t.Fatal(err)
+		}
+		bitmap := []uint64{0}
+		if err := m.Populated(0, 3, 1, bitmap); err != nil || bitmap[0] != 1 {
+			t.Errorf("the written page: %#x, %v", bitmap[0], err)
+		}
+		count("a page written", 1, 512) // one, or a huge page
+		// Zero of pages that do not exist makes none.
+		if err := m.Zero(0, 1024, 1000); err != nil {
+			t.Fatal(err)
+		}
+		count("holes zeroed", 1, 512)
+		// Of a part of a huge page.
+		if err := m.WriteUint16(0x4000, 2); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Zero(0, 3, 1); err != nil {
+			t.Fatal(err)
+		}
+		if a, _ := m.ReadUint16(0x3000); a != 0 {
+			t.Error("the zeroed page is not zero")
+		}
+		if b, _ := m.ReadUint16(0x4000); b != 2 {
+			t.Error("its neighbour was zeroed too")
+		}
+		if err := m.Punch(0, size); err != nil {
+			t.Fatal(err)
+		}
+		if v.backing == Hugetlb {
+			count("all punched", 512, 512) // the pool's pages are kept
+		} else {
+			count("all punched", 0, 0)
+		}
+		// Reading what was never written: anonymous memory maps the shared
+		// zero page, which only PAGEMAP_SCAN tells from a page of ours; a
+		// memory file and hugetlb populate. Each is right, none may fail.
+		if err := m.ReadAt(make([]byte, size), 0); err != nil {
+			t.Fatal(err)
+		}
+		if v.backing == Anonymous && m.pagemap.scan {
+			count("all read", 0, 0)
+		}
+	})
+}
+
+func TestPunchRefuses(t *testing.T) {
+	m := newMemory(t, MinSize, Memfd)
+	for _, r := range [][2]uint64{{1, PageSize}, {0, 100}, {PageSize, MinSize}, {HoleEnd, PageSize}} {
+		if err := m.Punch(r[0], r[1]); err == nil {
+			t.Errorf("Punch(%#x, %#x) succeeded", r[0], r[1])
+		}
+	}
+	if err := m.Punch(0, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// A punch over the end of a slot is marked and done in both.
+func TestPunchAcrossSlots(t *testing.T) {
+	for _, b := range []Backing{Memfd, Anonymous} {
+		m := newMemory(t, 2<<30, b)
+		if err := m.WriteAt(bytes.Repeat([]byte{7}, 4*PageSize), 1<<30-2*PageSize); err != nil {
+			t.Fatal(err)
+		}
+		last := uint64(SlotSize>>pageShift - 1)
+		dirtyPages(t, m, 0)
+		dirtyPages(t, m, 1)
+		if err := m.Punch(1<<30-PageSize, 2*PageSize); err != nil {
+			t.Fatal(err)
+		}
+		if a, b := dirtyPages(t, m, 0), dirtyPages(t, m, 1); !slices.Equal(a, []uint64{last}) || !slices.Equal(b, []uint64{0}) {
+			t.Errorf("marked %v and %v", a, b)
+		}
+		for gpa, want := range map[uint64]uint16{1<<30 - 2*PageSize: 0x0707, 1<<30 - PageSize: 0, 1 << 30: 0, 1<<30 + PageSize: 0x0707} {
+			if got, err := m.ReadUint16(gpa); err != nil || got != want {
+				t.Errorf("%s: gpa %#x is %#x, %v", b, gpa, got, err)
+			}
+		}
+	}
+}
+
+// While somebody writes, and the kernel collapses and splits huge pages, a page
+// that was written before the question is never called a hole.
+func TestHolesUnderWrites(t *testing.T) {
+	const size, pages = 16 << 20, 16 << 20 / PageSize
+	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
+		m := fresh(t)
+		var wg sync.WaitGroup
+		stop := make(chan struct{})
+		written := pages / 2
+		for page := range uint64(written) {
+			if err := m.WriteUint16(page*PageSize, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			rng := rand.New(rand.NewPCG(1, 2))
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				page := uint64(written) + rng.Uint64N(pages/2)
+				_ = m.WriteUint16(page*PageSize, 1)
+				if rng.Uint64N(64) == 0 {
+					_ = m.Zero(0, page, 1)
+					_ = unix.Madvise(m.ram[:size/2], unix.MADV_COLLAPSE)
+				}
+			}
+		}()
+		bitmap := make([]uint64, bitmapWords(pages))
+		for range 300 {
+			if err := m.Populated(0, 0, pages, bitmap); err != nil {
+				t.Fatal(err)
+			}
+			for page := range uint64(written) {
+				if !bitSet(bitmap, page) {
+					t.Fatalf("page %d has data and was called a hole", page)
+				}
+			}
+		}
+		close(stop)
+		wg.Wait()
+	})
+}
+
+// No huge pages: the user is told how many are missing and what to do.
+func TestHugetlbError(t *testing.T) {
+	m, err := New(MaxSize, Hugetlb)
+	if err == nil {
+		t.Fatalf("16 TiB of huge pages: %v", m.Close())
+	}
+	for _, word := range []string{"8388608 huge pages of 2 MiB", "vm.nr_hugepages=", "--memory-backing"} {
+		if !strings.Contains(err.Error(), word) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("error %q, want one line with %q", err, word)
+		}
+	}
+}
