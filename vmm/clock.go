@@ -1,0 +1,187 @@
+package vmm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/govmm/govmm/kvm"
+)
+
+// A guest has two clocks that go on while it is moved: its TSC, and kvmclock,
+// which the kernel derives from a clock of the VM. Both are to go on with real
+// time and never back. So a state says what they showed at which moment of
+// real time; the destination adds what has passed since. Between two hosts
+// that is as good as their real-time clocks agree.
+//
+// Within one boot of one host (a guest that moves to another process) the TSC
+// is the same, and its offset is simply copied: that is exact.
+
+// ClockState is the time of a machine.
+type ClockState struct {
+	Boot string // identifies the boot of the source's host
+	// KVM is the VM's clock. If its flags have no ClockRealtime, KVMRealtime
+	// is the moment at which it was read.
+	KVM         kvm.ClockData
+	KVMRealtime int64 // nanoseconds since 1970
+	// TSC is what vCPU 0's TSC was at TSCRealtime.
+	TSC         uint64
+	TSCRealtime int64
+	TSCKHz      uint64
+}
+
+// maxElapsed is how long a guest can have been on its way. Hosts whose clocks
+// disagree by more are taken to disagree altogether.
+const maxElapsed = 10 * time.Minute
+
+// bootID is new at each boot of the kernel (random(4)).
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "" // equal to no other, see sameBoot
+	}
+	return string(bytes.TrimSpace(b))
+}
+
+func (c *ClockState) sameBoot() bool { return c.Boot != "" && c.Boot == bootID() }
+
+// elapsed returns the nanoseconds from a moment to now, never below 0.
+func elapsed(since, now int64) int64 {
+	d := now - since
+	if d < 0 || d > int64(maxElapsed) {
+		return 0
+	}
+	return d
+}
+
+// sample reads something at a known moment of real time: of a few attempts the
+// quickest counts, since a thread may be interrupted between two readings.
+func sample[T any](read func() (T, error)) (value T, at int64, err error) {
+	best := int64(-1)
+	for range 5 {
+		before := time.Now()
+		v, err := read()
+		if err != nil {
+			return v, 0, err
+		}
+		if took := int64(time.Since(before)); best < 0 || took < best {
+			value, at, best = v, before.UnixNano()+took/2, took
+		}
+	}
+	return value, at, nil
+}
+
+// guestTSC reads a vCPU's TSC.
+func guestTSC(v *kvm.VCPU) (uint64, error) {
+	list, err := v.GetMSRs([]uint32{msrTSC})
+	if err != nil {
+		return 0, err
+	}
+	return list[0].Data, nil
+}
+
+// tscOffset returns nil if this kernel does not tell.
+func tscOffset(v *kvm.VCPU) (*uint64, error) {
+	offset, err := v.TSCOffset()
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return &offset, nil
+}
+
+func (m *Machine) saveClock() (c ClockState, err error) {
+	c.Boot = bootID()
+	boot := m.vcpus[0].kvm
+	if c.TSCKHz, err = boot.TSCKHz(); err != nil {
+		return c, err
+	}
+	if c.TSC, c.TSCRealtime, err = sample(func() (uint64, error) { return guestTSC(boot) }); err != nil {
+		return c, err
+	}
+	c.KVM, c.KVMRealtime, err = sample(m.vm.GetClock)
+	return c, err
+}
+
+// loadClock sets the clock, and then the TSCs, which it does not touch.
+func (m *Machine) loadClock(s *MachineState) error {
+	if err := m.loadKVMClock(&s.Clock); err != nil {
+		return err
+	}
+	return m.loadTSC(s)
+}
+
+// loadKVMClock lets the kernel add the time that has passed where it can, since
+// it reads both clocks at one moment.
+func (m *Machine) loadKVMClock(c *ClockState) error {
+	now := time.Now().UnixNano()
+	known, err := m.vm.CheckExtension(kvm.CapAdjustClock)
+	if err != nil {
+		return err
+	}
+	clock := c.KVM
+	const realtime = kvm.ClockRealtime
+	if clock.Flags&realtime != 0 && uint32(known)&realtime != 0 && elapsed(int64(clock.Realtime), now) > 0 {
+		return m.vm.SetClock(clock)
+	}
+	clock.Flags = 0
+	clock.Clock += uint64(elapsed(c.KVMRealtime, now))
+	return m.vm.SetClock(clock)
+}
+
+// loadTSC sets the TSC of every vCPU.
+func (m *Machine) loadTSC(s *MachineState) error {
+	c := &s.Clock
+	if khz := m.spec.TSCKHz; khz != 0 && !sameFrequency(c.TSCKHz, khz) {
+		return fmt.Errorf("machine state: the TSC runs at %d kHz, the machine was described with %d kHz", c.TSCKHz, khz)
+	}
+	saved := s.VCPUs[0].TSCOffset
+	here, err := tscOffset(m.vcpus[0].kvm)
+	if err != nil {
+		return err
+	}
+	if saved == nil || here == nil {
+		return m.writeTSC(c)
+	}
+	base := *saved
+	if !c.sameBoot() {
+		tsc, now, err := sample(func() (uint64, error) { return guestTSC(m.vcpus[0].kvm) })
+		if err != nil {
+			return err
+		}
+		base = *here + c.tscAt(now) - tsc
+	}
+	for i, v := range m.vcpus {
+		offset := s.VCPUs[i].TSCOffset
+		if offset == nil {
+			return fmt.Errorf("machine state: vCPU %d has no TSC offset", i)
+		}
+		// What the guest has set one TSC off from another stays.
+		if err := v.kvm.SetTSCOffset(base + *offset - *saved); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tscAt returns what vCPU 0's TSC should show at a moment.
+func (c *ClockState) tscAt(now int64) uint64 {
+	ms, ns := uint64(elapsed(c.TSCRealtime, now)/1e6), uint64(elapsed(c.TSCRealtime, now)%1e6)
+	return c.TSC + ms*c.TSCKHz + ns*c.TSCKHz/1e6
+}
+
+// writeTSC is for kernels older than 5.16 at either end. The kernel takes
+// values that are written shortly after one another, and differ by no more than
+// the time between, for one: the TSCs stay in step.
+func (m *Machine) writeTSC(c *ClockState) error {
+	for _, v := range m.vcpus {
+		if _, err := v.kvm.SetMSRs([]kvm.MSR{{Index: msrTSC, Data: c.tscAt(time.Now().UnixNano())}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

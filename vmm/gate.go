@@ -1,0 +1,164 @@
+package vmm
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// hold is a reason for which the vCPUs stand still. They run when there is
+// none.
+type hold uint8
+
+const (
+	holdStart   hold = 1 << iota // the machine has not been started
+	holdUser                     // somebody paused it
+	holdHandoff                  // it is being handed over
+)
+
+// kicker is a vCPU as the gate sees it.
+type kicker interface {
+	// Kick makes a KVM_RUN under way, and every later one, return EINTR until
+	// SetImmediateExit(false).
+	Kick() error
+	SetImmediateExit(bool)
+}
+
+// gate is what every vCPU passes before it enters the guest. Closing it stops
+// them all, without polling: a closed gate is a flag that vCPUs look at, a
+// kick for those that are in the guest, and a condition on which they, and who
+// closed it, wait.
+type gate struct {
+	// closed is set while holds is not 0 or ended is set: the fast path of
+	// admit, which takes no lock.
+	closed atomic.Bool
+
+	// turnMu is held through a whole hold or release: a release does not
+	// overtake a hold that waits for vCPUs. It is taken before gateMu.
+	turnMu sync.Mutex
+
+	gateMu sync.Mutex // guards holds, ended, live, parked and the writing of closed
+	moved  *sync.Cond // any of them changed
+	holds  hold
+	ended  bool
+	live   int // vCPUs whose goroutine runs
+	parked int // of those, how many stand still at the gate
+
+	vcpus []kicker // does not change once a vCPU runs
+}
+
+func newGate() *gate {
+	g := &gate{holds: holdStart}
+	g.moved = sync.NewCond(&g.gateMu)
+	g.closed.Store(true)
+	return g
+}
+
+// admit lets a vCPU go into KVM_RUN, or keeps it until it may; false means
+// that the machine has ended.
+//
+// pending says that the last KVM_RUN ended with an exit: its port or memory
+// access is completed by the next one only. Such a vCPU is let through a
+// closed gate with immediate exit set, again and again until the kernel has
+// nothing left but to say EINTR (R5). kicked says that it did.
+func (g *gate) admit(v kicker, pending, kicked bool) bool {
+	if !kicked && !g.closed.Load() {
+		return true
+	}
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	for {
+		switch {
+		case g.ended:
+			return false
+		case g.holds == 0:
+			v.SetImmediateExit(false)
+			return true
+		case pending:
+			v.SetImmediateExit(true)
+			return true
+		}
+		g.parked++
+		g.moved.Broadcast()
+		g.moved.Wait()
+		g.parked--
+	}
+}
+
+// hold closes the gate and returns when every vCPU stands still at it. It
+// returns which holds there were before, and false if the machine has ended.
+func (g *gate) hold(h hold) (before hold, ok bool) {
+	g.turnMu.Lock()
+	defer g.turnMu.Unlock()
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	before = g.holds
+	g.holds |= h
+	g.closed.Store(true)
+	g.kick()
+	for g.parked < g.live && !g.ended {
+		g.moved.Wait()
+	}
+	return before, !g.ended
+}
+
+// release takes a hold away; vCPUs run when it was the last one. lastCall is
+// called before they do.
+func (g *gate) release(h hold, lastCall func()) (ok bool) {
+	g.turnMu.Lock()
+	defer g.turnMu.Unlock()
+	g.gateMu.Lock()
+	last := g.holds == h && !g.ended
+	g.gateMu.Unlock()
+	if last {
+		lastCall()
+	}
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	g.holds &^= h
+	g.closed.Store(g.holds != 0 || g.ended)
+	g.moved.Broadcast()
+	return !g.ended
+}
+
+// held returns the holds there are.
+func (g *gate) held() hold {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	return g.holds
+}
+
+// end makes every vCPU leave, and everybody who waits for one to park.
+func (g *gate) end() {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	g.ended = true
+	g.closed.Store(true)
+	g.kick()
+	g.moved.Broadcast()
+}
+
+// settle waits for the holds and releases under way, which an end cuts short.
+// Later ones do nothing.
+func (g *gate) settle() {
+	g.turnMu.Lock()
+	defer g.turnMu.Unlock()
+}
+
+// kick gets every vCPU out of the guest. gateMu is held.
+func (g *gate) kick() {
+	for _, v := range g.vcpus {
+		// The signal fails only for a thread that is gone.
+		_ = v.Kick()
+	}
+}
+
+// enter and leave count the goroutines of vCPUs.
+func (g *gate) enter() { g.count(1) }
+func (g *gate) leave() { g.count(-1) }
+
+func (g *gate) count(n int) {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	g.live += n
+	g.moved.Broadcast()
+}

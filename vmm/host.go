@@ -1,0 +1,120 @@
+package vmm
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// host is what this host can give a guest, as far as a guest can depend on it.
+type host struct {
+	cpuid      []kvm.CPUIDEntry // as guestCPUID
+	tscKHz     uint64
+	tscControl bool // the guest's TSC may run at another frequency
+	maxCPUs    int
+	capability func(kvm.Capability) (int, error)
+	available  func(memory.Backing) (uint64, error) // bytes
+}
+
+// supportedCPUID returns the processor that a guest gets here.
+func supportedCPUID(sys *kvm.System) ([]kvm.CPUIDEntry, error) {
+	xcomp, err := sys.RequestXComp()
+	if err != nil {
+		xcomp = 0 // no AMX then
+	}
+	supported, err := sys.SupportedCPUID()
+	if err != nil {
+		return nil, err
+	}
+	deadline, err := sys.CheckExtension(kvm.CapTSCDeadlineTimer)
+	if err != nil {
+		return nil, err
+	}
+	return guestCPUID(supported, deadline > 0, xcomp), nil
+}
+
+// thisHost asks KVM. It makes a VM for a moment, since only a vCPU knows the
+// frequency of the TSC.
+func thisHost(sys *kvm.System) (_ host, err error) {
+	h := host{capability: sys.CheckExtension, available: availableMemory}
+	if h.cpuid, err = supportedCPUID(sys); err != nil {
+		return h, err
+	}
+	n, err := sys.CheckExtension(kvm.CapTSCControl)
+	if err != nil {
+		return h, err
+	}
+	h.tscControl = n > 0
+	if h.maxCPUs, err = sys.CheckExtension(kvm.CapMaxVCPUs); err != nil {
+		return h, err
+	}
+	vm, err := sys.CreateVM()
+	if err != nil {
+		return h, err
+	}
+	defer func() { err = errors.Join(err, vm.Close()) }()
+	v, err := vm.CreateVCPU(0)
+	if err != nil {
+		return h, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	h.tscKHz, err = v.TSCKHz()
+	return h, err
+}
+
+// availableMemory returns how many bytes of this backing the host can give
+// away without swapping.
+func availableMemory(b memory.Backing) (uint64, error) {
+	if b == memory.Hugetlb {
+		pages, err := meminfo("HugePages_Free")
+		if err != nil {
+			return 0, err
+		}
+		size, err := meminfo("Hugepagesize")
+		return pages * size * 1024, err
+	}
+	kib, err := meminfo("MemAvailable")
+	return kib * 1024, err
+}
+
+// meminfo returns a number of /proc/meminfo (proc_meminfo(5)): a count, or kiB.
+func meminfo(key string) (uint64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name, rest, ok := strings.Cut(lines.Text(), ":")
+		if !ok || name != key {
+			continue
+		}
+		number, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+		return strconv.ParseUint(number, 10, 64)
+	}
+	return 0, fmt.Errorf("/proc/meminfo has no %s", key)
+}
+
+// needs lists the capabilities that the state of a machine with these depends
+// on: what is not optional on any kernel, and those of this one that change
+// the state's form.
+func needs(c caps) []uint32 {
+	list := []kvm.Capability{
+		kvm.CapIRQChip, kvm.CapPIT2, kvm.CapPITState2, kvm.CapMPState, kvm.CapVCPUEvents, kvm.CapDebugRegs,
+		kvm.CapXSAVE, kvm.CapXCRS, kvm.CapAdjustClock, kvm.CapImmediateExit,
+	}
+	if c.sregs2 {
+		list = append(list, kvm.CapSREGS2)
+	}
+	out := make([]uint32, len(list))
+	for i, n := range list {
+		out[i] = uint32(n)
+	}
+	return out
+}

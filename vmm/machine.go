@@ -1,0 +1,356 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// Addresses that KVM keeps pages of its own at, right below the 4 GiB hole's
+// end, where the memory map given to the guest says "reserved". Intel
+// processors need them: a TSS (three pages) for real mode, an identity map for
+// protected mode without paging.
+const (
+	identityMapAddr = 0xfffbc000
+	tssAddr         = 0xfffbd000
+)
+
+// Machine is one KVM VM with its memory, devices and vCPUs: what boots, runs
+// once and ends, or is sent to another host. [VM] is what goes on when a
+// machine is reset.
+//
+// A machine is made by [NewMachine] with its vCPU threads waiting. Then it
+// gets something to run by [Machine.Boot] or [Machine.LoadState], and
+// [Machine.Start] lets it. Methods may be called from several goroutines,
+// Close as the last one.
+type Machine struct {
+	spec Spec
+	logf func(format string, args ...any)
+
+	sys   *kvm.System
+	vm    *kvm.VM
+	mem   *memory.Memory
+	ports Bus
+	mmio  Bus
+
+	console console
+
+	vcpus   []*vcpu
+	gate    *gate
+	threads sync.WaitGroup
+
+	caps         caps
+	msrs         []uint32 // those that a saved vCPU carries
+	resetControl atomic.Uint32
+
+	exitMu sync.Mutex // guards exit
+	exit   *Exit
+	done   chan struct{} // closed when it has ended and no vCPU runs
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// caps is what this kernel's KVM has of what a machine can do without, or must
+// know.
+type caps struct {
+	dirtyLog         int // kvm.DirtyLog flags that are enabled
+	sregs2           bool
+	exceptionPayload bool
+	tripleFault      bool
+}
+
+// NewMachine makes a machine with empty memory. Its serial port is connected to
+// con, which stays the caller's and outlives the machine; nil: to nothing. logf
+// gets what a user should know and is no error; nil: nothing.
+func NewMachine(spec Spec, con Console, logf func(string, ...any)) (_ *Machine, err error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if logf == nil {
+		logf = func(string, ...any) {}
+	}
+	m := &Machine{spec: spec, logf: logf, gate: newGate(), done: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("make the machine: %w", err), m.Close())
+		}
+	}()
+	if m.sys, err = kvm.Open(); err != nil {
+		return nil, err
+	}
+	if _, err := m.sys.RequestXComp(); err != nil {
+		// The guest then goes without AMX; CPUID has been asked the same way.
+		logf("%v", err)
+	}
+	if m.vm, err = m.sys.CreateVM(); err != nil {
+		return nil, err
+	}
+	if err := m.enableCaps(); err != nil {
+		return nil, err
+	}
+	m.spec.Needs = needs(m.caps)
+	if err := m.createChips(); err != nil {
+		return nil, err
+	}
+	if m.mem, err = memory.New(spec.Memory, spec.Backing); err != nil {
+		return nil, err
+	}
+	if err := m.setSlots(0); err != nil {
+		return nil, err
+	}
+	if err := m.connect(con); err != nil {
+		return nil, err
+	}
+	if err := m.claimPower(&m.ports); err != nil {
+		return nil, err
+	}
+	return m, m.createVCPUs()
+}
+
+// enableCaps turns on what has to be on before there are vCPUs and slots.
+func (m *Machine) enableCaps() error {
+	flags, err := m.vm.CheckExtension(kvm.CapManualDirtyLogProtect2)
+	if err != nil {
+		return err
+	}
+	// INITIALLY_SET spares the walk over all page tables when logging starts.
+	// It is no use without manual protection and the kernel refuses it.
+	m.caps.dirtyLog = flags & (kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet)
+	if m.caps.dirtyLog != 0 {
+		if err := m.vm.EnableCap(kvm.CapManualDirtyLogProtect2, uint64(m.caps.dirtyLog)); err != nil {
+			return err
+		}
+	}
+	// With these the state of a vCPU says all that waits to be delivered.
+	for _, c := range []struct {
+		cap kvm.Capability
+		has *bool
+	}{
+		{kvm.CapExceptionPayload, &m.caps.exceptionPayload},
+		{kvm.CapX86TripleFaultEvent, &m.caps.tripleFault},
+	} {
+		n, err := m.vm.CheckExtension(c.cap)
+		if err != nil {
+			return err
+		}
+		if *c.has = n > 0; *c.has {
+			if err := m.vm.EnableCap(c.cap, 1); err != nil {
+				return err
+			}
+		}
+	}
+	n, err := m.vm.CheckExtension(kvm.CapSREGS2)
+	m.caps.sregs2 = n > 0
+	return err
+}
+
+// createChips makes the interrupt controllers and the timer. They come before
+// the vCPUs, which get a local APIC only if there are chips.
+func (m *Machine) createChips() error {
+	if err := m.vm.SetTSSAddr(tssAddr); err != nil {
+		return err
+	}
+	if err := m.vm.SetIdentityMapAddr(identityMapAddr); err != nil {
+		return err
+	}
+	if err := m.vm.CreateIRQChip(); err != nil {
+		return err
+	}
+	return m.vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
+}
+
+// setSlots registers all memory with these flags, or changes its flags.
+func (m *Machine) setSlots(flags uint32) error {
+	for i, s := range m.mem.Slots() {
+		err := m.vm.SetUserMemoryRegion(kvm.MemorySlot{Slot: uint32(i), Flags: flags, GPA: s.GPA, Size: s.Size, HVA: s.HVA})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Machine) createVCPUs() error {
+	for id := range m.spec.CPUs {
+		v, err := m.vm.CreateVCPU(id)
+		if err != nil {
+			return err
+		}
+		c := &vcpu{machine: m, kvm: v}
+		m.vcpus = append(m.vcpus, c)
+		m.gate.vcpus = append(m.gate.vcpus, v)
+		// The frequency first: the kernel derives CPUID leaves from it.
+		khz, err := v.TSCKHz()
+		if err != nil {
+			return err
+		}
+		if m.spec.TSCKHz == 0 {
+			m.spec.TSCKHz = khz
+		}
+		if m.spec.TSCKHz != khz {
+			if err := v.SetTSCKHz(m.spec.TSCKHz); err != nil {
+				return err
+			}
+		}
+		if err := v.SetCPUID2(cpuidOf(m.spec.CPUID, id, m.spec.CPUs)); err != nil {
+			return err
+		}
+	}
+	list, err := m.sys.MSRIndexList()
+	if err != nil {
+		return err
+	}
+	m.msrs = savedMSRs(list)
+	for _, c := range m.vcpus {
+		m.gate.enter()
+		m.threads.Go(c.loop)
+	}
+	go func() {
+		m.threads.Wait()
+		close(m.done)
+	}()
+	return nil
+}
+
+// Start lets the vCPUs run, or, when paused is set, makes them stand as after
+// [Machine.Pause].
+func (m *Machine) Start(paused bool) error {
+	if paused {
+		if _, ok := m.gate.hold(holdUser); !ok {
+			return m.ended()
+		}
+	}
+	m.startInput()
+	return m.let(holdStart)
+}
+
+// Pause stops all vCPUs and returns when none runs and each has completed its
+// last port or memory access. Pausing a paused machine does nothing. It fails
+// with [ErrHandoff] while the machine is being handed over and with an
+// [*EndedError] when it has ended.
+func (m *Machine) Pause() error {
+	if m.gate.held()&holdHandoff != 0 {
+		return ErrHandoff
+	}
+	if _, ok := m.gate.hold(holdUser); !ok {
+		return m.ended()
+	}
+	return nil
+}
+
+// Resume undoes Pause.
+func (m *Machine) Resume() error {
+	if m.gate.held()&holdHandoff != 0 {
+		return ErrHandoff
+	}
+	return m.let(holdUser)
+}
+
+// let takes a hold away. Before the vCPUs run, each guest that has a kvmclock
+// learns that it stood still, so that its watchdogs do not bark.
+func (m *Machine) let(h hold) error {
+	ok := m.gate.release(h, func() {
+		for _, c := range m.vcpus {
+			// EINVAL: this vCPU has no kvmclock. Any other failure costs a
+			// warning in the guest's log.
+			_ = c.kvm.KVMClockCtrl()
+		}
+	})
+	if !ok {
+		return m.ended()
+	}
+	return nil
+}
+
+// Paused says whether the machine is paused by [Machine.Pause] or was started
+// so.
+func (m *Machine) Paused() bool { return m.gate.held()&holdUser != 0 }
+
+// Stop ends the machine at once, as pulling the plug would, and returns when
+// no vCPU runs any more.
+func (m *Machine) Stop() {
+	m.end(Exit{Kind: ExitStopped})
+	<-m.done
+}
+
+// Done is closed when the machine has ended and no vCPU runs any more.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Wait returns how the machine ended, when it has.
+func (m *Machine) Wait(ctx context.Context) (Exit, error) {
+	select {
+	case <-m.done:
+		return m.Exit(), nil
+	case <-ctx.Done():
+		return Exit{}, context.Cause(ctx)
+	}
+}
+
+// Exit returns how the machine ended; it is meaningful once Done is closed.
+func (m *Machine) Exit() Exit {
+	m.exitMu.Lock()
+	defer m.exitMu.Unlock()
+	if m.exit == nil {
+		return Exit{}
+	}
+	return *m.exit
+}
+
+// end ends the machine, for the first reason it is given. It does not wait:
+// vCPUs call it.
+func (m *Machine) end(e Exit) {
+	m.exitMu.Lock()
+	if m.exit == nil {
+		m.exit = &e
+	}
+	m.exitMu.Unlock()
+	m.gate.end()
+}
+
+func (m *Machine) ended() error { return &EndedError{m.Exit()} }
+
+// Memory is the guest's RAM.
+func (m *Machine) Memory() *memory.Memory { return m.mem }
+
+// Spec is what the machine was made from.
+func (m *Machine) Spec() Spec { return m.spec }
+
+// Ports and MMIO are the machine's buses, to put devices on before Start.
+func (m *Machine) Ports() *Bus { return &m.ports }
+
+// MMIO is the bus of the guest physical addresses that are not RAM.
+func (m *Machine) MMIO() *Bus { return &m.mmio }
+
+// Close stops the machine and frees everything. Nobody may use its memory any
+// more: a migration of it has ended.
+func (m *Machine) Close() error {
+	m.end(Exit{Kind: ExitStopped})
+	m.gate.settle()
+	m.threads.Wait()
+	m.closeOnce.Do(func() { m.closeErr = m.free() })
+	return m.closeErr
+}
+
+func (m *Machine) free() error {
+	var errs []error
+	for _, c := range m.vcpus {
+		errs = append(errs, c.kvm.Close())
+	}
+	errs = append(errs, m.disconnect())
+	if m.vm != nil {
+		errs = append(errs, m.vm.Close())
+	}
+	if m.sys != nil {
+		errs = append(errs, m.sys.Close())
+	}
+	if m.mem != nil { // its slots have gone with the VM
+		errs = append(errs, m.mem.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,111 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/govmm/govmm/kvm"
+)
+
+// MSRs that are treated in their own way (arch/x86/include/asm/msr-index.h,
+// Documentation/virt/kvm/x86/msr.rst).
+const (
+	msrTSC          = 0x10
+	msrWallClockOld = 0x11
+	msrTSCDeadline  = 0x6e0
+	msrVMXFirst     = 0x480
+	msrVMXLast      = 0x493
+	msrHyperVFirst  = 0x40000000
+	msrHyperVLast   = 0x400001ff
+	msrKVMWallClock = 0x4b564d00
+	msrKVMAsyncPF   = 0x4b564d02
+	msrSVMControl   = 0xc0010114
+	msrSVMHostSave  = 0xc0010117
+)
+
+// savedMSRs picks, from those that the kernel can read and write, the MSRs that
+// travel:
+//   - not the TSC, which goes by its offset (clock.go);
+//   - not the wall clocks. Setting one makes the kernel write the time into
+//     guest memory, which the guest asked for once and has read;
+//   - not what belongs to features that no guest is given: VMX, SVM and
+//     Hyper-V.
+func savedMSRs(list []uint32) []uint32 {
+	return slices.DeleteFunc(slices.Clone(list), func(index uint32) bool {
+		switch index {
+		case msrTSC, msrWallClockOld, msrKVMWallClock, msrSVMControl, msrSVMHostSave:
+			return true
+		}
+		return index >= msrVMXFirst && index <= msrVMXLast || index >= msrHyperVFirst && index <= msrHyperVLast
+	})
+}
+
+// readMSRs reads those that this vCPU has.
+func readMSRs(v *kvm.VCPU, indices []uint32) ([]kvm.MSR, error) {
+	list, err := v.GetMSRs(indices)
+	if refused := (*kvm.MSRError)(nil); errors.As(err, &refused) {
+		err = nil
+	}
+	return list, err
+}
+
+// loadMSRs loads what differs from the fresh vCPU's values. Some MSRs can be
+// read but not set, or set to one value only: that is fine as long as they have
+// the right one, and an error that names them all if not.
+func loadMSRs(v *kvm.VCPU, saved []kvm.MSR) error {
+	indices := make([]uint32, 0, len(saved))
+	for _, m := range saved {
+		indices = append(indices, m.Index)
+	}
+	if kept := savedMSRs(indices); len(kept) != len(indices) {
+		return fmt.Errorf("machine state: vCPU %d has MSRs that must not be loaded", v.ID())
+	}
+	fresh, err := readMSRs(v, indices)
+	if err != nil {
+		return err
+	}
+	have := make(map[uint32]uint64, len(fresh))
+	for _, m := range fresh {
+		have[m.Index] = m.Data
+	}
+	var load []kvm.MSR
+	for _, m := range saved {
+		if now, ok := have[m.Index]; (ok && now == m.Data) || (!ok && m.Data == 0) {
+			continue // an MSR that does not exist here is as good as 0
+		}
+		load = append(load, kvm.MSR{Index: m.Index, Data: m.Data})
+	}
+	slices.SortStableFunc(load, func(a, b kvm.MSR) int { return turn(a.Index) - turn(b.Index) })
+
+	_, err = v.SetMSRs(load)
+	refused := (*kvm.MSRError)(nil)
+	if !errors.As(err, &refused) {
+		return err
+	}
+	var errs []error
+	for _, m := range load {
+		if !slices.Contains(refused.Refused, m.Index) {
+			continue
+		}
+		here := "does not have it"
+		if now, ok := have[m.Index]; ok {
+			here = fmt.Sprintf("has %#x and does not let it be set", now)
+		}
+		errs = append(errs, fmt.Errorf("vCPU %d: MSR %#x is %#x in the guest, this host's KVM %s", v.ID(), m.Index, m.Data, here))
+	}
+	return errors.Join(errs...)
+}
+
+// turn puts MSRs in their order of loading, which otherwise is the kernel's:
+// the vector of asynchronous page faults before they are turned on, and the
+// deadline after all that could change what time it is.
+func turn(index uint32) int {
+	switch index {
+	case msrKVMAsyncPF:
+		return 1
+	case msrTSCDeadline:
+		return 2
+	}
+	return 0
+}

@@ -1,0 +1,201 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// OutcomeKind says how a VM ended.
+type OutcomeKind uint8
+
+// How a VM ends.
+const (
+	Stopped    OutcomeKind = iota // by Stop, or by the end of Run's context
+	PoweredOff                    // by the guest
+	Crashed                       // the guest, or KVM, could not go on
+	Migrated                      // the guest runs elsewhere
+)
+
+// String returns the kind in words.
+func (k OutcomeKind) String() string {
+	switch k {
+	case Stopped:
+		return "stopped"
+	case PoweredOff:
+		return "powered off"
+	case Crashed:
+		return "crashed"
+	case Migrated:
+		return "migrated"
+	}
+	return fmt.Sprintf("outcome %d", uint8(k))
+}
+
+// Outcome is the end of a VM.
+type Outcome struct {
+	Kind OutcomeKind
+	// Text says it in one line.
+	Text string
+}
+
+// lastWords is how long the end of a VM waits for its console to take what the
+// guest has sent.
+const lastWords = time.Second
+
+// Run lets the guest run and returns when the VM has ended and everything is
+// freed: the guest powered off or crashed, it has moved away, [VM.Stop] was
+// called or ctx ended. A guest that resets itself is started again in place. A
+// VM made by [NewReceiver] waits for its guest first. The error is about this
+// process, not about the guest. Run is called once.
+func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
+	v.lifeMu.Lock()
+	if v.life != lifeNew {
+		v.lifeMu.Unlock()
+		return Outcome{}, stateError("the VM was run, or stopped, before")
+	}
+	v.life = lifeRunning
+	m := v.machine
+	v.lifeMu.Unlock()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-v.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		end := lifeEnded
+		if out.Kind == Migrated {
+			end = lifeMigrated
+		}
+		err = errors.Join(err, v.free(end))
+		close(v.ended)
+	}()
+
+	if v.receiver != nil {
+		stop, err := v.receive(ctx)
+		defer stop()
+		if err != nil {
+			return Outcome{}, err
+		}
+	} else if err := m.Start(false); err != nil { // somebody may have paused it already
+		return Outcome{}, err
+	}
+	for {
+		out, again, err := v.watch(ctx)
+		if err != nil || !again {
+			return out, err
+		}
+		if err := v.reboot(ctx); err != nil {
+			return Outcome{}, err
+		}
+	}
+}
+
+// watch waits until the machine has ended, has moved away or is to be stopped.
+// When it returns no vCPU runs and no migration is under way. again is set for
+// a reset.
+func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
+	v.lifeMu.Lock()
+	m := v.machine
+	v.lifeMu.Unlock()
+	if m == nil { // stopped before anything arrived
+		return Outcome{Kind: Stopped, Text: "stopped; no guest has arrived"}, false, nil
+	}
+	select {
+	case <-m.Done():
+		v.endMigration(&EndedError{m.Exit()})
+	case <-v.left:
+	case <-ctx.Done():
+		v.cancelMigration()
+	}
+	if o := v.lastMigration(); o != nil && o.succeeded() {
+		m.Stop()
+		return Outcome{Kind: Migrated, Text: "the guest runs at " + o.addr + " now"}, false, nil
+	}
+	if ctx.Err() != nil {
+		m.Stop()
+		return v.stopped(), false, nil
+	}
+	switch exit := m.Exit(); exit.Kind {
+	case ExitPowerOff:
+		return Outcome{Kind: PoweredOff, Text: "the guest powered off"}, false, nil
+	case ExitCrash:
+		return Outcome{Kind: Crashed, Text: exit.Err.Error()}, false, nil
+	case ExitReset:
+		return Outcome{}, true, nil
+	default:
+		return v.stopped(), false, nil
+	}
+}
+
+// stopped is the outcome of Stop, which says so if a handoff was left open.
+func (v *VM) stopped() Outcome {
+	if o := v.lastMigration(); o != nil && o.unknown() {
+		return Outcome{Kind: Stopped, Text: "stopped; it is not known whether the guest runs at " + o.addr}
+	}
+	return Outcome{Kind: Stopped, Text: "stopped"}
+}
+
+// reboot puts a fresh machine in the place of one that asked for it.
+func (v *VM) reboot(ctx context.Context) error {
+	v.lifeMu.Lock()
+	old := v.machine
+	v.lifeMu.Unlock()
+	_ = old.Drain(ctx) // its last words before the new one's first, unless all is to end
+	if err := old.Close(); err != nil {
+		v.logf("free the machine that was reset: %v", err)
+	}
+	m, err := v.boot(old.Spec())
+	if err != nil {
+		return fmt.Errorf("reset: %w", err)
+	}
+	if err := m.Start(false); err != nil {
+		return errors.Join(fmt.Errorf("reset: %w", err), m.Close())
+	}
+	v.setMachine(m)
+	return nil
+}
+
+func (v *VM) setMachine(m *Machine) {
+	v.lifeMu.Lock()
+	defer v.lifeMu.Unlock()
+	v.machine = m
+	v.announce()
+}
+
+// announce wakes those who wait for a change. lifeMu is held.
+func (v *VM) announce() {
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+// free gives everything back, but for what Info tells.
+func (v *VM) free(end life) error {
+	v.lifeMu.Lock()
+	m := v.machine
+	v.life = end
+	v.announce()
+	v.lifeMu.Unlock()
+	var errs []error
+	if m != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+		defer cancel()
+		m.end(Exit{Kind: ExitStopped})
+		if err := m.Drain(ctx); err != nil {
+			v.logf("%v", err)
+		}
+	}
+	if v.serial != nil { // before the machine, whose UART waits for a write that is stuck
+		errs = append(errs, v.serial.Close())
+	}
+	if m != nil {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}

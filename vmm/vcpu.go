@@ -1,0 +1,110 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/govmm/govmm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// vcpu is one virtual processor and the thread that runs it.
+type vcpu struct {
+	machine *Machine
+	kvm     *kvm.VCPU
+}
+
+// loop is the vCPU's thread, from the machine's making to its end.
+func (c *vcpu) loop() {
+	// The goroutine ends with the thread locked to it, so Go ends the thread.
+	runtime.LockOSThread()
+	c.kvm.BindThread()
+	defer c.machine.gate.leave()
+	defer c.kvm.UnbindThread()
+
+	pending, kicked := false, false
+	for c.machine.gate.admit(c.kvm, pending, kicked) {
+		err := c.kvm.Run()
+		pending, kicked = err == nil, errors.Is(err, unix.EINTR)
+		switch {
+		case err == nil:
+			c.handle()
+		case kicked:
+		case errors.Is(err, unix.EAGAIN):
+			// It waited for its start in the kernel, and INIT came: go on.
+		default:
+			c.crash(err)
+		}
+	}
+}
+
+// crash ends the machine.
+func (c *vcpu) crash(err error) {
+	c.machine.end(Exit{Kind: ExitCrash, Err: err})
+}
+
+// handle does what the guest's exit asks for.
+func (c *vcpu) handle() {
+	switch reason := c.kvm.ExitReason(); reason {
+	case kvm.ExitIO:
+		c.portAccess(c.kvm.IO())
+	case kvm.ExitMMIO:
+		c.memoryAccess(c.kvm.MMIO())
+	case kvm.ExitShutdown:
+		c.crash(c.tripleFault())
+	case kvm.ExitInternalError:
+		c.crash(c.internalError(c.kvm.InternalError()))
+	case kvm.ExitFailEntry:
+		c.crash(c.failEntry(c.kvm.FailEntry()))
+	case kvm.ExitSystemEvent:
+		c.systemEvent(c.kvm.SystemEvent())
+	case kvm.ExitIntr, kvm.ExitIRQWindowOpen:
+		// Back to the host for a moment; there is nothing to do.
+	case kvm.ExitHypercall:
+		const enosys = 1000 // KVM_ENOSYS
+		c.kvm.SetHypercallResult(^uint64(enosys - 1))
+	default:
+		c.crash(fmt.Errorf("vCPU %d: KVM_RUN ended with %v, which govmm did not ask for%s", c.kvm.ID(), reason, c.where()))
+	}
+}
+
+// portAccess is IN, OUT, INS or OUTS; the last two come as several accesses at
+// one port.
+func (c *vcpu) portAccess(io kvm.IOExit) {
+	if io.Data == nil || io.Size == 0 {
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_IO of %d times %d bytes at port %#x does not fit kvm_run",
+			c.kvm.ID(), io.Count, io.Size, io.Port))
+		return
+	}
+	for p := io.Data; len(p) > 0; p = p[io.Size:] {
+		if io.In {
+			c.machine.ports.Read(uint64(io.Port), p[:io.Size])
+		} else {
+			c.machine.ports.Write(uint64(io.Port), p[:io.Size])
+		}
+	}
+}
+
+// memoryAccess is an access to what is not RAM.
+func (c *vcpu) memoryAccess(a kvm.MMIOExit) {
+	switch {
+	case len(a.Data) == 0:
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_MMIO at %#x has no valid length", c.kvm.ID(), a.Addr))
+	case a.Write:
+		c.machine.mmio.Write(a.Addr, a.Data)
+	default:
+		c.machine.mmio.Read(a.Addr, a.Data)
+	}
+}
+
+func (c *vcpu) systemEvent(e kvm.SystemEventExit) {
+	switch e.Type {
+	case kvm.SystemEventShutdown:
+		c.machine.end(Exit{Kind: ExitPowerOff})
+	case kvm.SystemEventReset:
+		c.machine.end(Exit{Kind: ExitReset})
+	default:
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_SYSTEM_EVENT %d %#x", c.kvm.ID(), e.Type, e.Data))
+	}
+}

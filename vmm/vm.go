@@ -1,0 +1,259 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/govmm/govmm/guest"
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/memory"
+	"github.com/govmm/govmm/vmm/serial"
+)
+
+// Config says what machine a [VM] is.
+type Config struct {
+	Name    string         // "": vm
+	CPUs    int            // 0: 1
+	Memory  uint64         // bytes; 0: 256 MiB
+	Backing memory.Backing // "": memory.DefaultBacking
+	// Kernel is a PVH ELF file. nil: the demo guest of package guest, with its
+	// default command line if Cmdline is empty.
+	Kernel  []byte
+	Cmdline string
+	// Serial is the other end of the guest's serial port; nil: nothing. It
+	// stays open when the guest resets itself; [VM.Run] closes it at its end.
+	Serial serial.Backend
+	// Logf gets one line at a time of what a user should know; nil: nothing.
+	Logf func(format string, args ...any)
+}
+
+const defaultMemory = 256 << 20
+
+// withDefaults replaces zero values by what they stand for.
+func (c Config) withDefaults() Config {
+	if c.Name == "" {
+		c.Name = "vm"
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.Memory == 0 {
+		c.Memory = defaultMemory
+	}
+	if c.Backing == "" {
+		c.Backing = memory.DefaultBacking
+	}
+	if c.Kernel == nil {
+		c.Kernel = guest.ELF
+		if c.Cmdline == "" {
+			c.Cmdline = guest.DefaultCmdline
+		}
+	}
+	return c
+}
+
+// NewSpec returns what a machine of this configuration is made from, on this
+// host.
+func NewSpec(c Config) (spec Spec, err error) {
+	c = c.withDefaults()
+	sys, err := kvm.Open()
+	if err != nil {
+		return spec, err
+	}
+	defer func() { err = errors.Join(err, sys.Close()) }()
+	cpuid, err := supportedCPUID(sys)
+	if err != nil {
+		return spec, err
+	}
+	spec = Spec{Version: SpecVersion, Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
+		Cmdline: c.Cmdline, Kernel: c.Kernel, CPUID: cpuid}
+	return spec, spec.Validate()
+}
+
+// VM is a virtual machine with a name that goes on through resets of its guest
+// and can be migrated away: what the process of `govmm run` or `govmm receive`
+// holds. It is made by [NewVM] or [NewReceiver], and lives in [VM.Run]. All
+// other methods may be called from any goroutine, before, during and after.
+type VM struct {
+	name   string
+	logf   func(format string, args ...any)
+	serial serial.Backend // nil: none
+
+	receiver *migrate.Receiver // nil for a VM that was not received
+	listener net.Listener
+
+	stopOnce sync.Once
+	stopping chan struct{} // closed by Stop
+	ended    chan struct{} // closed at the end of Run
+	left     chan struct{} // closed when the guest has moved away
+
+	// lifeMu guards all below. It is not held while a vCPU, a peer or a disk is
+	// waited for.
+	lifeMu   sync.Mutex
+	life     life
+	machine  *Machine      // what runs, or is to run; nil until something has arrived
+	incoming *Machine      // what is being received
+	changed  chan struct{} // closed when machine or life changes
+	outgoing *outgoing     // the last migration from here, nil if there was none
+}
+
+// life is how far a VM has come.
+type life uint8
+
+const (
+	lifeNew     life = iota // Run has not been called
+	lifeRunning             // Run is at work
+	lifeEnded
+	lifeMigrated
+)
+
+func newVM(name string, backend serial.Backend, logf func(string, ...any)) *VM {
+	if logf == nil {
+		logf = func(string, ...any) {}
+	}
+	return &VM{name: name, logf: logf, serial: backend, stopping: make(chan struct{}),
+		ended: make(chan struct{}), left: make(chan struct{}), changed: make(chan struct{})}
+}
+
+// NewVM makes a VM and loads its kernel. The guest runs when [VM.Run] is
+// called.
+func NewVM(cfg Config) (*VM, error) {
+	cfg = cfg.withDefaults()
+	spec, err := NewSpec(cfg)
+	if err != nil {
+		return nil, err
+	}
+	v := newVM(cfg.Name, cfg.Serial, cfg.Logf)
+	m, err := v.boot(spec)
+	if err != nil {
+		return nil, err
+	}
+	v.machine = m
+	return v, nil
+}
+
+// boot makes a machine that is ready to start.
+func (v *VM) boot(spec Spec) (*Machine, error) {
+	m, err := NewMachine(spec, v.console(), v.logf)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Boot(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// console is the serial backend as a machine wants it: nil if there is none.
+func (v *VM) console() Console {
+	if v.serial == nil {
+		return nil
+	}
+	return v.serial
+}
+
+// Errors of a VM, matched with errors.Is.
+var (
+	// ErrState: the VM's state does not allow the call. All of the refusals of
+	// Pause, Resume and StartMigration match it.
+	ErrState = errors.New("not possible in this state")
+	// ErrInvalid: the request itself makes no sense.
+	ErrInvalid = errors.New("invalid request")
+)
+
+// kindError has words of its own, and matches a sentinel.
+type kindError struct {
+	kind error
+	err  error
+}
+
+func (e *kindError) Error() string        { return e.err.Error() }
+func (e *kindError) Is(target error) bool { return target == e.kind }
+func (e *kindError) Unwrap() error        { return e.err }
+
+func stateError(format string, args ...any) error {
+	return &kindError{ErrState, fmt.Errorf(format, args...)}
+}
+
+// Pause stops the guest and returns when none of its vCPUs runs. A migration
+// goes on; the guest then arrives paused.
+func (v *VM) Pause() error {
+	return v.onMachine(func(m *Machine) error { return m.Pause() })
+}
+
+// Resume lets a paused guest run. It is refused when the guest may run
+// elsewhere: once a migration has handed it over, only the destination's word
+// gives it back. force overrides that, and if the destination runs the guest,
+// the guest then runs twice.
+func (v *VM) Resume(force bool) error {
+	v.lifeMu.Lock()
+	o := v.outgoing
+	v.lifeMu.Unlock()
+	if o != nil && o.handedOver() {
+		if !force {
+			return stateError("the guest may run at %s: resume it there, or wait for that side's word; "+
+				"resuming it here by force makes it run twice if it does", o.addr)
+		}
+		if err := o.takeBack(); err != nil {
+			return err
+		}
+	}
+	return v.onMachine(func(m *Machine) error { return m.Resume() })
+}
+
+// onMachine acts on the guest's machine, or, if that is just being reset, on
+// the one that follows it.
+func (v *VM) onMachine(act func(*Machine) error) error {
+	for {
+		v.lifeMu.Lock()
+		m, life, changed := v.machine, v.life, v.changed
+		v.lifeMu.Unlock()
+		switch {
+		case life == lifeMigrated:
+			return stateError("the guest has moved away")
+		case life == lifeEnded:
+			return stateError("the VM has stopped")
+		case m == nil:
+			return stateError("no guest has arrived yet")
+		}
+		err := act(m)
+		ended := (*EndedError)(nil)
+		switch {
+		case errors.Is(err, ErrHandoff):
+			return stateError("the guest is just being handed over: ask again when the migration has ended")
+		case errors.As(err, &ended) && ended.Exit.Kind == ExitReset:
+			<-changed // Run makes the next machine, or ends
+		case errors.As(err, &ended):
+			return stateError("%w", err)
+		default:
+			return err
+		}
+	}
+}
+
+// Stop ends the VM at once, as pulling the plug would; a migration under way is
+// cancelled. It returns when everything is freed.
+func (v *VM) Stop() error {
+	v.lifeMu.Lock()
+	unborn := v.life == lifeNew
+	if unborn {
+		v.life = lifeEnded // Run will do nothing
+	}
+	v.lifeMu.Unlock()
+	v.stopOnce.Do(func() { close(v.stopping) })
+	if !unborn {
+		<-v.ended
+		return nil
+	}
+	v.cancelMigration()
+	var err error
+	if v.listener != nil {
+		err = v.listener.Close()
+	}
+	err = errors.Join(err, v.free(lifeEnded))
+	close(v.ended)
+	return err
+}
