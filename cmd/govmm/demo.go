@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+func newDemo() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Watch a guest move to another process while it writes memory",
+		Long: `Watch a guest move to another process while it writes memory.
+
+It starts govmm run and govmm receive, migrates the guest from one to the other
+over TCP on this host, and waits until the guest has checked every page of its
+memory at the destination. It ends with bad=0 if no page was lost.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			// What startChild wants; the main goroutine has the main thread for
+			// as long as this takes.
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+			defer stop()
+			if err := demo(ctx, cmd.OutOrStdout()); err != nil {
+				return fmt.Errorf("demo: %w", err)
+			}
+			return nil
+		},
+	}
+}
+
+// How long each act of the demo may take.
+const (
+	demoStart   = 15 * time.Second // until a child listens, or its guest has filled its memory
+	demoTick    = 10 * time.Second // between two ticks
+	demoMigrate = 30 * time.Second
+)
+
+// demoSize is a guest that fits the machine.
+type demoSize struct {
+	memory, fill, dirty string
+}
+
+// need is what the guest takes twice, at the source and at the destination, in
+// bytes, with something for the processes.
+func (d demoSize) need() uint64 {
+	n, _ := parseSize(d.memory) // a constant
+	return 2*n + 256<<20
+}
+
+func demo(ctx context.Context, out io.Writer) error {
+	size, err := pickDemoSize("/proc/meminfo")
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "govmm-demo-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	s := &stage{ctx: ctx, out: out, events: make(chan event, 64)}
+	defer s.close()
+
+	_, _ = fmt.Fprintf(out, "A guest with 2 vCPUs and %s of memory owns %s of it, rewrites %s flat out, and checks all of it\n"+
+		"once a second. It moves to another process while it does so.\n\n", size.memory, size.fill, size.dirty)
+	source, destination, addr, err := s.open(dir, size)
+	if err != nil {
+		return err
+	}
+	owned, before, err := s.fill(source)
+	if err != nil {
+		return err
+	}
+	res, err := s.migrate(source, addr)
+	if err != nil {
+		return err
+	}
+	after, err := s.verify(destination, owned)
+	if err != nil {
+		return err
+	}
+	if err := s.stop(destination); err != nil {
+		return err
+	}
+	return s.report(res, owned, before, after)
+}
+
+// pickDemoSize chooses the largest guest for which there is memory.
+func pickDemoSize(meminfo string) (demoSize, error) {
+	f, err := os.Open(meminfo)
+	if err != nil {
+		return demoSize{}, err
+	}
+	defer func() { _ = f.Close() }()
+	var free uint64
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if w := strings.Fields(s.Text()); len(w) > 1 && w[0] == "MemAvailable:" {
+			kib, err := strconv.ParseUint(w[1], 10, 54)
+			if err != nil {
+				return demoSize{}, fmt.Errorf("read %s: %w", meminfo, err)
+			}
+			free = kib << 10
+		}
+	}
+	sizes := []demoSize{{"512M", "400M", "64M"}, {"256M", "180M", "32M"}, {"128M", "80M", "16M"}}
+	for _, size := range sizes {
+		if size.need() <= free {
+			return size, nil
+		}
+	}
+	return demoSize{}, fmt.Errorf("%s of memory are free, and two processes with a guest of %s need %s; free some",
+		formatBytes(free), sizes[len(sizes)-1].memory, formatBytes(sizes[len(sizes)-1].need()))
+}
+
+// open starts the receiver and the guest.
+func (s *stage) open(dir string, size demoSize) (source, destination *child, addr string, err error) {
+	destination, err = s.start("destination", filepath.Join(dir, "destination.sock"),
+		"receive", "demo", "--listen", "127.0.0.1:0", "--serial", "stdio")
+	if err != nil {
+		return nil, nil, "", err
+	}
+	err = s.await("the receiver's address", demoStart, nil, func(e event) bool {
+		var found bool
+		_, addr, found = strings.Cut(e.text, "listening on ")
+		return e.ours && found
+	})
+	if err != nil {
+		return nil, nil, "", err
+	}
+	addr, _, _ = strings.Cut(addr, " ")
+	source, err = s.start("source", filepath.Join(dir, "source.sock"),
+		"run", "demo", "--cpus", "2", "--memory", size.memory, "--serial", "stdio",
+		"--cmdline", fmt.Sprintf("fill=%s dirty=%s rate=0 verify=1 tick=1", size.fill, size.dirty))
+	return source, destination, addr, err
+}
+
+// fill waits until the guest owns its memory and has ticked since; it returns
+// how many pages that is.
+func (s *stage) fill(source *child) (owned uint64, t tick, err error) {
+	err = s.await("the guest's memory", demoStart, nil, func(e event) bool {
+		n, err := fmt.Sscanf(e.text, "filled %d pages", &owned)
+		return !e.ours && n == 1 && err == nil
+	})
+	if err != nil {
+		return 0, tick{}, err
+	}
+	for range 2 {
+		if t, err = s.tick(source); err != nil {
+			return 0, tick{}, err
+		}
+	}
+	return owned, t, nil
+}
+
+// tick waits for the next tick at a child.
+func (s *stage) tick(at *child) (t tick, err error) {
+	err = s.await("a tick at the "+at.name, demoTick, nil, func(e event) bool {
+		var ok bool
+		t, ok = parseTick(e.text)
+		return ok && !e.ours && e.from == at
+	})
+	return t, err
+}
+
+// migrate moves the guest and waits until the source's process is over.
+func (s *stage) migrate(source *child, addr string) (migrate.Result, error) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	var v verdict
+	over := make(chan struct{})
+	defer func() { cancel(); <-over }()
+	go func() {
+		defer close(over)
+		v.res, v.err = api.Open(source.socket).Migrate(ctx, api.MigrateRequest{To: addr}, nil)
+	}()
+	gone := false
+	sourceEnds := func(e event) bool {
+		gone = gone || e.exit && e.from == source
+		return gone
+	}
+	if err := s.await("the migration's end", demoMigrate, over, sourceEnds); err != nil {
+		return migrate.Result{}, err
+	}
+	<-over // the result came, or the process that would have sent it is gone
+	if v.err != nil {
+		return migrate.Result{}, v.err
+	}
+	if v.res.Status != "completed" {
+		return migrate.Result{}, fmt.Errorf("the migration %s: %s", v.res.Status, v.res.Error)
+	}
+	if !gone {
+		if err := s.await("the end of the source", demoTick, nil, sourceEnds); err != nil {
+			return migrate.Result{}, err
+		}
+	}
+	if state := source.cmd.ProcessState; !state.Success() {
+		return migrate.Result{}, fmt.Errorf("the source ended with %v", state)
+	}
+	return v.res, nil
+}
+
+// arrival is what the destination's ticks said.
+type arrival struct {
+	gap      float64 // longest pause between two writes in the second of the move, by the guest's clock, ms
+	writes   uint64
+	verified uint64 // pages checked since its first tick there
+	ticks    int
+}
+
+// verify waits until the guest has checked, after it arrived, twice as many
+// pages as it owns: its vCPUs each walk a share of their own, in turn, and so
+// every page has been checked at least once.
+func (s *stage) verify(destination *child, owned uint64) (arrival, error) {
+	first, err := s.tick(destination)
+	if err != nil {
+		return arrival{}, err
+	}
+	a := arrival{gap: first.gap, ticks: 1}
+	last := first
+	for limit := time.Now().Add(demoMigrate); last.verified-first.verified < 2*owned || last.writes == first.writes; {
+		if time.Now().After(limit) {
+			return a, fmt.Errorf("the guest checked %d of %d pages within %v", last.verified-first.verified, owned, demoMigrate)
+		}
+		if last, err = s.tick(destination); err != nil {
+			return a, err
+		}
+		a.ticks++
+	}
+	a.verified, a.writes = last.verified-first.verified, last.writes-first.writes
+	return a, nil
+}
+
+// stop ends the guest and waits for its process.
+func (s *stage) stop(c *child) error {
+	if _, err := api.Open(c.socket).Stop(s.ctx); err != nil {
+		return err
+	}
+	return s.await("the end of the "+c.name, demoTick, nil, func(e event) bool { return e.exit && e.from == c })
+}
+
+// report says what the migration cost.
+func (s *stage) report(res migrate.Result, owned uint64, before tick, after arrival) error {
+	_, _ = fmt.Fprintln(s.out)
+	if err := printResult(s.out, res); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintln(s.out)
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	row := func(key, format string, args ...any) { _, _ = fmt.Fprintf(w, key+"\t"+format+"\n", args...) }
+	row("pages owned by the guest", "%d", owned)
+	row("pages written before the migration", "%d", before.writes)
+	row("pages written at the destination", "%d in %d ticks", after.writes, after.ticks)
+	row("pages checked at the destination", "%d", after.verified)
+	row("longest pause in its writes, that second", "%s", formatMS(after.gap))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(s.out, "bad=%d\n", s.bad)
+	return err
+}

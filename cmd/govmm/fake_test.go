@@ -1,0 +1,165 @@
+package main
+
+import (
+	"path/filepath"
+	"sync"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+// fakeVM is a VM behind the API, without a machine.
+type fakeVM struct {
+	mu    sync.Mutex // guards all below
+	info  api.Info
+	mig   *fakeMigration
+	to    string
+	opt   migrate.Options
+	force bool
+	onEnd func() // what a process does once its VM was stopped
+}
+
+// serve answers for a VM in the CLI's runtime directory until the test ends or
+// the VM is stopped.
+func (c *cli) serve(name string, vm *fakeVM) {
+	c.t.Helper()
+	claim, err := api.ClaimName(filepath.Join(c.dir, "govmm"), name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ln, err := claim.Listen()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	vm.info.Name, vm.info.Socket = claim.Name(), claim.Socket()
+	if vm.info.State == "" {
+		vm.info.State, vm.info.PID, vm.info.CPUs, vm.info.Memory = "running", 4711, 2, 512<<20
+	}
+	server := api.NewServer(vm)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ln) }()
+	var once sync.Once
+	stop := func() {
+		once.Do(func() {
+			server.Shutdown()
+			if err := <-served; err != nil {
+				c.t.Error(err)
+			}
+			claim.Release()
+		})
+	}
+	vm.onEnd = stop
+	c.t.Cleanup(stop)
+}
+
+func (f *fakeVM) set(state string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.info.State = state
+	return nil
+}
+
+func (f *fakeVM) Info() api.Info {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	info := f.info
+	if f.mig != nil {
+		p := f.mig.Progress()
+		info.Migration = &p
+	}
+	return info
+}
+func (f *fakeVM) Pause() error { return f.set("paused") }
+
+func (f *fakeVM) Stop() error {
+	go f.onEnd()
+	return f.set("stopped")
+}
+
+func (f *fakeVM) Resume(force bool) error {
+	f.mu.Lock()
+	f.force = force
+	f.mu.Unlock()
+	return f.set("running")
+}
+
+func (f *fakeVM) StartMigration(to string, opt migrate.Options) (api.Migration, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.to, f.opt = to, opt
+	if f.mig == nil {
+		f.mig = newFakeMigration()
+	}
+	close(f.mig.started)
+	return f.mig, nil
+}
+
+func (f *fakeVM) Migration() api.Migration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mig == nil {
+		return nil
+	}
+	return f.mig
+}
+
+// fakeMigration goes on until the test, or a cancel, ends it.
+type fakeMigration struct {
+	started chan struct{}
+	done    chan struct{}
+	mu      sync.Mutex // guards all below
+	p       migrate.Progress
+	res     migrate.Result
+	late    error // what Cancel answers
+}
+
+func newFakeMigration() *fakeMigration {
+	return &fakeMigration{
+		started: make(chan struct{}), done: make(chan struct{}),
+		p: migrate.Progress{Phase: migrate.PhasePrecopy, Round: 2, Address: "h:1", BytesSent: 12345},
+	}
+}
+
+func (m *fakeMigration) end(status, why string) {
+	m.mu.Lock()
+	m.res = migrate.Result{Status: status, Error: why, TotalMS: 1500, DowntimeMS: 12.5, BytesSent: 1 << 20, RAMBytes: 512 << 20,
+		Rounds: []migrate.RoundStats{{N: 1, DurationMS: 900, DirtyPages: 256, PagesSent: 255, PagesZero: 1, BytesSent: 1 << 20}}}
+	m.p.Phase = migrate.Phase(status)
+	m.mu.Unlock()
+	close(m.done)
+}
+
+func (m *fakeMigration) Cancel() error {
+	m.mu.Lock()
+	late := m.late
+	m.mu.Unlock()
+	if late == nil {
+		m.end("cancelled", "migration cancelled")
+	}
+	return late
+}
+
+func (m *fakeMigration) Progress() migrate.Progress {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.p
+}
+
+func (m *fakeMigration) Result() migrate.Result {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.res
+}
+
+func (m *fakeMigration) Done() <-chan struct{} { return m.done }
+
+// start runs a command beside the test; wait returns how it ended.
+func (c *cli) start(args ...string) (p *running) {
+	c.t.Helper()
+	p = &running{t: c.t, cmd: c.command(c.t.Context(), args...)}
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
+	if err := p.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	return p
+}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+// unknownPatience is how long a migration may stay in handoff-unknown before
+// its follower leaves: the VM goes on asking, but that may take days.
+const unknownPatience = 10 * time.Second
+
+var (
+	errHandoffUnknown = errors.New("handoff-unknown: the guest was offered to the destination and the answer is lost, so it stays paused here; " +
+		"govmm goes on asking, and resumes it if the destination says no; if the destination is gone for good use govmm resume --force: " +
+		"should the guest run there too, it then runs twice and damages what it writes to")
+	errLeft = errors.New("left; the migration goes on, see govmm info, or end it with govmm migrate --cancel")
+	errDied = errors.New("the VM's process ended during the migration; look at the destination: the guest runs there if the handoff was done")
+)
+
+// follower waits for the end of a migration: it draws its progress, cancels on
+// the first signal and leaves on the second.
+type follower struct {
+	client  *api.Client
+	signals <-chan os.Signal
+	words   io.Writer
+	line    *progressLine
+	// patience is how long the phase may be handoff-unknown; see
+	// unknownPatience.
+	patience time.Duration
+
+	interrupted bool // a signal came
+}
+
+// verdict is how following ended.
+type verdict struct {
+	res migrate.Result
+	err error
+}
+
+// follow runs open, which streams a migration's progress, to its end. With an
+// error the result holds what was seen of the migration.
+func (f *follower) follow(ctx context.Context, open func(context.Context, func(migrate.Progress)) (migrate.Result, error)) (migrate.Result, error) {
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	updates, end := make(chan migrate.Progress), make(chan verdict, 1)
+	go func() {
+		res, err := open(ctx, func(p migrate.Progress) {
+			select {
+			case updates <- p:
+			case <-ctx.Done():
+			}
+		})
+		end <- verdict{res, err}
+	}()
+	defer f.line.clear()
+
+	var last migrate.Progress
+	var unknown <-chan time.Time // runs while the phase is handoff-unknown
+	for {
+		select {
+		case p := <-updates:
+			if (p.Phase == migrate.PhaseHandoffUnknown) != (unknown != nil) {
+				unknown = nil
+				if p.Phase == migrate.PhaseHandoffUnknown {
+					unknown = time.After(f.patience)
+				}
+			}
+			f.line.draw(p)
+			if f.interrupted && last.Phase == "" {
+				f.cancel(ctx) // the signal came before the migration began
+			}
+			last = p
+		case v := <-end:
+			if errors.Is(v.err, api.ErrLost) && last.Phase != "" {
+				v.err = errDied
+			}
+			if v.err != nil {
+				return seen(last), advise(v.err)
+			}
+			return v.res, nil
+		case <-unknown:
+			return seen(last), errHandoffUnknown
+		case <-f.signals:
+			if f.interrupted {
+				return seen(last), errLeft
+			}
+			f.interrupted = true
+			if last.Phase != "" {
+				f.cancel(ctx)
+			}
+		}
+	}
+}
+
+// cancel asks the VM to cancel; the verdict comes with the stream.
+func (f *follower) cancel(ctx context.Context) {
+	f.line.clear()
+	if err := f.client.Cancel(ctx); err != nil {
+		_, _ = fmt.Fprintf(f.words, "govmm: cancel: %v; once more leaves, and the migration goes on\n", err)
+		return
+	}
+	_, _ = fmt.Fprintln(f.words, "govmm: cancelling")
+}
+
+// seen makes a result of the last progress, for a migration whose own result
+// did not come.
+func seen(p migrate.Progress) migrate.Result {
+	return migrate.Result{Status: "failed", TotalMS: p.ElapsedMS, BytesSent: p.BytesSent, RAMBytes: p.RAMBytes}
+}

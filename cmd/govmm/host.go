@@ -1,0 +1,128 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/govmm/govmm/vmm"
+	"github.com/govmm/govmm/vmm/api"
+	"github.com/govmm/govmm/vmm/serial"
+)
+
+// hostFlags are those of the commands whose process is the VM's: run and
+// receive.
+type hostFlags struct {
+	serial string
+	socket string
+}
+
+func (f *hostFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "the guest's serial port: stdio, file:PATH, unix:PATH or null")
+	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock where govmm ps looks")
+}
+
+// check reports the first flag that makes no sense.
+func (f *hostFlags) check() error {
+	kind, path, _ := strings.Cut(f.serial, ":")
+	switch {
+	case f.serial == "stdio", f.serial == "null", kind == "file" && path != "", kind == "unix" && path != "":
+		return nil
+	}
+	return fmt.Errorf("--serial %q: stdio, file:PATH, unix:PATH or null is wanted", f.serial)
+}
+
+// host is what a VM needs of the process that it lives in.
+type host struct {
+	name   string
+	serial serial.Backend
+	logf   func(format string, args ...any)
+}
+
+// host claims a name, makes the machine, answers for it on its socket, and
+// runs it to its end.
+func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error)) error {
+	ctx, quit := context.WithCancel(cmd.Context())
+	defer quit()
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	// A reader of the guest's output that goes away (govmm run | head) must
+	// not kill the process in the middle of a migration, its terminal raw.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+
+	claim, err := f.claim(nameOf(args))
+	if err != nil {
+		return fmt.Errorf("%s: %w", tried(cmd, args), err)
+	}
+	defer claim.Release()
+	words := terminalWriter(cmd.ErrOrStderr())
+	logf := func(format string, args ...any) { _, _ = fmt.Fprintf(words, "govmm: "+format+"\n", args...) }
+	outcome, err := f.serve(ctx, claim, logf, quit, build)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
+	}
+	if outcome.Kind == vmm.Crashed {
+		return fmt.Errorf("%s %s: the guest crashed: %s", cmd.Name(), claim.Name(), outcome.Text)
+	}
+	logf("%s: %s", claim.Name(), outcome.Text)
+	return nil
+}
+
+func (f *hostFlags) claim(name string) (*api.Claim, error) {
+	if f.socket != "" {
+		return api.ClaimSocket(f.socket, name)
+	}
+	return api.ClaimName(api.Directory(), name)
+}
+
+// serve makes the machine, and answers for it while it runs. When it returns
+// the terminal is as it was, and the last answer has got out.
+func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(string, ...any), quit func(), build func(host) (*vmm.VM, error)) (vmm.Outcome, error) {
+	backend, err := serial.OpenBackend(f.serial, serial.Options{Quit: quit})
+	if err != nil {
+		return vmm.Outcome{}, err
+	}
+	vm, err := build(host{claim.Name(), backend, logf})
+	if err != nil {
+		return vmm.Outcome{}, errors.Join(err, backend.Close())
+	}
+	ln, err := claim.Listen()
+	if err != nil {
+		return vmm.Outcome{}, errors.Join(err, vm.Stop())
+	}
+	server := api.NewServer(&controller{vm, claim.Socket()})
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ln) }()
+	if addr := vm.Addr(); addr != nil {
+		logf("listening on %s", addr)
+	}
+	outcome, err := vm.Run(ctx) // closes the backend: a terminal is as it was
+	server.Shutdown()
+	return outcome, errors.Join(err, <-served)
+}
+
+// terminalWriter ends lines as a terminal in raw mode wants it, if out is one.
+func terminalWriter(out io.Writer) io.Writer {
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return crWriter{out}
+	}
+	return out
+}
+
+type crWriter struct{ out io.Writer }
+
+func (w crWriter) Write(p []byte) (int, error) {
+	if _, err := w.out.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

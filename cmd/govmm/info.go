@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/govmm/govmm/vmm/api"
+)
+
+func newInfo() *cobra.Command {
+	var flags clientFlags
+	cmd := &cobra.Command{
+		Use:   "info [NAME]",
+		Short: "Describe a VM",
+		Args:  oneName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := flags.client(cmd.Context(), args)
+			if err != nil {
+				return fmt.Errorf("%s: %w", tried(cmd, args), err)
+			}
+			info, err := c.Info(cmd.Context())
+			if err != nil {
+				return fmt.Errorf("%s: %w", tried(cmd, args), advise(err))
+			}
+			if flags.json {
+				return printJSON(cmd.OutOrStdout(), info)
+			}
+			return printInfo(cmd.OutOrStdout(), info)
+		},
+	}
+	flags.register(cmd)
+	return cmd
+}
+
+func printInfo(out io.Writer, info api.Info) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(key, format string, args ...any) { _, _ = fmt.Fprintf(w, key+"\t"+format+"\n", args...) }
+	row("name", "%s", info.Name)
+	row("state", "%s", info.State)
+	row("cpus", "%s", cpusText(info.CPUs))
+	row("memory", "%s", memoryText(info.Memory))
+	row("pid", "%d", info.PID)
+	row("api socket", "%s", info.Socket)
+	if info.Address != "" {
+		row("address", "%s", info.Address)
+	}
+	if in := info.Incoming; in != nil && in.Active {
+		row("incoming", "%s from %s", formatBytes(in.BytesReceived), in.Peer)
+	}
+	if p := info.Migration; p != nil {
+		row("migration", "%s", migrationText(p))
+		if !p.Phase.Ended() {
+			row("", "round %d, %s sent, %s left, %s/s, dirtied %s/s", p.Round, formatBytes(p.BytesSent),
+				formatBytes(p.RemainingBytes), formatBytes(p.BandwidthBytes), formatBytes(p.DirtyRateBytes))
+		}
+		if p.Error != "" {
+			row("", "%s", p.Error)
+		}
+	}
+	return w.Flush()
+}

@@ -1,0 +1,50 @@
+// Command govmm runs virtual machines on KVM and moves them to another process
+// or host while they run. docs/cli.md describes its commands.
+//
+// A command here reads its flags, calls vmm (run, receive) or vmm/api (all
+// others), and prints. What it was asked for goes to stdout, what it has to
+// say to stderr; errors are one line. Exit status: 0 done, 1 failed, 2 usage.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// Exit statuses.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() { os.Exit(govmm(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// govmm runs one command line and returns the exit status.
+func govmm(args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return exitDone
+	}
+	var usage *usageError
+	isUsage := errors.As(err, &usage)
+	if text := err.Error(); text != "" {
+		_, _ = fmt.Fprintln(stderr, "govmm: "+strings.ReplaceAll(strings.TrimSpace(text), "\n", "; "))
+	}
+	if isUsage {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// usageError is a command line that makes no sense.
+type usageError struct{ msg string }
+
+func (e *usageError) Error() string { return e.msg }

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// runAsGovmm makes the test binary be govmm.
+const runAsGovmm = "GOVMM_TEST_RUN_AS_GOVMM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(runAsGovmm) != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// cli is govmm on a machine of its own: a runtime directory.
+type cli struct {
+	t   *testing.T
+	dir string
+}
+
+func newCLI(t *testing.T) *cli {
+	dir, err := os.MkdirTemp("", "govmm-cli-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return &cli{t, dir}
+}
+
+func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = append(os.Environ(), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
+	return cmd
+}
+
+// run runs one command to its end.
+func (c *cli) run(args ...string) (exit int, stdout, stderr string) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := c.command(ctx, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var status *exec.ExitError
+	if err != nil && !errors.As(err, &status) || ctx.Err() != nil {
+		c.t.Fatalf("govmm %s: %v", strings.Join(args, " "), err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// oneLine checks that stderr is one line of govmm's, with words in it.
+func oneLine(t *testing.T, stderr string, words ...string) {
+	t.Helper()
+	if !strings.HasPrefix(stderr, "govmm: ") || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "goroutine") {
+		t.Errorf("not one line: %q", stderr)
+	}
+	for _, w := range words {
+		if !strings.Contains(stderr, w) {
+			t.Errorf("%q is missing from %q", w, stderr)
+		}
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	c := newCLI(t)
+	for _, tc := range []struct{ args, words string }{
+		{"frobnicate", `unknown command "frobnicate"`},
+		{"paus", "did you mean ps or pause"},
+		{"--frob", "unknown flag: --frob"},
+		{"run --frob", "run: unknown flag"},
+		{"run a b", "one NAME"},
+		{"run ../a", "not a name"},
+		{"run .a", "not a name"},
+		{"run --cpus 0", "--cpus"},
+		{"run --cpus -1", "--cpus"},
+		{"run --cpus x", "--cpus"},
+		{"run --memory 0", "--memory"},
+		{"run --memory 1.5G", "--memory"},
+		{"run --memory 16777216T", "--memory"},
+		{"run --memory -1", "--memory"},
+		{"run --memory 1000", "--memory"},
+		{"run --memory 32T", "--memory"},
+		{"run --memory-backing floppy", "--memory-backing"},
+		{"run --serial pigeon", "--serial"},
+		{"run --serial file:", "--serial"},
+		{"receive", "--listen"},
+		{"receive --listen here", "HOST:PORT"},
+		{"receive --listen h:70000", "HOST:PORT"},
+		{"receive --listen h:http", "HOST:PORT"},
+		{"receive --listen :0 --serial x", "--serial"},
+		{"receive a b --listen :0", "one NAME"},
+		{"migrate", "--to HOST:PORT is missing"},
+		{"migrate --to here", "HOST:PORT"},
+		{"migrate --to h:0", "HOST:PORT"},
+		{"migrate --to h:1 --cancel", "exclude"},
+		{"migrate --to h:1 --downtime-limit 0", "--downtime-limit"},
+		{"migrate --to h:1 --downtime-limit 300", "--downtime-limit"},
+		{"migrate --to h:1 --downtime-limit 1us", "downtime limit"},
+		{"migrate --to h:1 --timeout -1s", "--timeout"},
+		{"migrate --to h:1 --bandwidth-limit fast", "--bandwidth-limit"},
+		{"migrate --to h:1 --bandwidth-limit 1", "bandwidth limit"},
+		{"migrate --to h:1 --max-rounds -1", "max rounds"},
+		{"migrate --to h:1 --clear-bitmap-shift 5", "6 to 31"},
+		{"migrate --to h:1 --clear-bitmap-shift 32", "6 to 31"},
+		{"migrate --to h:1 --clear-bitmap-shift 0", "6 to 31"},
+		{"migrate --to h:1 --progress loud", "auto or none"},
+		{"migrate a b --to h:1", "one NAME"},
+		{"ps a b", "one NAME"},
+		{"info /x", "not a name"},
+		{"pause --force", "unknown flag"},
+		{"resume --force=maybe", "--force"},
+		{"stop a b", "one NAME"},
+		{"demo now", "no argument"},
+		{"version now", "no argument"},
+		{"completion", "bash"},
+		{"completion csh", "csh"},
+	} {
+		exit, stdout, stderr := c.run(strings.Fields(tc.args)...)
+		if exit != exitUsage || stdout != "" {
+			t.Errorf("govmm %s: exit %d, stdout %q", tc.args, exit, stdout)
+		}
+		oneLine(t, stderr, tc.words)
+	}
+	if exit, stdout, stderr := c.run(); exit != exitUsage || stdout != "" || !strings.Contains(stderr, "Usage:") {
+		t.Errorf("govmm alone: exit %d, %q, %q", exit, stdout, stderr)
+	}
+}
+
+func TestNothingRuns(t *testing.T) {
+	c := newCLI(t)
+	for _, args := range []string{
+		"info", "info db", "pause db", "resume db --force", "stop db", "stop --api-socket /nonexistent/x.sock", "ps db",
+		"migrate db --to h:1", "migrate db --cancel",
+	} {
+		exit, stdout, stderr := c.run(strings.Fields(args)...)
+		if exit != exitFailed || stdout != "" {
+			t.Errorf("govmm %s: exit %d, stdout %q", args, exit, stdout)
+		}
+		oneLine(t, stderr, args[:strings.IndexAny(args+" ", " ")], "runs", "govmm ps")
+	}
+	if exit, stdout, stderr := c.run("ps"); exit != 0 || !strings.HasPrefix(stdout, "NAME") || strings.Count(stdout, "\n") != 1 || stderr != "" {
+		t.Errorf("ps: %d %q %q", exit, stdout, stderr)
+	}
+	if exit, stdout, _ := c.run("ps", "--json"); exit != 0 || stdout != "[]\n" {
+		t.Errorf("ps --json: %d %q", exit, stdout)
+	}
+}
+
+// migrate --json prints its object even if there is nothing to migrate.
+func TestMigrateJSONWithoutVM(t *testing.T) {
+	c := newCLI(t)
+	for _, args := range [][]string{
+		{"migrate", "db", "--to", "127.0.0.1:1", "--json"},
+		{"migrate", "--to", "127.0.0.1:1", "--json"},
+		{"migrate", "--cancel", "--json"},
+	} {
+		exit, stdout, stderr := c.run(args...)
+		if exit != exitFailed {
+			t.Errorf("%v: exit %d", args, exit)
+		}
+		oneLine(t, stderr)
+		checkResult(t, stdout, "failed")
+	}
+}
+
+// checkResult checks the shape that scripts rely on.
+func checkResult(t *testing.T, stdout, status string) map[string]any {
+	t.Helper()
+	dec := json.NewDecoder(strings.NewReader(stdout))
+	var v map[string]any
+	if err := dec.Decode(&v); err != nil || dec.More() {
+		t.Fatalf("not one JSON object: %q", stdout)
+	}
+	for _, key := range []string{"status", "error", "total_ms", "setup_ms", "downtime_ms", "bytes_sent", "ram_bytes",
+		"pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds"} {
+		if _, ok := v[key]; !ok {
+			t.Errorf("%q is missing from %s", key, stdout)
+		}
+	}
+	if len(v) != 12 {
+		t.Errorf("%d keys in %s", len(v), stdout)
+	}
+	if _, ok := v["rounds"].([]any); !ok {
+		t.Errorf("rounds is no array: %s", stdout)
+	}
+	if v["status"] != status || (v["error"] == "") != (status == "completed") {
+		t.Errorf("status %v, error %q; want %s", v["status"], v["error"], status)
+	}
+	return v
+}
+
+func TestVersionAndCompletion(t *testing.T) {
+	c := newCLI(t)
+	for _, args := range []string{"version", "--version"} {
+		if exit, stdout, stderr := c.run(args); exit != 0 || !strings.HasPrefix(stdout, "govmm ") || strings.Count(stdout, "\n") != 1 || stderr != "" {
+			t.Errorf("%s: %d %q %q", args, exit, stdout, stderr)
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if exit, stdout, _ := c.run("completion", shell); exit != 0 || !strings.Contains(stdout, "govmm") {
+			t.Errorf("completion %s: exit %d", shell, exit)
+		}
+	}
+	if exit, stdout, _ := c.run("migrate", "--help"); exit != 0 || strings.Contains(stdout, "verify-pages") || !strings.Contains(stdout, "--downtime-limit") {
+		t.Errorf("migrate --help: %d %q", exit, stdout)
+	}
+}

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+// migrateFlags are the flags of govmm migrate.
+type migrateFlags struct {
+	clientFlags
+	to        string
+	downtime  time.Duration
+	bandwidth rateFlag
+	timeout   time.Duration
+	maxRounds int
+	shift     uint
+	progress  string
+	cancel    bool
+	verify    bool
+}
+
+func newMigrate() *cobra.Command {
+	f := migrateFlags{}
+	cmd := &cobra.Command{
+		Use:   "migrate [NAME] --to HOST:PORT",
+		Short: "Move a VM to a process that waits for it (govmm receive)",
+		Long: `Move a VM, while it runs, to a process that waits for it (govmm receive).
+
+It waits for the end. Ctrl-C cancels the migration, and the guest goes on here; so
+does --cancel from another terminal. If this command is killed the migration goes
+on without it.`,
+		Args: oneName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req, err := f.request(cmd)
+			if err != nil {
+				return err
+			}
+			return f.run(cmd, args, req)
+		},
+	}
+	f.register(cmd)
+	def := migrate.DefaultOptions()
+	flags := cmd.Flags()
+	flags.StringVar(&f.to, "to", "", "`HOST:PORT` of the receiver")
+	flags.DurationVar(&f.downtime, "downtime-limit", def.DowntimeLimit, "how long the guest may stand still")
+	flags.Var(&f.bandwidth, "bandwidth-limit", "bytes a second while the guest runs, as in 100M or 100M/s")
+	flags.DurationVar(&f.timeout, "timeout", def.Timeout, "give up after this time; the guest goes on here")
+	flags.IntVar(&f.maxRounds, "max-rounds", def.MaxRounds, "give up after so many rounds; 0: no limit")
+	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^N pages, N from 6 to 31")
+	flags.StringVar(&f.progress, "progress", "auto", "auto: a live line if stderr is a terminal; none")
+	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
+	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
+	_ = flags.MarkHidden("verify-pages") // for tests: the downtime grows by the hashing of all memory
+	return cmd
+}
+
+// request turns the flags into a request, or says what is wrong with them.
+func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
+	req := api.MigrateRequest{
+		To: f.to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
+		MaxRounds: f.maxRounds, ClearBitmapShift: f.shift, VerifyPages: f.verify,
+	}
+	var err error
+	switch {
+	case f.progress != "auto" && f.progress != "none":
+		err = fmt.Errorf("--progress %q: auto or none is wanted", f.progress)
+	case f.cancel && f.to != "":
+		err = errors.New("--cancel and --to exclude each other")
+	case f.cancel:
+	case f.to == "":
+		err = errors.New("--to HOST:PORT is missing: the address that govmm receive prints")
+	case f.downtime <= 0 || f.timeout <= 0:
+		err = errors.New("--downtime-limit and --timeout must be more than 0")
+	case f.shift == 0:
+		err = errors.New("--clear-bitmap-shift 0: 6 to 31 is wanted")
+	default:
+		_, err = req.Options()
+	}
+	if err != nil {
+		return req, usagef(cmd, "%v", err)
+	}
+	return req, nil
+}
+
+// run migrates or cancels, and prints the outcome: with --json always one
+// object on stdout.
+func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateRequest) error {
+	res, err := f.migrate(cmd, args, req)
+	wanted := "completed"
+	if f.cancel {
+		wanted = "cancelled"
+	}
+	if err == nil && res.Status != wanted {
+		err = outcomeError(res, f.cancel)
+	}
+	if f.json {
+		if err2 := printJSON(cmd.OutOrStdout(), jsonResult(res, err)); err == nil {
+			err = err2
+		}
+	} else if err == nil && !f.cancel {
+		err = printResult(cmd.OutOrStdout(), res)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)
+	}
+	if f.cancel {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: the migration is cancelled; the guest goes on here")
+	}
+	return nil
+}
+
+func (f *migrateFlags) tried(cmd *cobra.Command, args []string) string {
+	if f.cancel {
+		return tried(cmd, args) + " --cancel"
+	}
+	return tried(cmd, args) + " to " + f.to
+}
+
+// outcomeError says in one line what a migration that did not end as it should
+// means for the guest.
+func outcomeError(res migrate.Result, cancel bool) error {
+	switch {
+	case cancel && res.Status == "completed":
+		return errors.New("too late: the migration was completed, the guest runs at the destination")
+	case res.Status == "cancelled":
+		return errors.New("cancelled; the guest goes on here")
+	}
+	return errors.New(res.Error)
+}
+
+// jsonResult is what --json prints: an error that came from this side of the
+// API counts as failed.
+func jsonResult(res migrate.Result, err error) migrate.Result {
+	if res.Status == "" {
+		res.Status = "failed"
+	}
+	if err != nil && res.Error == "" {
+		res.Error = err.Error()
+	}
+	if res.Rounds == nil {
+		res.Rounds = []migrate.RoundStats{}
+	}
+	return res
+}
+
+// migrate finds the VM, starts or cancels, and follows to the end. An error
+// says that no verdict came; the result then has what was seen.
+func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.MigrateRequest) (migrate.Result, error) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	c, err := f.client(cmd.Context(), args)
+	if err != nil {
+		return migrate.Result{}, err
+	}
+	fol := follower{client: c, signals: signals, words: cmd.ErrOrStderr(),
+		line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
+	if f.cancel {
+		if err := c.Cancel(cmd.Context()); err != nil {
+			return migrate.Result{}, advise(err)
+		}
+		return fol.follow(cmd.Context(), c.Follow)
+	}
+	return fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
+		return c.Migrate(ctx, req, progress)
+	})
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/term"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// progressLine is one line on a terminal that is drawn again and again.
+type progressLine struct {
+	out   io.Writer // nil: nothing is drawn
+	width func() int
+	drawn bool
+}
+
+// newProgressLine draws on out if it is a terminal and mode is auto.
+func newProgressLine(out io.Writer, mode string) *progressLine {
+	f, ok := out.(*os.File)
+	if !ok || mode != "auto" || !term.IsTerminal(int(f.Fd())) {
+		return &progressLine{}
+	}
+	return &progressLine{out: out, width: func() int {
+		w, _, err := term.GetSize(int(f.Fd()))
+		if err != nil || w <= 0 {
+			return 80
+		}
+		return w
+	}}
+}
+
+func (l *progressLine) draw(p migrate.Progress) {
+	if l.out == nil {
+		return
+	}
+	text := progressText(p)
+	if w := l.width() - 1; len(text) > w { // a line that wraps could not be drawn over
+		text = text[:max(w, 0)]
+	}
+	_, _ = fmt.Fprint(l.out, "\r\x1b[K"+text)
+	l.drawn = true
+}
+
+// clear takes the line away before something else is printed.
+func (l *progressLine) clear() {
+	if l.drawn {
+		_, _ = fmt.Fprint(l.out, "\r\x1b[K")
+		l.drawn = false
+	}
+}
+
+// progressText is in ASCII, so that it can be cut anywhere.
+func progressText(p migrate.Progress) string {
+	if p.Phase != migrate.PhasePrecopy {
+		s := string(p.Phase)
+		if p.BytesSent > 0 {
+			s += ", " + formatBytes(p.BytesSent) + " sent"
+		}
+		return s
+	}
+	parts := []string{
+		fmt.Sprintf("round %d", p.Round),
+		formatBytes(p.BytesSent) + " sent",
+		formatBytes(p.RemainingBytes) + " left",
+	}
+	if p.BandwidthBytes > 0 {
+		parts = append(parts, formatBytes(p.BandwidthBytes)+"/s",
+			"dirtied "+formatBytes(p.DirtyRateBytes)+"/s",
+			"downtime ~"+formatMS(p.EstimatedDowntimeMS))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// printResult prints what a migration cost.
+func printResult(out io.Writer, r migrate.Result) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	row := func(cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
+	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
+	row("ROUND", "TIME", "TO SEND", "PAGES", "ZERO", "HOLES", "HINTED", "SENT")
+	for _, x := range r.Rounds {
+		row(strconv.Itoa(x.N), formatMS(float64(x.DurationMS)), count(x.DirtyPages), count(x.PagesSent), count(x.PagesZero),
+			count(x.PagesHole), count(x.PagesHinted), formatBytes(x.BytesSent))
+	}
+	row("all", formatMS(float64(r.TotalMS)), "", count(r.PagesSent), count(r.PagesZero),
+		count(r.PagesHole), count(r.PagesHinted), formatBytes(r.BytesSent))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%s: total %s, set-up %s, downtime %s, %s of memory\n", r.Status,
+		formatMS(float64(r.TotalMS)), formatMS(float64(r.SetupMS)), formatMS(r.DowntimeMS), formatBytes(r.RAMBytes))
+	return err
+}

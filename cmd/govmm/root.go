@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/govmm/govmm/vmm/api"
+)
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "govmm",
+		Short: "Run virtual machines on KVM, and move them while they run",
+		Long: `govmm runs virtual machines on KVM, and moves them to another process or host
+while they run.
+
+  govmm run                          a terminal for the embedded demo guest
+  govmm receive --listen :7000       wait for a guest, here or on another host
+  govmm migrate --to localhost:7000  move it there`,
+		Version:           version(),
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		Args:              cobra.ArbitraryArgs,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				cmd.SetOut(cmd.ErrOrStderr())
+				_ = cmd.Help()
+				return &usageError{}
+			}
+			if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+				return usagef(cmd, "unknown command %q; did you mean %s?", args[0], strings.Join(like, " or "))
+			}
+			return usagef(cmd, "unknown command %q; see govmm --help", args[0])
+		},
+	}
+	root.SuggestionsMinimumDistance = 2
+	root.SetVersionTemplate("govmm {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef(cmd, "%v; see %s --help", err, cmd.CommandPath())
+	})
+	root.AddCommand(newRun(), newReceive(), newMigrate(), newPS(), newInfo(), newPause(), newResume(), newStop(),
+		newDemo(), newVersion(), newCompletion())
+	return root
+}
+
+// usagef makes the error of a command line that makes no sense: what was
+// tried, why it does not work, what to do.
+func usagef(cmd *cobra.Command, format string, args ...any) error {
+	msg := fmt.Sprintf(format, args...)
+	if cmd.HasParent() {
+		msg = cmd.Name() + ": " + msg
+	}
+	return &usageError{msg}
+}
+
+// oneName accepts a command's only argument, a VM's NAME, or none.
+func oneName(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usagef(cmd, "one NAME is wanted, and there are %d arguments; see %s --help", len(args), cmd.CommandPath())
+	}
+	if len(args) == 1 {
+		if err := api.ValidateName(args[0]); err != nil {
+			return usagef(cmd, "%v", err)
+		}
+	}
+	return nil
+}
+
+// noArgs accepts no argument.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef(cmd, "no argument is wanted, and there is %q; see %s --help", args[0], cmd.CommandPath())
+	}
+	return nil
+}
+
+// nameOf returns the NAME argument, or an empty string.
+func nameOf(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+// tried names a command and its VM at the head of an error.
+func tried(cmd *cobra.Command, args []string) string {
+	return strings.Join(append([]string{cmd.Name()}, args...), " ")
+}
