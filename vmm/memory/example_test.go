@@ -1,0 +1,37 @@
+package memory_test
+
+import (
+	"fmt"
+	"log"
+
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+func Example() {
+	m, err := memory.New(4<<30, memory.DefaultBacking)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	for _, s := range m.Slots() {
+		fmt.Printf("slot at gpa %#x, %d MiB\n", s.GPA, s.Size>>20)
+	}
+	if err := m.WriteUint32(4<<30, 42); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(m.WriteUint32(3<<30, 42))
+
+	// What the VMM wrote, a page a bit: the first page of the last slot.
+	bitmap := make([]uint64, memory.SlotSize/memory.PageSize/64)
+	if err := m.FetchDirty(3, bitmap); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(bitmap[0])
+	// Output:
+	// slot at gpa 0x0, 1024 MiB
+	// slot at gpa 0x40000000, 1024 MiB
+	// slot at gpa 0x80000000, 1024 MiB
+	// slot at gpa 0x100000000, 1024 MiB
+	// guest memory at gpa 0xc0000000, 4 bytes: not guest RAM
+	// 1
+}
