@@ -224,7 +224,7 @@ func TestMigrateKilledLeavesItRunning(t *testing.T) {
 	default:
 	}
 	exit, stdout, _ := c.run("ps")
-	if exit != 0 || !strings.Contains(stdout, "precopy to h:1, round 2") {
+	if exit != 0 || !strings.Contains(stdout, "precopy, to h:1, round 2") {
 		t.Errorf("ps: %s", stdout)
 	}
 	vm.mig.end("completed", "")

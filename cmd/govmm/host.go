@@ -104,6 +104,8 @@ func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(strin
 	go func() { served <- server.Serve(ln) }()
 	if addr := vm.Addr(); addr != nil {
 		logf("listening on %s", addr)
+	} else {
+		logf("%s runs; its API socket is %s", claim.Name(), claim.Socket())
 	}
 	outcome, err := vm.Run(ctx) // closes the backend: a terminal is as it was
 	server.Shutdown()

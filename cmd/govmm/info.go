@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
 )
 
@@ -52,9 +53,8 @@ func printInfo(out io.Writer, info api.Info) error {
 	}
 	if p := info.Migration; p != nil {
 		row("migration", "%s", migrationText(p))
-		if !p.Phase.Ended() {
-			row("", "round %d, %s sent, %s left, %s/s, dirtied %s/s", p.Round, formatBytes(p.BytesSent),
-				formatBytes(p.RemainingBytes), formatBytes(p.BandwidthBytes), formatBytes(p.DirtyRateBytes))
+		if p.Phase == migrate.PhasePrecopy {
+			row("", "%s", progressText(*p))
 		}
 		if p.Error != "" {
 			row("", "%s", p.Error)

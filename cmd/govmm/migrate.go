@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -27,6 +28,8 @@ type migrateFlags struct {
 	progress  string
 	cancel    bool
 	verify    bool
+
+	guest string // what became of it, after a failure
 }
 
 func newMigrate() *cobra.Command {
@@ -101,7 +104,7 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 		wanted = "cancelled"
 	}
 	if err == nil && res.Status != wanted {
-		err = outcomeError(res, f.cancel)
+		err = f.outcome(res)
 	}
 	if f.json {
 		if err2 := printJSON(cmd.OutOrStdout(), jsonResult(res, err)); err == nil {
@@ -126,16 +129,18 @@ func (f *migrateFlags) tried(cmd *cobra.Command, args []string) string {
 	return tried(cmd, args) + " to " + f.to
 }
 
-// outcomeError says in one line what a migration that did not end as it should
-// means for the guest.
-func outcomeError(res migrate.Result, cancel bool) error {
+// outcome says in one line what a migration that did not end as it should means
+// for the guest.
+func (f *migrateFlags) outcome(res migrate.Result) error {
 	switch {
-	case cancel && res.Status == "completed":
+	case f.cancel && res.Status == "completed":
 		return errors.New("too late: the migration was completed, the guest runs at the destination")
 	case res.Status == "cancelled":
 		return errors.New("cancelled; the guest goes on here")
+	case f.guest == "" || strings.Contains(res.Error, f.guest):
+		return errors.New(res.Error)
 	}
-	return errors.New(res.Error)
+	return errors.New(res.Error + "; " + f.guest)
 }
 
 // jsonResult is what --json prints: an error that came from this side of the
@@ -172,7 +177,23 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 		}
 		return fol.follow(cmd.Context(), c.Follow)
 	}
-	return fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
+	res, err := fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
 		return c.Migrate(ctx, req, progress)
 	})
+	if err == nil && res.Status == "failed" {
+		f.guest = whereabouts(cmd.Context(), c)
+	}
+	return res, err
+}
+
+// whereabouts says what became of the guest of a migration that failed.
+func whereabouts(ctx context.Context, c *api.Client) string {
+	info, err := c.Info(ctx)
+	switch {
+	case err != nil:
+		return "the VM does not answer any more"
+	case info.State == "running":
+		return "the guest goes on here"
+	}
+	return "the guest is " + info.State + " here"
 }

@@ -69,10 +69,13 @@ func progressText(p migrate.Progress) string {
 		formatBytes(p.BytesSent) + " sent",
 		formatBytes(p.RemainingBytes) + " left",
 	}
-	if p.BandwidthBytes > 0 {
+	switch {
+	case p.BandwidthBytes > 0:
 		parts = append(parts, formatBytes(p.BandwidthBytes)+"/s",
 			"dirtied "+formatBytes(p.DirtyRateBytes)+"/s",
 			"downtime ~"+formatMS(p.EstimatedDowntimeMS))
+	case p.ElapsedMS > 0: // the first round: nothing has been measured yet
+		parts = append(parts, formatBytes(p.BytesSent*1000/uint64(p.ElapsedMS))+"/s")
 	}
 	return strings.Join(parts, ", ")
 }

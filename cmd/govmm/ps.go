@@ -97,8 +97,8 @@ func psMigration(i api.Info) string {
 }
 
 func migrationText(p *migrate.Progress) string {
-	s := fmt.Sprintf("%s to %s", p.Phase, p.Address)
-	if p.Phase == migrate.PhasePrecopy && p.Round > 0 {
+	s := fmt.Sprintf("%s, to %s", p.Phase, p.Address)
+	if p.Phase == migrate.PhasePrecopy {
 		s += fmt.Sprintf(", round %d", p.Round)
 	}
 	return s
