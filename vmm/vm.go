@@ -195,7 +195,7 @@ func (v *VM) Resume(force bool) error {
 	if o != nil && o.handedOver() {
 		if !force {
 			return stateError("the guest may run at %s: resume it there, or wait for that side's word; "+
-				"resuming it here by force makes it run twice if it does", o.addr)
+				"resume --force takes it back here, and makes it run twice if it does", o.addr)
 		}
 		if err := o.takeBack(); err != nil {
 			return err

@@ -1,0 +1,265 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/govmm/govmm/vmm/loader/elftest"
+)
+
+// typeLine types at the guest's serial console.
+func (p *proc) typeLine(s string) {
+	p.t.Helper()
+	if _, err := io.WriteString(p.in, s+"\r"); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// run without a kernel boots the demo guest; a person can type, and its
+// poweroff ends govmm with 0.
+func TestPowerOff(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	p := h.start("run")
+	p.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	if i := h.info("vm"); i.Name != "vm" || i.State != "running" || i.PID != p.cmd.Process.Pid {
+		t.Errorf("%+v", i)
+	}
+	p.typeLine("help")
+	p.out.awaitText(t, 0, "poweroff")
+	p.typeLine("poweroff")
+	if p.wait() != 0 {
+		t.Errorf("poweroff: exit %d", p.exit)
+	}
+}
+
+// A reboot begins again in place: the same process, the same name.
+func TestReboot(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	p := h.start("run", "r", "--cpus", "2", "--memory", "64M", "--cmdline", "fill=16M dirty=4M rate=100 verify=1 tick=1")
+	p.out.awaitTick(t, 0, "2", func(k tick) bool { return k.n == 2 })
+	p.typeLine("reboot")
+	at := p.out.len()
+	p.out.awaitTick(t, at, "1 again", func(k tick) bool { return k.n == 1 })
+	if i := h.info("r"); i.PID != p.cmd.Process.Pid || i.State != "running" {
+		t.Errorf("%+v", i)
+	}
+
+	// And at the destination, where the kernel's file never was.
+	there, addr := h.receive("s")
+	if r, exit := h.migrate("r", "--to", addr); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	awaitVerified(t, there.out, 0, 16*mib/pageSize)
+	there.typeLine("reboot")
+	at = there.out.len()
+	there.out.awaitTick(t, at, "1 again", func(k tick) bool { return k.n == 1 })
+	there.typeLine("poweroff")
+	if there.wait() != 0 {
+		t.Errorf("poweroff at the destination: exit %d", there.exit)
+	}
+}
+
+// A crash of the guest ends govmm with 1 and a line that says what happened.
+func TestCrash(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	p := h.start("run", "--memory", "64M", "--cmdline", "tick=1")
+	p.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	p.typeLine("crash")
+	if p.wait() != 1 {
+		t.Errorf("a crash exits %d", p.exit)
+	}
+	if all := p.err.tail(20); !strings.Contains(all, "triple fault") {
+		t.Errorf("it says %q", all)
+	}
+}
+
+// What KVM gives up on is explained: the reason, RIP, the bytes if there are
+// any, and what it means. Running where there is no memory is too much for any
+// KVM; FWAIT in ring 0 only for one without hardware virtualisation.
+func TestInternalErrorIsExplained(t *testing.T) {
+	needKVM(t)
+	cases := map[string]struct {
+		code  []byte
+		wants []string
+	}{
+		"no memory": {[]byte{0xb8, 0x00, 0x00, 0x00, 0xd0, 0xff, 0xe0}, // mov eax, 0xd0000000; jmp eax
+			[]string{"KVM_EXIT_INTERNAL_ERROR", "RIP 0xd0000000"}},
+	}
+	if !hasHardwareKVM(t) {
+		cases["fwait"] = struct {
+			code  []byte
+			wants []string
+		}{[]byte{0x9b, 0xf4}, []string{"KVM_EXIT_INTERNAL_ERROR", "emulation failure", "RIP 0x100000", "9b f4", "FWAIT"}}
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			p := newHost(t).start("run", "--kernel", writeKernel(t, c.code), "--memory", "64M")
+			if p.wait() != 1 {
+				t.Errorf("exit %d", p.exit)
+			}
+			for _, want := range c.wants {
+				if all := p.err.tail(20); !strings.Contains(all, want) {
+					t.Errorf("it does not say %q: %s", want, all)
+				}
+			}
+		})
+	}
+}
+
+func hasHardwareKVM(t *testing.T) bool {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return regexp.MustCompile(`(?m)^flags\s*:.*\b(vmx|svm)\b`).Match(b)
+}
+
+// writeKernel makes a PVH ELF of 32-bit code.
+func writeKernel(t *testing.T, code []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kernel.elf")
+	if err := os.WriteFile(path, elftest.Build(elftest.Kernel{Code: code}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A guest that is not ours boots from its note, counts on the serial port, and
+// goes on counting at the destination.
+func TestForeignGuest(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	// Prints the letters a to z and a newline for ever, waiting for the
+	// transmitter, and keeps its place in memory.
+	code := []byte{
+		0xbf, 0x00, 0x00, 0x30, 0x00, // mov edi, 0x300000
+		0xc6, 0x07, 0x61, // again: mov byte [edi], 'a'
+		0x66, 0xba, 0xfd, 0x03, // next: mov dx, 0x3fd
+		0xec,       // wait: in al, dx
+		0xa8, 0x20, // test al, 0x20
+		0x74, 0xfb, // jz wait
+		0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+		0x8a, 0x07, // mov al, [edi]
+		0x3c, 0x7b, // cmp al, 'z'+1
+		0x74, 0x05, // je line
+		0xee,       // out dx, al
+		0xfe, 0x07, // inc byte [edi]
+		0xeb, 0xe8, // jmp next
+		0xb0, 0x0a, // line: mov al, '\n'
+		0xee,       // out dx, al
+		0xeb, 0xe0, // jmp again
+	}
+	src := h.start("run", "src", "--kernel", writeKernel(t, code), "--memory", "64M")
+	const alphabet = "abcdefghijklmnopqrstuvwxyz"
+	src.out.await(t, 3, alphabet, func(s string) bool { return s == alphabet })
+	there, addr := h.receive("dst")
+	r, exit := h.migrate("src", "--to", addr, "--verify-pages")
+	if exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	there.out.await(t, 5, alphabet, func(s string) bool { return s == alphabet })
+	src.wait()
+	// The line that was cut by the move is whole across it.
+	all := append(src.out.snapshot(), there.out.snapshot()...)
+	var joined strings.Builder
+	for i, s := range all {
+		joined.WriteString(s)
+		if i+1 != src.out.len() || len(s) == len(alphabet) { // the last of the source may be a part
+			joined.WriteByte('\n')
+		}
+	}
+	lines := strings.Split(joined.String(), "\n")
+	for _, s := range lines[:len(lines)-2] {
+		if s != alphabet {
+			t.Errorf("a line is %q", s)
+		}
+	}
+}
+
+// Names: the default, the next free one, one that is taken, one that does not
+// run, and none where several run.
+func TestNames(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	small := []string{"--memory", "32M", "--cmdline", "tick=1"}
+	a := h.start(append([]string{"run"}, small...)...)
+	a.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	b := h.start(append([]string{"run"}, small...)...)
+	b.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	c, _ := h.receive("c")
+	out := h.must("ps")
+	if !regexp.MustCompile(`(?m)^NAME\s+STATE\s+CPUS\s+MEMORY\s+PID`).MatchString(out) {
+		t.Errorf("ps printed\n%s", out)
+	}
+	for name, p := range map[string]*proc{"vm": a, "vm2": b, "c": c} {
+		if !regexp.MustCompile(fmt.Sprintf(`(?m)^%s\s.*\b%d\b`, name, p.cmd.Process.Pid)).MatchString(out) {
+			t.Errorf("ps does not show %s with pid %d:\n%s", name, p.cmd.Process.Pid, out)
+		}
+	}
+	var list []info
+	if err := json.Unmarshal([]byte(h.must("ps", "--json")), &list); err != nil || len(list) != 3 {
+		t.Errorf("ps --json: %v, %+v", err, list)
+	}
+	oneLine := func(want string, args ...string) {
+		t.Helper()
+		_, errs, exit := h.run(args...)
+		if exit != 1 || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, want) {
+			t.Errorf("%v: exit %d, %q", args, exit, errs)
+		}
+	}
+	oneLine("vm", append([]string{"run", "vm"}, small...)...)
+	oneLine("nobody", "info", "nobody")
+	oneLine("vm2", "pause")
+	// A killed VM leaves a stale socket, which is noticed.
+	b.kill(syscall.SIGKILL)
+	b.wait()
+	if out := h.must("ps"); strings.Contains(out, "vm2") {
+		t.Errorf("ps shows a dead VM:\n%s", out)
+	}
+	again := h.start(append([]string{"run", "vm2"}, small...)...)
+	again.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	h.must("stop", "vm")
+	h.must("stop", "vm2")
+	h.must("stop", "c")
+	for _, p := range []*proc{a, again, c} {
+		if p.wait() != 0 {
+			t.Errorf("stopped: exit %d", p.exit)
+		}
+	}
+	if out := h.must("ps", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("ps --json with nothing: %q", out)
+	}
+}
+
+// A destination lists everything that is wrong, before a byte of memory.
+func TestRefusalListsReasons(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	src := h.startDemo("src", 1, 128, 32, 4)
+	_, addr := h.receive("dst")
+	there, addr2 := h.receive("dst2")
+	if r, exit := h.migrate("src", "--to", addr); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	src.wait()
+	// dst has a guest now.
+	h.startDemo("other", 1, 128, 32, 4)
+	r, exit := h.migrate("other", "--to", addr)
+	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, "arrived here already") || len(r.Rounds) != 0 {
+		t.Errorf("exit %d, %+v", exit, r)
+	}
+	if r, exit := h.migrate("other", "--to", addr2); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	awaitVerified(t, there.out, 0, 32*mib/pageSize)
+}

@@ -1,0 +1,273 @@
+package test
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// downtimeLimit of the tests, the default.
+const downtimeLimit = 300 // ms
+
+// startDemo boots the demo guest and waits until it has filled its memory.
+func (h *host) startDemo(name string, cpus, memMiB, fillMiB, dirtyMiB int, more ...string) *proc {
+	h.t.Helper()
+	args := []string{"run", name, "--cpus", strconv.Itoa(cpus), "--memory", fmt.Sprintf("%dM", memMiB),
+		"--cmdline", fmt.Sprintf("fill=%dM dirty=%dM rate=0 verify=1 tick=1", fillMiB, dirtyMiB)}
+	p := h.start(append(args, more...)...)
+	p.out.awaitText(h.t, 0, "filled ")
+	return p
+}
+
+// awaitVerified waits until every owned page was verified since line from.
+func awaitVerified(t testing.TB, l *lines, from int, owned uint64) (tick, int) {
+	t.Helper()
+	first, next := l.awaitTick(t, from, "any", func(tick) bool { return true })
+	return l.awaitTick(t, next, fmt.Sprintf("verified %d more than %d", owned, first.verified),
+		func(k tick) bool { return k.verified >= first.verified+owned })
+}
+
+// A 2-vCPU guest that owns 400 of 512 MiB and rewrites 64 MiB flat out goes
+// there and back; no page is bad, ticks go on, every page is verified after
+// each arrival, and it never stood still for longer than it was promised. In
+// some of the migrations every page is hashed at both sides.
+func TestThereAndBack(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	const owned = 400 * mib / pageSize
+	here := h.startDemo("a0", 2, 512, 400, 64)
+	awaitVerified(t, here.out, 0, owned)
+	last := here.out.ticks()[len(here.out.ticks())-1]
+	n, hashed := count(6, 50), count(2, 10)
+	var downtimes []float64
+	for i := range n {
+		name := fmt.Sprintf("a%d", i+1)
+		there, addr := h.receive(name)
+		verify := i%(n/hashed) == 0
+		args := []string{fmt.Sprintf("a%d", i), "--to", addr}
+		if verify {
+			args = append(args, "--verify-pages")
+		}
+		r, exit := h.migrate(args...)
+		if exit != 0 || r.Status != "completed" {
+			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
+		}
+		if here.wait() != 0 {
+			t.Errorf("migration %d: the source exits %d", i, here.exit)
+		}
+		if text := here.err.tail(1); !strings.Contains(text, addr) {
+			t.Errorf("the source's last line does not say where the guest went: %q", text)
+		}
+		for _, k := range here.out.ticks() { // every tick line of the source
+			if k.bad != 0 {
+				t.Errorf("bad tick at the source: %+v", k)
+			}
+		}
+		if all := here.out.ticks(); len(all) > 0 {
+			last = all[len(all)-1]
+		}
+		k, _ := awaitVerified(t, there.out, 0, owned)
+		arrived := there.out.ticks()
+		if arrived[0].n != last.n+1 {
+			t.Errorf("migration %d: tick %d follows tick %d", i, arrived[0].n, last.n)
+		}
+		if k.writes <= last.writes {
+			t.Errorf("migration %d: no writes after arrival", i)
+		}
+		if verify {
+			here = there
+			continue // hashing every page is downtime that nobody promised
+		}
+		downtimes = append(downtimes, r.DowntimeMS)
+		for _, k := range arrived {
+			if k.gap > 1.2*downtimeLimit {
+				t.Errorf("migration %d: the guest stood still for %.1f ms, 1.2 times %d were promised (downtime_ms %.1f)", i, k.gap, downtimeLimit, r.DowntimeMS)
+			}
+		}
+		here = there
+	}
+	t.Logf("%d migrations, downtimes in ms: %.1f", n, downtimes)
+	h.must("stop", fmt.Sprintf("a%d", n))
+	if here.wait() != 0 {
+		t.Errorf("a stopped VM exits %d", here.exit)
+	}
+}
+
+// The guest runs while precopy does: on a slow link, writes rise between the
+// ticks of every round.
+func TestGuestRunsDuringPrecopy(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	p := h.start("run", "src", "--cpus", "1", "--memory", "256M",
+		"--cmdline", "fill=128M dirty=8M rate=2000 verify=1 tick=0.5")
+	p.out.awaitText(t, 0, "filled ")
+	there, addr := h.receive("dst")
+	before, from := p.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	mig := h.start("migrate", "src", "--to", addr, "--bandwidth-limit", "32M", "--json")
+	// 128 MiB at 32 MiB/s: about four seconds of precopy.
+	for range 4 {
+		var k tick
+		k, from = p.out.awaitTick(t, from, "during precopy", func(tick) bool { return true })
+		if k.writes <= before.writes {
+			t.Errorf("the guest does not write during precopy: %+v then %+v", before, k)
+		}
+		before = k
+	}
+	if mig.wait() != 0 {
+		t.Fatalf("migrate exits %d", mig.exit)
+	}
+	r := decodeResult(t, mig.out.tail(100), "")
+	if r.TotalMS < 3000 {
+		t.Errorf("128 MiB took %d ms at 32 MiB/s", r.TotalMS)
+	}
+	if r.PagesHole == 0 || r.PagesSent < 128*mib/pageSize {
+		t.Errorf("of a guest that owns 128 of 256 MiB went %d pages, %d holes", r.PagesSent, r.PagesHole)
+	}
+	awaitVerified(t, there.out, 0, 128*mib/pageSize)
+}
+
+// Pages that become zero, and data again, are right at both ends.
+func TestPagesThatTurnZero(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	p := h.start("run", "src", "--memory", "128M", "--cmdline", "fill=64M dirty=32M rate=0 zeros=3 verify=1 tick=1")
+	p.out.awaitText(t, 0, "filled ")
+	for i := range 3 {
+		there, addr := h.receive(fmt.Sprintf("z%d", i))
+		from := "src"
+		if i > 0 {
+			from = fmt.Sprintf("z%d", i-1)
+		}
+		r, exit := h.migrate(from, "--to", addr, "--verify-pages", "--clear-bitmap-shift", []string{"6", "12", "31"}[i])
+		if exit != 0 {
+			t.Fatalf("%+v", r)
+		}
+		if r.PagesZero == 0 {
+			t.Errorf("no zero page among %+v", r)
+		}
+		awaitVerified(t, there.out, 0, 64*mib/pageSize)
+	}
+}
+
+// Each kind of memory, from each to itself.
+func TestBackings(t *testing.T) {
+	needKVM(t)
+	for _, kind := range []string{"memfd", "anonymous", "hugetlb"} {
+		t.Run(kind, func(t *testing.T) {
+			if kind == "hugetlb" {
+				reserveHugePages(t, 160)
+			}
+			h := newHost(t)
+			h.startDemo("src", 2, 128, 64, 16, "--memory-backing", kind)
+			there, addr := h.receive("dst")
+			r, exit := h.migrate("src", "--to", addr, "--verify-pages")
+			if exit != 0 {
+				t.Fatalf("%+v", r)
+			}
+			if r.PagesHole == 0 {
+				t.Errorf("%s: no holes, of a guest that owns half of its memory", kind)
+			}
+			awaitVerified(t, there.out, 0, 64*mib/pageSize)
+		})
+	}
+}
+
+// Memory above the hole below 4 GiB goes too.
+func TestMemoryAboveTheHole(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	mem := 4096
+	p := h.start("run", "src", "--memory", fmt.Sprintf("%dM", mem), "--cmdline", "fill=3400M dirty=16M rate=500 verify=4 tick=1")
+	p.out.awaitText(t, 0, "filled ")
+	there, addr := h.receive("dst")
+	r, exit := h.migrate("src", "--to", addr)
+	if exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	if r.RAMBytes != uint64(mem)*mib {
+		t.Errorf("ram_bytes %d", r.RAMBytes)
+	}
+	awaitVerified(t, there.out, 0, 3400*mib/pageSize)
+}
+
+// A paused guest arrives paused, and runs on when told to.
+func TestPausedArrivesPaused(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	src := h.startDemo("src", 2, 128, 64, 16)
+	h.must("pause", "src")
+	if s := h.info("src").State; s != "paused" {
+		t.Fatalf("state %q after pause", s)
+	}
+	quiet := src.out.len()
+	there, addr := h.receive("dst")
+	if r, exit := h.migrate("src", "--to", addr, "--verify-pages"); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	if s := h.info("dst").State; s != "paused" {
+		t.Errorf("it arrived %q", s)
+	}
+	if src.out.len() != quiet || there.out.len() != 0 {
+		t.Error("a paused guest printed something")
+	}
+	h.must("resume", "dst")
+	awaitVerified(t, there.out, 0, 64*mib/pageSize)
+}
+
+// Cancelled, the guest goes on at the source, the destination says why, and
+// both can be used again.
+func TestCancel(t *testing.T) {
+	needKVM(t)
+	for _, how := range []string{"--cancel", "SIGINT"} {
+		t.Run(how, func(t *testing.T) {
+			h := newHost(t)
+			src := h.startDemo("src", 2, 256, 128, 16)
+			there, addr := h.receive("dst")
+			mig := h.start("migrate", "src", "--to", addr, "--bandwidth-limit", "1M", "--json")
+			for h.info("src").State != "migrating" {
+			}
+			if how == "SIGINT" {
+				mig.kill(syscall.SIGINT)
+			} else {
+				h.must("migrate", "src", "--cancel")
+			}
+			if mig.wait() != 1 {
+				t.Errorf("a cancelled migrate exits %d", mig.exit)
+			}
+			if r := decodeResult(t, mig.out.tail(100), ""); r.Status != "cancelled" {
+				t.Errorf("status %q (%s)", r.Status, r.Error)
+			}
+			there.err.awaitText(t, 0, "cancelled")
+			if s := h.info("src").State; s != "running" {
+				t.Errorf("the source is %q", s)
+			}
+			at := src.out.len()
+			awaitVerified(t, src.out, at, 128*mib/pageSize)
+			if r, exit := h.migrate("src", "--to", addr); exit != 0 {
+				t.Fatalf("the same destination again: %+v", r)
+			}
+			awaitVerified(t, there.out, 0, 128*mib/pageSize)
+		})
+	}
+}
+
+// What does not converge is given up: the guest goes on where it was.
+func TestLimitsGiveUp(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	src := h.startDemo("src", 2, 128, 64, 48)
+	_, addr := h.receive("dst")
+	for _, args := range [][]string{
+		{"--max-rounds", "2", "--bandwidth-limit", "64M"},
+		{"--timeout", "2s", "--bandwidth-limit", "4M"},
+	} {
+		r, exit := h.migrate(append([]string{"src", "--to", addr}, args...)...)
+		if exit != 1 || r.Status != "failed" || r.Error == "" {
+			t.Errorf("%v: exit %d, %+v", args, exit, r)
+		}
+		at := src.out.len()
+		src.out.awaitTick(t, at, "after giving up", func(tick) bool { return true })
+	}
+}
