@@ -91,40 +91,50 @@ func TestPauseResumeStopInfoPS(t *testing.T) {
 }
 
 func TestMigrateOutcomes(t *testing.T) {
-	for _, status := range []string{"completed", "failed", "cancelled"} {
+	for _, tc := range []struct {
+		status, why string
+		json        bool
+		exit        int
+	}{
+		{"completed", "", false, exitDone},
+		{"completed", "", true, exitDone},
+		{"failed", "connect to h:1: no route to host", false, exitFailed},
+		{"failed", "connect to h:1: no route to host", true, exitFailed},
+		{"cancelled", "migration cancelled", false, exitFailed},
+		{"cancelled", "migration cancelled", true, exitFailed},
+	} {
 		c := newCLI(t)
 		vm := &fakeVM{mig: newFakeMigration()}
 		c.serve("", vm)
-		why := map[string]string{"failed": "connect to h:1: no route to host", "cancelled": "migration cancelled"}[status]
-		vm.mig.end(status, why)
-		for i, json := range []bool{false, true} {
-			args := []string{"migrate", "--to", "h:1"}
-			if json {
-				args = append(args, "--json")
-				vm.mu.Lock()
-				vm.mig.started = make(chan struct{})
-				vm.mu.Unlock()
+		vm.mig.end(tc.status, tc.why)
+		args := []string{"migrate", "--to", "h:1"}
+		if tc.json {
+			args = append(args, "--json")
+		}
+		exit, stdout, stderr := c.run(args...)
+		if exit != tc.exit {
+			t.Errorf("%+v: exit %d", tc, exit)
+		}
+		switch {
+		case tc.json:
+			checkResult(t, stdout, tc.status)
+		case tc.status == "completed":
+			if !strings.Contains(stdout, "downtime 12.5 ms") || !strings.Contains(stdout, "ROUND") {
+				t.Errorf("table:\n%s", stdout)
 			}
-			exit, stdout, stderr := c.run(args...)
-			if want := map[bool]int{true: exitDone, false: exitFailed}[status == "completed"]; exit != want {
-				t.Errorf("%s: exit %d, want %d (run %d)", status, exit, want, i)
-			}
-			switch {
-			case json:
-				checkResult(t, stdout, status)
-			case status == "completed":
-				if !strings.Contains(stdout, "downtime 12.5 ms") || !strings.Contains(stdout, "ROUND") {
-					t.Errorf("table:\n%s", stdout)
-				}
-			case stdout != "":
-				t.Errorf("%s: stdout %q", status, stdout)
-			}
-			if status != "completed" {
-				oneLine(t, stderr, "migrate to h:1: ")
-			} else if stderr != "" {
+		case stdout != "":
+			t.Errorf("%+v: stdout %q", tc, stdout)
+		}
+		if tc.status == "completed" {
+			if stderr != "" {
 				t.Errorf("stderr %q", stderr)
 			}
+			if exit, stdout, _ := c.run("ps"); exit != 0 || strings.Count(stdout, "\n") != 1 {
+				t.Errorf("the source is still there:\n%s", stdout)
+			}
+			continue
 		}
+		oneLine(t, stderr, "migrate to h:1: ", "the guest goes on here")
 	}
 }
 

@@ -37,7 +37,6 @@ func (c *cli) serve(name string, vm *fakeVM) {
 	}
 	server := api.NewServer(vm)
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ln) }()
 	var once sync.Once
 	stop := func() {
 		once.Do(func() {
@@ -49,6 +48,7 @@ func (c *cli) serve(name string, vm *fakeVM) {
 		})
 	}
 	vm.onEnd = stop
+	go func() { served <- server.Serve(ln) }()
 	c.t.Cleanup(stop)
 }
 
@@ -91,6 +91,11 @@ func (f *fakeVM) StartMigration(to string, opt migrate.Options) (api.Migration, 
 		f.mig = newFakeMigration()
 	}
 	close(f.mig.started)
+	go func(m *fakeMigration, end func()) {
+		if <-m.done; m.Result().Status == "completed" {
+			end() // as the process does whose guest has moved away
+		}
+	}(f.mig, f.onEnd)
 	return f.mig, nil
 }
 

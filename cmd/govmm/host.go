@@ -27,7 +27,7 @@ type hostFlags struct {
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "the guest's serial port: stdio, file:PATH, unix:PATH or null")
+	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH, unix:PATH or null")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock where govmm ps looks")
 }
 

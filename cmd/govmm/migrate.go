@@ -29,7 +29,8 @@ type migrateFlags struct {
 	cancel    bool
 	verify    bool
 
-	guest string // what became of it, after a failure
+	source *api.Client
+	guest  string // what became of it, after a failure
 }
 
 func newMigrate() *cobra.Command {
@@ -55,12 +56,12 @@ on without it.`,
 	def := migrate.DefaultOptions()
 	flags := cmd.Flags()
 	flags.StringVar(&f.to, "to", "", "`HOST:PORT` of the receiver")
-	flags.DurationVar(&f.downtime, "downtime-limit", def.DowntimeLimit, "how long the guest may stand still")
+	flags.DurationVar(&f.downtime, "downtime-limit", def.DowntimeLimit, "`TIME` that the guest may stand still, as in 300ms")
 	flags.Var(&f.bandwidth, "bandwidth-limit", "bytes a second while the guest runs, as in 100M or 100M/s")
-	flags.DurationVar(&f.timeout, "timeout", def.Timeout, "give up after this time; the guest goes on here")
-	flags.IntVar(&f.maxRounds, "max-rounds", def.MaxRounds, "give up after so many rounds; 0: no limit")
-	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^N pages, N from 6 to 31")
-	flags.StringVar(&f.progress, "progress", "auto", "auto: a live line if stderr is a terminal; none")
+	flags.DurationVar(&f.timeout, "timeout", def.Timeout, "give up after this `TIME`; the guest goes on here")
+	flags.IntVar(&f.maxRounds, "max-rounds", def.MaxRounds, "give up after `N` rounds; 0: no limit")
+	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^`N` pages, N from 6 to 31")
+	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
 	_ = flags.MarkHidden("verify-pages") // for tests: the downtime grows by the hashing of all memory
@@ -112,6 +113,12 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 		}
 	} else if err == nil && !f.cancel {
 		err = printResult(cmd.OutOrStdout(), res)
+	}
+	if res.Status == "completed" && f.source != nil {
+		// Its process is about to end: afterwards the name is free, and a
+		// command without NAME means another VM. That it takes long is no
+		// failure of the migration.
+		_ = f.source.WaitGone(cmd.Context())
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)
@@ -169,6 +176,7 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 	if err != nil {
 		return migrate.Result{}, err
 	}
+	f.source = c
 	fol := follower{client: c, signals: signals, words: cmd.ErrOrStderr(),
 		line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
 	if f.cancel {

@@ -49,10 +49,10 @@ On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	f.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a PVH ELF kernel (an uncompressed vmlinux is one)")
-	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line, or the demo guest's words")
-	flags.IntVar(&f.cpus, "cpus", 1, "vCPUs")
+	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line; the demo guest takes `WORDS`, see help there")
+	flags.IntVar(&f.cpus, "cpus", 1, "`N` vCPUs")
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
-	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "memfd, anonymous or hugetlb")
+	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
 	return cmd
 }
 

@@ -298,6 +298,12 @@ func TestFindAndList(t *testing.T) {
 	if _, err := api.Find(ctx, dir, ""); !errors.Is(err, api.ErrAmbiguous) || !strings.Contains(err.Error(), "a, b") {
 		t.Errorf("two VMs: %v", err)
 	}
+	gone := &fakeVM{info: api.Info{State: "migrated"}}
+	serve(t, dir, "0", gone)
+	if _, err := api.Find(ctx, dir, ""); !errors.Is(err, api.ErrAmbiguous) || strings.Contains(err.Error(), "0,") {
+		t.Errorf("two VMs and one whose guest has moved away: %v", err)
+	}
+	_ = gone.set("running")
 	if _, err := api.Find(ctx, dir, "c"); !errors.Is(err, api.ErrNotRunning) {
 		t.Errorf("none of that name: %v", err)
 	}
@@ -305,14 +311,15 @@ func TestFindAndList(t *testing.T) {
 		t.Errorf("a path as name: %v", err)
 	}
 	entries, err := api.List(ctx, dir)
-	if err != nil || len(entries) != 2 {
+	if err != nil || len(entries) != 3 {
 		t.Fatalf("%v, %v", entries, err)
 	}
+	entries = entries[1:]
 	if got := fmt.Sprint(entries[0].Name, entries[0].Info.State, entries[1].Name, entries[1].Info.CPUs); got != "apausedb2" {
 		t.Errorf("List: %s", got)
 	}
 	stop()
-	if e, err := api.List(ctx, dir); err != nil || len(e) != 1 {
+	if e, err := api.List(ctx, dir); err != nil || len(e) != 2 {
 		t.Errorf("after one stopped: %v, %v", e, err)
 	}
 }

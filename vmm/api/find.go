@@ -76,7 +76,7 @@ func names(dir string) ([]string, error) {
 }
 
 // Find returns a client for the VM of that name in dir. An empty name means
-// the only VM that runs. The error matches [ErrNotRunning] or [ErrAmbiguous].
+// the only VM that runs; those that are just ending do not count. The error matches [ErrNotRunning] or [ErrAmbiguous].
 func Find(ctx context.Context, dir, name string) (*Client, error) {
 	if name == "" {
 		return findOnly(ctx, dir)
@@ -103,6 +103,14 @@ func findOnly(ctx context.Context, dir string) (*Client, error) {
 	entries, err := List(ctx, dir)
 	if err != nil {
 		return nil, err
+	}
+	// One that has ended, or whose guest has moved away, is still there for a
+	// moment: nobody means that one.
+	living := slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool {
+		return e.Info.State == "migrated" || e.Info.State == "stopped"
+	})
+	if len(living) > 0 {
+		entries = living
 	}
 	switch len(entries) {
 	case 0:
