@@ -23,19 +23,9 @@ func newBitmap(n uint64) bitmap { return make(bitmap, bitmapWords(n)) }
 // size is the number of bits that the bitmap has room for.
 func (b bitmap) size() uint64 { return uint64(len(b)) * wordBits }
 
-func (b bitmap) get(i uint64) bool {
-	return i < b.size() && b[i/wordBits]&(1<<(i%wordBits)) != 0
-}
-
 func (b bitmap) set(i uint64) {
 	if i < b.size() {
 		b[i/wordBits] |= 1 << (i % wordBits)
-	}
-}
-
-func (b bitmap) clear(i uint64) {
-	if i < b.size() {
-		b[i/wordBits] &^= 1 << (i % wordBits)
 	}
 }
 
@@ -89,27 +79,6 @@ func (b bitmap) count() uint64 {
 	return uint64(n)
 }
 
-// countRange is the number of set bits in [first, first+n).
-func (b bitmap) countRange(first, n uint64) uint64 {
-	lo, hi := b.clip(first, n)
-	var set int
-	for w := lo / wordBits; w*wordBits < hi; w++ {
-		set += bits.OnesCount64(b[w] & wordMask(w, lo, hi))
-	}
-	return uint64(set)
-}
-
-// any tells whether a bit in [first, first+n) is set.
-func (b bitmap) any(first, n uint64) bool {
-	lo, hi := b.clip(first, n)
-	for w := lo / wordBits; w*wordBits < hi; w++ {
-		if b[w]&wordMask(w, lo, hi) != 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // nextSet is the first set bit in [from, end), or end.
 func (b bitmap) nextSet(from, end uint64) uint64 {
 	limit := min(end, b.size())
@@ -134,18 +103,4 @@ func (b bitmap) nextClear(from, end uint64) uint64 {
 		from = (w + 1) * wordBits
 	}
 	return min(from, end)
-}
-
-// or sets every bit that is set in src.
-func (b bitmap) or(src bitmap) {
-	for w := range min(len(b), len(src)) {
-		b[w] |= src[w]
-	}
-}
-
-// andNot clears every bit that is set in src.
-func (b bitmap) andNot(src bitmap) {
-	for w := range min(len(b), len(src)) {
-		b[w] &^= src[w]
-	}
 }

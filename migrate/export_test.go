@@ -1,0 +1,139 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Check tells whether the tracker's bitmaps keep their promises (the comment
+// on Tracker). armed says, of one page, whether KVM will report its next write
+// or has a report that was not fetched yet.
+func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var total uint64
+	for i := range t.slots {
+		s := &t.slots[i]
+		for _, b := range []struct {
+			name string
+			bits bitmap
+			size uint64
+		}{
+			{"toSend", s.toSend, s.pages}, {"fetched", s.fetched, s.pages}, {"writtenSince", s.writtenSince, s.pages},
+			{"hinted", s.hinted, s.pages}, {"uncleared", s.uncleared, (s.pages-1)>>t.shift + 1},
+		} {
+			if past := b.bits.nextSet(b.size, b.bits.size()); past < b.bits.size() {
+				return fmt.Errorf("slot %d: bit %d of %s is past the end", i, past, b.name)
+			}
+		}
+		for w := range s.toSend {
+			if s.fetched[w]&^s.toSend[w] != 0 {
+				return fmt.Errorf("slot %d word %d: fetched %#x is not part of toSend %#x", i, w, s.fetched[w], s.toSend[w])
+			}
+			if s.hinted[w]&(s.toSend[w]|s.fetched[w]) != 0 {
+				return fmt.Errorf("slot %d word %d: pages hinted away are still to be sent or fetched", i, w)
+			}
+		}
+		for c := range (s.pages-1)>>t.shift + 1 {
+			if has := s.fetched.any(c<<t.shift, 1<<t.shift); has != s.uncleared.get(c) {
+				return fmt.Errorf("slot %d chunk %d: fetched has bits: %v, uncleared says %v", i, c, has, s.uncleared.get(c))
+			}
+		}
+		if !t.manual && s.fetched.count() != 0 {
+			return fmt.Errorf("slot %d: fetched is not empty without manual protection", i)
+		}
+		if s.remaining != s.toSend.count() {
+			return fmt.Errorf("slot %d: %d pages remain, counted %d", i, s.toSend.count(), s.remaining)
+		}
+		total += s.remaining
+		for page := range s.pages {
+			if t.tracking && !s.fetched.get(page) && !armed(i, page) {
+				return fmt.Errorf("slot %d page %#x: neither fetched nor armed", i, page)
+			}
+		}
+	}
+	if t.remaining != total {
+		return fmt.Errorf("%d pages remain, counted %d", total, t.remaining)
+	}
+	if st := t.hints.stats; st.Returned > st.Taken {
+		return errors.New("more hinted pages came back than were taken")
+	}
+	return nil
+}
+
+// What follows breaks the tracker on purpose: each is one of the ways to get
+// it wrong, and a test shows what it loses.
+
+// ForgetWritten empties writtenSince, as if R3 had no such bitmap.
+func (t *Tracker) ForgetWritten() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.slots {
+		clear(t.slots[i].writtenSince)
+	}
+}
+
+// ForgetToSend empties toSend and what belongs to it, as a sync does that
+// overwrites instead of adding (against R4).
+func (t *Tracker) ForgetToSend() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.slots {
+		s := &t.slots[i]
+		t.remaining -= s.remaining
+		s.remaining = 0
+		clear(s.toSend)
+	}
+}
+
+// Drop takes pages out of toSend after they were read instead of before
+// (against R4).
+func (t *Tracker) Drop(slot int, first uint64, picked []uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[slot]
+	before := s.toSend.count()
+	s.toSend[first/wordBits:].andNot(picked)
+	gone := before - s.toSend.count()
+	s.remaining -= gone
+	t.remaining -= gone
+}
+
+// BeginHintEpochUnarmed announces without having armed what was fetched.
+func (t *Tracker) BeginHintEpochUnarmed(id uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.slots {
+		clear(t.slots[i].writtenSince)
+	}
+	t.hints.active, t.hints.used, t.hints.id = true, true, id
+}
+
+// HintAll takes hinted pages out although they are in fetched or were written
+// since. With clearing it clears their chunks first, which is what QEMU does.
+func (t *Tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.hints.active || t.hints.id != id {
+		return nil
+	}
+	if clearing {
+		if err := t.arm(slot, first, n); err != nil {
+			return err
+		}
+	}
+	s := &t.slots[slot]
+	before := s.toSend.count()
+	s.toSend.clearRange(first, n)
+	gone := before - s.toSend.count()
+	s.remaining -= gone
+	t.remaining -= gone
+	return nil
+}
+
+// HintEpoch is the current id, for hints whose own is not looked at.
+func (t *Tracker) HintEpoch() uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hints.id
+}

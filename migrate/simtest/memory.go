@@ -1,0 +1,191 @@
+// Package simtest is a simulated machine for tests of the migration engine:
+// guest memory with holes, a dirty log that behaves as KVM's does, devices
+// that write memory behind KVM's back, vCPUs that write while the engine
+// reads, and the pause and resume around a handoff.
+//
+// [Memory] alone is enough to try the dirty tracker, one step after another
+// and in any order. A [Machine] adds what package migrate asks of a source and
+// of a target, so that the engine runs whole; several machines share a [World],
+// which watches that only one of them runs, and compares the memory of both
+// sides at the handoff. Every write is on record: a test that finds a page
+// wrong can say which write was lost, and how it came to be.
+package simtest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/govmm/govmm/migrate"
+	"golang.org/x/sys/unix"
+)
+
+// Layout describes a guest memory and the dirty log it has.
+type Layout struct {
+	Slots []migrate.Slot
+	// ManualProtect is KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: a GET clears nothing.
+	ManualProtect bool
+	// InitiallySet is KVM_DIRTY_LOG_INITIALLY_SET: the log starts with every
+	// page reported and none armed. It needs ManualProtect.
+	InitiallySet bool
+	// HolesUnknown makes Populated report every page, as for hugetlb.
+	HolesUnknown bool
+}
+
+// Memory is simulated guest memory with its dirty log. It implements
+// [migrate.RAM] and [migrate.DirtyLog]. The memory is mapped outside Go's
+// heap: vCPUs write it while the engine reads it, as real ones do, and the race
+// detector has no say in that.
+//
+// Methods may be called from several goroutines. A write names a page of a
+// slot that exists; anything else panics.
+type Memory struct {
+	// Hooks is set before the memory is used by several goroutines.
+	Hooks Hooks
+
+	layout Layout
+	slots  []*slot
+	clock  clock
+}
+
+// Hooks are called in the middle of what the simulated kernel does. A nil hook
+// is not called. No lock is held: a hook may write guest memory.
+type Hooks struct {
+	// Window is called while a CLEAR, or a GET that clears, runs: the bits of
+	// the slot's pages [first, first+n) are clear, and their writes are not
+	// tracked again yet. A write to one of them goes unrecorded, as one does
+	// that a vCPU makes through a stale TLB entry.
+	Window func(slot int, first, n uint64)
+	// FailFetch makes FetchDirtyLog fail. Without manual protection the bits
+	// are gone by then, as when KVM cannot copy them out.
+	FailFetch func(slot int) error
+	// FailClear makes ClearDirtyLog fail before it has cleared anything.
+	FailClear func(slot int, first, n uint64) error
+	// FailFetchVMM makes FetchVMMDirty fail, its bits gone.
+	FailFetchVMM func(slot int) error
+	// FailStart and FailStop make StartDirtyLog and StopDirtyLog fail.
+	FailStart, FailStop func() error
+}
+
+// slot is one memory slot.
+type slot struct {
+	migrate.Slot
+	data []byte // mapped
+
+	// mu guards the fields below and the landing of every write.
+	mu      sync.Mutex
+	logging bool
+	pages   []page
+	faults  uint64
+}
+
+// page is what the simulated kernel and VMM keep for one page.
+type page struct {
+	dirty     bool // in KVM's log
+	armed     bool // the next guest write faults, which sets dirty
+	vmm       bool // in the VMM's log
+	populated bool
+	history   *history
+}
+
+// NewMemory makes memory that is one hole. Close it after use.
+func NewMemory(l Layout) (*Memory, error) {
+	if l.InitiallySet && !l.ManualProtect {
+		return nil, fmt.Errorf("simulate memory: the log is initially set only with manual protection")
+	}
+	m := &Memory{layout: l}
+	for i, s := range l.Slots {
+		data, err := unix.Mmap(-1, 0, int(s.Pages*migrate.PageSize), unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err != nil {
+			m.Close()
+			return nil, fmt.Errorf("simulate memory: map slot %d of %d pages: %w", i, s.Pages, err)
+		}
+		m.slots = append(m.slots, &slot{Slot: s, data: data, pages: make([]page, s.Pages)})
+	}
+	return m, nil
+}
+
+// Close unmaps the memory. Nothing may use it any more.
+func (m *Memory) Close() error {
+	var err error
+	for _, s := range m.slots {
+		if e := unix.Munmap(s.data); e != nil && err == nil {
+			err = fmt.Errorf("unmap simulated memory: %w", e)
+		}
+	}
+	m.slots = nil
+	return err
+}
+
+// Slots implements [migrate.RAM].
+func (m *Memory) Slots() []migrate.Slot { return m.layout.Slots }
+
+// Bytes implements [migrate.RAM].
+func (m *Memory) Bytes(slot int, first, n uint64) []byte {
+	return m.slots[slot].data[first*migrate.PageSize : (first+n)*migrate.PageSize : (first+n)*migrate.PageSize]
+}
+
+// Populated implements [migrate.RAM]. A page also counts as populated when it
+// has content that came in through Bytes.
+func (m *Memory) Populated(slot int, first, n uint64, bitmap []uint64) error {
+	s := m.slots[slot]
+	clear(bitmap[:(n+63)/64])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range n {
+		if m.layout.HolesUnknown || s.pages[first+i].populated || !allZero(m.Bytes(slot, first+i, 1)) {
+			bitmap[i/64] |= 1 << (i % 64)
+		}
+	}
+	return nil
+}
+
+// Zero implements [migrate.RAM]: the pages become holes. It marks no log;
+// [Memory.Punch] does.
+func (m *Memory) Zero(slot int, first, n uint64) error {
+	s := m.slots[slot]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.zero(first, n)
+	return nil
+}
+
+// zero needs mu.
+func (s *slot) zero(first, n uint64) {
+	clear(s.data[first*migrate.PageSize : (first+n)*migrate.PageSize])
+	for i := first; i < first+n; i++ {
+		s.pages[i].populated = false
+	}
+}
+
+func allZero(p []byte) bool {
+	for len(p) >= 8 {
+		if binary.LittleEndian.Uint64(p) != 0 {
+			return false
+		}
+		p = p[8:]
+	}
+	return true
+}
+
+// Armed tells whether the next guest write to the page faults and is recorded
+// by KVM, and Reported whether KVM's log has the page now.
+func (m *Memory) Armed(slot int, page uint64) (armed, reported bool) {
+	s := m.slots[slot]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pages[page].armed, s.pages[page].dirty
+}
+
+// Faults is the number of guest writes so far that faulted because their page
+// was armed: what dirty tracking costs the guest.
+func (m *Memory) Faults() uint64 {
+	var n uint64
+	for _, s := range m.slots {
+		s.mu.Lock()
+		n += s.faults
+		s.mu.Unlock()
+	}
+	return n
+}

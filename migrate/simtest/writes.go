@@ -1,0 +1,228 @@
+package simtest
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"sync/atomic"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// clock numbers the writes of one memory, and of the machine it moves to.
+type clock struct{ last atomic.Uint64 }
+
+func (c *clock) tick() uint64 { return c.last.Add(1) }
+
+// Writer is who wrote.
+type Writer uint8
+
+const (
+	Guest  Writer = iota // a vCPU's store
+	Kernel               // KVM itself: kvmclock, steal time, the data of a port read
+	Device               // the VMM's process
+	Punch                // memory given back to the host
+)
+
+func (w Writer) String() string {
+	return [...]string{"guest", "kernel", "device", "punch"}[w]
+}
+
+// Write is one write on record.
+type Write struct {
+	Seq     uint64 // numbers all writes of the machine, from 1
+	By      Writer
+	Zero    bool // the page was filled with zeros, else stamped with Seq
+	Faulted bool // the page was armed
+	Logged  bool // a log has the page since
+}
+
+func (w Write) String() string {
+	s := fmt.Sprintf("#%d by %s", w.Seq, w.By)
+	if w.Zero {
+		s += ", zeros"
+	}
+	if w.Faulted {
+		s += ", faulted"
+	}
+	if !w.Logged {
+		s += ", unlogged"
+	}
+	return s
+}
+
+// history keeps the last writes of one page.
+type history struct {
+	last [8]Write
+	n    uint64
+}
+
+func (p *page) record(w Write) {
+	if p.history == nil {
+		p.history = new(history)
+	}
+	h := p.history
+	h.last[h.n%uint64(len(h.last))] = w
+	h.n++
+}
+
+// History returns the last writes to a page, up to 8, the oldest first.
+func (m *Memory) History(slot int, page uint64) []Write {
+	s := m.slots[slot]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.pages[page].history
+	if h == nil {
+		return nil
+	}
+	var out []Write
+	size := uint64(len(h.last))
+	for i := h.n - min(h.n, size); i < h.n; i++ {
+		out = append(out, h.last[i%size])
+	}
+	return out
+}
+
+// GuestWrite is a vCPU's store: it stamps the page with the number of the
+// write. An armed page faults first, which reports it. It populates a hole.
+func (m *Memory) GuestWrite(slot int, page uint64) Write {
+	return m.guestWrite(slot, page, false)
+}
+
+// GuestZero is a vCPU that fills the page with zeros.
+func (m *Memory) GuestZero(slot int, page uint64) Write {
+	return m.guestWrite(slot, page, true)
+}
+
+func (m *Memory) guestWrite(slot int, number uint64, zero bool) Write {
+	s := m.slots[slot]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := &s.pages[number]
+	w := Write{Seq: m.clock.tick(), By: Guest, Zero: zero, Faulted: p.armed}
+	if p.armed {
+		p.armed = false
+		p.dirty = true
+		s.faults++
+	}
+	w.Logged = p.dirty
+	s.land(number, w)
+	return w
+}
+
+// land changes the page's content. It needs mu.
+func (s *slot) land(number uint64, w Write) {
+	s.pages[number].populated = true
+	content := s.data[number*migrate.PageSize : (number+1)*migrate.PageSize]
+	if w.Zero {
+		clear(content)
+	} else {
+		stamp(content, w.Seq)
+	}
+	s.pages[number].record(w)
+}
+
+// words is the number of 64-bit words in a page.
+const words = migrate.PageSize / 8
+
+// stamp writes seq into the first word of a page and into one more.
+func stamp(content []byte, seq uint64) {
+	binary.LittleEndian.PutUint64(content, seq)
+	binary.LittleEndian.PutUint64(content[8*(1+seq%(words-1)):], seq)
+}
+
+// Seq is the number of the last write that stamped the page, 0 if none did
+// since it was zero.
+func (m *Memory) Seq(slot int, page uint64) uint64 {
+	return binary.LittleEndian.Uint64(m.Bytes(slot, page, 1))
+}
+
+// KernelWrite is a write by KVM itself (kvm_write_guest): the bytes land, and
+// the page is put into the log when the returned function is called.
+func (m *Memory) KernelWrite(slot int, page uint64) (mark func()) {
+	s := m.slots[slot]
+	m.landUnlogged(s, page, Kernel)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.logging {
+			s.pages[page].dirty = true
+			s.logged(page)
+		}
+	}
+}
+
+// DeviceWrite is a write by the VMM's process: the bytes land, and the page is
+// put into the VMM's log when the returned function is called.
+func (m *Memory) DeviceWrite(slot int, page uint64) (mark func()) {
+	s := m.slots[slot]
+	m.landUnlogged(s, page, Device)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.pages[page].vmm = true
+		s.logged(page)
+	}
+}
+
+func (m *Memory) landUnlogged(s *slot, page uint64, by Writer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.land(page, Write{Seq: m.clock.tick(), By: by})
+}
+
+// logged corrects the record of a page's writes: a log has them. It needs mu.
+func (s *slot) logged(page uint64) {
+	if h := s.pages[page].history; h != nil {
+		for i := range h.last {
+			h.last[i].Logged = true
+		}
+	}
+}
+
+// Punch gives pages [first, first+n) back to the host: they become holes, and
+// with mark the VMM's log has them, as it must.
+func (m *Memory) Punch(slot int, first, n uint64, mark bool) {
+	s := m.slots[slot]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.zero(first, n)
+	for i := first; i < first+n; i++ {
+		p := &s.pages[i]
+		p.vmm = p.vmm || mark
+		p.record(Write{Seq: m.clock.tick(), By: Punch, Zero: true, Logged: mark})
+	}
+}
+
+// Loss is a page whose content differs between a source and its destination.
+type Loss struct {
+	Slot        int
+	Page        uint64
+	Source      uint64 // number of the last write that stamped it, there and here
+	Destination uint64
+	Writes      []Write // the last ones, at the source
+}
+
+func (l Loss) String() string {
+	writes := make([]string, len(l.Writes))
+	for i, w := range l.Writes {
+		writes[i] = w.String()
+	}
+	return fmt.Sprintf("slot %d page %#x: source has #%d, destination #%d; writes: %s",
+		l.Slot, l.Page, l.Source, l.Destination, strings.Join(writes, "; "))
+}
+
+// Compare returns the pages whose bytes differ. Nothing may write either
+// memory meanwhile.
+func Compare(source, destination *Memory) []Loss {
+	var losses []Loss
+	for slot, info := range source.Slots() {
+		for page := range info.Pages {
+			if string(source.Bytes(slot, page, 1)) != string(destination.Bytes(slot, page, 1)) {
+				losses = append(losses, Loss{Slot: slot, Page: page, Source: source.Seq(slot, page),
+					Destination: destination.Seq(slot, page), Writes: source.History(slot, page)})
+			}
+		}
+	}
+	return losses
+}
