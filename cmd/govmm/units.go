@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
 	"strconv"
 	"strings"
@@ -97,7 +98,7 @@ func formatBytes(n uint64) string {
 // formatMS writes milliseconds for people.
 func formatMS(ms float64) string {
 	switch {
-	case ms < 100:
+	case ms < 100 && ms != math.Trunc(ms):
 		return fmt.Sprintf("%.1f ms", ms)
 	case ms < 10000:
 		return fmt.Sprintf("%.0f ms", ms)
