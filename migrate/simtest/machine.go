@@ -1,0 +1,328 @@
+package simtest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// Config is what a simulated machine is made from, and what travels as its
+// migration configuration.
+type Config struct {
+	Layout
+	// CPUs is the number of vCPUs.
+	CPUs int
+	// Seed makes the guest's writes the same in every run: which pages, in
+	// which order on each vCPU. How vCPUs interleave is the scheduler's doing.
+	Seed uint64
+	// Dirty is how many pages the guest keeps writing, counted from the first
+	// page of each slot; 0 means all.
+	Dirty uint64
+	// Rate is how many pages a second each vCPU writes; 0 means flat out.
+	Rate uint64
+	// Devices and Punches are how many of 1000 writes are by a device, and how
+	// many give a page back to the host. KernelWrites are by KVM itself.
+	Devices, Punches, KernelWrites int
+	// Fill gives that many pages of each slot content before the guest starts.
+	Fill uint64
+}
+
+// Steps are called at the steps of a machine's life. A nil hook is not
+// called; an error of a hook is the step's.
+type Steps struct {
+	Config func() error
+	Pause  func(context.Context) error // after the vCPUs have stopped
+	Save   func() error
+	Load   func() error
+	Start  func() error // before any vCPU enters the guest
+	Resume func() error
+}
+
+// Machine is a simulated machine. It implements [migrate.Source] and
+// [migrate.Target].
+type Machine struct {
+	*Memory
+	// Steps is set before the machine is used.
+	Steps Steps
+
+	config Config
+	world  *World
+
+	mu     sync.Mutex // guards the fields below; held while vCPUs start and stop
+	phase  phase
+	wasRun bool // before PauseForHandoff
+	loaded bool
+	cpus   []*vcpu
+}
+
+// phase is where a machine is in its life.
+type phase string
+
+const (
+	building  phase = "being built"
+	paused    phase = "paused"
+	running   phase = "running"
+	handedOff phase = "stopped for the handoff"
+	discarded phase = "discarded"
+)
+
+var (
+	_ migrate.Source = (*Machine)(nil)
+	_ migrate.Target = (*Machine)(nil)
+)
+
+// NewMachine makes the machine of a world that its guest begins on, paused.
+func NewMachine(w *World, c Config) (*Machine, error) {
+	m, err := newMachine(w, c)
+	if err != nil {
+		return nil, err
+	}
+	m.phase = paused
+	for slot, s := range m.Slots() {
+		for page := range min(c.Fill, s.Pages) {
+			m.GuestWrite(slot, page)
+		}
+	}
+	return m, nil
+}
+
+func newMachine(w *World, c Config) (*Machine, error) {
+	if c.CPUs < 1 || len(c.Slots) == 0 {
+		return nil, fmt.Errorf("simulate a machine: %d vCPUs and %d memory slots, it has one at least", c.CPUs, len(c.Slots))
+	}
+	memory, err := NewMemory(c.Layout)
+	if err != nil {
+		return nil, err
+	}
+	m := &Machine{Memory: memory, config: c, world: w, phase: building}
+	for i := range c.CPUs {
+		m.cpus = append(m.cpus, newVCPU(m, i))
+	}
+	w.add(m)
+	return m, nil
+}
+
+// Resume lets the guest run, as its user does.
+func (m *Machine) Resume() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != paused {
+		return fmt.Errorf("resume a simulated machine: it is %s", m.phase)
+	}
+	m.enter()
+	return nil
+}
+
+// Pause stops the guest, as its user does.
+func (m *Machine) Pause() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != running {
+		return fmt.Errorf("pause a simulated machine: it is %s", m.phase)
+	}
+	m.leave()
+	m.phase = paused
+	return nil
+}
+
+// Running tells whether the guest's vCPUs run here.
+func (m *Machine) Running() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.phase == running
+}
+
+// Discarded tells whether the machine was given up as a destination.
+func (m *Machine) Discarded() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.phase == discarded
+}
+
+// Writes is the number of writes that each vCPU has made since the guest began,
+// on whatever machine.
+func (m *Machine) Writes() []uint64 {
+	out := make([]uint64, len(m.cpus))
+	for i, v := range m.cpus {
+		out[i] = v.writes.Load()
+	}
+	return out
+}
+
+// enter starts the vCPUs. It needs mu.
+func (m *Machine) enter() {
+	m.phase = running
+	m.world.runs(m, true)
+	for _, v := range m.cpus {
+		v.start()
+	}
+}
+
+// leave stops the vCPUs and waits for them. It needs mu.
+func (m *Machine) leave() {
+	for _, v := range m.cpus {
+		v.stop()
+	}
+	m.world.runs(m, false)
+}
+
+// stop ends whatever the machine does.
+func (m *Machine) stop() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase == running {
+		m.leave()
+		m.phase = paused
+	}
+}
+
+// MigrationConfig implements [migrate.Source].
+func (m *Machine) MigrationConfig() ([]byte, error) {
+	if err := call(m.Steps.Config); err != nil {
+		return nil, err
+	}
+	return json.Marshal(m.config)
+}
+
+// PauseForHandoff implements [migrate.Source]. Each vCPU completes a port read
+// whose data KVM writes to memory, and each device a write that was under way:
+// a sender that skips the last sync loses them.
+func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != running && m.phase != paused {
+		return false, fmt.Errorf("pause a simulated machine for the handoff: it is %s", m.phase)
+	}
+	wasRunning = m.phase == running
+	if wasRunning {
+		m.leave()
+	}
+	m.wasRun, m.phase = wasRunning, handedOff
+	if m.Steps.Pause != nil {
+		if err := m.Steps.Pause(ctx); err != nil {
+			return wasRunning, err
+		}
+	}
+	if wasRunning {
+		for _, v := range m.cpus {
+			slot, page := v.place()
+			m.KernelWrite(slot, page)()
+			slot, page = v.place()
+			m.DeviceWrite(slot, page)()
+		}
+	}
+	return wasRunning, nil
+}
+
+// ResumeAfterAbort implements [migrate.Source].
+func (m *Machine) ResumeAfterAbort() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != handedOff {
+		return fmt.Errorf("resume a simulated machine after the handoff was given up: it is %s", m.phase)
+	}
+	if err := call(m.Steps.Resume); err != nil {
+		return err
+	}
+	m.phase = paused
+	if m.wasRun {
+		m.enter()
+	}
+	return nil
+}
+
+// state is what SaveState returns, as JSON.
+type state struct {
+	Clock uint64 // number of the last write
+	CPUs  []cpuState
+}
+
+// SaveState implements [migrate.Source].
+func (m *Machine) SaveState() ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != handedOff {
+		return nil, fmt.Errorf("save the state of a simulated machine: it is %s", m.phase)
+	}
+	if err := call(m.Steps.Save); err != nil {
+		return nil, err
+	}
+	s := state{Clock: m.clock.last.Load()}
+	for _, v := range m.cpus {
+		cpu, err := v.save()
+		if err != nil {
+			return nil, err
+		}
+		s.CPUs = append(s.CPUs, cpu)
+	}
+	return json.Marshal(s)
+}
+
+// LoadState implements [migrate.Target].
+func (m *Machine) LoadState(saved []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != building || m.loaded {
+		return fmt.Errorf("load the state of a simulated machine: it is %s, loaded: %v", m.phase, m.loaded)
+	}
+	if err := call(m.Steps.Load); err != nil {
+		return err
+	}
+	var s state
+	if err := json.Unmarshal(saved, &s); err != nil {
+		return fmt.Errorf("load the state of a simulated machine: %w", err)
+	}
+	if len(s.CPUs) != len(m.cpus) {
+		return fmt.Errorf("load the state of a simulated machine: it is of %d vCPUs, here are %d", len(s.CPUs), len(m.cpus))
+	}
+	m.clock.last.Store(s.Clock)
+	for i, v := range m.cpus {
+		if err := v.load(s.CPUs[i]); err != nil {
+			return err
+		}
+	}
+	m.loaded = true
+	return nil
+}
+
+// Start implements [migrate.Target]. Before a vCPU enters the guest the world
+// compares its memory with the source's.
+func (m *Machine) Start(stayPaused bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != building || !m.loaded {
+		return fmt.Errorf("start a simulated machine: it is %s, loaded: %v", m.phase, m.loaded)
+	}
+	if err := call(m.Steps.Start); err != nil {
+		return err
+	}
+	m.world.arrived(m)
+	m.phase = paused
+	if !stayPaused {
+		m.enter()
+	}
+	return nil
+}
+
+// Discard implements [migrate.Target]. The memory stays mapped until the world
+// is closed, so that a test can look at it.
+func (m *Machine) Discard() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != building {
+		return errors.New("discard a simulated machine: it has got the right to run")
+	}
+	m.phase = discarded
+	return nil
+}
+
+func call(hook func() error) error {
+	if hook == nil {
+		return nil
+	}
+	return hook()
+}

@@ -1,0 +1,267 @@
+package simtest
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// receiver serves destinations of a world on loopback until the test ends.
+func receiver(t *testing.T, b *Builder) (addr string, r *migrate.Receiver) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r = migrate.NewReceiver(b, t.Logf)
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx, ln) }()
+	t.Cleanup(func() {
+		cancel()
+		<-served
+	})
+	return ln.Addr().String(), r
+}
+
+func newWorld(t *testing.T) *World {
+	w := NewWorld()
+	t.Cleanup(w.Close)
+	return w
+}
+
+// options for a guest that is small and busy.
+func options() migrate.Options {
+	o := migrate.DefaultOptions()
+	o.VerifyPages = true
+	return o
+}
+
+// send migrates the world's guest from the machine that holds it.
+func send(t *testing.T, w *World, src migrate.Source, b *Builder) error {
+	t.Helper()
+	addr, r := receiver(t, b)
+	if err := migrate.New(src, addr, options()).Run(context.Background()); err != nil {
+		return err
+	}
+	<-r.Arrived()
+	return nil
+}
+
+func busyGuest(l Layout) Config {
+	l.Slots = []migrate.Slot{{GPA: 0, Pages: 1000}, {GPA: 4 << 30, Pages: 300}}
+	return Config{Layout: l, CPUs: 2, Seed: 7, Dirty: 100, Devices: 100, Punches: 20, KernelWrites: 50, Fill: 600}
+}
+
+func TestABusyGuestMovesWhole(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		layout Layout
+	}{
+		{"without manual protect", Layout{}},
+		{"manual protect", Layout{ManualProtect: true}},
+		{"initially set", Layout{ManualProtect: true, InitiallySet: true}},
+		{"holes unknown", Layout{ManualProtect: true, HolesUnknown: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			m, err := NewMachine(w, busyGuest(c.layout))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Resume(); err != nil {
+				t.Fatal(err)
+			}
+			for n := 1; n <= 3; n++ {
+				before := w.Holder()
+				if err := send(t, w, before, &Builder{World: w}); err != nil {
+					t.Fatal(err)
+				}
+				if w.Arrivals() != n || w.Holder() == before || !w.Holder().Running() || before.Running() {
+					t.Fatalf("after migration %d: %d arrivals, the guest runs there: %v, here: %v",
+						n, w.Arrivals(), w.Holder().Running(), before.Running())
+				}
+				if before.Logging() {
+					t.Error("the source still logs")
+				}
+			}
+			if err := w.Err(); err != nil {
+				t.Error(err)
+			}
+			if first, last := m.Writes(), w.Holder().Writes(); last[0] < first[0] || last[1] < first[1] {
+				t.Errorf("the vCPUs had written %d pages when the guest left, and %d now", first, last)
+			}
+		})
+	}
+}
+
+func TestAPausedGuestArrivesPaused(t *testing.T) {
+	w := newWorld(t)
+	m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := send(t, w, m, &Builder{World: w}); err != nil {
+		t.Fatal(err)
+	}
+	there := w.Holder()
+	if there == m || there.Running() {
+		t.Fatalf("arrived: %v, running: %v", there != m, there.Running())
+	}
+	if err := errors.Join(there.Resume(), there.Pause(), w.Err()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whatever step fails, the guest goes on where it was, and can be sent again.
+func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
+	broken := errors.New("broken on purpose")
+	fail := func() error { return broken }
+	for _, c := range []struct {
+		name        string
+		source      Steps
+		destination Builder
+	}{
+		{name: "configuration", source: Steps{Config: fail}},
+		{name: "build", destination: Builder{Refuse: []error{broken}}},
+		{name: "pause", source: Steps{Pause: func(context.Context) error { return broken }}},
+		{name: "save", source: Steps{Save: fail}},
+		{name: "load", destination: Builder{Steps: Steps{Load: fail}}},
+		{name: "start", destination: Builder{Steps: Steps{Start: fail}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Resume(); err != nil {
+				t.Fatal(err)
+			}
+			m.Steps, c.destination.World = c.source, w
+			if err := send(t, w, m, &c.destination); err == nil || !strings.Contains(err.Error(), broken.Error()) {
+				t.Fatalf("error %v", err)
+			}
+			if !m.Running() || m.Logging() || w.Arrivals() != 0 {
+				t.Fatalf("runs at the source: %v, logs: %v, %d arrivals", m.Running(), m.Logging(), w.Arrivals())
+			}
+			m.Steps = Steps{}
+			if err := send(t, w, m, &Builder{World: w}); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Err(); err != nil || w.Arrivals() != 1 {
+				t.Errorf("%d arrivals, error %v", w.Arrivals(), err)
+			}
+		})
+	}
+}
+
+// deafSource does not hear of what its devices write.
+type deafSource struct{ *Machine }
+
+func (deafSource) FetchVMMDirty(_ int, bitmap []uint64) error {
+	clear(bitmap)
+	return nil
+}
+
+// PauseForHandoff has a device write a page at the last moment that the guest
+// leaves alone.
+func (d deafSource) PauseForHandoff(ctx context.Context) (bool, error) {
+	wasRunning, err := d.Machine.PauseForHandoff(ctx)
+	d.DeviceWrite(0, 500)()
+	return wasRunning, err
+}
+
+func TestTheWorldSeesALostWrite(t *testing.T) {
+	w := newWorld(t)
+	m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	addr, r := receiver(t, &Builder{World: w})
+	o := options()
+	o.VerifyPages = false // it would refuse the handoff
+	if err := migrate.New(deafSource{m}, addr, o).Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	<-r.Arrived()
+	if err := w.Err(); err == nil || !strings.Contains(err.Error(), "slot 0 page 0x1f4") {
+		t.Errorf("a machine whose device writes go unnoticed: %v", err)
+	}
+}
+
+func TestTheWorldSeesTwoMachinesRun(t *testing.T) {
+	w := newWorld(t)
+	for range 2 {
+		m, err := NewMachine(w, busyGuest(Layout{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Err(); err == nil || !strings.Contains(err.Error(), "2 machines run one guest") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A guest with a seed makes the same writes wherever it is stopped.
+func TestAGuestIsTheSameForOneSeed(t *testing.T) {
+	var places [2][]uint64
+	for i := range places {
+		w := newWorld(t)
+		c := busyGuest(Layout{})
+		c.CPUs, c.Rate = 1, 100000
+		m, err := NewMachine(w, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := m.cpus[0]
+		for range 1000 {
+			v.write()
+		}
+		for slot, s := range m.Slots() {
+			for page := range s.Pages {
+				places[i] = append(places[i], m.Seq(slot, page))
+			}
+		}
+	}
+	for i := range places[0] {
+		if places[0][i] != places[1][i] {
+			t.Fatalf("page %d: #%d and #%d", i, places[0][i], places[1][i])
+		}
+	}
+}
+
+func TestARateHoldsTheGuestBack(t *testing.T) {
+	w := newWorld(t)
+	c := busyGuest(Layout{})
+	c.CPUs, c.Rate = 1, 5000
+	m, err := NewMachine(w, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := m.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	for m.Writes()[0] < 100 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := m.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	// An upper bound only: how slow it may be is the scheduler's business.
+	if got, most := m.Writes()[0], uint64(time.Since(began).Seconds()*5000)+10; got > most {
+		t.Errorf("%d writes in %v, want %d at most", got, time.Since(began), most)
+	}
+}

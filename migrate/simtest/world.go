@@ -1,0 +1,133 @@
+package simtest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// World holds the machines that are one guest: the source that it began on
+// and every destination it was sent to. It watches that at most one of them
+// runs, and compares the memory of both sides whenever the guest arrives.
+type World struct {
+	mu       sync.Mutex // guards the fields below
+	machines []*Machine
+	holder   *Machine // ran the guest last, or has it stopped
+	running  map[*Machine]bool
+	arrivals int
+	losses   []Loss
+	wrongs   []error
+}
+
+// NewWorld makes a world without machines.
+func NewWorld() *World { return &World{running: map[*Machine]bool{}} }
+
+// Arrivals is how often a destination got the right to run.
+func (w *World) Arrivals() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.arrivals
+}
+
+// Holder is the machine that the guest is on.
+func (w *World) Holder() *Machine {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.holder
+}
+
+// Machines lists the machines in the order in which they were made.
+func (w *World) Machines() []*Machine {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append([]*Machine(nil), w.machines...)
+}
+
+// Err tells everything that went wrong in this world: two machines that ran at
+// one time, pages that differed at an arrival. It is nil when nothing did.
+func (w *World) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	errs := append([]error(nil), w.wrongs...)
+	for _, l := range w.losses {
+		errs = append(errs, fmt.Errorf("lost page: %v", l))
+	}
+	return errors.Join(errs...)
+}
+
+// Close stops every machine and frees its memory. Whoever receives into one
+// must have ended.
+func (w *World) Close() {
+	for _, m := range w.Machines() {
+		m.stop()
+		m.Close()
+	}
+}
+
+func (w *World) add(m *Machine) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.machines = append(w.machines, m)
+	if w.holder == nil {
+		w.holder = m
+	}
+}
+
+// runs notes that a machine's vCPUs enter the guest, or have left it.
+func (w *World) runs(m *Machine, runs bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !runs {
+		delete(w.running, m)
+		return
+	}
+	w.running[m] = true
+	if len(w.running) > 1 {
+		w.wrongs = append(w.wrongs, fmt.Errorf("%d machines run one guest", len(w.running)))
+	}
+}
+
+// arrived compares memories; both machines stand still.
+func (w *World) arrived(m *Machine) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.running[w.holder] {
+		w.wrongs = append(w.wrongs, errors.New("the guest arrived while it ran at the source"))
+	} else {
+		w.losses = append(w.losses, Compare(w.holder.Memory, m.Memory)...)
+	}
+	w.holder = m
+	w.arrivals++
+}
+
+// Builder makes destinations of a world. It implements [migrate.Builder].
+type Builder struct {
+	World *World
+	// Refuse lists why no machine can be built here, nil to build it.
+	Refuse []error
+	// Steps are those of every machine that is built.
+	Steps Steps
+}
+
+var _ migrate.Builder = (*Builder)(nil)
+
+// Build implements [migrate.Builder].
+func (b *Builder) Build(ctx context.Context, config []byte) (migrate.Target, error) {
+	if len(b.Refuse) > 0 {
+		return nil, errors.Join(b.Refuse...)
+	}
+	var c Config
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("read the configuration of a simulated machine: %w", err)
+	}
+	m, err := newMachine(b.World, c)
+	if err != nil {
+		return nil, err
+	}
+	m.Steps = b.Steps
+	return m, ctx.Err()
+}
