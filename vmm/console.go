@@ -46,6 +46,7 @@ func (m *Machine) connect(end Console) error {
 	}
 	m.console.end = end
 	m.console.uart = serial.New(m.raiseCOM1, end)
+	m.console.uart.HoldLine(true) // until the guest may run
 	return m.ports.Claim(portCOM1, portsUART, uartDevice{m.console.uart})
 }
 
@@ -64,6 +65,7 @@ func (m *Machine) startInput() {
 	if c.stop != nil {
 		return
 	}
+	c.uart.HoldLine(false)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	c.stop, c.ended = stop, ended
@@ -86,6 +88,7 @@ func (m *Machine) stopInput() {
 	c.stop()
 	<-c.ended
 	c.stop = nil
+	c.uart.HoldLine(true)
 }
 
 // Drain waits until what the guest has sent to its serial port has been taken

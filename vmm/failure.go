@@ -153,7 +153,7 @@ func instruction(code []byte) string {
 		switch b := code[0]; {
 		case b == 0xf3:
 			repeat = true
-		case b == 0x66 || b == 0xf2 || b == 0x67 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65:
+		case b == 0x66 || b == 0xf0 || b == 0xf2 || b == 0x67 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x26 || b == 0x64 || b == 0x65:
 		case b&0xf0 == 0x40:
 			wide = b&8 != 0 // REX
 		default:

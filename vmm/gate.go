@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 )
@@ -84,13 +85,20 @@ func (g *gate) admit(v kicker, pending, kicked bool) bool {
 	}
 }
 
-// hold closes the gate and returns when every vCPU stands still at it. It
-// returns which holds there were before, and false if the machine has ended.
-func (g *gate) hold(h hold) (before hold, ok bool) {
+// errEnded is what the gate says of a machine that has ended.
+var errEnded = errors.New("the machine has ended")
+
+// hold closes the gate and returns when every vCPU stands still at it, with the
+// holds there were before. It fails with errEnded, and with ErrHandoff if there
+// is one of the holds in unless.
+func (g *gate) hold(h, unless hold) (before hold, err error) {
 	g.turnMu.Lock()
 	defer g.turnMu.Unlock()
 	g.gateMu.Lock()
 	defer g.gateMu.Unlock()
+	if err := g.refuse(unless); err != nil {
+		return g.holds, err
+	}
 	before = g.holds
 	g.holds |= h
 	g.closed.Store(true)
@@ -98,17 +106,21 @@ func (g *gate) hold(h hold) (before hold, ok bool) {
 	for g.parked < g.live && !g.ended {
 		g.moved.Wait()
 	}
-	return before, !g.ended
+	return before, g.refuse(0)
 }
 
 // release takes a hold away; vCPUs run when it was the last one. lastCall is
-// called before they do.
-func (g *gate) release(h hold, lastCall func()) (ok bool) {
+// called before they do. It fails as hold does.
+func (g *gate) release(h, unless hold, lastCall func()) error {
 	g.turnMu.Lock()
 	defer g.turnMu.Unlock()
 	g.gateMu.Lock()
-	last := g.holds == h && !g.ended
+	err := g.refuse(unless)
+	last := g.holds == h
 	g.gateMu.Unlock()
+	if err != nil {
+		return err
+	}
 	if last {
 		lastCall()
 	}
@@ -117,7 +129,18 @@ func (g *gate) release(h hold, lastCall func()) (ok bool) {
 	g.holds &^= h
 	g.closed.Store(g.holds != 0 || g.ended)
 	g.moved.Broadcast()
-	return !g.ended
+	return g.refuse(0)
+}
+
+// refuse says why nothing can be held or released. gateMu is held.
+func (g *gate) refuse(unless hold) error {
+	switch {
+	case g.ended:
+		return errEnded
+	case g.holds&unless != 0:
+		return ErrHandoff
+	}
+	return nil
 }
 
 // held returns the holds there are.

@@ -222,12 +222,12 @@ func (m *Machine) createVCPUs() error {
 // [Machine.Pause].
 func (m *Machine) Start(paused bool) error {
 	if paused {
-		if _, ok := m.gate.hold(holdUser); !ok {
-			return m.ended()
+		if _, err := m.gate.hold(holdUser, 0); err != nil {
+			return m.explain(err)
 		}
 	}
 	m.startInput()
-	return m.let(holdStart)
+	return m.let(holdStart, 0)
 }
 
 // Pause stops all vCPUs and returns when none runs and each has completed its
@@ -235,37 +235,31 @@ func (m *Machine) Start(paused bool) error {
 // with [ErrHandoff] while the machine is being handed over and with an
 // [*EndedError] when it has ended.
 func (m *Machine) Pause() error {
-	if m.gate.held()&holdHandoff != 0 {
-		return ErrHandoff
-	}
-	if _, ok := m.gate.hold(holdUser); !ok {
-		return m.ended()
-	}
-	return nil
+	_, err := m.gate.hold(holdUser, holdHandoff)
+	return m.explain(err)
 }
 
-// Resume undoes Pause.
-func (m *Machine) Resume() error {
-	if m.gate.held()&holdHandoff != 0 {
-		return ErrHandoff
-	}
-	return m.let(holdUser)
-}
+// Resume undoes Pause, and fails as it does.
+func (m *Machine) Resume() error { return m.let(holdUser, holdHandoff) }
 
 // let takes a hold away. Before the vCPUs run, each guest that has a kvmclock
 // learns that it stood still, so that its watchdogs do not bark.
-func (m *Machine) let(h hold) error {
-	ok := m.gate.release(h, func() {
+func (m *Machine) let(h, unless hold) error {
+	return m.explain(m.gate.release(h, unless, func() {
 		for _, c := range m.vcpus {
 			// EINVAL: this vCPU has no kvmclock. Any other failure costs a
 			// warning in the guest's log.
 			_ = c.kvm.KVMClockCtrl()
 		}
-	})
-	if !ok {
-		return m.ended()
+	}))
+}
+
+// explain turns the gate's word into one that says how the machine ended.
+func (m *Machine) explain(err error) error {
+	if errors.Is(err, errEnded) {
+		return &EndedError{m.Exit()}
 	}
-	return nil
+	return err
 }
 
 // Paused says whether the machine is paused by [Machine.Pause] or was started
@@ -312,8 +306,6 @@ func (m *Machine) end(e Exit) {
 	m.exitMu.Unlock()
 	m.gate.end()
 }
-
-func (m *Machine) ended() error { return &EndedError{m.Exit()} }
 
 // Memory is the guest's RAM.
 func (m *Machine) Memory() *memory.Memory { return m.mem }

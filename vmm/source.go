@@ -31,9 +31,9 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 	if err := context.Cause(ctx); err != nil {
 		return false, err
 	}
-	before, ok := s.gate.hold(holdHandoff)
-	if !ok {
-		return false, s.ended()
+	before, err := s.gate.hold(holdHandoff, 0)
+	if err != nil {
+		return false, s.explain(err)
 	}
 	s.stopInput()
 	return before&holdUser == 0, nil
@@ -42,7 +42,7 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 // ResumeAfterAbort lets the guest go on, unless it was paused before.
 func (s *source) ResumeAfterAbort() error {
 	s.startInput()
-	return s.let(holdHandoff)
+	return s.let(holdHandoff, 0)
 }
 
 // SaveState returns the encoded state.

@@ -1,0 +1,144 @@
+package vmm
+
+import (
+	"errors"
+	"sync"
+	"testing"
+)
+
+// TestPauseCycles pauses two busy vCPUs a thousand times. None may run while
+// the machine is paused, and none may be left behind.
+func TestPauseCycles(t *testing.T) {
+	m := newCounting(t)
+	for i := range 1000 {
+		check(t, m.Pause())
+		bsp, ap := word(t, m, countAt), word(t, m, apCountAt)
+		if !m.Paused() {
+			t.Fatal("paused, and says no")
+		}
+		if now := word(t, m, countAt); now != bsp {
+			t.Fatalf("cycle %d: vCPU 0 went on from %d to %d while paused", i, bsp, now)
+		}
+		if now := word(t, m, apCountAt); now != ap {
+			t.Fatalf("cycle %d: vCPU 1 went on from %d to %d while paused", i, ap, now)
+		}
+		check(t, m.Resume())
+		if i%10 == 0 { // else the next pause meets vCPUs that have not woken up
+			awaitChange(t, m, countAt, bsp)
+			awaitChange(t, m, apCountAt, ap)
+		}
+	}
+	bsp, ap := word(t, m, countAt), word(t, m, apCountAt)
+	awaitChange(t, m, countAt, bsp)
+	awaitChange(t, m, apCountAt, ap)
+	m.Stop()
+	if exit := m.Exit(); exit.Kind != ExitStopped {
+		t.Errorf("the machine %v", exit.Kind)
+	}
+}
+
+// TestPauseWaiting pauses vCPUs that are blocked in the kernel: one halted with
+// interrupts off, one that waits for SIPI.
+func TestPauseWaiting(t *testing.T) {
+	con := newTape()
+	m := newMachine(t, 2, obey, con)
+	check(t, m.Start(false))
+	con.await(t, "B")
+	for range 50 { // vCPU 0 polls the serial port, vCPU 1 waits
+		check(t, m.Pause())
+		check(t, m.Resume())
+	}
+	con.keys("h")
+	for range 200 {
+		check(t, m.Pause())
+		check(t, m.Pause()) // once more is fine
+		check(t, m.Resume())
+		check(t, m.Resume())
+	}
+}
+
+// TestStartPaused: nothing runs before Resume.
+func TestStartPaused(t *testing.T) {
+	m := newMachine(t, 1, justCount, nil)
+	if err := m.Resume(); err != nil || word(t, m, countAt) != 0 {
+		t.Errorf("resume before the start: %v", err)
+	}
+	check(t, m.Start(true))
+	check(t, m.Pause())
+	if n := word(t, m, countAt); n != 0 || !m.Paused() {
+		t.Errorf("started paused, and the guest counted to %d", n)
+	}
+	check(t, m.Resume())
+	awaitChange(t, m, countAt, 0)
+}
+
+// TestPauseAgainstAll pauses, resumes and hands over from several goroutines,
+// and stops the machine in the middle of it.
+func TestPauseAgainstAll(t *testing.T) {
+	for range 10 {
+		m := newCounting(t)
+		src := m.Source()
+		var callers sync.WaitGroup
+		call := func(f func() error) {
+			callers.Go(func() {
+				for {
+					err := f()
+					if ended := (*EndedError)(nil); errors.As(err, &ended) {
+						return
+					}
+					if err != nil && !errors.Is(err, ErrHandoff) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		call(m.Pause)
+		call(m.Pause)
+		call(m.Resume)
+		call(func() error {
+			_, err := src.PauseForHandoff(t.Context())
+			if err != nil {
+				return err
+			}
+			bsp := word(t, m, countAt)
+			if now := word(t, m, countAt); now != bsp {
+				t.Errorf("the guest runs while it is handed over")
+			}
+			return src.ResumeAfterAbort()
+		})
+		callers.Go(func() {
+			for range 20 {
+				_ = m.Pause()
+				_ = m.Resume()
+			}
+			m.Stop()
+		})
+		callers.Wait()
+	}
+}
+
+// TestEndWhilePausing lets the guest end the machine just when it is paused:
+// either comes first, nobody hangs.
+func TestEndWhilePausing(t *testing.T) {
+	for _, key := range []string{"p", "t", "r"} {
+		for range 10 {
+			con := newTape()
+			m := newMachine(t, 2, obey, con)
+			check(t, m.Start(false))
+			con.await(t, "B")
+			con.keys(key)
+			for {
+				err := m.Pause()
+				if ended := (*EndedError)(nil); errors.As(err, &ended) {
+					break
+				}
+				check(t, err)
+				_ = m.Resume()
+			}
+			if exit := wait(t, m); exit.Kind == ExitStopped {
+				t.Errorf("key %s: the machine %v", key, exit.Kind)
+			}
+		}
+	}
+}
