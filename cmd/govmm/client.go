@@ -17,7 +17,12 @@ import (
 type clientFlags struct {
 	socket string
 	json   bool
+	// passOver are states of VMs that cannot be meant when no NAME is given.
+	passOver []string
 }
+
+// receiving is the state of a VM without a guest: nothing to pause or migrate.
+const receiving = "receiving"
 
 func (f *clientFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "pick the VM by the `PATH` of its API socket")
@@ -28,7 +33,7 @@ func (f *clientFlags) register(cmd *cobra.Command) {
 // client finds the VM that the command is about.
 func (f *clientFlags) client(ctx context.Context, args []string) (*api.Client, error) {
 	if f.socket == "" {
-		c, err := api.Find(ctx, api.Directory(), nameOf(args))
+		c, err := api.Find(ctx, api.Directory(), nameOf(args), f.passOver...)
 		return c, advise(err)
 	}
 	c := api.Open(f.socket)

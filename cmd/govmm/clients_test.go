@@ -76,12 +76,19 @@ func TestPauseResumeStopInfoPS(t *testing.T) {
 	if exit, stdout, _ := c.run("ps", "--json"); exit != 0 || json.Unmarshal([]byte(stdout), &infos) != nil || len(infos) != 1 || infos[0].PID != 4711 {
 		t.Errorf("ps --json: %d %s", exit, stdout)
 	}
+	c.serve("waiting", &fakeVM{info: api.Info{State: "receiving"}})
+	if exit, _, stderr := c.run("pause"); exit != 0 || stderr != "govmm: db is paused\n" {
+		t.Errorf("one VM and a receiver, no NAME: %d %s", exit, stderr)
+	}
 	c.serve("", &fakeVM{})
 	exit, _, stderr := c.run("pause")
 	if exit != exitFailed {
 		t.Errorf("two VMs and no NAME: exit %d", exit)
 	}
 	oneLine(t, stderr, "db, vm", "NAME")
+	if exit, _, stderr := c.run("stop"); exit != exitFailed || !strings.Contains(stderr, "waiting") {
+		t.Errorf("stop among three: %d %s", exit, stderr)
+	}
 	if exit, _, stderr := c.run("stop", "db"); exit != 0 || stderr != "govmm: db is stopped\n" {
 		t.Errorf("stop: %d %s", exit, stderr)
 	}

@@ -34,7 +34,7 @@ type migrateFlags struct {
 }
 
 func newMigrate() *cobra.Command {
-	f := migrateFlags{}
+	f := migrateFlags{clientFlags: clientFlags{passOver: []string{receiving}}}
 	cmd := &cobra.Command{
 		Use:   "migrate [NAME] --to HOST:PORT",
 		Short: "Move a VM to a process that waits for it (govmm receive)",

@@ -9,7 +9,7 @@ import (
 )
 
 func newPause() *cobra.Command {
-	var flags clientFlags
+	flags := clientFlags{passOver: []string{receiving}}
 	cmd := &cobra.Command{
 		Use:   "pause [NAME]",
 		Short: "Stop a VM's vCPUs until it is resumed",

@@ -9,7 +9,7 @@ import (
 )
 
 func newResume() *cobra.Command {
-	var flags clientFlags
+	flags := clientFlags{passOver: []string{receiving}}
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "resume [NAME]",

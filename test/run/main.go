@@ -76,7 +76,7 @@ type report struct {
 	out     io.Writer
 	pending map[testID]*strings.Builder // output of tests that have not ended
 	passed  int
-	failed  int
+	failed  []testID
 	skips   []skip
 }
 
@@ -118,7 +118,7 @@ func (r *report) event(e testEvent) {
 			r.print(resultLine(r.pending[id].String()))
 		}
 	case "fail":
-		r.failed++
+		r.failed = append(r.failed, id)
 		r.print(r.pending[id].String())
 	case "skip":
 		r.skips = append(r.skips, skip{id, reason(r.pending[id].String())})
@@ -174,7 +174,10 @@ func reason(out string) string {
 // summary prints the counts and, where KVM is, says whether a test was skipped
 // that may not be.
 func (r *report) summary(kvm bool) (bad bool) {
-	_, _ = fmt.Fprintf(r.out, "%d tests passed, %d failed, %d were skipped\n", r.passed, r.failed, len(r.skips))
+	_, _ = fmt.Fprintf(r.out, "%d tests passed, %d failed, %d were skipped\n", r.passed, len(r.failed), len(r.skips))
+	for _, id := range r.failed {
+		_, _ = fmt.Fprintf(r.out, "FAIL: %s %s\n", id.pkg, id.test)
+	}
 	if !kvm {
 		return false
 	}

@@ -303,6 +303,12 @@ func TestFindAndList(t *testing.T) {
 	if _, err := api.Find(ctx, dir, ""); !errors.Is(err, api.ErrAmbiguous) || strings.Contains(err.Error(), "0,") {
 		t.Errorf("two VMs and one whose guest has moved away: %v", err)
 	}
+	if c, err := api.Find(ctx, dir, "", "paused"); err != nil || filepath.Base(c.Socket()) != "b.sock" {
+		t.Errorf("passing over what is paused: %v", err)
+	}
+	if _, err := api.Find(ctx, dir, "", "paused", "running"); !errors.Is(err, api.ErrAmbiguous) {
+		t.Errorf("passing over all: %v", err)
+	}
 	_ = gone.set("running")
 	if _, err := api.Find(ctx, dir, "c"); !errors.Is(err, api.ErrNotRunning) {
 		t.Errorf("none of that name: %v", err)

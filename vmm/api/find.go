@@ -76,10 +76,12 @@ func names(dir string) ([]string, error) {
 }
 
 // Find returns a client for the VM of that name in dir. An empty name means
-// the only VM that runs; those that are just ending do not count. The error matches [ErrNotRunning] or [ErrAmbiguous].
-func Find(ctx context.Context, dir, name string) (*Client, error) {
+// the only VM that runs; those whose state is in passOver, and those that are
+// just ending, do not count if there are others. The error matches
+// [ErrNotRunning] or [ErrAmbiguous].
+func Find(ctx context.Context, dir, name string, passOver ...string) (*Client, error) {
 	if name == "" {
-		return findOnly(ctx, dir)
+		return findOnly(ctx, dir, passOver)
 	}
 	if err := ValidateName(name); err != nil {
 		return nil, err
@@ -99,7 +101,7 @@ func Find(ctx context.Context, dir, name string) (*Client, error) {
 	return nil, err
 }
 
-func findOnly(ctx context.Context, dir string) (*Client, error) {
+func findOnly(ctx context.Context, dir string, passOver []string) (*Client, error) {
 	entries, err := List(ctx, dir)
 	if err != nil {
 		return nil, err
@@ -107,7 +109,7 @@ func findOnly(ctx context.Context, dir string) (*Client, error) {
 	// One that has ended, or whose guest has moved away, is still there for a
 	// moment: nobody means that one.
 	living := slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool {
-		return e.Info.State == "migrated" || e.Info.State == "stopped"
+		return e.Info.State == "migrated" || e.Info.State == "stopped" || slices.Contains(passOver, e.Info.State)
 	})
 	if len(living) > 0 {
 		entries = living
