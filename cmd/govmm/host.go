@@ -53,8 +53,6 @@ type host struct {
 func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error)) error {
 	ctx, quit := context.WithCancel(cmd.Context())
 	defer quit()
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
 	// A reader of the guest's output that goes away (govmm run | head) must
 	// not kill the process in the middle of a migration, its terminal raw.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -95,6 +93,10 @@ func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(strin
 	if err != nil {
 		return vmm.Outcome{}, errors.Join(err, backend.Close())
 	}
+	// Only now: building may take a while, and a signal may just end it, since
+	// the terminal is not raw yet and the kernel drops the claim.
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
 	ln, err := claim.Listen()
 	if err != nil {
 		return vmm.Outcome{}, errors.Join(err, vm.Stop())
