@@ -1,11 +1,16 @@
 package serial
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // State is what of a UART travels with a migration. Input that the guest has
-// not read goes with it: it was typed to the guest, not to a host. Output is
-// the host's: what the backend has not taken when the state is saved
-// ([UART.Drain] first) is still written by the UART that was saved from.
+// not read goes with it: it was typed to the guest, not to a host. Of the
+// output goes the line that the guest has not finished, if it is held
+// ([UART.HoldLine]); whole lines that the backend has not taken when the state
+// is saved ([UART.Drain] first) are still written by the UART that was saved
+// from.
 type State struct {
 	IER, FCR, LCR, MCR, SCR byte
 	DLL, DLM                byte
@@ -16,6 +21,7 @@ type State struct {
 	THREPending bool
 	FIFO        []byte // received, not read by the guest; at most 16 bytes
 	Pending     []byte // waits for room in FIFO; at most 4096 bytes
+	Line        []byte // sent by the guest, no newline yet; at most 64 KiB
 }
 
 // SaveState returns the state. The UART is not changed by it. The vCPUs and
@@ -30,6 +36,7 @@ func (u *UART) SaveState() State {
 		THREPending: u.thri || u.full,
 		FIFO:        append([]byte(nil), u.fifo...),
 		Pending:     append([]byte(nil), u.pending...),
+		Line:        u.out.heldLine(),
 	}
 }
 
@@ -47,8 +54,14 @@ func (u *UART) LoadState(s State) error {
 	if len(s.FIFO) > depth || len(s.Pending) > maxPending {
 		return fmt.Errorf("serial port state: %d bytes in the FIFO and %d waiting; at most %d and %d are possible", len(s.FIFO), len(s.Pending), depth, maxPending)
 	}
+	if len(s.Line) > queueSize || bytes.IndexByte(s.Line, '\n') >= 0 {
+		return fmt.Errorf("serial port state: an unfinished line of %d bytes, at most %d without a newline are possible", len(s.Line), queueSize)
+	}
 	u.regs.Lock()
 	defer u.regs.Unlock()
+	for _, b := range s.Line {
+		u.out.put(b)
+	}
 	u.ier, u.fcr, u.lcr, u.mcr, u.scr = s.IER, s.FCR, s.LCR, s.MCR, s.SCR
 	u.dll, u.dlm, u.msr = s.DLL, s.DLM, s.MSR
 	u.overrun = s.Overrun

@@ -181,3 +181,60 @@ func BenchmarkTransmit(b *testing.B) {
 		u.WritePort(regData, "0123456789abcde\n"[i%16])
 	}
 }
+
+// A line that is cut by a handoff is printed whole by the twin, and not at all
+// by the UART that it was begun on; if the handoff fails, by that one.
+func TestHeldLineTravels(t *testing.T) {
+	ctx := t.Context()
+	say := func(u *UART, s string) {
+		for i := range len(s) {
+			u.WritePort(0, s[i])
+		}
+	}
+	var here, there sink
+	a, b := New(func(bool) {}, &here), New(func(bool) {}, &there)
+	b.HoldLine(true)
+	say(a, "one\ntw")
+	a.HoldLine(true)
+	if err := a.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := here.String(); got != "one\n" {
+		t.Fatalf("before the handoff came %q", got)
+	}
+	s := a.SaveState()
+	if string(s.Line) != "tw" {
+		t.Fatalf("the state has the line %q", s.Line)
+	}
+	if err := b.LoadState(s); err != nil {
+		t.Fatal(err)
+	}
+	if again := b.SaveState(); string(again.Line) != "tw" {
+		t.Errorf("the twin's state has the line %q", again.Line)
+	}
+	b.HoldLine(false)
+	say(b, "o\n")
+	if err := b.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := there.String(); got != "two\n" {
+		t.Errorf("the twin printed %q", got)
+	}
+	a.HoldLine(false) // as if the handoff had failed
+	if err := a.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := here.String(); got != "one\ntw" {
+		t.Errorf("taken back, it has printed %q", got)
+	}
+	for _, u := range []*UART{a, b} {
+		if err := u.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	bad := s
+	bad.Line = []byte("a\nb")
+	if err := New(func(bool) {}, &there).LoadState(bad); err == nil {
+		t.Error("an unfinished line with a newline was loaded")
+	}
+}
