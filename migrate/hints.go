@@ -22,7 +22,7 @@ type hintEpoch struct {
 // HintStats counts pages of the free-page hints since [Tracker.Start].
 type HintStats struct {
 	Taken    uint64 // a hint took them out of what must be sent
-	Returned uint64 // of Taken: reported as written later, and to be sent again
+	Returned uint64 // of Taken: put back, mostly because they were written later
 	Written  uint64 // named by a hint, and left to be sent: written since the announcement
 	Stale    uint64 // named by a hint whose id is not the current one
 }
@@ -69,6 +69,9 @@ func (t *Tracker) BeginHintEpoch(id uint32) error {
 // if a fetch since the announcement reported it: the guest may have taken it
 // back and written it after it queued the hint. A page that was written and
 // is not reported yet is taken out and comes back with the next fetch.
+//
+// Within an epoch fetched is part of writtenSince, since it was empty when the
+// epoch began; that a page of fetched stays does not hang on that alone.
 //
 // Nothing is taken under another id than the current epoch's. The range is
 // the guest's word: what lies outside the slot is ignored.

@@ -61,7 +61,7 @@ type slotBits struct {
 	fetched      bitmap // KVM reported it, and no CLEAR has followed
 	uncleared    bitmap // one bit a chunk: fetched has a bit in it
 	writtenSince bitmap // reported since the hint epoch was announced
-	hinted       bitmap // a hint took it out of toSend, no write reported since
+	hinted       bitmap // a hint took it out of toSend, and nothing put it back
 }
 
 // NewTracker makes a tracker of the slots, whose writes log reports. A CLEAR
@@ -309,7 +309,7 @@ func (t *Tracker) Return(slot int, first, n uint64, picked []uint64) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var added int
+	var added, back int
 	for i, word := range picked[:min(uint64(len(picked)), bitmapWords(n))] {
 		w := first/wordBits + uint64(i)
 		if w >= uint64(len(s.toSend)) {
@@ -318,9 +318,13 @@ func (t *Tracker) Return(slot int, first, n uint64, picked []uint64) {
 		word &= wordMask(w, 0, s.pages)
 		added += bits.OnesCount64(word &^ s.toSend[w])
 		s.toSend[w] |= word
+		// Written again after the pick, a page may have been hinted since.
+		back += bits.OnesCount64(word & s.hinted[w])
+		s.hinted[w] &^= word
 	}
 	s.remaining += uint64(added)
 	t.remaining += uint64(added)
+	t.hints.stats.Returned += uint64(back)
 }
 
 // Remaining is the number of pages that must still be sent, as far as the log

@@ -312,6 +312,9 @@ func (m *model) syncSlot(slot int) error {
 // pick takes a batch, to be read by later steps. It returns how far it got.
 func (m *model) pick(slot int, from, words uint64) (next uint64, err error) {
 	b := &batch{slot: slot, picked: make([]uint64, words)}
+	for i := range b.picked {
+		b.picked[i] = ^uint64(0) // of the batch before, as it were
+	}
 	if m.breakWith == readBeforeClear {
 		b.content = bytes.Clone(m.src.Bytes(slot, 0, m.pages[slot]))
 	}

@@ -186,15 +186,19 @@ var genScript = rapid.Custom(func(t *rapid.T) []step {
 // Whatever the order in which guest, kernel, devices and engine do their
 // parts, no page is lost and every promise of the tracker holds in between.
 func TestNoPageIsLost(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		losses, err := run(genSetup.Draw(t, "setup"), genScript.Draw(t, "script"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range losses {
-			t.Errorf("lost: %v", l)
-		}
-	})
+	for n := range 8 { // a run takes a millisecond: make more than rapid's hundred
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			rapid.Check(t, func(t *rapid.T) {
+				losses, err := run(genSetup.Draw(t, "setup"), genScript.Draw(t, "script"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, l := range losses {
+					t.Errorf("lost: %v", l)
+				}
+			})
+		})
+	}
 }
 
 // The same search, over an engine that breaks one invariant, must find a lost

@@ -322,6 +322,33 @@ func (l *stillLog) FetchDirtyLog(_ int, bitmap []uint64) error {
 	return nil
 }
 
+// Bits past the end of a slot name no page, whoever sets them.
+func TestBitsPastTheEndAreIgnored(t *testing.T) {
+	log := &stillLog{}
+	slots := []migrate.Slot{{Pages: 70}}
+	tracker, err := migrate.NewTracker(slots, log, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tracker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	picked := []uint64{0, 0}
+	if _, _, err := tracker.Pick(0, 0, 128, picked); err != nil {
+		t.Fatal(err)
+	}
+	log.bits = ^uint64(0)
+	if newly, err := tracker.SyncSlot(0); newly != 70 || tracker.Remaining() != 70 || err != nil {
+		t.Errorf("newly %d, %d pages remain, error %v", newly, tracker.Remaining(), err)
+	}
+	if _, n, err := tracker.Pick(0, 0, 128, picked); n != 70 || picked[1] != 1<<6-1 || err != nil {
+		t.Errorf("picked %d pages, %#x, error %v", n, picked, err)
+	}
+	if got := tracker.Remaining(); got != 0 {
+		t.Errorf("%d pages remain", got)
+	}
+}
+
 func TestRoundsDoNotAllocate(t *testing.T) {
 	tracker, err := migrate.NewTracker([]migrate.Slot{{Pages: 4096}, {GPA: 4096 * 4096, Pages: 4096}}, &stillLog{0x5555}, 6)
 	if err != nil {
@@ -450,6 +477,47 @@ func TestTrackerUnderConcurrentUse(t *testing.T) {
 		send()
 		for _, l := range simtest.Compare(src, dst) {
 			t.Errorf("%+v: %v", layout, l)
+		}
+	}
+}
+
+// One GiB of which every 16th page was written, per round.
+func BenchmarkRound(b *testing.B) {
+	const pages = 1 << 18
+	tracker, err := migrate.NewTracker([]migrate.Slot{{Pages: pages}}, &stillLog{0x0001000100010001}, 18)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := tracker.Start(); err != nil {
+		b.Fatal(err)
+	}
+	picked := make([]uint64, 16)
+	b.SetBytes(pages * migrate.PageSize)
+	for b.Loop() {
+		if err := tracker.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		for from, n := uint64(0), uint64(1); n > 0; from += n {
+			if from, n, err = tracker.Pick(0, from, 1024, picked); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+func BenchmarkSync(b *testing.B) {
+	const pages = 1 << 18
+	tracker, err := migrate.NewTracker([]migrate.Slot{{Pages: pages}}, &stillLog{}, 18)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := tracker.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(pages * migrate.PageSize)
+	for b.Loop() {
+		if err := tracker.Sync(); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

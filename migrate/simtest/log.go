@@ -94,7 +94,7 @@ func (m *Memory) FetchDirtyLog(slot int, bitmap []uint64) error {
 	}
 	if f := m.Hooks.FailFetch; f != nil {
 		if err := f(slot); err != nil {
-			clear(bitmap)
+			garble(bitmap)
 			return err
 		}
 	}
@@ -165,11 +165,18 @@ func (m *Memory) FetchVMMDirty(slot int, bitmap []uint64) error {
 	s.mu.Unlock()
 	if f := m.Hooks.FailFetchVMM; f != nil {
 		if err := f(slot); err != nil {
-			clear(bitmap)
+			garble(bitmap)
 			return err
 		}
 	}
 	return nil
+}
+
+// garble is what a failed fetch leaves behind, for callers that look.
+func garble(bitmap []uint64) {
+	for i := range bitmap {
+		bitmap[i] = ^uint64(0)
+	}
 }
 
 // tracked returns a slot whose dirty log is on; KVM answers ENOENT for others.
