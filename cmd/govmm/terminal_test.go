@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// needKVM skips a test that cannot run here.
+func needKVM(t *testing.T) {
+	t.Helper()
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("NO KVM HERE, NOT TESTED: %v", err)
+	}
+	_ = f.Close()
+}
+
+// terminal is a pseudo-terminal with a govmm on it.
+type terminal struct {
+	t      *testing.T
+	master *os.File
+	before unix.Termios
+	cmd    *exec.Cmd
+
+	mu     sync.Mutex // guards screen, more
+	screen bytes.Buffer
+	more   chan struct{} // closed when something is printed
+}
+
+// open starts govmm on a new terminal, as its session's leader.
+func (c *cli) open(args ...string) *terminal {
+	c.t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = master.Close() })
+	tm := &terminal{t: c.t, master: master, more: make(chan struct{})}
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		c.t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer func() { _ = slave.Close() }()
+	tm.before = tm.termios()
+	tm.cmd = c.command(c.t.Context(), args...)
+	tm.cmd.Stdin, tm.cmd.Stdout, tm.cmd.Stderr = slave, slave, slave
+	tm.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := tm.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	go tm.read()
+	return tm
+}
+
+func (tm *terminal) read() {
+	buf := make([]byte, 4096)
+	for {
+		n, err := tm.master.Read(buf)
+		tm.mu.Lock()
+		tm.screen.Write(buf[:n])
+		close(tm.more)
+		tm.more = make(chan struct{})
+		tm.mu.Unlock()
+		if err != nil {
+			return // EIO: nobody has the terminal open any more
+		}
+	}
+}
+
+// termios asks for the terminal's modes; master and slave share them.
+func (tm *terminal) termios() unix.Termios {
+	tm.t.Helper()
+	got, err := unix.IoctlGetTermios(int(tm.master.Fd()), unix.TCGETS)
+	if err != nil {
+		tm.t.Fatal(err)
+	}
+	return *got
+}
+
+// await waits until text has been printed.
+func (tm *terminal) await(text string) {
+	tm.t.Helper()
+	limit := time.After(30 * time.Second)
+	for {
+		tm.mu.Lock()
+		screen, more := tm.screen.String(), tm.more
+		tm.mu.Unlock()
+		if strings.Contains(screen, text) {
+			return
+		}
+		select {
+		case <-more:
+		case <-limit:
+			_ = tm.cmd.Process.Kill()
+			tm.t.Fatalf("no %q in\n%s", text, screen)
+		}
+	}
+}
+
+func (tm *terminal) write(s string) {
+	tm.t.Helper()
+	if _, err := tm.master.WriteString(s); err != nil {
+		tm.t.Fatal(err)
+	}
+}
+
+// ended waits for the process and checks that the terminal is as it was.
+func (tm *terminal) ended(exit int) {
+	tm.t.Helper()
+	kill := time.AfterFunc(30*time.Second, func() { _ = tm.cmd.Process.Kill() })
+	defer kill.Stop()
+	_ = tm.cmd.Wait()
+	if got := tm.cmd.ProcessState.ExitCode(); got != exit {
+		tm.t.Errorf("exit %v, want %d", tm.cmd.ProcessState, exit)
+	}
+	if tm.termios() != tm.before {
+		tm.t.Error("the terminal is not as it was")
+	}
+}
+
+// A terminal is raw while the guest has it, and as it was on every way out.
+func TestTerminal(t *testing.T) {
+	needKVM(t)
+	for _, tc := range []struct {
+		name string
+		end  func(*cli, *terminal)
+		exit int
+		last string
+	}{
+		{"keys", func(_ *cli, tm *terminal) { tm.write("\x01x") }, exitDone, "stopped"},
+		{"poweroff", func(_ *cli, tm *terminal) { tm.write("poweroff\r") }, exitDone, "powered off"},
+		{"crash", func(_ *cli, tm *terminal) { tm.write("crash\r") }, exitFailed, "triple fault"},
+		{"SIGTERM", func(_ *cli, tm *terminal) { _ = tm.cmd.Process.Signal(syscall.SIGTERM) }, exitDone, "stopped"},
+		{"SIGINT", func(_ *cli, tm *terminal) { _ = tm.cmd.Process.Signal(syscall.SIGINT) }, exitDone, "stopped"},
+		{"stop", func(c *cli, _ *terminal) { c.run("stop") }, exitDone, "stopped"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newCLI(t)
+			tm := c.open("run", "--memory", "32M", "--cmdline", "fill=1M tick=1")
+			tm.await("tick 1 ")
+			if now := tm.termios(); now.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) != 0 {
+				t.Error("the terminal is not raw")
+			}
+			tm.write("\x01h")
+			tm.await("Ctrl-A x")
+			tm.write("help\r")
+			tm.await("poweroff, reboot")
+			tc.end(c, tm)
+			tm.ended(tc.exit)
+			tm.await(tc.last)
+			tm.mu.Lock()
+			defer tm.mu.Unlock()
+			if s := tm.screen.String(); strings.Contains(strings.ReplaceAll(s, "\r\n", ""), "\n") {
+				t.Errorf("a line feed without a carriage return: %q", s)
+			}
+		})
+	}
+}
+
+// The demo passes, draws to its end, and leaves nothing behind.
+func TestDemo(t *testing.T) {
+	needKVM(t)
+	c := newCLI(t)
+	exit, stdout, stderr := c.run("demo")
+	if exit != exitDone || !strings.HasSuffix(stdout, "\nbad=0\n") || stderr != "" {
+		t.Errorf("exit %d, %q\n%s", exit, stderr, stdout)
+	}
+	for _, want := range []string{"source      | tick ", "destination | tick ", "ROUND", "completed: "} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in\n%s", want, stdout)
+		}
+	}
+}
+
+// Interrupted, the demo ends its children, and their sockets are gone.
+func TestDemoInterrupted(t *testing.T) {
+	needKVM(t)
+	c := newCLI(t)
+	tmp := t.TempDir()
+	cmd := c.command(t.Context(), "demo")
+	cmd.Env = append(cmd.Env, "TMPDIR="+tmp)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var seen bytes.Buffer
+	buf := make([]byte, 4096)
+	for !strings.Contains(seen.String(), "source      | owns ") {
+		n, err := stdout.Read(buf)
+		if err != nil {
+			t.Fatalf("%v after %s", err, &seen)
+		}
+		seen.Write(buf[:n])
+	}
+	children := childrenOf(t, cmd.Process.Pid)
+	if len(children) != 2 {
+		t.Errorf("%d children, want 2", len(children))
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if cmd.ProcessState.ExitCode() != exitFailed {
+		t.Errorf("%v", cmd.ProcessState)
+	}
+	oneLine(t, stderr.String(), "interrupted")
+	for _, pid := range children {
+		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+			t.Errorf("child %d is still there: %v", pid, err)
+		}
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// childrenOf lists the processes that a process has started
+// (proc_pid_task_children(5)).
+func childrenOf(t *testing.T, pid int) (pids []int) {
+	t.Helper()
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pid, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range strings.Fields(string(data)) {
+			var child int
+			if _, err := fmt.Sscan(w, &child); err != nil {
+				t.Fatal(err)
+			}
+			pids = append(pids, child)
+		}
+	}
+	return pids
+}
