@@ -15,10 +15,9 @@ import (
 // whoRuns counts the sides that may run the guest. Two at one moment is the
 // failure that the handoff exists to exclude.
 type whoRuns struct {
-	t    testing.TB
-	mu   sync.Mutex
-	who  map[string]bool
-	both bool
+	t   testing.TB
+	mu  sync.Mutex
+	who map[string]bool
 }
 
 func (w *whoRuns) set(who string, runs bool) {

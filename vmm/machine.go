@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -162,7 +163,25 @@ func (m *Machine) createChips() error {
 	if err := m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
+	if err := m.vm.SetGSIRouting(routes(m.vm)); err != nil {
+		return err
+	}
 	return m.vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
+}
+
+// routes is the kernel's own routing but for the timer: as on a PC, and as the
+// MP table says, IRQ 0 is wired to pin 2 of the IOAPIC, and IRQ 2, by which the
+// second PIC is chained to the first, to none.
+func routes(vm *kvm.VM) []kvm.IRQRoute {
+	routes := slices.DeleteFunc(vm.DefaultRoutes(), func(r kvm.IRQRoute) bool {
+		return r.Chip == kvm.ChipIOAPIC && r.GSI == 2
+	})
+	for i := range routes {
+		if r := &routes[i]; r.Chip == kvm.ChipIOAPIC && r.GSI == 0 {
+			r.Pin = 2
+		}
+	}
+	return routes
 }
 
 // setSlots registers all memory with these flags, or changes its flags.

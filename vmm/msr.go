@@ -24,21 +24,53 @@ const (
 	msrSVMHostSave  = 0xc0010117
 )
 
-// savedMSRs picks, from those that the kernel can read and write, the MSRs that
-// travel:
-//   - not the TSC, which goes by its offset (clock.go);
-//   - not the wall clocks. Setting one makes the kernel write the time into
-//     guest memory, which the guest asked for once and has read;
-//   - not what belongs to features that no guest is given: VMX, SVM and
-//     Hyper-V.
+// unlistedMSRs have state that a guest can change, and are left out of
+// KVM_GET_MSR_INDEX_LIST by some kernels: the memory types, machine checks, and
+// what processors have got over the years. One that this vCPU does not have is
+// passed over.
+var unlistedMSRs = func() []uint32 {
+	list := []uint32{
+		0x48,         // SPEC_CTRL
+		0x17a,        // MCG_STATUS
+		0x1a0,        // MISC_ENABLE
+		0x1c4, 0x1c5, // XFD, XFD_ERR
+		0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f, // MTRRfix*
+		0x277,      // PAT
+		0xda0,      // XSS
+		0xc0000103, // TSC_AUX
+	}
+	for i := range uint32(16) {
+		list = append(list, 0x200+i) // MTRRphysBase0 to MTRRphysMask7
+	}
+	for i := range uint32(4 * 32) {
+		list = append(list, 0x400+i) // MC0_CTL to MC31_MISC
+	}
+	return append(list, 0x2ff) // MTRRdefType: what turns the others on comes last
+}()
+
+// savedMSRs are those that travel: what the kernel lists and what it has
+// besides, but for those that stay here.
 func savedMSRs(list []uint32) []uint32 {
-	return slices.DeleteFunc(slices.Clone(list), func(index uint32) bool {
-		switch index {
-		case msrTSC, msrWallClockOld, msrKVMWallClock, msrSVMControl, msrSVMHostSave:
-			return true
+	all := slices.Clone(list)
+	for _, index := range unlistedMSRs {
+		if !slices.Contains(list, index) {
+			all = append(all, index)
 		}
-		return index >= msrVMXFirst && index <= msrVMXLast || index >= msrHyperVFirst && index <= msrHyperVLast
-	})
+	}
+	return slices.DeleteFunc(all, staysHere)
+}
+
+// staysHere says which MSRs do not travel:
+//   - the TSC, which goes by its offset (clock.go);
+//   - the wall clocks. Setting one makes the kernel write the time into guest
+//     memory, which the guest asked for once and has read;
+//   - what belongs to features that no guest is given: VMX, SVM and Hyper-V.
+func staysHere(index uint32) bool {
+	switch index {
+	case msrTSC, msrWallClockOld, msrKVMWallClock, msrSVMControl, msrSVMHostSave:
+		return true
+	}
+	return index >= msrVMXFirst && index <= msrVMXLast || index >= msrHyperVFirst && index <= msrHyperVLast
 }
 
 // readMSRs reads those that this vCPU has.
@@ -58,7 +90,7 @@ func loadMSRs(v *kvm.VCPU, saved []kvm.MSR) error {
 	for _, m := range saved {
 		indices = append(indices, m.Index)
 	}
-	if kept := savedMSRs(indices); len(kept) != len(indices) {
+	if slices.ContainsFunc(indices, staysHere) {
 		return fmt.Errorf("machine state: vCPU %d has MSRs that must not be loaded", v.ID())
 	}
 	fresh, err := readMSRs(v, indices)
