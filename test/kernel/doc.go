@@ -1,0 +1,5 @@
+// Package kernel makes what tests boot: the Linux test kernel (build.sh), its
+// first processes (init/), initial RAM disks and root disks; and it reads the
+// report page by which those processes say what they saw. docs/testing.md
+// tells the story.
+package kernel

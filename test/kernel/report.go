@@ -1,0 +1,49 @@
+package kernel
+
+import "encoding/binary"
+
+const pageSize = 4096
+
+// The magic number of a report page, and the layout's version.
+const (
+	reportMagic0  = 0x474f486d6d766f67 // "govmmHOG"
+	reportMagic1  = 0x312d74726f706572 // "report-1"
+	reportVersion = 1
+)
+
+// Report is what a first process says about its work (init/report.h). It is
+// read while the process writes it: each counter is whole, but they are not of
+// one moment.
+type Report struct {
+	Pages    uint64 // in the working set
+	Passes   uint64 // over the working set, completed
+	Written  uint64 // pages written, cumulative
+	Verified uint64 // pages found as they should be, cumulative
+	Bad      uint64 // pages found otherwise, cumulative
+
+	// The first bad page, the word in it, and that word's content.
+	BadPage, BadWord, BadWant, BadFound uint64
+}
+
+// FindReport looks for the report page in a piece of guest memory that starts
+// on a page boundary, and returns its offset, or -1.
+func FindReport(memory []byte) int {
+	for at := 0; at+pageSize <= len(memory); at += pageSize {
+		if _, ok := ParseReport(memory[at:]); ok {
+			return at
+		}
+	}
+	return -1
+}
+
+// ParseReport reads a report page; ok is false if it is none.
+func ParseReport(page []byte) (r Report, ok bool) {
+	le := binary.LittleEndian
+	if len(page) < 12*8 || le.Uint64(page) != reportMagic0 || le.Uint64(page[8:]) != reportMagic1 || le.Uint64(page[16:]) != reportVersion {
+		return Report{}, false
+	}
+	for i, v := range []*uint64{&r.Pages, &r.Passes, &r.Written, &r.Verified, &r.Bad, &r.BadPage, &r.BadWord, &r.BadWant, &r.BadFound} {
+		*v = le.Uint64(page[24+8*i:])
+	}
+	return r, true
+}
