@@ -201,7 +201,6 @@ func (h *host) must(args ...string) string {
 type lines struct {
 	mu   sync.Mutex // guards all below
 	all  []string
-	part string
 	more chan struct{} // closed when something is added
 	eof  bool
 }
