@@ -133,35 +133,64 @@ func (m *Machine) loadKVMClock(c *ClockState) error {
 	return m.vm.SetClock(clock)
 }
 
-// loadTSC sets the TSC of every vCPU.
+// loadTSC sets the TSC of every vCPU, and makes sure that none has gone back.
 func (m *Machine) loadTSC(s *MachineState) error {
 	c := &s.Clock
-	if khz := m.spec.TSCKHz; khz != 0 && !sameFrequency(c.TSCKHz, khz) {
+	if khz := m.spec.TSCKHz; !sameFrequency(c.TSCKHz, khz) {
 		return fmt.Errorf("machine state: the TSC runs at %d kHz, the machine was described with %d kHz", c.TSCKHz, khz)
 	}
-	saved := s.VCPUs[0].TSCOffset
 	here, err := tscOffset(m.vcpus[0].kvm)
 	if err != nil {
 		return err
 	}
-	if saved == nil || here == nil {
-		return m.writeTSC(c)
+	saved := make([]uint64, 0, len(s.VCPUs))
+	for _, v := range s.VCPUs {
+		if v.TSCOffset != nil {
+			saved = append(saved, *v.TSCOffset)
+		}
 	}
-	base := *saved
-	if !c.sameBoot() {
-		tsc, now, err := sample(func() (uint64, error) { return guestTSC(m.vcpus[0].kvm) })
+	if here == nil || len(saved) < len(s.VCPUs) {
+		saved = make([]uint64, len(s.VCPUs)) // all in step
+		err = m.writeTSC(c)
+	} else {
+		var base uint64
+		if base, err = m.baseOffset(c, saved[0], *here); err == nil {
+			err = m.setOffsets(base, saved)
+		}
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		// A KVM whose guests see the host's TSC as it is. It goes on here, by
+		// a step forward; one back is found below.
+		m.logf("the guest's TSC will jump: %v", err)
+	} else if err != nil {
+		return err
+	}
+	for i, v := range m.vcpus {
+		now, err := guestTSC(v.kvm)
 		if err != nil {
 			return err
 		}
-		base = *here + c.tscAt(now) - tsc
-	}
-	for i, v := range m.vcpus {
-		offset := s.VCPUs[i].TSCOffset
-		if offset == nil {
-			return fmt.Errorf("machine state: vCPU %d has no TSC offset", i)
+		if was := c.TSC + saved[i] - saved[0]; int64(now-was) < 0 {
+			return fmt.Errorf("vCPU %d: the guest's TSC is at %d, here it would go back to %d, and this host's KVM cannot set it", i, was, now)
 		}
-		// What the guest has set one TSC off from another stays.
-		if err := v.kvm.SetTSCOffset(base + *offset - *saved); err != nil {
+	}
+	return nil
+}
+
+// baseOffset returns the offset of vCPU 0.
+func (m *Machine) baseOffset(c *ClockState, saved, here uint64) (uint64, error) {
+	if c.sameBoot() {
+		return saved, nil
+	}
+	tsc, now, err := sample(func() (uint64, error) { return guestTSC(m.vcpus[0].kvm) })
+	return here + c.tscAt(now) - tsc, err
+}
+
+// setOffsets sets the offset of vCPU 0 to base; what the guest has set one TSC
+// off from another stays.
+func (m *Machine) setOffsets(base uint64, saved []uint64) error {
+	for i, v := range m.vcpus {
+		if err := v.kvm.SetTSCOffset(base + saved[i] - saved[0]); err != nil {
 			return err
 		}
 	}
@@ -170,8 +199,9 @@ func (m *Machine) loadTSC(s *MachineState) error {
 
 // tscAt returns what vCPU 0's TSC should show at a moment.
 func (c *ClockState) tscAt(now int64) uint64 {
-	ms, ns := uint64(elapsed(c.TSCRealtime, now)/1e6), uint64(elapsed(c.TSCRealtime, now)%1e6)
-	return c.TSC + ms*c.TSCKHz + ns*c.TSCKHz/1e6
+	const msec = uint64(time.Millisecond)
+	passed := uint64(elapsed(c.TSCRealtime, now))
+	return c.TSC + passed/msec*c.TSCKHz + passed%msec*c.TSCKHz/msec
 }
 
 // writeTSC is for kernels older than 5.16 at either end. The kernel takes

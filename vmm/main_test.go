@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -257,18 +258,24 @@ func (c *tape) keys(s string) {
 // await waits until the output is text.
 func (c *tape) await(t testing.TB, text string) {
 	t.Helper()
-	late := time.AfterFunc(patience, func() {
-		c.outMu.Lock()
-		defer c.outMu.Unlock()
-		c.closed = true
-		c.moved.Broadcast()
-	})
+	c.awaitThat(t, text, func(out string) bool { return out == text })
+}
+
+// awaitPart waits until the output has part in it.
+func (c *tape) awaitPart(t testing.TB, part string) {
+	t.Helper()
+	c.awaitThat(t, part, func(out string) bool { return strings.Contains(out, part) })
+}
+
+func (c *tape) awaitThat(t testing.TB, what string, is func(string) bool) {
+	t.Helper()
+	late := time.AfterFunc(patience, func() { _ = c.Close() })
 	defer late.Stop()
 	c.outMu.Lock()
 	defer c.outMu.Unlock()
-	for c.out.String() != text {
+	for !is(c.out.String()) {
 		if c.closed {
-			t.Fatalf("the guest wrote %q, not %q", c.out.String(), text)
+			t.Fatalf("the guest wrote %q, not %q", c.out.String(), what)
 		}
 		c.moved.Wait()
 	}

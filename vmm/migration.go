@@ -42,11 +42,12 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 	case v.outgoing != nil && !v.outgoing.isSettled():
 		return nil, stateError("a migration to %s is under way", v.outgoing.addr)
 	}
+	if v.isStopping() {
+		return nil, stateError("the VM is being stopped")
+	}
 	select {
 	case <-v.machine.Done():
 		return nil, stateError("the guest has ended")
-	case <-v.stopping:
-		return nil, stateError("the VM is being stopped")
 	default:
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -64,10 +65,19 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 	o.err = o.Migration.Run(ctx)
 	if o.err == nil {
 		close(v.left)
-	} else {
+	} else if !v.isStopping() { // then the outcome says it
 		v.logf("migration to %s: %v", o.addr, o.err)
 	}
 	close(o.settled)
+}
+
+func (v *VM) isStopping() bool {
+	select {
+	case <-v.stopping:
+		return true
+	default:
+		return false
+	}
 }
 
 // Migration returns the migration from here that is under way or was the last,

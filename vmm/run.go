@@ -66,6 +66,7 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 		case <-v.stopping:
 			cancel()
 		case <-ctx.Done():
+			v.stopOnce.Do(func() { close(v.stopping) })
 		}
 	}()
 	defer func() {

@@ -86,7 +86,7 @@ type VM struct {
 	listener net.Listener
 
 	stopOnce sync.Once
-	stopping chan struct{} // closed by Stop
+	stopping chan struct{} // closed by Stop, and when Run's context ends
 	ended    chan struct{} // closed at the end of Run
 	left     chan struct{} // closed when the guest has moved away
 

@@ -1,0 +1,161 @@
+package vmm
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/kvm"
+)
+
+// setsTSC says whether this KVM lets the TSC be set: one without hardware
+// support shows guests the host's.
+func setsTSC(t *testing.T) bool {
+	t.Helper()
+	m := newMachine(t, 1, justCount, nil)
+	err := m.vcpus[0].kvm.SetTSCOffset(1 << 40)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func TestTSCAt(t *testing.T) {
+	c := ClockState{TSC: 1000, TSCRealtime: 5e9, TSCKHz: 2_599_998}
+	for now, want := range map[int64]uint64{
+		5e9:                         1000,
+		5e9 + 1:                     1002,
+		6e9:                         1000 + 2_599_998_000,
+		5e9 + 599_999_999_999:       1000 + 1_559_998_799_997,
+		5e9 - 1:                     1000, // the clocks disagree
+		5e9 + int64(11*time.Minute): 1000,
+	} {
+		if got := c.tscAt(now); got != want {
+			t.Errorf("at %d ns: %d, want %d", now-c.TSCRealtime, got, want)
+		}
+	}
+}
+
+// TestClocksGoOn loads a state as another host would, where neither TSC nor
+// kvmclock have anything to do with the source's, and as the same boot does. In
+// both, the guest's clocks have gone on by the real time that has passed.
+func TestClocksGoOn(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(*MachineState)
+	}{
+		{"same boot", func(*MachineState) {}},
+		{"other host", func(s *MachineState) {
+			s.Clock.Boot = "another"
+			s.Clock.TSC += 1 << 50
+			for i := range s.VCPUs {
+				*s.VCPUs[i].TSCOffset += 1 << 52
+			}
+		}},
+		{"no offsets", func(s *MachineState) {
+			for i := range s.VCPUs {
+				s.VCPUs[i].TSCOffset = nil
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine(t, 2, justCount, nil)
+			s, err := m.SaveState()
+			check(t, err)
+			if s.VCPUs[0].TSCOffset == nil {
+				t.Skip("this KVM does not tell TSC offsets")
+			}
+			c.spoil(s)
+			twin := fromSpec(t, m.Spec(), nil)
+			time.Sleep(20 * time.Millisecond) // the guest is on its way
+			err = twin.LoadState(s)
+			if c.name == "other host" && !setsTSC(t) {
+				// The guest's TSC is ahead of this host's.
+				if err == nil || !strings.Contains(err.Error(), "it would go back to") {
+					t.Errorf("a TSC that cannot be set: %v", err)
+				}
+				return
+			}
+			check(t, err)
+			for _, v := range twin.vcpus {
+				tsc, at, err := sample(func() (uint64, error) { return guestTSC(v.kvm) })
+				check(t, err)
+				// The MSR of a vCPU that has not run shows what was loaded.
+				want := float64(s.Clock.TSC) + float64(at-s.Clock.TSCRealtime)*float64(s.Clock.TSCKHz)/1e6
+				if off := time.Duration((float64(tsc) - want) / float64(s.Clock.TSCKHz) * 1e6); math.Abs(off.Seconds()) > 0.005 {
+					t.Errorf("the TSC of vCPU %d is off by %v", v.kvm.ID(), off)
+				}
+			}
+			clock, at, err := sample(twin.vm.GetClock)
+			check(t, err)
+			if off := time.Duration(int64(clock.Clock-s.Clock.KVM.Clock) - (at - s.Clock.KVMRealtime)); math.Abs(off.Seconds()) > 0.005 {
+				t.Errorf("kvmclock is off by %v", off)
+			}
+		})
+	}
+}
+
+// TestTSCsKeepTheirDistance: what a guest has set one TSC off from another
+// stays.
+func TestTSCsKeepTheirDistance(t *testing.T) {
+	for _, boot := range []string{bootID(), "another"} {
+		m := newMachine(t, 2, justCount, nil)
+		if !setsTSC(t) {
+			t.Skip("this KVM does not let TSC offsets be set")
+		}
+		here, err := tscOffset(m.vcpus[0].kvm)
+		check(t, err)
+		check(t, m.vcpus[1].kvm.SetTSCOffset(*here+777777))
+		s, err := m.SaveState()
+		check(t, err)
+		s.Clock.Boot = boot
+		twin := fromSpec(t, m.Spec(), nil)
+		check(t, twin.LoadState(s))
+		first, err := tscOffset(twin.vcpus[0].kvm)
+		check(t, err)
+		second, err := tscOffset(twin.vcpus[1].kvm)
+		check(t, err)
+		if *second-*first != 777777 {
+			t.Errorf("boot %q: the TSCs are %d apart", boot, *second-*first)
+		}
+		if boot == bootID() && *first != *here {
+			t.Errorf("in one boot the offset went from %d to %d", *here, *first)
+		}
+	}
+}
+
+// TestClockNeverGoesBack: hosts whose clocks disagree.
+func TestClockNeverGoesBack(t *testing.T) {
+	now := time.Now().UnixNano()
+	for since, want := range map[int64]int64{
+		now - 5: 5, now: 0, now + int64(time.Hour): 0, now - int64(time.Hour): 0,
+		math.MinInt64: 0, math.MaxInt64: 0, 0: 0, -1: 0,
+	} {
+		if got := elapsed(since, now); got != want {
+			t.Errorf("elapsed from %d: %d, want %d", since-now, got, want)
+		}
+	}
+	m := newMachine(t, 1, justCount, nil)
+	s, err := m.SaveState()
+	check(t, err)
+	s.Clock.Boot = "another"
+	s.Clock.TSCRealtime += int64(time.Hour)
+	s.Clock.KVMRealtime += int64(time.Hour)
+	s.Clock.KVM.Realtime = math.MaxUint64
+	s.Clock.KVM.Flags |= kvm.ClockRealtime
+	s.Clock.KVM.Clock += uint64(time.Hour)
+	if setsTSC(t) {
+		s.Clock.TSC += 1 << 50
+	}
+	twin := fromSpec(t, m.Spec(), nil)
+	check(t, twin.LoadState(s))
+	tsc, err := guestTSC(twin.vcpus[0].kvm)
+	check(t, err)
+	clock, err := twin.vm.GetClock()
+	check(t, err)
+	if tsc < s.Clock.TSC || clock.Clock < s.Clock.KVM.Clock {
+		t.Errorf("TSC %d, was %d; kvmclock %d, was %d", tsc, s.Clock.TSC, clock.Clock, s.Clock.KVM.Clock)
+	}
+}

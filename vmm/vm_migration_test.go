@@ -1,0 +1,402 @@
+package vmm
+
+import (
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// receiving starts a VM that waits for a guest.
+func receiving(t *testing.T, cfg ReceiveConfig) *ran {
+	t.Helper()
+	con := newTape()
+	cfg.Listen, cfg.Serial, cfg.Logf = "127.0.0.1:0", con, t.Logf
+	vm, err := NewReceiver(cfg)
+	check(t, err)
+	r := run(t, vm, con)
+	r.is(t, StateReceiving)
+	if i := r.Info(); i.Address != r.Addr().String() || i.CPUs != 0 {
+		t.Errorf("info of one that waits: %+v", i)
+	}
+	return r
+}
+
+// migrateTo moves a guest and returns how that went.
+func (r *ran) migrateTo(t *testing.T, addr string) migrate.Result {
+	t.Helper()
+	m, err := r.StartMigration(addr, migrate.Options{VerifyPages: true})
+	check(t, err)
+	return result(t, m)
+}
+
+func result(t *testing.T, m *migrate.Migration) migrate.Result {
+	t.Helper()
+	select {
+	case <-m.Done():
+	case <-within(t).Done():
+		t.Fatalf("the migration does not end: %+v", m.Progress())
+	}
+	return m.Result()
+}
+
+// TestVMMigrates moves a guest on and on, each time to a fresh VM. It keeps
+// taking orders.
+func TestVMMigrates(t *testing.T) {
+	vm := obeying(t)
+	for range 3 {
+		next := receiving(t, ReceiveConfig{Name: "next"})
+		vm.con.keys("x")
+		vm.con.await(t, "Bx")
+		if r := vm.migrateTo(t, next.Addr().String()); r.Status != "completed" {
+			t.Fatalf("%+v", r)
+		}
+		next.is(t, StateRunning)
+		vm.ends(t, Migrated, "the guest runs at "+next.Addr().String()+" now")
+		vm.is(t, StateMigrated)
+		refused(t, vm.Resume(true), "the guest runs at "+next.Addr().String())
+		refused(t, vm.Pause(), "moved away")
+		if i := next.Info(); i.Name != "next" || i.CPUs != 2 || i.Memory != 16<<20 || i.Address != "" || i.Incoming != nil {
+			t.Errorf("info of one that was received: %+v", i)
+		}
+		vm = next
+		vm.con.Write([]byte("B"))
+	}
+	vm.con.keys("y")
+	vm.con.await(t, "By")
+	vm.con.keys("r") // its kernel came along
+	vm.con.await(t, "ByB")
+	vm.con.keys("p")
+	vm.ends(t, PoweredOff, "")
+}
+
+// TestPausedArrivesPaused, with what was typed and not read.
+func TestPausedArrivesPaused(t *testing.T) {
+	vm := obeying(t)
+	check(t, vm.Pause())
+	vm.con.keys("abcdef") // none of them an order
+	for deadline := within(t); len(vm.machine.console.uart.SaveState().Pending) < 5; time.Sleep(time.Millisecond) {
+		check(t, deadline.Err())
+	}
+	next := receiving(t, ReceiveConfig{})
+	if r := vm.migrateTo(t, next.Addr().String()); r.Status != "completed" {
+		t.Fatalf("%+v", r)
+	}
+	next.is(t, StatePaused)
+	if got := next.Info().Name; got != "test" {
+		t.Errorf("name %q", got)
+	}
+	next.con.keys("x")
+	check(t, next.Resume(false))
+	next.con.await(t, "abcdefx")
+}
+
+// TestDemoGuestMigrates moves the demo guest there and on while it rewrites
+// memory on two vCPUs as fast as it can. It looks at every page it owns itself;
+// besides, both sides compare hashes.
+func TestDemoGuestMigrates(t *testing.T) {
+	needKVM(t)
+	start := func(vm *VM, con *tape, err error) *ran {
+		t.Helper()
+		check(t, err)
+		return run(t, vm, con)
+	}
+	con := newTape()
+	vm, err := NewVM(Config{CPUs: 2, Memory: 64 << 20, Serial: con, Logf: t.Logf, Cmdline: "fill=32M dirty=4M rate=0 verify=1 tick=1"})
+	r := start(vm, con, err)
+	for range 2 {
+		con.awaitPart(t, "tick")
+		con.awaitPart(t, " bad=0 ")
+		next := receiving(t, ReceiveConfig{})
+		if res := r.migrateTo(t, next.Addr().String()); res.Status != "completed" {
+			t.Fatalf("%+v", res)
+		}
+		r.ends(t, Migrated, "")
+		r, con = next, next.con
+	}
+	con.awaitPart(t, "tick")
+	con.awaitPart(t, " bad=0 ")
+	con.keys("poweroff\n")
+	r.ends(t, PoweredOff, "")
+	if strings.Contains(con.text(), "bad page") {
+		t.Error(con.text())
+	}
+}
+
+// TestRefusedGuestGoesOn: the destination cannot take the guest.
+func TestRefusedGuestGoesOn(t *testing.T) {
+	if free, err := availableMemory(memory.Hugetlb); err != nil || free != 0 {
+		t.Skipf("this host has huge pages (%d bytes free, %v): nothing to refuse", free, err)
+	}
+	vm := obeying(t)
+	next := receiving(t, ReceiveConfig{Backing: memory.Hugetlb})
+	r := vm.migrateTo(t, next.Addr().String())
+	if r.Status != "failed" || !strings.Contains(r.Error, "memory of 16 MiB (hugetlb): this host has 0 MiB available") {
+		t.Fatalf("%+v", r)
+	}
+	next.is(t, StateReceiving)
+	if i := next.Info(); i.CPUs != 0 || i.Incoming != nil {
+		t.Errorf("%+v", i)
+	}
+	vm.is(t, StateRunning)
+	vm.con.keys("x")
+	vm.con.await(t, "Bx")
+	check(t, next.Stop())
+	next.ends(t, Stopped, "no guest has arrived")
+}
+
+// TestMigrationRefused: what makes no sense is said at once.
+func TestMigrationRefused(t *testing.T) {
+	vm := obeying(t)
+	if _, err := vm.StartMigration("nowhere", migrate.Options{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("no port: %v", err)
+	}
+	if _, err := vm.StartMigration("127.0.0.1:1", migrate.Options{MaxRounds: -1}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("negative rounds: %v", err)
+	}
+	next := receiving(t, ReceiveConfig{})
+	refused(t, next.Pause(), "no guest has arrived yet")
+	refused(t, next.Resume(true), "no guest has arrived yet")
+	_, err := next.StartMigration("127.0.0.1:1", migrate.Options{})
+	refused(t, err, "no guest has arrived yet")
+}
+
+// stuck is a peer that takes connections and says nothing.
+func stuck(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	var conns sync.WaitGroup
+	t.Cleanup(func() {
+		ln.Close()
+		conns.Wait()
+	})
+	conns.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer c.Close()
+				_, _ = io.Copy(io.Discard, c)
+			})
+		}
+	})
+	return ln.Addr().String()
+}
+
+// TestDuringMigration: what a user and the guest may do while a migration is
+// under way.
+func TestDuringMigration(t *testing.T) {
+	start := func(t *testing.T) (*ran, *migrate.Migration) {
+		vm := obeying(t)
+		m, err := vm.StartMigration(stuck(t), migrate.Options{})
+		check(t, err)
+		vm.is(t, StateMigrating)
+		return vm, m
+	}
+	t.Run("a second one", func(t *testing.T) {
+		vm, m := start(t)
+		_, err := vm.StartMigration("127.0.0.1:1", migrate.Options{})
+		refused(t, err, "a migration to 127.0.0.1:")
+		if vm.Migration() != m || vm.Info().Migration == nil {
+			t.Error("the migration under way is not told")
+		}
+	})
+	t.Run("pause, resume, cancel", func(t *testing.T) {
+		vm, m := start(t)
+		check(t, vm.Pause())
+		vm.is(t, StateMigrating)
+		check(t, vm.Resume(false))
+		check(t, vm.Pause())
+		check(t, m.Cancel())
+		if r := result(t, m); r.Status != "cancelled" {
+			t.Errorf("%+v", r)
+		}
+		<-vm.lastMigration().settled
+		vm.is(t, StatePaused)
+		check(t, vm.Resume(false))
+		vm.con.keys("x")
+		vm.con.await(t, "Bx")
+	})
+	t.Run("stop", func(t *testing.T) {
+		vm, m := start(t)
+		check(t, vm.Stop())
+		vm.ends(t, Stopped, "stopped")
+		if r := result(t, m); r.Status != "cancelled" {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("power off", func(t *testing.T) {
+		vm, m := start(t)
+		vm.con.keys("p")
+		vm.ends(t, PoweredOff, "")
+		if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "the guest powered off") {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("reset", func(t *testing.T) {
+		vm, m := start(t)
+		vm.con.keys("r")
+		if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "the guest asked for a reset") {
+			t.Errorf("%+v", r)
+		}
+		vm.con.await(t, "BB")
+		vm.is(t, StateRunning)
+	})
+}
+
+// cutAtRunning forwards connections to a receiver, and cuts the one that brings
+// the word that the guest runs there, and all that follow, until allowed.
+type cutAtRunning struct {
+	ln    net.Listener
+	to    string
+	conns sync.WaitGroup
+
+	cutMu sync.Mutex // guards cut
+	cut   bool
+}
+
+func newCut(t *testing.T, to string) *cutAtRunning {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	p := &cutAtRunning{ln: ln, to: to}
+	t.Cleanup(func() {
+		ln.Close()
+		p.conns.Wait()
+	})
+	p.conns.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			p.conns.Go(func() { p.forward(c) })
+		}
+	})
+	return p
+}
+
+func (p *cutAtRunning) isCut() bool {
+	p.cutMu.Lock()
+	defer p.cutMu.Unlock()
+	return p.cut
+}
+
+func (p *cutAtRunning) set(cut bool) {
+	p.cutMu.Lock()
+	defer p.cutMu.Unlock()
+	p.cut = cut
+}
+
+// forward copies both ways. The destination's frames are a header of 24 bytes,
+// the type first, the payload's length in bytes 4 to 7 (docs/migration.md).
+func (p *cutAtRunning) forward(c net.Conn) {
+	defer c.Close()
+	if p.isCut() {
+		return
+	}
+	d, err := net.Dial("tcp", p.to)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	p.conns.Go(func() {
+		defer d.Close()
+		_, _ = io.Copy(d, c)
+	})
+	const running = 68
+	for {
+		var h [24]byte
+		if _, err := io.ReadFull(d, h[:]); err != nil {
+			return
+		}
+		if h[0] == running {
+			p.set(true)
+			return
+		}
+		length := int64(h[4]) | int64(h[5])<<8 | int64(h[6])<<16 | int64(h[7])<<24
+		if _, err := c.Write(h[:]); err != nil {
+			return
+		}
+		if _, err := io.CopyN(c, d, length); err != nil {
+			return
+		}
+	}
+}
+
+// unknownHandoff brings a migration to where the destination runs the guest and
+// the source cannot know.
+func unknownHandoff(t *testing.T) (src, dst *ran, m *migrate.Migration, p *cutAtRunning) {
+	t.Helper()
+	src = obeying(t)
+	dst = receiving(t, ReceiveConfig{})
+	p = newCut(t, dst.Addr().String())
+	m, err := src.StartMigration(p.ln.Addr().String(), migrate.Options{})
+	check(t, err)
+	for deadline := within(t); src.Info().State != StateHandoffUnknown; time.Sleep(time.Millisecond) {
+		if deadline.Err() != nil {
+			t.Fatalf("%+v", m.Progress())
+		}
+	}
+	dst.is(t, StateRunning)
+	refused(t, src.Resume(false), "the guest may run at 127.0.0.1:")
+	refused(t, src.Pause(), "handed over")
+	if err := m.Cancel(); !errors.Is(err, migrate.ErrTooLate) {
+		t.Errorf("cancelled after COMMIT: %v", err)
+	}
+	return src, dst, m, p
+}
+
+func TestHandoffUnknown(t *testing.T) {
+	t.Run("learnt", func(t *testing.T) {
+		src, dst, m, p := unknownHandoff(t)
+		p.set(false)
+		if r := result(t, m); r.Status != "completed" {
+			t.Errorf("%+v", r)
+		}
+		src.ends(t, Migrated, "")
+		dst.con.keys("x")
+		dst.con.await(t, "x")
+		if got := src.con.text(); got != "B" {
+			t.Errorf("the source's guest wrote %q", got)
+		}
+	})
+	t.Run("forced", func(t *testing.T) {
+		src, _, m, _ := unknownHandoff(t)
+		check(t, src.Resume(true))
+		if r := result(t, m); r.Status != "failed" {
+			t.Errorf("%+v", r)
+		}
+		src.is(t, StateRunning)
+		src.con.keys("x")
+		src.con.await(t, "Bx")
+		check(t, src.Pause())
+		check(t, src.Resume(false))
+		next := receiving(t, ReceiveConfig{}) // it can be moved again
+		if r := src.migrateTo(t, next.Addr().String()); r.Status != "completed" {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("forced too late", func(t *testing.T) {
+		src, dst, m, p := unknownHandoff(t)
+		p.set(false)
+		result(t, m)
+		refused(t, src.Resume(true), "127.0.0.1:")
+		dst.is(t, StateRunning)
+	})
+	t.Run("stopped", func(t *testing.T) {
+		src, dst, _, _ := unknownHandoff(t)
+		check(t, src.Stop())
+		src.ends(t, Stopped, "it is not known whether the guest runs at 127.0.0.1:")
+		dst.is(t, StateRunning)
+	})
+}

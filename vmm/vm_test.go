@@ -1,0 +1,223 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/govmm/govmm/guest"
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// ran is a VM whose Run is under way.
+type ran struct {
+	*VM
+	con *tape
+	out chan Outcome
+	err error // valid when out has delivered
+}
+
+// run lets a VM run in the background.
+func run(t *testing.T, vm *VM, con *tape) *ran {
+	t.Helper()
+	r := &ran{VM: vm, con: con, out: make(chan Outcome, 1)}
+	go func() {
+		out, err := vm.Run(context.Background())
+		r.err = err
+		r.out <- out
+	}()
+	t.Cleanup(func() { check(t, vm.Stop()) })
+	return r
+}
+
+// obeying starts a VM whose guest takes orders, see obey.
+func obeying(t *testing.T) *ran {
+	t.Helper()
+	needKVM(t)
+	con := newTape()
+	cfg := testConfig(2, obey)
+	cfg.Serial, cfg.Logf = con, t.Logf
+	vm, err := NewVM(cfg)
+	check(t, err)
+	r := run(t, vm, con)
+	con.await(t, "B")
+	return r
+}
+
+// ends waits for the end of a VM.
+func (r *ran) ends(t *testing.T, kind OutcomeKind, text string) {
+	t.Helper()
+	select {
+	case out := <-r.out:
+		check(t, r.err)
+		if out.Kind != kind || !strings.Contains(out.Text, text) {
+			t.Errorf("the VM %v: %s; want %v: %s", out.Kind, out.Text, kind, text)
+		}
+		if !r.con.closed {
+			t.Error("the serial backend was not closed")
+		}
+		r.out <- out
+	case <-within(t).Done():
+		t.Fatal("the VM does not end")
+	}
+}
+
+func (r *ran) is(t *testing.T, want State) {
+	t.Helper()
+	if got := r.Info().State; got != want {
+		t.Errorf("the VM is %v, want %v", got, want)
+	}
+}
+
+func refused(t *testing.T, err error, says string) {
+	t.Helper()
+	if !errors.Is(err, ErrState) || !strings.Contains(err.Error(), says) {
+		t.Errorf("error %v, want ErrState with %q", err, says)
+	}
+}
+
+func TestVMEnds(t *testing.T) {
+	t.Run("power off", func(t *testing.T) {
+		vm := obeying(t)
+		vm.is(t, StateRunning)
+		vm.con.keys("p")
+		vm.ends(t, PoweredOff, "the guest powered off")
+		vm.is(t, StateStopped)
+		refused(t, vm.Pause(), "the VM has stopped")
+		refused(t, vm.Resume(true), "the VM has stopped")
+		_, err := vm.StartMigration("127.0.0.1:1", migrate.Options{})
+		refused(t, err, "the VM has stopped")
+		check(t, vm.Stop())
+		_, err = vm.Run(t.Context())
+		refused(t, err, "before")
+	})
+	t.Run("crash", func(t *testing.T) {
+		vm := obeying(t)
+		vm.con.keys("t")
+		vm.ends(t, Crashed, "triple fault of vCPU 0")
+	})
+	t.Run("stop", func(t *testing.T) {
+		vm := obeying(t)
+		check(t, vm.Stop())
+		vm.ends(t, Stopped, "stopped")
+		check(t, vm.Stop())
+	})
+	t.Run("stop of a paused one", func(t *testing.T) {
+		vm := obeying(t)
+		check(t, vm.Pause())
+		check(t, vm.Stop())
+		vm.ends(t, Stopped, "stopped")
+	})
+	t.Run("context", func(t *testing.T) {
+		needKVM(t)
+		cfg := testConfig(1, justCount)
+		cfg.Serial = newTape()
+		vm, err := NewVM(cfg)
+		check(t, err)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		out, err := vm.Run(ctx)
+		if err != nil || out.Kind != Stopped {
+			t.Errorf("%+v, %v", out, err)
+		}
+	})
+	t.Run("stop before run", func(t *testing.T) {
+		needKVM(t)
+		vm, err := NewVM(testConfig(1, justCount))
+		check(t, err)
+		check(t, vm.Stop())
+		check(t, vm.Stop())
+		_, err = vm.Run(t.Context())
+		refused(t, err, "stopped")
+	})
+}
+
+// TestVMReboots: a reset starts the guest again from its kernel, on the same
+// serial port.
+func TestVMReboots(t *testing.T) {
+	vm := obeying(t)
+	vm.con.keys("xr")
+	vm.con.await(t, "BxB")
+	vm.con.keys("yk")
+	vm.con.await(t, "BxByB")
+	vm.is(t, StateRunning)
+	check(t, vm.Pause())
+	vm.is(t, StatePaused)
+	vm.con.keys("z")
+	check(t, vm.Resume(false))
+	vm.con.await(t, "BxByBz")
+	vm.con.keys("p")
+	vm.ends(t, PoweredOff, "")
+}
+
+// TestPauseMeetsReset: pausing a guest that resets itself all the time pauses
+// one of its lives.
+func TestPauseMeetsReset(t *testing.T) {
+	needKVM(t)
+	cfg := testConfig(1, []byte{0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee}) // out of 6 to port 0xcf9
+	cfg.Serial = newTape()
+	vm, err := NewVM(cfg)
+	check(t, err)
+	r := run(t, vm, cfg.Serial.(*tape))
+	for range 20 {
+		check(t, vm.Pause())
+		r.is(t, StatePaused)
+		check(t, vm.Resume(false))
+	}
+	check(t, vm.Stop())
+	r.ends(t, Stopped, "")
+}
+
+func TestVMInfo(t *testing.T) {
+	vm := obeying(t)
+	i := vm.Info()
+	if i.Name != "test" || i.PID != os.Getpid() || i.CPUs != 2 || i.Memory != 16<<20 || i.Address != "" || i.Migration != nil || i.Incoming != nil {
+		t.Errorf("info %+v", i)
+	}
+	if vm.Addr() != nil || vm.Migration() != nil {
+		t.Error("an address or a migration that is none")
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	c := Config{}.withDefaults()
+	if c.Name != "vm" || c.CPUs != 1 || c.Memory != 256<<20 || c.Backing != memory.DefaultBacking || c.Cmdline != guest.DefaultCmdline || len(c.Kernel) != len(guest.ELF) {
+		t.Errorf("%+v", c)
+	}
+	if c := (Config{Cmdline: "fill=1M"}).withDefaults(); c.Cmdline != "fill=1M" {
+		t.Error("command line replaced")
+	}
+	if c := (Config{Kernel: []byte{1}}).withDefaults(); c.Cmdline != "" {
+		t.Error("another kernel was given the demo guest's command line")
+	}
+}
+
+// TestNewVMRefuses: one line, before anything is made.
+func TestNewVMRefuses(t *testing.T) {
+	needKVM(t)
+	for says, cfg := range map[string]Config{
+		"300 vCPUs":                 {CPUs: 300},
+		"the kernel is not an ELF":  {Kernel: []byte("#!/bin/sh\n")},
+		"load the kernel":           {Kernel: []byte("\x7fELF and nothing more")},
+		"memory of 5 bytes":         {Memory: 5},
+		`name "a b"`:                {Name: "a b"},
+		"floppy":                    {Backing: "floppy"},
+		"command line of 9999 byte": {Cmdline: strings.Repeat("x", 9999)},
+	} {
+		if _, err := NewVM(cfg); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("error %v, want %q", err, says)
+		}
+	}
+	if _, err := NewReceiver(ReceiveConfig{Listen: "127.0.0.1:0", Name: "a/b"}); err == nil {
+		t.Error("a name with a slash was taken")
+	}
+	if _, err := NewReceiver(ReceiveConfig{Listen: "127.0.0.1:0", Backing: "floppy"}); err == nil {
+		t.Error("a floppy was taken")
+	}
+	if _, err := NewReceiver(ReceiveConfig{Listen: "nowhere"}); err == nil || !strings.Contains(err.Error(), "listen on nowhere") {
+		t.Errorf("listening nowhere: %v", err)
+	}
+}
