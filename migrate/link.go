@@ -1,0 +1,148 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// link is the source's end of a connection: a goroutine reads replies, so that
+// a destination that fails or dies is noticed while pages are being sent.
+type link struct {
+	conn   *conn
+	ctx    context.Context // ends when the destination fails, or the caller's context does
+	cancel context.CancelCauseFunc
+	rtt    time.Duration
+
+	replies chan reply
+	done    chan struct{} // the reader has ended
+	closed  chan struct{}
+}
+
+type reply struct {
+	header
+	payload []byte
+}
+
+func newLink(parent context.Context, c *conn) *link {
+	l := &link{conn: c, replies: make(chan reply), done: make(chan struct{}), closed: make(chan struct{})}
+	l.ctx, l.cancel = context.WithCancelCause(parent)
+	// A write that hangs is given the time to reach the end of its frame.
+	context.AfterFunc(l.ctx, func() { time.AfterFunc(endGrace, func() { c.Close() }) })
+	go l.read()
+	return l
+}
+
+// endGrace is how long a migration that ends waits for its peer.
+const endGrace = time.Second
+
+// read hands on replies until the connection ends.
+func (l *link) read() {
+	defer close(l.done)
+	for {
+		r, err := l.readReply()
+		if err != nil {
+			l.cancel(err)
+			return
+		}
+		select {
+		case l.replies <- r:
+		case <-l.closed:
+			return
+		}
+	}
+}
+
+// readReply reads one frame. A frame that ends the migration is an error.
+func (l *link) readReply() (reply, error) {
+	h, err := l.conn.readHeader()
+	if err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = errors.New("it closed the connection")
+		}
+		return reply{}, fmt.Errorf("destination lost: %w", err)
+	}
+	b, err := l.conn.readPayload(h, maxControl)
+	if err != nil {
+		return reply{}, err
+	}
+	switch h.typ {
+	case frameRefused:
+		var r refused
+		if err := decodeControl(h.typ, b, &r); err != nil {
+			return reply{}, err
+		}
+		return reply{}, refusal(r.Reasons)
+	case frameFailed:
+		var r reason
+		if err := decodeControl(h.typ, b, &r); err != nil {
+			return reply{}, err
+		}
+		return reply{}, &failedError{clip(r.Reason)}
+	}
+	return reply{h, b}, nil
+}
+
+// failedError is the destination's word that it gave up and will not run the
+// guest.
+type failedError struct{ reason string }
+
+func (e *failedError) Error() string { return "the destination gave up: " + e.reason }
+
+// await returns the next reply, which must be of the type wanted.
+func (l *link) await(ctx context.Context, want frameType, timeout time.Duration) (reply, error) {
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	select {
+	case r := <-l.replies:
+		if r.typ != want {
+			return reply{}, fmt.Errorf("%w: the destination sent %v instead of %v", ErrProtocol, r.typ, want)
+		}
+		return r, nil
+	case <-ctx.Done():
+		return reply{}, context.Cause(ctx)
+	case <-t.C:
+		return reply{}, fmt.Errorf("%w: no %v within %v", errNoReply, want, timeout)
+	}
+}
+
+var errNoReply = errors.New("the destination is silent")
+
+// explain prefers the reason for which the link ended to what that did to the
+// call under way: the reader's error says more than the writer's broken pipe.
+func (l *link) explain(err error) error {
+	if cause := context.Cause(l.ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// end tells the destination why the migration ends, if that can still be told,
+// and returns the reason.
+func (l *link) end(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) < 2 {
+		err = l.explain(err)
+	}
+	if !l.conn.midFrame {
+		l.conn.writeTimeout = endGrace
+		_ = l.conn.writeControl(frameAbort, reason{clip(err.Error())}) // it may be gone
+	}
+	l.close()
+	return err
+}
+
+// close is idempotent.
+func (l *link) close() {
+	select {
+	case <-l.closed:
+		return
+	default:
+	}
+	close(l.closed)
+	l.conn.Close()
+	l.cancel(net.ErrClosed)
+	<-l.done
+}
