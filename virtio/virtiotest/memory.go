@@ -1,0 +1,107 @@
+// Package virtiotest is the other side of virtio, for tests: guest memory that
+// checks what is marked dirty, and drivers of split and packed rings. A device
+// is tested through it as a guest would use it.
+package virtiotest
+
+import (
+	"fmt"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// PageSize is the unit of [Memory]'s dirty marks.
+const PageSize = 4096
+
+// Memory is guest RAM from gpa Base on. It implements virtio.Memory.
+//
+// It is mapped memory, not Go's: the race detector, which would take the
+// accesses of a driver and a device for races, as little as of a guest's vCPU
+// and a device, does not watch it.
+type Memory struct {
+	Base uint64
+	ram  []byte
+
+	dirtyMu sync.Mutex
+	dirty   map[uint64]bool // pages by number, from gpa 0
+}
+
+// NewMemory makes RAM of n bytes at base; both are multiples of PageSize.
+func NewMemory(t testing.TB, base uint64, n int) *Memory {
+	t.Helper()
+	ram, err := syscall.Mmap(-1, 0, n, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Munmap(ram); err != nil {
+			t.Error(err)
+		}
+	})
+	return &Memory{Base: base, ram: ram, dirty: map[uint64]bool{}}
+}
+
+// Size is the number of bytes.
+func (m *Memory) Size() uint64 { return uint64(len(m.ram)) }
+
+// Slice returns the memory of [gpa, gpa+n).
+func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
+	if gpa < m.Base || n > m.Size() || gpa-m.Base > m.Size()-n {
+		return nil, fmt.Errorf("test memory at gpa %#x, %d bytes: not RAM", gpa, n)
+	}
+	off := gpa - m.Base
+	return m.ram[off : off+n : off+n], nil
+}
+
+// MarkDirty marks the pages of [gpa, gpa+n).
+func (m *Memory) MarkDirty(gpa, n uint64) error {
+	if _, err := m.Slice(gpa, n); err != nil || n == 0 {
+		return err
+	}
+	m.dirtyMu.Lock()
+	defer m.dirtyMu.Unlock()
+	for page := gpa / PageSize; page <= (gpa+n-1)/PageSize; page++ {
+		m.dirty[page] = true
+	}
+	return nil
+}
+
+// ReadAt copies out of memory.
+func (m *Memory) ReadAt(p []byte, gpa uint64) error {
+	b, err := m.Slice(gpa, uint64(len(p)))
+	copy(p, b)
+	return err
+}
+
+// WriteAt copies into memory and marks it.
+func (m *Memory) WriteAt(p []byte, gpa uint64) error {
+	b, err := m.Slice(gpa, uint64(len(p)))
+	if err != nil {
+		return err
+	}
+	copy(b, p)
+	return m.MarkDirty(gpa, uint64(len(p)))
+}
+
+// Snapshot returns a copy of all memory and forgets the marks.
+func (m *Memory) Snapshot() []byte {
+	m.dirtyMu.Lock()
+	defer m.dirtyMu.Unlock()
+	clear(m.dirty)
+	return append([]byte(nil), m.ram...)
+}
+
+// Unmarked returns the pages, by gpa, that differ from a snapshot and have not
+// been marked since it was taken: what a migration would lose.
+func (m *Memory) Unmarked(before []byte) []uint64 {
+	m.dirtyMu.Lock()
+	defer m.dirtyMu.Unlock()
+	var lost []uint64
+	for off := 0; off < len(m.ram); off += PageSize {
+		gpa := m.Base + uint64(off)
+		if string(m.ram[off:off+PageSize]) != string(before[off:off+PageSize]) && !m.dirty[gpa/PageSize] {
+			lost = append(lost, gpa)
+		}
+	}
+	return lost
+}
