@@ -1,0 +1,81 @@
+/*
+ * The DSDT of govmm's machine. It is compiled by Debian's iasl (make -C
+ * vmm/acpi) and embedded as dsdt.aml; dsdt.go puts the addresses of the machine
+ * at hand in the place of the ranges at 0x5A..., each of which is there once.
+ *
+ * It is small on purpose: a guest interprets it, and CPUs, interrupts and the
+ * fixed registers are in tables that need no interpreter.
+ */
+DefinitionBlock ("dsdt.aml", "DSDT", 2, "GOVMM", "GOVMMDSD", 1)
+{
+    // Soft off. The PM1 control register takes any sleep type for it.
+    Name (\_S5, Package (4) { 5, 5, 0, 0 })
+
+    Scope (\_SB)
+    {
+        // Registers that no other device claims, and the PCI configuration
+        // space, so that a kernel takes MCFG's word for it.
+        Device (MBRD)
+        {
+            Name (_HID, EisaId ("PNP0C02"))
+            Name (_CRS, ResourceTemplate ()
+            {
+                IO (Decode16, 0x0600, 0x0600, 1, 6) // PM1 events, PM1 control
+                Memory32Fixed (ReadWrite, 0x5A000000, 0x00A50000) // ECAM
+            })
+        }
+
+        Device (PCI0)
+        {
+            Name (_HID, EisaId ("PNP0A08")) // PCI Express
+            Name (_CID, EisaId ("PNP0A03"))
+            Name (_SEG, 0)
+            Name (_BBN, 0)
+            Name (_UID, 0)
+            Name (_CRS, ResourceTemplate ()
+            {
+                WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,
+                    0, 0, 0x5A, 0, 0x5B)
+                IO (Decode16, 0x0CF8, 0x0CF8, 1, 8)
+                WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
+                    0, 0x0000, 0x0CF7, 0, 0x0CF8)
+                WordIO (ResourceProducer, MinFixed, MaxFixed, PosDecode, EntireRange,
+                    0, 0x0D00, 0xFFFF, 0, 0xF300)
+                DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
+                    0, 0x5A500000, 0x5A5FFFFF, 0, 0x00100000)
+                QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
+                    0, 0x5A00000000000000, 0x5A00000FFFFFFFFF, 0, 0x0000001000000000)
+            })
+        }
+
+        Device (COM1)
+        {
+            Name (_HID, EisaId ("PNP0501")) // 16550A
+            Name (_UID, 1)
+            Name (_CRS, ResourceTemplate ()
+            {
+                IO (Decode16, 0x03F8, 0x03F8, 1, 8)
+                IRQNoFlags () { 4 }
+            })
+        }
+
+        Device (RTC)
+        {
+            Name (_HID, EisaId ("PNP0B00")) // CMOS and its clock
+            Name (_CRS, ResourceTemplate ()
+            {
+                IO (Decode16, 0x0070, 0x0070, 1, 2)
+            })
+        }
+
+        Device (PVPC)
+        {
+            Name (_HID, "QEMU0001") // pvpanic
+            Name (_STA, 0x0F)
+            Name (_CRS, ResourceTemplate ()
+            {
+                IO (Decode16, 0x0505, 0x0505, 1, 1)
+            })
+        }
+    }
+}

@@ -1,0 +1,56 @@
+package acpi
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/binary"
+	"fmt"
+)
+
+//go:generate make
+
+//go:embed dsdt.aml
+var dsdtAML []byte
+
+// patchDSDT returns the DSDT with the machine's addresses. A resource's fields
+// follow each other in AML: minimum, maximum, translation, length; or base and
+// length (6.4.3). dsdt.asl has ranges that look like no other bytes in it.
+func patchDSDT(cfg Config) ([]byte, error) {
+	le := binary.LittleEndian
+	words := func(v ...uint16) (b []byte) {
+		for _, x := range v {
+			b = le.AppendUint16(b, x)
+		}
+		return b
+	}
+	dwords := func(v ...uint64) (b []byte) {
+		for _, x := range v {
+			b = le.AppendUint32(b, uint32(x))
+		}
+		return b
+	}
+	qwords := func(v ...uint64) (b []byte) {
+		for _, x := range v {
+			b = le.AppendUint64(b, x)
+		}
+		return b
+	}
+	low, high := cfg.MMIO32, cfg.MMIO64
+	t := bytes.Clone(dsdtAML)
+	for _, p := range []struct {
+		what     string
+		old, new []byte
+	}{
+		{"configuration space", dwords(0x5a000000, 0xa50000), dwords(cfg.ECAM, uint64(cfg.Buses)<<20)},
+		{"bus numbers", words(0, 0x5a, 0, 0x5b), words(0, uint16(cfg.Buses-1), 0, uint16(cfg.Buses))},
+		{"window below 4 GiB", dwords(0x5a500000, 0x5a5fffff, 0, 0x100000), dwords(low.Base, low.Base+low.Size-1, 0, low.Size)},
+		{"window above 4 GiB", qwords(0x5a00000000000000, 0x5a00000fffffffff, 0, 0x1000000000), qwords(high.Base, high.Base+high.Size-1, 0, high.Size)},
+	} {
+		if n := bytes.Count(dsdtAML, p.old); n != 1 {
+			return nil, fmt.Errorf("DSDT has %d places for PCI's %s: 1 expected (dsdt.asl and dsdt.go do not match)", n, p.what)
+		}
+		copy(t[bytes.Index(dsdtAML, p.old):], p.new)
+	}
+	sign(t)
+	return t, nil
+}
