@@ -23,8 +23,13 @@ const (
 	bzImageMagicAt = 0x202 // "HdrS", Documentation/arch/x86/boot.rst
 )
 
-// needPVH ends every message about a file of another kind.
-const needPVH = "need an uncompressed 64-bit x86 ELF with a PVH entry (XEN_ELFNOTE_PHYS32_ENTRY; for Linux: vmlinux, built with CONFIG_PVH)"
+// What ends every message about a file of another kind; a bzImage gets here
+// only if the caller takes none.
+const (
+	pvhELF     = "an uncompressed 64-bit x86 ELF with a PVH entry (XEN_ELFNOTE_PHYS32_ENTRY; for Linux: vmlinux, built with CONFIG_PVH)"
+	needPVH    = "need " + pvhELF
+	needKernel = "need a Linux bzImage, or " + pvhELF
+)
 
 // image is a kernel file, taken apart. Its data are slices of the file.
 type image struct {
@@ -112,7 +117,7 @@ func checkHeader(file []byte) error {
 	case len(file) == 0:
 		found = "empty file"
 	case len(file) >= bzImageMagicAt+4 && string(file[bzImageMagicAt:bzImageMagicAt+4]) == "HdrS":
-		found = "compressed Linux kernel (bzImage)"
+		return errors.New("compressed Linux kernel (bzImage); " + needPVH)
 	case bytes.HasPrefix(file, []byte("\x1f\x8b")):
 		found = "gzip file"
 	case bytes.HasPrefix(file, []byte("MZ")):
@@ -134,7 +139,7 @@ func checkHeader(file []byte) error {
 	default:
 		return nil
 	}
-	return errors.New(found + "; " + needPVH)
+	return errors.New(found + "; " + needKernel)
 }
 
 // findEntry looks for the PVH entry in a note segment: a sequence of name

@@ -34,7 +34,7 @@ func TestForeignFiles(t *testing.T) {
 	}{
 		{"good", whole, ""},
 		{"empty", nil, "empty file"},
-		{"text", []byte("#!/bin/sh\n"), "not an ELF file; need"},
+		{"text", []byte("#!/bin/sh\n"), "not an ELF file; need a Linux bzImage, or an uncompressed"},
 		{"bzImage", bzImage, "compressed Linux kernel (bzImage); need an uncompressed 64-bit x86 ELF with a PVH entry"},
 		{"gzip", []byte("\x1f\x8b\x08\x00"), "gzip file; need"},
 		{"EFI", []byte("MZ\x90"), "EFI or DOS"},

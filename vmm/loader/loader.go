@@ -1,7 +1,8 @@
 // Package loader puts a kernel and what it wants to find at its start into
-// guest memory: PVH ELF files with hvm_start_info, modules and a command line
-// ([LoadPVH]), and the Intel MP table that tells the guest its CPUs
-// ([WriteMPTable]).
+// guest memory ([Load]): an ELF file with a PVH entry, or a Linux bzImage, told
+// apart by content; beside it the initrd, the command line and the memory map.
+// [WriteMPTable] writes the Intel MP table that tells a kernel without ACPI its
+// CPUs.
 //
 // PVH is the start protocol of Xen's hardware-assisted guests, which Linux,
 // the BSDs and many small kernels speak and QEMU and Firecracker load too:
@@ -9,12 +10,19 @@
 // public/arch-x86/hvm/start_info.h. The kernel starts in 32-bit protected mode
 // and needs neither firmware nor a decompressor.
 //
+// A bzImage is unpacked here when its payload is such an ELF file; the kernel
+// then starts at its link address. Otherwise, and with NoUnpack, it is started
+// by the 64-bit boot protocol (Documentation/arch/x86/boot.rst in Linux) and
+// unpacks itself, to a random address if it likes (KASLR).
+//
 // Everything here is given files and sizes that it did not make: whatever they
 // hold, the outcome is a loaded guest or one error of one line.
 package loader
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/govmm/govmm/vmm/memory"
 )
@@ -61,8 +69,25 @@ type Module struct {
 // Options is what a kernel is started with. The zero value is fine.
 type Options struct {
 	Cmdline string
-	Modules []Module // Linux takes the first as its initrd
+	Modules []Module // Linux takes the first as its initrd; a bzImage takes no other
+	// RSDP is the guest physical address of ACPI's root pointer, for
+	// hvm_start_info and boot_params; 0: the guest has no ACPI.
+	RSDP uint64
+	// Reserved are regions that the memory map has to name beside those of
+	// [MemoryMap] and that are no RAM: the PCI configuration space, say.
+	Reserved []Region
+	// NoUnpack lets a bzImage unpack itself in the guest.
+	NoUnpack bool
 }
+
+// Mode is the CPU mode in which a kernel starts.
+type Mode int
+
+// The modes.
+const (
+	PVH32  Mode = iota // 32-bit protected mode without paging
+	Long64             // 64-bit mode, memory below 4 GiB mapped to itself
+)
 
 // Entry is how the boot vCPU starts. PVH asks for these registers:
 //
@@ -77,9 +102,27 @@ type Options struct {
 //   - TR: base 0, limit 0x67, type 0xb (busy 32-bit TSS), S=0, present;
 //   - the selectors' values and GDTR, IDTR are undefined: the guest loads its
 //     own GDT before it loads a segment register. LDTR is unusable.
+//
+// Linux's 64-bit boot protocol asks for these:
+//
+//   - RIP, RSI = address of boot_params, and CR3, as given here; RFLAGS = 2;
+//   - CR0 = PG, PE (ET may be set), CR4 = PAE, EFER = LMA, LME;
+//   - CS: selector 0x10, base 0, limit 0xffffffff, type 0xb, S=1, DPL 0,
+//     present, L=1, D=0, G=1;
+//   - DS, ES, SS: selector 0x18, base 0, limit 0xffffffff, type 3, S=1, DPL 0,
+//     present, B=1, G=1. FS and GS may be the same;
+//   - GDTR: base and limit as given here, with these two segments;
+//   - TR: base 0, limit 0x67, type 0xb (busy 64-bit TSS), S=0, present. LDTR is
+//     unusable, IDTR undefined.
 type Entry struct {
-	RIP uint64 // below 4 GiB
-	RBX uint64 // guest physical address of hvm_start_info, below 4 GiB
+	Mode Mode
+	RIP  uint64 // PVH32: below 4 GiB
+	RBX  uint64 // PVH32: guest physical address of hvm_start_info, below 4 GiB
+
+	RSI      uint64 // Long64: guest physical address of boot_params, below 4 GiB
+	CR3      uint64 // Long64: guest physical address of the page tables
+	GDT      uint64 // Long64: guest physical address of the GDT
+	GDTLimit uint16 // Long64: its last byte's offset
 }
 
 // Region is a run of guest physical addresses in the map that a guest is given.
@@ -115,6 +158,35 @@ func MemoryMap(size uint64) []Region {
 		regions = append(regions, Region{memory.HoleEnd, size - low, RAM})
 	}
 	return regions
+}
+
+// memoryMap returns the guest's memory map, reserved regions of its machine
+// included, in the order of addresses.
+func memoryMap(size uint64, reserved []Region) []Region {
+	regions := append(MemoryMap(size), reserved...)
+	slices.SortStableFunc(regions, func(a, b Region) int { return cmp.Compare(a.GPA, b.GPA) })
+	return regions
+}
+
+// Load loads a kernel of either kind into mem, and beside it what it is to find.
+func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
+	if !isBzImage(kernel) {
+		return LoadPVH(mem, kernel, opt)
+	}
+	b, err := parseBzImage(kernel)
+	if err != nil {
+		return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
+	}
+	if !opt.NoUnpack {
+		elf, err := b.unpack(mem.Size())
+		switch {
+		case err != nil:
+			return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
+		case elf != nil:
+			return LoadPVH(mem, elf, opt)
+		}
+	}
+	return loadBzImage(mem, b, opt)
 }
 
 // LoadPVH loads a 64-bit ELF file that has a PVH entry point into mem, and

@@ -69,11 +69,11 @@ func (p *placement) place(n, preferred uint64, what string) (uint64, error) {
 }
 
 // placeHigh finds n bytes that are not taken, as high as possible below 3 GiB
-// and above 1 MiB, and takes them.
-func (p *placement) placeHigh(n uint64, what string) (uint64, error) {
+// and limit and above 1 MiB, and takes them.
+func (p *placement) placeHigh(n, limit uint64, what string) (uint64, error) {
 	const align = 0x1000
 	size := roundUp(n, align)
-	end := p.low &^ (align - 1)
+	end := min(p.low, limit) &^ (align - 1)
 	for size <= end && end-size >= HighRAM {
 		by := p.overlap(end-size, end)
 		if by == nil {

@@ -26,7 +26,7 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 	if len(opt.Modules) > maxModules {
 		return 0, fmt.Errorf("%d modules: at most %d are possible", len(opt.Modules), maxModules)
 	}
-	regions := MemoryMap(mem.Size())
+	regions := memoryMap(mem.Size(), opt.Reserved)
 	memmapAt := uint64(startInfoSize)
 	modlistAt := memmapAt + uint64(len(regions))*memmapEntrySize
 	size := modlistAt + uint64(len(opt.Modules))*modlistEntrySize
@@ -60,6 +60,7 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 		le.PutUint64(info[16:], infoGPA+modlistAt)
 	}
 	le.PutUint64(info[24:], textGPA)
+	le.PutUint64(info[32:], opt.RSDP)
 	le.PutUint64(info[40:], infoGPA+memmapAt)
 	le.PutUint32(info[48:], uint32(len(regions)))
 	for i, r := range regions {
@@ -69,7 +70,7 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 		le.PutUint32(e[16:], uint32(r.Type))
 	}
 	for i, m := range opt.Modules {
-		gpa, err := used.placeHigh(uint64(len(m.Data)), fmt.Sprintf("module %d", i))
+		gpa, err := used.placeHigh(uint64(len(m.Data)), used.low, fmt.Sprintf("module %d", i))
 		if err != nil {
 			return 0, err
 		}

@@ -1,0 +1,191 @@
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+)
+
+// The setup header of a bzImage: offsets in the file, which are those in
+// boot_params too (Documentation/arch/x86/boot.rst).
+const (
+	hdrStart          = 0x1f1 // setup_sects
+	hdrSysSize        = 0x1f4 // size of the code after the setup sectors, in 16 bytes
+	hdrBootFlag       = 0x1fe // 0xaa55
+	hdrJump           = 0x200 // its second byte is the distance to the header's end
+	hdrMagic          = 0x202 // "HdrS"
+	hdrVersion        = 0x206
+	hdrTypeOfLoader   = 0x210
+	hdrLoadFlags      = 0x211
+	hdrRamdiskImage   = 0x218
+	hdrRamdiskSize    = 0x21c
+	hdrCmdlinePtr     = 0x228
+	hdrInitrdAddrMax  = 0x22c
+	hdrAlignment      = 0x230
+	hdrRelocatable    = 0x234
+	hdrXLoadFlags     = 0x236
+	hdrCmdlineSize    = 0x238
+	hdrPayloadOffset  = 0x248 // from the end of the setup sectors
+	hdrPayloadLength  = 0x24c
+	hdrPrefAddress    = 0x258
+	hdrInitSize       = 0x260
+	hdrEnd212         = 0x264 // the end of what protocol 2.10 to 2.12 has
+	hdrMinVersion     = 0x20c
+	sectorSize        = 512
+	entry64           = 0x200 // offset of the 64-bit entry in the code
+	loadedHigh        = 1 << 0
+	xlfKernel64       = 1 << 0
+	xlfAbove4G        = 1 << 1
+	maxBzImageHeader  = 0x290 // where boot_params has other things again
+	maxKernelInitSize = 1 << 30
+)
+
+// bzImage is a bzImage, taken apart. Its slices are of the file.
+type bzImage struct {
+	header  []byte // the setup header, from hdrStart to its end
+	code    []byte // what the guest gets
+	payload []byte // the compressed kernel in it
+
+	prefAddress uint64
+	alignment   uint64 // a power of two
+	initSize    uint64 // memory the kernel needs from its load address on
+	initrdMax   uint64 // the highest address the initrd may occupy
+	cmdlineMax  int
+	relocatable bool
+	above4G     bool
+}
+
+// isBzImage says whether the file is a Linux kernel with a setup header.
+func isBzImage(file []byte) bool {
+	return len(file) >= hdrMagic+4 && string(file[hdrMagic:hdrMagic+4]) == "HdrS"
+}
+
+// parseBzImage takes a bzImage apart.
+func parseBzImage(file []byte) (*bzImage, error) {
+	le := binary.LittleEndian
+	short := func(what string, want uint64) error {
+		return fmt.Errorf("cut short: %d bytes, %s ends at %d", len(file), what, want)
+	}
+	if len(file) < hdrEnd212 {
+		return nil, short("its setup header", hdrEnd212)
+	}
+	if flag := le.Uint16(file[hdrBootFlag:]); flag != 0xaa55 {
+		return nil, fmt.Errorf("boot flag is %#x, not 0xaa55: not a Linux kernel, or a damaged one", flag)
+	}
+	if version := le.Uint16(file[hdrVersion:]); version < hdrMinVersion {
+		return nil, fmt.Errorf("boot protocol %d.%d is too old: 2.12 is needed (Linux 3.8, 2013)", version>>8, version&0xff)
+	}
+	if file[hdrLoadFlags]&loadedHigh == 0 {
+		return nil, errors.New("a zImage, which loads below 1 MiB; a bzImage is needed")
+	}
+	xflags := le.Uint16(file[hdrXLoadFlags:])
+	if xflags&xlfKernel64 == 0 {
+		return nil, errors.New("a 32-bit kernel; a 64-bit one is needed")
+	}
+	headerEnd := uint64(hdrMagic) + uint64(file[hdrJump+1])
+	if headerEnd < hdrEnd212 || headerEnd > maxBzImageHeader {
+		return nil, fmt.Errorf("setup header ends at %#x: between %#x and %#x is possible", headerEnd, hdrEnd212, maxBzImageHeader)
+	}
+	sectors := uint64(file[hdrStart])
+	if sectors == 0 {
+		sectors = 4
+	}
+	setup := (sectors + 1) * sectorSize
+	// The size is rounded up to 16 bytes.
+	codeSize := uint64(le.Uint32(file[hdrSysSize:])) * 16
+	if headerEnd > setup || setup >= uint64(len(file)) {
+		return nil, short("its setup code", setup)
+	}
+	code := file[setup:]
+	if codeSize > uint64(len(code))+15 {
+		return nil, short("its code", setup+codeSize)
+	}
+	code = code[:min(codeSize, uint64(len(code)))]
+	if len(code) <= entry64 {
+		return nil, fmt.Errorf("%d bytes of code are too few", len(code))
+	}
+	payload, ok := cut(code, uint64(le.Uint32(file[hdrPayloadOffset:])), uint64(le.Uint32(file[hdrPayloadLength:])))
+	if !ok {
+		return nil, fmt.Errorf("its payload, %d bytes at %#x, is not inside its %d bytes of code",
+			le.Uint32(file[hdrPayloadLength:]), le.Uint32(file[hdrPayloadOffset:]), len(code))
+	}
+	b := &bzImage{
+		header:      file[hdrStart:headerEnd],
+		code:        code,
+		payload:     payload,
+		prefAddress: le.Uint64(file[hdrPrefAddress:]),
+		alignment:   uint64(le.Uint32(file[hdrAlignment:])),
+		initSize:    uint64(le.Uint32(file[hdrInitSize:])),
+		initrdMax:   uint64(le.Uint32(file[hdrInitrdAddrMax:])),
+		cmdlineMax:  int(min(le.Uint32(file[hdrCmdlineSize:]), math.MaxInt32)),
+		relocatable: file[hdrRelocatable] != 0,
+		above4G:     xflags&xlfAbove4G != 0,
+	}
+	if b.alignment == 0 || b.alignment&(b.alignment-1) != 0 {
+		return nil, fmt.Errorf("alignment of %#x is no power of two", b.alignment)
+	}
+	if b.initSize < uint64(len(code)) || b.initSize > maxKernelInitSize {
+		return nil, fmt.Errorf("it says that it needs %d bytes; %d to %d are possible", b.initSize, len(code), maxKernelInitSize)
+	}
+	return b, nil
+}
+
+// unpack returns the kernel's payload if that is an ELF file with a PVH entry,
+// and nil if the kernel has to unpack itself. size is that of the guest's RAM.
+func (b *bzImage) unpack(size uint64) ([]byte, error) {
+	if len(b.payload) == 0 {
+		return nil, nil
+	}
+	elf, err := unpack(b.payload, min(b.initSize, size))
+	if errors.Is(err, errUnknownCompression) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := parsePVH(elf); err != nil {
+		return nil, nil
+	}
+	return elf, nil
+}
+
+// loadBzImage loads a bzImage that unpacks itself.
+func loadBzImage(mem Memory, b *bzImage, opt Options) (Entry, error) {
+	if len(opt.Modules) > 1 {
+		return Entry{}, fmt.Errorf("kernel: a bzImage takes one module, its initrd: %d were given", len(opt.Modules))
+	}
+	used := newPlacement(mem.Size())
+	load, err := b.place(used)
+	if err != nil {
+		return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
+	}
+	entry, err := writeBootParams(mem, used, b, opt)
+	if err != nil {
+		return Entry{}, err
+	}
+	if err := mem.WriteAt(b.code, load); err != nil {
+		return Entry{}, fmt.Errorf("load the kernel: %w", err)
+	}
+	entry.RIP = load + entry64
+	return entry, nil
+}
+
+// place finds the kernel's place: its preferred address, or the lowest aligned
+// one with room if it is relocatable.
+func (b *bzImage) place(used *placement) (uint64, error) {
+	const what = "the kernel"
+	if used.fits(b.prefAddress, b.initSize) {
+		used.insert(taken{b.prefAddress, b.prefAddress + b.initSize, what})
+		return b.prefAddress, nil
+	}
+	if b.relocatable {
+		load := roundUp(HighRAM, b.alignment)
+		if used.fits(load, b.initSize) {
+			used.insert(taken{load, load + b.initSize, what})
+			return load, nil
+		}
+	}
+	return 0, fmt.Errorf("it needs %d MiB at %#x: the guest has %d MiB of RAM, give it more",
+		(b.initSize+1<<20-1)>>20, b.prefAddress, used.size>>20)
+}

@@ -1,0 +1,327 @@
+package loader
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/govmm/govmm/vmm/loader/elftest"
+)
+
+const testSetupSectors = 2
+
+// oldBzImage makes a bzImage as Linux 3.8 was, boot protocol 2.12, whose setup
+// header ends with init_size (2.13 and later add to it).
+func oldBzImage(payload []byte) []byte {
+	const (
+		setup = (testSetupSectors + 1) * sectorSize
+		head  = 0x400 // of code before the payload
+	)
+	le := binary.LittleEndian
+	code := make([]byte, roundUp(uint64(head+len(payload)), 16))
+	copy(code, "startup_32")
+	copy(code[entry64:], "startup_64")
+	copy(code[head:], payload)
+	f := make([]byte, setup, setup+len(code))
+	copy(f, "MZ")
+	f[hdrStart] = testSetupSectors
+	le.PutUint32(f[hdrSysSize:], uint32(len(code)/16))
+	le.PutUint16(f[hdrBootFlag:], 0xaa55)
+	f[hdrJump], f[hdrJump+1] = 0xeb, hdrEnd212-hdrMagic
+	copy(f[hdrMagic:], "HdrS")
+	le.PutUint16(f[hdrVersion:], 0x20c)
+	f[hdrLoadFlags] = loadedHigh
+	le.PutUint32(f[hdrInitrdAddrMax:], 0x7fffffff)
+	le.PutUint32(f[hdrAlignment:], 2<<20)
+	f[hdrRelocatable] = 1
+	le.PutUint16(f[hdrXLoadFlags:], xlfKernel64|xlfAbove4G)
+	le.PutUint32(f[hdrCmdlineSize:], 255)
+	le.PutUint32(f[hdrPayloadOffset:], head)
+	le.PutUint32(f[hdrPayloadLength:], uint32(len(payload)))
+	le.PutUint64(f[hdrPrefAddress:], 16<<20)
+	le.PutUint32(f[hdrInitSize:], 4<<20)
+	return append(f, code...)
+}
+
+// A kernel of protocol 2.12 that unpacks itself finds by boot_params, GDT and
+// page tables all that it was given.
+func TestLoadOldBzImage(t *testing.T) {
+	le := binary.LittleEndian
+	const gib = 1 << 30
+	file := oldBzImage([]byte("\x89LZO: not unpacked here"))
+	initrd := bytes.Repeat([]byte("initrd"), 2000)
+	for _, tt := range []struct {
+		size, load, initrdEnd uint64
+	}{
+		{64 << 20, 16 << 20, 64 << 20},
+		{16 << 20, 2 << 20, 16 << 20}, // no room at its preferred address
+		{3 * gib, 16 << 20, 2 * gib},  // no initrd above initrd_addr_max
+	} {
+		m := newMemory(t, tt.size)
+		e, err := Load(m, file, Options{
+			Cmdline: "console=ttyS0", Modules: []Module{{Data: initrd}}, RSDP: 0xe0000,
+			Reserved: []Region{{0xe0000000, 1 << 28, Reserved}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Entry{Mode: Long64, RIP: tt.load + 0x200, RSI: bootParamsGPA, CR3: pageTablesGPA, GDT: gdtGPA, GDTLimit: 31}
+		if e != want {
+			t.Errorf("entry %+v, not %+v", e, want)
+		}
+		if got := read(t, m, e.RIP, 10); string(got) != "startup_64" {
+			t.Errorf("at the entry: %q", got)
+		}
+		p := read(t, m, e.RSI, 4096)
+		if string(p[0x202:0x206]) != "HdrS" || p[0x210] != 0xff || le.Uint64(p[0x70:]) != 0xe0000 {
+			t.Errorf("header % x, RSDP %#x", p[0x1f1:0x264], le.Uint64(p[0x70:]))
+		}
+		if got := cstring(t, m, uint64(le.Uint32(p[0x228:]))); got != "console=ttyS0" {
+			t.Errorf("command line %q", got)
+		}
+		at, n := uint64(le.Uint32(p[0x218:])), uint64(le.Uint32(p[0x21c:]))
+		if at%4096 != 0 || roundUp(at+n, 4096) != tt.initrdEnd || !bytes.Equal(read(t, m, at, n), initrd) {
+			t.Errorf("initrd [%#x,%#x), to end at %#x", at, at+n, tt.initrdEnd)
+		}
+		regions := MemoryMap(tt.size)
+		if int(p[0x1e8]) != len(regions)+1 {
+			t.Errorf("%d regions in e820", p[0x1e8])
+		}
+		for i, last := 0, uint64(0); i < int(p[0x1e8]); i++ {
+			r := p[0x2d0+20*i:]
+			if gpa := le.Uint64(r); gpa < last {
+				t.Errorf("region at %#x after %#x", gpa, last)
+			}
+			last = le.Uint64(r) + le.Uint64(r[8:])
+		}
+		if bytes.Contains(p[0x264:0x2d0], []byte{1}) {
+			t.Error("something behind the setup header's end was copied")
+		}
+		checkIdentity(t, e.CR3, func(gpa uint64) uint64 { return le.Uint64(read(t, m, gpa, 8)) })
+		gdt := read(t, m, e.GDT, uint64(e.GDTLimit)+1)
+		if le.Uint64(gdt[0x10:]) != 0x00af9b000000ffff || le.Uint64(gdt[0x18:]) != 0x00cf93000000ffff {
+			t.Errorf("GDT % x", gdt)
+		}
+	}
+}
+
+// checkIdentity walks the page tables.
+func checkIdentity(t *testing.T, cr3 uint64, load func(gpa uint64) uint64) {
+	for _, gva := range []uint64{0, 0x7000, 16<<20 + 0x200, 1<<30 - 1, 1 << 30, 0xffffffff} {
+		table := cr3
+		for _, shift := range []uint{39, 30} {
+			e := load(table + gva>>shift&511*8)
+			if e&(1<<7) != 0 || e&3 != 3 {
+				t.Fatalf("%#x: entry %#x at level %d", gva, e, shift)
+			}
+			table = e &^ 0xfff
+		}
+		e := load(table + gva>>21&511*8)
+		if gpa := e&^0x1fffff | gva&0x1fffff; e&0x83 != 0x83 || gpa != gva {
+			t.Errorf("%#x is mapped to %#x (%#x)", gva, gpa, e)
+		}
+	}
+}
+
+// An initrd that does not fit below goes above 4 GiB, where the kernel can.
+func TestInitrdAbove4G(t *testing.T) {
+	for _, tt := range []struct {
+		flags byte
+		ok    bool
+	}{{xlfKernel64 | xlfAbove4G, true}, {xlfKernel64, false}} {
+		file := oldBzImage(nil)
+		file[hdrXLoadFlags] = tt.flags
+		binary.LittleEndian.PutUint32(file[hdrInitrdAddrMax:], 0x1fffff)
+		m := newMemory(t, 4<<30)
+		e, err := Load(m, file, Options{Modules: []Module{{Data: make([]byte, 4<<20)}}})
+		if !tt.ok {
+			checkError(t, err, "no room for the initrd")
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := read(t, m, e.RSI, 4096)
+		if low, high := binary.LittleEndian.Uint32(p[0x218:]), binary.LittleEndian.Uint32(p[0xc0:]); high != 1 || low != 0x3fc00000 {
+			t.Errorf("initrd at %#x:%08x", high, low)
+		}
+	}
+}
+
+// A payload with a PVH entry is unpacked here, unless that is turned off.
+func TestUnpackOnHost(t *testing.T) {
+	elf := elftest.Build(elftest.Kernel{Code: []byte("\xf4 code of the kernel"), Load: 16 << 20})
+	noNote := bytes.Clone(elf)
+	noNote[note+8] = 1
+	pvh := Entry{RIP: 16 << 20, RBX: StartInfo}
+	for how := range compressors {
+		file := oldBzImage(pack(t, how, append(bytes.Clone(elf), "relocations"...)))
+		if e, err := Load(newMemory(t, 64<<20), file, Options{}); err != nil || e != pvh {
+			t.Errorf("%s: %+v, %v", how, e, err)
+		}
+		if e, err := Load(newMemory(t, 64<<20), file, Options{NoUnpack: true}); err != nil || e.Mode != Long64 {
+			t.Errorf("%s, not to be unpacked: %+v, %v", how, e, err)
+		}
+	}
+	for what, payload := range map[string][]byte{"no PVH note": noNote, "no ELF": []byte("text")} {
+		if e, err := Load(newMemory(t, 64<<20), oldBzImage(pack(t, "gzip", payload)), Options{}); err != nil || e.Mode != Long64 {
+			t.Errorf("%s: %+v, %v", what, e, err)
+		}
+	}
+	damaged := oldBzImage(pack(t, "gzip", elf))
+	damaged[(testSetupSectors+1)*sectorSize+0x400+50] ^= 0xff
+	_, err := Load(newMemory(t, 64<<20), damaged, Options{})
+	checkError(t, err, "kernel: bzImage: unpack")
+}
+
+// The kernel of Debian's cloud images, as the package has it: unpacked here,
+// and by itself.
+func TestDebianKernel(t *testing.T) {
+	file, err := os.ReadFile(debianKernel(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMemory(t, 512<<20)
+	e, err := Load(m, file, Options{Cmdline: "console=ttyS0", Modules: []Module{{Data: []byte("initrd")}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Mode != PVH32 || e.RIP < 16<<20 || e.RIP >= 64<<20 {
+		t.Errorf("unpacked here: %+v", e)
+	}
+	if zero := make([]byte, 16); bytes.Equal(read(t, m, e.RIP, 16), zero) {
+		t.Error("nothing at the entry")
+	}
+	e, err = Load(newMemory(t, 512<<20), file, Options{NoUnpack: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Mode != Long64 || e.RIP != 16<<20+0x200 {
+		t.Errorf("not unpacked: %+v", e)
+	}
+	if _, err := Load(newMemory(t, 16<<20), file, Options{NoUnpack: true}); err == nil || !strings.Contains(err.Error(), "give it more") {
+		t.Errorf("in 16 MiB: %v", err)
+	}
+	for _, n := range []int{0x206, 1000, 20_000, len(file) - 100_000} {
+		_, err := Load(newMemory(t, 512<<20), file[:n], Options{})
+		checkError(t, err, "cut short")
+	}
+}
+
+// debianKernel returns the path of the kernel in Debian's package
+// linux-image-cloud-amd64, fetched by apt into the user's cache once a version.
+func debianKernel(t *testing.T) string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = "/var/cache"
+	}
+	dir := filepath.Join(cache, "govmm", "debian")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kernel := func() string {
+		found, _ := filepath.Glob(filepath.Join(dir, "vmlinuz-*-cloud-amd64"))
+		if len(found) == 0 {
+			return ""
+		}
+		return found[0]
+	}
+	if path := kernel(); path != "" {
+		return path
+	}
+	tmp, err := os.MkdirTemp(dir, "tmp-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	script := `set -e
+	name=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)
+	apt-get download "$name"
+	dpkg-deb -x *.deb x
+	mv x/boot/vmlinuz-* ..`
+	cmd := exec.Command("sh", "-c", script)
+	cmd.Dir = tmp
+	out, err := cmd.CombinedOutput()
+	path := kernel()
+	if err != nil || path == "" {
+		t.Fatalf("fetch linux-image-cloud-amd64 with apt (run apt-get update): %v\n%s", err, out)
+	}
+	return path
+}
+
+// Kernels that cannot be started are refused, each with a line that says why.
+func TestForeignBzImages(t *testing.T) {
+	put := func(at int, b ...byte) []byte {
+		f := oldBzImage([]byte("payload"))
+		copy(f[at:], b)
+		return f
+	}
+	whole := put(0)
+	for _, tt := range []struct {
+		name string
+		file []byte
+		want string
+	}{
+		{"magic only", whole[:0x206], "cut short: 518 bytes, its setup header ends at 612"},
+		{"header only", whole[:hdrEnd212], "cut short: 612 bytes, its setup code ends at 1536"},
+		{"setup only", whole[:1536], "cut short"},
+		{"half the code", whole[:2000], "its code ends at"},
+		{"no boot flag", put(hdrBootFlag, 0), "boot flag is 0xaa00"},
+		{"2.11", put(hdrVersion, 0x0b), "boot protocol 2.11 is too old"},
+		{"zImage", put(hdrLoadFlags, 0), "a zImage"},
+		{"32-bit", put(hdrXLoadFlags, 0), "a 32-bit kernel"},
+		{"short header", put(hdrJump+1, 0x10), "setup header ends at 0x212"},
+		{"long header", put(hdrJump+1, 0xff), "setup header ends at 0x301"},
+		{"payload outside", put(hdrPayloadOffset+3, 0xff), "not inside"},
+		{"alignment 0", put(hdrAlignment, 0, 0, 0, 0), "alignment of 0x0"},
+		{"alignment 3", put(hdrAlignment, 3, 0, 0, 0), "no power of two"},
+		{"tiny init_size", put(hdrInitSize, 1, 0, 0, 0), "says that it needs 1 bytes"},
+		{"huge init_size", put(hdrInitSize, 0, 0, 0, 0xff), "says that it needs"},
+		{"fixed elsewhere", put(hdrRelocatable, 0, 0, xlfKernel64, 0, 255, 0, 0, 0), ""},
+		{"fixed beyond RAM", put(hdrPrefAddress, 0, 0, 0, 0, 1), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Load(newMemory(t, 32<<20), tt.file, Options{})
+			if tt.want != "" {
+				checkError(t, err, tt.want)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	fixed := put(hdrPrefAddress, 0, 0, 0, 0x70)
+	fixed[hdrRelocatable] = 0
+	for _, tt := range []struct {
+		name, want string
+		opt        Options
+		file       []byte
+	}{
+		{"fixed beyond RAM", "it needs 4 MiB at 0x70000000", Options{}, fixed},
+		{"long command line", "this kernel takes 255", Options{Cmdline: strings.Repeat("x", 256)}, whole},
+		{"two modules", "takes one module", Options{Modules: make([]Module, 2)}, whole},
+		{"large initrd", "no room for the initrd", Options{Modules: []Module{{Data: make([]byte, 31<<20)}}}, whole},
+		{"many regions", "at most 128", Options{Reserved: make([]Region, 130)}, whole},
+	} {
+		_, err := Load(newMemory(t, 32<<20), tt.file, tt.opt)
+		checkError(t, err, tt.want)
+	}
+}
+
+// Whatever the file holds: loaded, or one error, and every write in RAM.
+func FuzzLoadBzImage(f *testing.F) {
+	elf := elftest.Build(elftest.Kernel{Code: []byte{0xf4}, Load: 16 << 20})
+	for how := range compressors {
+		f.Add(oldBzImage(pack(f, how, elf)), "cmdline", false)
+	}
+	f.Add(oldBzImage([]byte("\x89LZO")), "", true)
+	f.Fuzz(func(t *testing.T, file []byte, cmdline string, noUnpack bool) {
+		e, err := Load(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, NoUnpack: noUnpack, Modules: []Module{{Data: file}}})
+		if err == nil && (e.RIP >= 64<<20 || e.RSI >= 64<<20 || e.CR3 >= 64<<20 || e.GDT >= 64<<20) {
+			t.Errorf("entry %+v", e)
+		}
+	})
+}
