@@ -141,7 +141,14 @@ func (q *Queue) Start(s QueueState, features uint64) error {
 	return nil
 }
 
-// Drain makes Next find nothing any more and returns when no chain is out.
+// Quiesce makes Next find nothing any more.
+func (q *Queue) Quiesce() {
+	q.ring.Lock()
+	defer q.ring.Unlock()
+	q.draining = true
+}
+
+// Drain does that too, and returns when no chain is out.
 func (q *Queue) Drain() {
 	q.ring.Lock()
 	defer q.ring.Unlock()

@@ -94,8 +94,6 @@ func TestModel(t *testing.T) {
 type request struct {
 	out, in []virtiotest.Buffer
 	data    []byte
-	reply   []byte
-	written uint32
 }
 
 func model(t *testing.T, size uint16, features, seed uint64) {

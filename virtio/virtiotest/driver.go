@@ -25,7 +25,7 @@ type Used struct {
 // one goroutine at a time.
 type Driver struct {
 	t        testing.TB
-	mem      *Memory
+	mem      virtio.Memory
 	state    virtio.QueueState
 	features uint64
 	ring     driverRing
@@ -57,7 +57,7 @@ func page(n uint64) uint64 { return (n + PageSize - 1) &^ (PageSize - 1) }
 
 // NewDriver lays out an empty ring at gpa, which is a multiple of PageSize.
 // features are the negotiated ones.
-func NewDriver(t testing.TB, mem *Memory, gpa uint64, size uint16, features uint64) *Driver {
+func NewDriver(t testing.TB, mem virtio.Memory, gpa uint64, size uint16, features uint64) *Driver {
 	t.Helper()
 	n := uint64(size)
 	d := &Driver{t: t, mem: mem, features: features, inFlight: map[uint16]bool{}}

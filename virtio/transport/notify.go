@@ -1,0 +1,81 @@
+package transport
+
+// Bits of the ISR status, 4.1.4.5.
+const (
+	isrQueue  = 1
+	isrConfig = 2
+)
+
+// pump hands the driver's notifications, which the kernel counts in an eventfd,
+// to the queue. It ends when the eventfd is closed.
+func (q *queue) pump() {
+	for q.kick.Wait() == nil {
+		q.Signal()
+	}
+}
+
+// queueInterrupt tells the driver that a queue has something used.
+func (t *Transport) queueInterrupt(q *queue) {
+	t.isr.Or(isrQueue)
+	t.msix.Raise(int(q.vector.Load()))
+}
+
+// configInterrupt tells the driver that the configuration or the status has
+// changed.
+func (t *Transport) configInterrupt() {
+	t.isr.Or(isrConfig)
+	t.msix.Raise(int(t.configVector.Load()))
+}
+
+// moved is told where the registers are.
+func (t *Transport) moved(base uint64, there bool) {
+	t.places.Lock()
+	defer t.places.Unlock()
+	t.base = 0
+	if there {
+		t.base = base
+	}
+	for i := range t.queues {
+		t.place(i)
+	}
+}
+
+// wantNotifications says whether the driver may kick the queue. The kernel has
+// room for 1000 ioeventfds and the like (NR_IOBUS_DEVS), so queues that are not
+// in use have none.
+func (t *Transport) wantNotifications(q *queue, on bool) {
+	t.places.Lock()
+	defer t.places.Unlock()
+	q.wanted = on
+	for i := range t.queues {
+		if t.queues[i] == q {
+			t.place(i)
+		}
+	}
+}
+
+// place puts the queue's ioeventfd where it belongs. Without one the guest's
+// writes come to the registers, which is slower and no worse.
+func (t *Transport) place(i int) {
+	q, at := t.queues[i], uint64(0)
+	if q.wanted && t.base != 0 {
+		at = t.base + notifyAt + uint64(i)*notifyStep
+	}
+	if at == q.at {
+		return
+	}
+	if q.at != 0 {
+		if err := t.host.Notifications.DeassignIOEventFD(q.at, q.kick.FD()); err != nil {
+			t.host.Logf("virtio queue %d: %v", i, err)
+		}
+		q.at = 0
+	}
+	if at == 0 {
+		return
+	}
+	if err := t.host.Notifications.AssignIOEventFD(at, q.kick.FD()); err != nil {
+		t.host.Logf("virtio queue %d: notifications take the slow way: %v", i, err)
+		return
+	}
+	q.at = at
+}

@@ -1,0 +1,171 @@
+// Package transport puts a virtio device on the PCI bus: virtio 1.2, section
+// 4.1, the modern interface only.
+//
+// A [Transport] is between a driver, which reaches it through registers in a
+// BAR, and a virtio.Device. It negotiates features, keeps the status, sets up
+// queues, and leads notifications both ways: the driver's by ioeventfd, the
+// device's by MSI-X. What a driver does wrong is answered as the specification
+// says, by bits that do not stick, or by DEVICE_NEEDS_RESET.
+//
+// Files: layout.go says where the registers are, common.go has those of the
+// common configuration, status.go a device's life, notify.go the ways of
+// notifications, and state.go what travels with a migration.
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/vmm/pci"
+)
+
+// Host is what a transport needs of the machine it is in.
+type Host struct {
+	Memory        virtio.Memory
+	Interrupts    pci.Interrupts
+	Notifications Notifications
+	// Logf reports what the guest did wrong, and what the guest cannot be told
+	// of. It may be called from any goroutine.
+	Logf func(format string, args ...any)
+	// Without are features that are not offered, even if the device or the
+	// transport has them.
+	Without uint64
+}
+
+// Notifications leads the guest's writes at an address to an eventfd, without
+// an exit to the VMM: KVM's ioeventfd.
+type Notifications interface {
+	// AssignIOEventFD makes each write of the guest at gpa, of 2 bytes or of
+	// any width, signal the eventfd. Writes that still arrive at the
+	// transport's registers count as well.
+	AssignIOEventFD(gpa uint64, fd int) error
+	// DeassignIOEventFD undoes it, with the same arguments.
+	DeassignIOEventFD(gpa uint64, fd int) error
+}
+
+// Transport is one virtio device on PCI.
+type Transport struct {
+	dev      virtio.Device
+	host     Host
+	function *pci.Function
+	msix     *pci.MSIX
+	offered  uint64
+	queues   []*queue
+
+	// What the device's goroutines change, or need without waiting for a
+	// driver that waits for them.
+	status       atomic.Uint32
+	isr          atomic.Uint32
+	generation   atomic.Uint32
+	configVector atomic.Uint32
+
+	// regs serialises what the driver does with the registers, and Pause,
+	// Resume, SaveState and LoadState. It is held while the device is
+	// activated and reset, which the driver waits for; no method of
+	// virtio.Notifier takes it. It guards all that follows.
+	regs           sync.Mutex
+	deviceSelect   uint32
+	driverSelect   uint32
+	driverFeatures uint64
+	queueSelect    uint16
+	active         bool // the device has been activated, or will be by Resume
+	loaded         bool // Resume activates it
+	paused         bool
+
+	// places guards what follows: where the ioeventfds are.
+	places sync.Mutex
+	base   uint64 // where the registers are; 0: nowhere
+	pumps  sync.WaitGroup
+}
+
+// queue is a virtqueue and what the transport has for it.
+type queue struct {
+	*virtio.Queue
+	regs    virtio.QueueState // as the driver sets it up; guarded by Transport.regs
+	vector  atomic.Uint32
+	kick    *pci.EventFD
+	wanted  bool   // ioeventfd; guarded by Transport.places, like at
+	at      uint64 // where the ioeventfd is; 0: nowhere
+	started bool   // guarded by Transport.regs
+}
+
+const noVector = 0xffff // VIRTIO_MSI_NO_VECTOR
+
+// New makes the transport of a device. Its PCI function is then to be put on a
+// bus. The transport owns the device from now on, also if New fails.
+func New(dev virtio.Device, host Host) (*Transport, error) {
+	t := &Transport{dev: dev, host: host}
+	if err := t.init(); err != nil {
+		return nil, errors.Join(fmt.Errorf("virtio device of type %d: %w", dev.ID(), err), t.Close())
+	}
+	return t, nil
+}
+
+func (t *Transport) init() error {
+	sizes := t.dev.QueueSizes()
+	if len(sizes) < 1 || len(sizes) > maxQueues {
+		return fmt.Errorf("%d queues: 1 to %d are possible", len(sizes), maxQueues)
+	}
+	t.offered = (t.dev.Features() | virtio.RingFeatures | virtio.FeatureRingReset) &^ t.host.Without
+	t.offered |= virtio.FeatureVersion1
+	t.configVector.Store(noVector)
+	t.function = pci.NewFunction(identity(t.dev.ID()))
+	for i, size := range sizes {
+		if size == 0 || size > virtio.MaxQueueSize || size&(size-1) != 0 {
+			return fmt.Errorf("queue %d of %d descriptors: a power of 2 up to %d is possible", i, size, virtio.MaxQueueSize)
+		}
+		kick, err := pci.NewEventFD()
+		if err != nil {
+			return err
+		}
+		q := &queue{kick: kick}
+		q.Queue = virtio.NewQueue(t.host.Memory, size, func() { t.queueInterrupt(q) })
+		q.vector.Store(noVector)
+		q.regs.Size = size
+		t.queues = append(t.queues, q)
+		t.pumps.Go(q.pump)
+	}
+	if err := t.function.AddBAR(registersBAR, pci.BAR{Size: registersSize, Wide: true, Region: registers{t}, Moved: t.moved}); err != nil {
+		return err
+	}
+	var err error
+	if t.msix, err = t.function.AddMSIX(msixBAR, len(sizes)+1, t.host.Interrupts, t.host.Logf); err != nil {
+		return err
+	}
+	return t.addCapabilities()
+}
+
+// Function is the PCI function to put on a bus.
+func (t *Transport) Function() *pci.Function { return t.function }
+
+// Device is the device behind the transport.
+func (t *Transport) Device() virtio.Device { return t.dev }
+
+// Close resets and closes the device and gives everything back. The vCPUs have
+// stopped.
+func (t *Transport) Close() error {
+	t.regs.Lock()
+	defer t.regs.Unlock()
+	t.reset()
+	errs := []error{t.dev.Close()}
+	for _, q := range t.queues {
+		errs = append(errs, q.kick.Close())
+	}
+	t.pumps.Wait()
+	if t.msix != nil {
+		errs = append(errs, t.msix.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// deviceQueues are the queues as the device sees them.
+func (t *Transport) deviceQueues() []*virtio.Queue {
+	out := make([]*virtio.Queue, len(t.queues))
+	for i, q := range t.queues {
+		out[i] = q.Queue
+	}
+	return out
+}

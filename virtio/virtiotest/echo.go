@@ -1,0 +1,139 @@
+package virtiotest
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"sync"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// IDEcho is a device type that the standard has not given away.
+const IDEcho uint16 = 0x3f
+
+// Echo is the least device there can be: it copies what a request has to read
+// to what it has to write. Its configuration is 8 bytes that the driver may
+// write.
+type Echo struct {
+	Queues []uint16 // sizes
+
+	workers []*virtio.Worker
+
+	config sync.Mutex // guards bytes
+	bytes  [8]byte
+
+	// Features and Notifier are what the last Activate was given.
+	Negotiated uint64
+	Notifier   virtio.Notifier
+	// Closed counts calls of Close.
+	Closed int
+}
+
+var _ virtio.Device = (*Echo)(nil)
+
+// ID is IDEcho.
+func (e *Echo) ID() uint16 { return IDEcho }
+
+// Features are one that means nothing.
+func (e *Echo) Features() uint64 { return 1 }
+
+// QueueSizes are those of Queues.
+func (e *Echo) QueueSizes() []uint16 { return e.Queues }
+
+// ReadConfig reads the 8 bytes.
+func (e *Echo) ReadConfig(off uint32, p []byte) {
+	e.config.Lock()
+	defer e.config.Unlock()
+	if off < 8 {
+		copy(p, e.bytes[off:])
+	}
+}
+
+// WriteConfig writes them.
+func (e *Echo) WriteConfig(off uint32, p []byte) {
+	e.config.Lock()
+	defer e.config.Unlock()
+	if off < 8 {
+		copy(e.bytes[off:], p)
+	}
+}
+
+// Activate starts a worker for each queue.
+func (e *Echo) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
+	e.Negotiated, e.Notifier = features, n
+	for _, q := range queues {
+		e.workers = append(e.workers, virtio.StartWorker(q, n, echo))
+	}
+	return nil
+}
+
+// echo copies readable bytes to writable ones.
+func echo(c *virtio.Chain) uint32 {
+	done := 0
+	for _, s := range c.Readable {
+		done += c.WriteAt(s.Buf, done)
+	}
+	return uint32(done)
+}
+
+// Reset stops the workers.
+func (e *Echo) Reset() {
+	for _, w := range e.workers {
+		w.Stop()
+	}
+	e.workers = nil
+	e.config.Lock()
+	defer e.config.Unlock()
+	e.bytes = [8]byte{}
+}
+
+// Pause pauses them.
+func (e *Echo) Pause(ctx context.Context) error {
+	for i, w := range e.workers {
+		if err := w.Pause(ctx); err != nil {
+			for _, w := range e.workers[:i] {
+				w.Resume()
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// Resume resumes them.
+func (e *Echo) Resume() error {
+	for _, w := range e.workers {
+		w.Resume()
+	}
+	return nil
+}
+
+// SaveState returns the 8 bytes.
+func (e *Echo) SaveState() ([]byte, error) {
+	e.config.Lock()
+	defer e.config.Unlock()
+	return append([]byte(nil), e.bytes[:]...), nil
+}
+
+// LoadState takes them.
+func (e *Echo) LoadState(s []byte) error {
+	if len(s) != 8 {
+		return fmt.Errorf("echo state of %d bytes", len(s))
+	}
+	e.config.Lock()
+	defer e.config.Unlock()
+	copy(e.bytes[:], s)
+	return nil
+}
+
+// Set changes the configuration from the host's side.
+func (e *Echo) Set(v uint64) {
+	e.config.Lock()
+	binary.LittleEndian.PutUint64(e.bytes[:], v)
+	e.config.Unlock()
+	e.Notifier.ConfigChanged()
+}
+
+// Close counts.
+func (e *Echo) Close() error { e.Closed++; return nil }

@@ -1,0 +1,107 @@
+package pci
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// FunctionState is what of a function travels with a migration: the
+// configuration space, in which the BARs' addresses are, and the MSI-X table.
+type FunctionState struct {
+	Config []byte
+	// Table and Pending are empty without MSI-X.
+	Table   []byte
+	Pending []uint64
+}
+
+// BusState is the state of the bus without its functions, but with the host
+// bridge.
+type BusState struct {
+	Address uint32 // port 0xcf8
+	Bridge  FunctionState
+}
+
+// SaveState returns the function's state. The vCPUs have stopped.
+func (f *Function) SaveState() FunctionState {
+	f.space.Lock()
+	s := FunctionState{Config: append([]byte(nil), f.config[:]...)}
+	f.space.Unlock()
+	if m := f.msix; m != nil {
+		m.table.RLock()
+		defer m.table.RUnlock()
+		m.pendingMu.Lock()
+		defer m.pendingMu.Unlock()
+		s.Table = append(s.Table, m.entries...)
+		s.Pending = append(s.Pending, m.pending...)
+	}
+	return s
+}
+
+// LoadState puts the function into the state of its twin, moves its BARs and
+// routes its interrupts; or it changes nothing and says why: the twin was
+// another kind of function. Load MSI-X suspended ([MSIX.Suspend]) if the
+// interrupt controllers have not been loaded yet.
+func (f *Function) LoadState(s FunctionState) error {
+	if len(s.Config) != configSize {
+		return fmt.Errorf("PCI function state: a configuration space of %d bytes, not %d", len(s.Config), configSize)
+	}
+	m := f.msix
+	if m == nil && (len(s.Table) != 0 || len(s.Pending) != 0) {
+		return fmt.Errorf("PCI function state: MSI-X, which the function does not have")
+	}
+	if m != nil {
+		if len(s.Table) != len(m.entries) || len(s.Pending) != len(m.pending) {
+			return fmt.Errorf("PCI function state: %d bytes of MSI-X table, not %d", len(s.Table), len(m.entries))
+		}
+		if beyond := len(m.vectors) % 64; beyond != 0 && s.Pending[len(s.Pending)-1]>>beyond != 0 {
+			return fmt.Errorf("PCI function state: interrupts are pending that are not in the table")
+		}
+		for i := range m.vectors {
+			if control := binary.LittleEndian.Uint32(s.Table[i*entrySize+entryControl:]); control&^entryMasked != 0 {
+				return fmt.Errorf("PCI function state: MSI-X vector %d has control %#x", i, control)
+			}
+		}
+	}
+	f.space.Lock()
+	defer f.space.Unlock()
+	for i, v := range s.Config {
+		if diff := (v ^ f.config[i]) &^ f.writable[i]; diff != 0 {
+			return fmt.Errorf("PCI function state: byte %#x of the configuration space is %#x, the function here has %#x", i, v, f.config[i])
+		}
+	}
+	copy(f.config[:], s.Config)
+	f.decode()
+	if m != nil {
+		m.load(s)
+	}
+	return nil
+}
+
+func (m *MSIX) load(s FunctionState) {
+	m.table.Lock()
+	defer m.table.Unlock()
+	copy(m.entries, s.Table)
+	m.pendingMu.Lock()
+	copy(m.pending, s.Pending)
+	m.pendingMu.Unlock()
+	control := binary.LittleEndian.Uint16(s.Config[m.at:])
+	m.enabled, m.masked = control&controlEnable != 0, control&controlMask != 0
+	m.update(0, len(m.vectors))
+}
+
+// SaveState returns the bus's state. The vCPUs have stopped.
+func (b *Bus) SaveState() BusState {
+	return BusState{Address: b.address.Load(), Bridge: b.functions[0].SaveState()}
+}
+
+// LoadState puts the bus into the state of its twin.
+func (b *Bus) LoadState(s BusState) error {
+	if s.Address&^addressMask != 0 {
+		return fmt.Errorf("PCI bus state: address register %#x", s.Address)
+	}
+	if err := b.functions[0].LoadState(s.Bridge); err != nil {
+		return fmt.Errorf("host bridge: %w", err)
+	}
+	b.address.Store(s.Address)
+	return nil
+}
