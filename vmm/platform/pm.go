@@ -1,0 +1,151 @@
+package platform
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+)
+
+// PMPorts is how many ports PM has: PM1a_EVT_BLK with status and enable, and
+// PM1a_CNT_BLK, 16 bits each (ACPI 6.5, 4.8.3). Package acpi says where.
+const PMPorts = 6
+
+// PM1 registers and their bits (4.8.3.1, 4.8.3.2).
+const (
+	pmStatus, pmEnable, pmControl = 0, 2, 4 // offsets
+
+	pmPowerButton = 1 << 8                                     // in status and enable
+	pmEvents      = 1<<0 | 1<<4 | 1<<5 | pmPowerButton | 1<<10 // timer, bus master, global, RTC
+	pmSCIEnable   = 1 << 0                                     // in control
+	pmSleepType   = 7 << 10
+	pmSleepEnable = 1 << 13
+)
+
+// PMConfig is what PM acts on.
+type PMConfig struct {
+	// SCI sets the level of ACPI's interrupt. It is called with PM's lock
+	// held, so that levels arrive in order, and must not call PM.
+	SCI func(level bool)
+	// PowerOff is called when the guest turns itself off, without a lock held.
+	PowerOff func()
+}
+
+// PM is the fixed hardware of ACPI power management: a power button that
+// raises the SCI, and soft off. There is no other mode than ACPI's (SCI_EN is
+// always set), no PM timer, and one sleep state, whatever SLP_TYP says.
+type PM struct {
+	cfg PMConfig
+
+	mu    sync.Mutex // guards state and level
+	state PMState
+	level bool // of the SCI
+}
+
+// PMState is what of PM travels.
+type PMState struct {
+	Status  uint16
+	Enable  uint16
+	Control uint16
+	// Presses and Taken count how often the power button was pressed, and
+	// how often the guest took note of it.
+	Presses, Taken uint64
+}
+
+// NewPM returns power management as it is after a reset.
+func NewPM(cfg PMConfig) *PM { return &PM{cfg: cfg} }
+
+// PressPowerButton tells the guest that somebody wants it to shut down. A guest
+// that has not enabled the button, or does not listen, is not disturbed.
+func (d *PM) PressPowerButton() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state.Status |= pmPowerButton
+	d.state.Presses++
+	d.update()
+}
+
+// ButtonEnabled says whether the guest asks to be told of the power button.
+func (d *PM) ButtonEnabled() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.state.Enable&pmPowerButton != 0
+}
+
+// update sets the SCI to what the registers say. Called with mu held.
+func (d *PM) update() {
+	if level := d.state.Status&d.state.Enable != 0; level != d.level {
+		d.level = level
+		d.cfg.SCI(level)
+	}
+}
+
+// Read reads registers.
+func (d *PM) Read(off uint64, p []byte) {
+	var r [PMPorts]byte
+	d.mu.Lock()
+	binary.LittleEndian.PutUint16(r[pmStatus:], d.state.Status)
+	binary.LittleEndian.PutUint16(r[pmEnable:], d.state.Enable)
+	binary.LittleEndian.PutUint16(r[pmControl:], d.state.Control|pmSCIEnable)
+	d.mu.Unlock()
+	clear(p)
+	if off < PMPorts {
+		copy(p, r[off:])
+	}
+}
+
+// Write writes registers: a one in a status bit clears it.
+func (d *PM) Write(off uint64, p []byte) {
+	powerOff := false
+	d.mu.Lock()
+	for i, v := range p {
+		at := off + uint64(i)
+		bits := uint16(v) << (8 * (at & 1))
+		mask := uint16(0xff) << (8 * (at & 1))
+		switch at &^ 1 {
+		case pmStatus:
+			if d.state.Status&bits&pmPowerButton != 0 {
+				d.state.Taken = d.state.Presses
+			}
+			d.state.Status &^= bits
+		case pmEnable:
+			d.state.Enable = d.state.Enable&^mask | bits&pmEvents
+		case pmControl:
+			d.state.Control = d.state.Control&^mask | bits&pmSleepType
+			powerOff = powerOff || bits&pmSleepEnable != 0
+		}
+	}
+	d.update()
+	d.mu.Unlock()
+	if powerOff {
+		d.cfg.PowerOff()
+	}
+}
+
+// Reset puts the registers where a reset of the machine puts them.
+func (d *PM) Reset() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state = PMState{}
+	d.update()
+}
+
+// SaveState returns the state.
+func (d *PM) SaveState() PMState {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.state
+}
+
+// LoadState takes a state, and sets the SCI to what that says: the interrupt
+// controller's own state has the level too.
+func (d *PM) LoadState(s PMState) error {
+	if s.Status&^pmEvents != 0 || s.Enable&^pmEvents != 0 || s.Control&^pmSleepType != 0 || s.Taken > s.Presses {
+		return fmt.Errorf("load ACPI power management: status %#x, enable %#x, control %#x, button %d of %d: not possible",
+			s.Status, s.Enable, s.Control, s.Taken, s.Presses)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state = s
+	d.update()
+	return nil
+}
