@@ -1,0 +1,211 @@
+package balloon
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// Command ids that mean something by themselves, section 5.5.6.5; any other
+// one asks for hints.
+const (
+	CommandStop = 0
+	CommandDone = 1
+	commandMin  = 2
+)
+
+// Range is guest memory: whole pages, RAM.
+type Range struct {
+	GPA   uint64
+	Bytes uint64
+}
+
+// HintSink is told what the driver says in the hint queue, section 5.5.6.5. The
+// calls come from one goroutine, one at a time, in the order of the queue; but
+// for HintLost, which comes when that goroutine has ended.
+//
+// A hint is about a page as it was when the guest queued it. By the time of the
+// call the guest may have taken the page back and written it: whether the hint
+// still counts is for the sink to know. Buffers go back to the guest after the
+// call.
+type HintSink interface {
+	// HintStart: the driver begins to answer to id, which was current when it
+	// came.
+	HintStart(id uint32)
+	// HintPages: pages that were free after id was announced. The slice is the
+	// caller's. id may no longer be current: the sink checks it again, where
+	// it also changes it.
+	HintPages(id uint32, ranges []Range)
+	// HintStop: the driver has ended its answer, and what it says next belongs
+	// to another one.
+	HintStop()
+	// HintLost: the driver has gone, with all that it had not said.
+	HintLost()
+}
+
+// SetHintSink sets who gets hints; nil: they are dropped.
+func (b *Balloon) SetHintSink(s HintSink) {
+	b.config.Lock()
+	defer b.config.Unlock()
+	b.sink = s
+}
+
+// NewHintID returns a command id unlike all that this guest was given before,
+// on any host. It fails with [ErrNoHints] or [ErrPoison]. Who takes hints notes
+// the id before announcing it.
+func (b *Balloon) NewHintID() (uint32, error) {
+	if !b.negotiated(FeatureFreePageHint) {
+		return 0, ErrNoHints
+	}
+	if b.poison() != 0 {
+		return 0, ErrPoison
+	}
+	b.config.Lock()
+	defer b.config.Unlock()
+	b.state.LastID = max(b.state.LastID+1, commandMin)
+	return b.state.LastID, nil
+}
+
+// AnnounceHints asks the guest for hints under an id from [Balloon.NewHintID].
+// The guest answers in its own time, or not at all.
+func (b *Balloon) AnnounceHints(id uint32) { b.command(id) }
+
+// StopHints asks the guest to end its answer. It keeps the pages that it has
+// hinted until [Balloon.DoneHints].
+func (b *Balloon) StopHints() { b.command(CommandStop) }
+
+// DoneHints lets the guest use what it has hinted. It may be called while the
+// device is paused, and then travels.
+func (b *Balloon) DoneHints() { b.command(CommandDone) }
+
+func (b *Balloon) command(id uint32) {
+	b.changeConfig(func(s *State) { s.Command = id })
+}
+
+// hinting returns the sink and whether id is what the guest was asked for.
+func (b *Balloon) hinting(id uint32) (HintSink, bool) {
+	b.config.Lock()
+	defer b.config.Unlock()
+	return b.sink, id >= commandMin && id == b.state.Command && b.sink != nil && b.poisonLocked() == 0
+}
+
+const (
+	// hintBatch is how many requests are taken before they are given back. Linux
+	// puts up to 4 MiB of free memory in each.
+	hintBatch = 64
+	// hintRanges is how many ranges the sink is told at once.
+	hintRanges = 256
+)
+
+// hintServer serves the hint queue: readable buffers are command ids, writable
+// ones are free memory.
+type hintServer struct {
+	b    *Balloon
+	n    virtio.Notifier
+	loop *loop
+
+	// The rest is the goroutine's.
+	id     uint32 // what the driver is answering to; CommandStop: nothing
+	chains [hintBatch]virtio.Chain
+	ranges [hintRanges]Range
+	count  int // ranges that the sink has not been told
+}
+
+func startHints(b *Balloon, q *virtio.Queue, n virtio.Notifier) *hintServer {
+	h := &hintServer{b: b, n: n}
+	nothing := func() {}
+	h.loop = &loop{queue: q, kicked: h.serve, quiet: nothing, ended: nothing}
+	h.loop.start()
+	return h
+}
+
+// serve takes a batch of requests, tells the sink, and gives them back. Then it
+// lets the loop look for other things: a guest may have many.
+func (h *hintServer) serve() {
+	taken := 0
+	defer func() { h.giveBack(taken) }()
+	for taken < hintBatch {
+		c := &h.chains[taken]
+		ok, err := h.loop.queue.Next(c)
+		if err != nil {
+			h.n.NeedsReset(err)
+			return
+		}
+		if !ok {
+			return
+		}
+		taken++
+		if c.ReadableLen() > 0 {
+			if err := h.command(c); err != nil {
+				h.n.NeedsReset(err)
+				return
+			}
+		}
+		h.collect(c)
+	}
+	h.loop.queue.Signal()
+}
+
+func (h *hintServer) giveBack(taken int) {
+	h.tell()
+	for i := range taken {
+		if err := h.loop.queue.Done(&h.chains[i], 0); err != nil {
+			h.n.NeedsReset(err)
+			return
+		}
+	}
+	h.loop.queue.Notify()
+}
+
+// command takes the driver's word of what it is answering to. An id that is not
+// the one that was announced last begins an answer to nothing.
+func (h *hintServer) command(c *virtio.Chain) error {
+	var raw [4]byte
+	if c.ReadableLen() != len(raw) || c.ReadAt(raw[:], 0) != len(raw) {
+		return fmt.Errorf("balloon: a command id of %d bytes in the free page hint queue", c.ReadableLen())
+	}
+	h.tell()
+	id := binary.LittleEndian.Uint32(raw[:])
+	sink, current := h.b.hinting(id)
+	switch {
+	case current:
+		h.id = id
+		sink.HintStart(id)
+	case id == CommandStop && sink != nil:
+		h.id = CommandStop
+		sink.HintStop()
+	default:
+		h.id = CommandStop
+	}
+	return nil
+}
+
+// collect notes the pages of a request, if the driver answers to something.
+func (h *hintServer) collect(c *virtio.Chain) {
+	if h.id == CommandStop {
+		return
+	}
+	for i := range c.Writable {
+		s := &c.Writable[i]
+		gpa, n := wholePages(s.GPA, uint64(len(s.Buf)))
+		if n == 0 {
+			continue
+		}
+		h.ranges[h.count] = Range{gpa, n}
+		if h.count++; h.count == hintRanges {
+			h.tell()
+		}
+	}
+}
+
+// tell passes on what was noted, if the id is still current.
+func (h *hintServer) tell() {
+	if h.count == 0 {
+		return
+	}
+	if sink, current := h.b.hinting(h.id); current {
+		sink.HintPages(h.id, h.ranges[:h.count])
+	}
+	h.count = 0
+}

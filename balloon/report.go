@@ -1,0 +1,30 @@
+package balloon
+
+import "github.com/govmm/govmm/virtio"
+
+// report serves the reporting queue, section 5.5.6.7: buffers are free memory,
+// which is given back before the driver gets them back. Where the guest
+// expects a pattern in free pages they stay as they are, since a page that was
+// punched out reads as zero.
+func (b *Balloon) report(c *virtio.Chain) uint32 {
+	if b.poison() != 0 {
+		return 0
+	}
+	for i := range c.Writable {
+		s := &c.Writable[i]
+		if gpa, n := wholePages(s.GPA, uint64(len(s.Buf))); n > 0 {
+			b.punch(gpa, n)
+		}
+	}
+	return 0
+}
+
+// wholePages is the part of a range that is whole pages; n may be 0.
+func wholePages(gpa, n uint64) (first, bytes uint64) {
+	first = (gpa + PageSize - 1) &^ (PageSize - 1)
+	end := (gpa + n) &^ (PageSize - 1)
+	if end <= first {
+		return first, 0
+	}
+	return first, end - first
+}
