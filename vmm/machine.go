@@ -114,12 +114,17 @@ func NewMachine(spec Spec, con Console, logf func(string, ...any)) (_ *Machine, 
 	return m, m.createVCPUs()
 }
 
+// wantedDirtyLog is what is used of manual protection where the kernel has it.
+// Tests take some of it away, to be on an older kernel.
+var wantedDirtyLog = kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet
+
 // enableCaps turns on what has to be on before there are vCPUs and slots.
 func (m *Machine) enableCaps() error {
 	flags, err := m.vm.CheckExtension(kvm.CapManualDirtyLogProtect2)
 	if err != nil {
 		return err
 	}
+	flags &= wantedDirtyLog
 	// INITIALLY_SET spares the walk over all page tables when logging starts.
 	// It is no use without manual protection and the kernel refuses it.
 	m.caps.dirtyLog = flags & (kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet)

@@ -1,0 +1,44 @@
+package vmm
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/migrate"
+)
+
+// TestOlderKernels migrates a guest that rewrites memory flat out as on kernels
+// without KVM_DIRTY_LOG_INITIALLY_SET (before 5.7), and without manual
+// protection (before 5.0), where a GET is all there is.
+func TestOlderKernels(t *testing.T) {
+	needKVM(t)
+	all := wantedDirtyLog
+	defer func() { wantedDirtyLog = all }()
+	for _, flags := range []int{kvm.DirtyLogManualProtect, 0} {
+		t.Run(fmt.Sprintf("flags %d", flags), func(t *testing.T) {
+			wantedDirtyLog = flags
+			con := newTape()
+			vm, err := NewVM(Config{Name: "old", CPUs: 2, Memory: 64 << 20, Serial: con, Logf: t.Logf,
+				Cmdline: "fill=32M dirty=16M rate=0 verify=0.5 tick=0.5"})
+			check(t, err)
+			here := run(t, vm, con)
+			con.awaitPart(t, "tick 2 ")
+			if here.machine.ManualProtect() != (flags != 0) {
+				t.Fatal("the flags were not heeded")
+			}
+			there := receiving(t, ReceiveConfig{})
+			m, err := here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true, ClearBitmapShift: 8})
+			check(t, err)
+			if r := result(t, m); r.Status != "completed" {
+				t.Fatalf("%+v", r)
+			}
+			there.con.awaitPart(t, "tick 6 ")
+			if text := there.con.text(); strings.Contains(text, "bad page") || !strings.Contains(text, " bad=0 ") {
+				t.Error(text)
+			}
+			check(t, there.Stop())
+		})
+	}
+}
