@@ -9,6 +9,17 @@ need make make
 need gcc gcc        # the race detector, and the demo guest
 need ld binutils
 need qemu-system-x86_64 qemu-system-x86 # boots the demo guest too
+need iasl acpica-tools  # the DSDT
+need mke2fs e2fsprogs   # root disks
+need cpio cpio          # checks initial RAM disks
+for tool in bzip2 lz4 xz zstd; do # what kernels are packed with
+	need $tool "${tool/#xz/xz-utils}"
+done
+# The Linux test kernel's build (test/kernel/build.sh).
+need flex flex
+need bison bison
+need bc bc
+[ -e /usr/include/libelf.h ] || missing+=(libelf-dev)
 [ -e /usr/include/linux/kvm.h ] || missing+=(linux-libc-dev) # layouts are checked against it
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 

@@ -12,39 +12,9 @@ import (
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
 
-const testSetupSectors = 2
-
-// oldBzImage makes a bzImage as Linux 3.8 was, boot protocol 2.12, whose setup
-// header ends with init_size (2.13 and later add to it).
+// oldBzImage makes a bzImage of protocol 2.12.
 func oldBzImage(payload []byte) []byte {
-	const (
-		setup = (testSetupSectors + 1) * sectorSize
-		head  = 0x400 // of code before the payload
-	)
-	le := binary.LittleEndian
-	code := make([]byte, roundUp(uint64(head+len(payload)), 16))
-	copy(code, "startup_32")
-	copy(code[entry64:], "startup_64")
-	copy(code[head:], payload)
-	f := make([]byte, setup, setup+len(code))
-	copy(f, "MZ")
-	f[hdrStart] = testSetupSectors
-	le.PutUint32(f[hdrSysSize:], uint32(len(code)/16))
-	le.PutUint16(f[hdrBootFlag:], 0xaa55)
-	f[hdrJump], f[hdrJump+1] = 0xeb, hdrEnd212-hdrMagic
-	copy(f[hdrMagic:], "HdrS")
-	le.PutUint16(f[hdrVersion:], 0x20c)
-	f[hdrLoadFlags] = loadedHigh
-	le.PutUint32(f[hdrInitrdAddrMax:], 0x7fffffff)
-	le.PutUint32(f[hdrAlignment:], 2<<20)
-	f[hdrRelocatable] = 1
-	le.PutUint16(f[hdrXLoadFlags:], xlfKernel64|xlfAbove4G)
-	le.PutUint32(f[hdrCmdlineSize:], 255)
-	le.PutUint32(f[hdrPayloadOffset:], head)
-	le.PutUint32(f[hdrPayloadLength:], uint32(len(payload)))
-	le.PutUint64(f[hdrPrefAddress:], 16<<20)
-	le.PutUint32(f[hdrInitSize:], 4<<20)
-	return append(f, code...)
+	return elftest.BzImage([]byte("startup_64"), payload)
 }
 
 // A kernel of protocol 2.12 that unpacks itself finds by boot_params, GDT and
@@ -173,7 +143,7 @@ func TestUnpackOnHost(t *testing.T) {
 		}
 	}
 	damaged := oldBzImage(pack(t, "gzip", elf))
-	damaged[(testSetupSectors+1)*sectorSize+0x400+50] ^= 0xff
+	damaged[elftest.BzImagePayload+50] ^= 0xff
 	_, err := Load(newMemory(t, 64<<20), damaged, Options{})
 	checkError(t, err, "kernel: bzImage: unpack")
 }

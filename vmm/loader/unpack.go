@@ -27,7 +27,8 @@ var errUnknownCompression = errors.New("compressed in a way that is not known he
 type compression struct {
 	name  string
 	magic string
-	open  func(r io.Reader) (io.Reader, error)
+	// open returns a reader of what r unpacks to, at most size bytes.
+	open func(r io.Reader, size uint64) (io.Reader, error)
 	// sized says that the build appended 4 bytes, the size, to what the
 	// compressor made. gzip's own last 4 bytes mean the same.
 	sized bool
@@ -35,11 +36,11 @@ type compression struct {
 
 var compressions = []compression{
 	{"gzip", "\x1f\x8b", openGzip, false},
-	{"xz", "\xfd7zXZ\x00", func(r io.Reader) (io.Reader, error) { return newXZReader(r) }, true},
+	{"xz", "\xfd7zXZ\x00", newXZReader, true},
 	{"zstd", "\x28\xb5\x2f\xfd", openZstd, true},
-	{"lz4", "\x02\x21\x4c\x18", func(r io.Reader) (io.Reader, error) { return lz4.NewReader(r), nil }, true},
+	{"lz4", "\x02\x21\x4c\x18", func(r io.Reader, _ uint64) (io.Reader, error) { return lz4.NewReader(r), nil }, true},
 	{"lzma", "\x5d\x00\x00", openLZMA, true},
-	{"bzip2", "BZh", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }, true},
+	{"bzip2", "BZh", func(r io.Reader, _ uint64) (io.Reader, error) { return bzip2.NewReader(r), nil }, true},
 }
 
 // unpack returns the content of a bzImage's payload, which may have at most
@@ -71,7 +72,7 @@ func (c *compression) unpack(payload []byte, limit uint64) ([]byte, error) {
 	if size > limit {
 		return nil, fmt.Errorf("%d bytes unpacked are more than the %d that the kernel's header promises or the guest has", size, limit)
 	}
-	r, err := c.open(bytes.NewReader(body))
+	r, err := c.open(bytes.NewReader(body), size)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +94,7 @@ func (c *compression) unpack(payload []byte, limit uint64) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-func openGzip(r io.Reader) (io.Reader, error) {
+func openGzip(r io.Reader, _ uint64) (io.Reader, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
 		return nil, err
@@ -102,7 +103,7 @@ func openGzip(r io.Reader) (io.Reader, error) {
 	return z, nil
 }
 
-func openZstd(r io.Reader) (io.Reader, error) {
+func openZstd(r io.Reader, _ uint64) (io.Reader, error) {
 	d, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return nil, err
@@ -111,13 +112,24 @@ func openZstd(r io.Reader) (io.Reader, error) {
 }
 
 // openLZMA opens the format of the old lzma tool: 13 bytes of header.
-func openLZMA(r io.Reader) (io.Reader, error) {
+func openLZMA(r io.Reader, size uint64) (io.Reader, error) {
 	header := make([]byte, lzma.HeaderLen)
 	if _, err := io.ReadFull(r, header); err != nil {
 		return nil, err
 	}
-	if dict := binary.LittleEndian.Uint32(header[1:]); dict > maxWindow {
-		return nil, fmt.Errorf("dictionary of %d bytes: at most %d are possible", dict, maxWindow)
+	dict, err := dictionary(uint64(binary.LittleEndian.Uint32(header[1:])), size)
+	if err != nil {
+		return nil, err
 	}
+	binary.LittleEndian.PutUint32(header[1:], uint32(dict))
 	return lzma.NewReader(io.MultiReader(bytes.NewReader(header), r))
+}
+
+// dictionary returns how large an LZMA dictionary has to be, in bytes, if the
+// packer had one of dict bytes: no larger than the content.
+func dictionary(dict, size uint64) (int, error) {
+	if dict > maxWindow {
+		return 0, fmt.Errorf("dictionary of %d bytes: at most %d are possible", dict, maxWindow)
+	}
+	return int(max(min(dict, size), lzma.MinDictCap)), nil
 }

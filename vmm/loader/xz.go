@@ -29,7 +29,8 @@ var xzCheckSizes = [16]int{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 
 // nothing that unpacking needs, and is not read.
 type xzReader struct {
 	in    *countReader
-	check byte // type of the blocks' check
+	size  uint64 // of the content, at most
+	check byte   // type of the blocks' check
 
 	block   io.Reader // the block's content; nil between blocks
 	started uint64    // in.n where the block's compressed data begin
@@ -58,8 +59,8 @@ func (c *countReader) ReadByte() (byte, error) {
 	return b, err
 }
 
-func newXZReader(r io.Reader) (io.Reader, error) {
-	x := &xzReader{in: &countReader{r: bufio.NewReader(r)}}
+func newXZReader(r io.Reader, size uint64) (io.Reader, error) {
+	x := &xzReader{in: &countReader{r: bufio.NewReader(r)}, size: size}
 	var h [xzHeaderSize]byte
 	if _, err := io.ReadFull(x.in, h[:]); err != nil {
 		return nil, err
@@ -120,7 +121,7 @@ func (x *xzReader) nextBlock() error {
 	if crc32.ChecksumIEEE(body) != binary.LittleEndian.Uint32(h[len(body):]) {
 		return errors.New("damaged xz block header")
 	}
-	dict, x86, err := parseXZFilters(body)
+	dict, x86, err := parseXZFilters(body, x.size)
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,7 @@ func (x *xzReader) nextBlock() error {
 
 // parseXZFilters reads the filter chain of a block header: LZMA2, with or
 // without the x86 filter before it.
-func parseXZFilters(h []byte) (dict int, x86 bool, err error) {
+func parseXZFilters(h []byte, content uint64) (dict int, x86 bool, err error) {
 	damaged := errors.New("damaged xz block header")
 	flags, rest := h[1], h[2:]
 	number := func() (uint64, bool) {
@@ -168,7 +169,7 @@ func parseXZFilters(h []byte) (dict int, x86 bool, err error) {
 		case id == xzFilterX86 && i == 0 && size == 0:
 			x86 = true
 		case id == xzFilterLZMA2 && i == int(flags&3) && size == 1:
-			dict, err = xzDictSize(properties[0])
+			dict, err = xzDictionary(properties[0], content)
 		default:
 			err = fmt.Errorf("xz filter %#x with %d bytes of properties is not known here", id, size)
 		}
@@ -182,16 +183,12 @@ func parseXZFilters(h []byte) (dict int, x86 bool, err error) {
 	return dict, x86, nil
 }
 
-// xzDictSize decodes LZMA2's one property byte (5.3.1).
-func xzDictSize(b byte) (int, error) {
+// xzDictionary decodes LZMA2's one property byte (5.3.1).
+func xzDictionary(b byte, content uint64) (int, error) {
 	if b > 40 {
 		return 0, errors.New("damaged xz block header")
 	}
-	size := uint64(2|b&1) << (b/2 + 11)
-	if size > maxWindow {
-		return 0, fmt.Errorf("dictionary of %d bytes: at most %d are possible", size, maxWindow)
-	}
-	return int(size), nil
+	return dictionary(uint64(2|b&1)<<(b/2+11), content)
 }
 
 // endBlock reads the padding and the check behind a block's data.

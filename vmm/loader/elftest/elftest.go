@@ -1,4 +1,4 @@
-// Package elftest makes small PVH kernels for tests, out of machine code that
+// Package elftest makes small PVH kernels and bzImages for tests, out of machine code that
 // the test brings along.
 package elftest
 
