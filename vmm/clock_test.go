@@ -65,7 +65,7 @@ func TestClocksGoOn(t *testing.T) {
 			s, err := m.SaveState()
 			check(t, err)
 			if s.VCPUs[0].TSCOffset == nil {
-				t.Skip("this KVM does not tell TSC offsets")
+				t.Skip("needs VT-x or SVM, or Linux 5.16: this KVM does not tell TSC offsets")
 			}
 			c.spoil(s)
 			twin := fromSpec(t, m.Spec(), nil)
@@ -103,7 +103,7 @@ func TestTSCsKeepTheirDistance(t *testing.T) {
 	for _, boot := range []string{bootID(), "another"} {
 		m := newMachine(t, 2, justCount, nil)
 		if !setsTSC(t) {
-			t.Skip("this KVM does not let TSC offsets be set")
+			t.Skip("needs VT-x or SVM: this KVM does not let TSC offsets be set")
 		}
 		here, err := tscOffset(m.vcpus[0].kvm)
 		check(t, err)
