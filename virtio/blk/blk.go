@@ -1,0 +1,257 @@
+// Package blk is the virtio block device: virtio 1.2, section 5.2.
+//
+// A disk is a raw file or a block device. Each virtqueue has a few workers that
+// take requests and carry them out by preadv and pwritev, straight from and to
+// guest memory; requests of one queue complete in any order.
+//
+//	d, err := blk.Open(blk.Config{Path: "root.img"}, log.Printf)
+//	err = d.Lock()                   // nobody else has it now
+//	...                              // d behind a transport, the guest runs
+//	d.Pause(ctx); d.Unlock()         // what was written is durable, and another may have it
+//	d.Close()
+//
+// The image's lock is the right to use it, and follows the right to run the
+// guest through a migration: the source pauses the device and unlocks before
+// the guest may run elsewhere, the destination, which has opened the image long
+// before, locks before the guest runs. See docs/blk.md.
+package blk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// Feature bits, section 5.2.3.
+const (
+	FeatureSegMax      uint64 = 1 << 2
+	FeatureGeometry    uint64 = 1 << 4
+	FeatureReadOnly    uint64 = 1 << 5
+	FeatureBlockSize   uint64 = 1 << 6
+	FeatureFlush       uint64 = 1 << 9
+	FeatureTopology    uint64 = 1 << 10
+	FeatureConfigWCE   uint64 = 1 << 11
+	FeatureMultiQueue  uint64 = 1 << 12
+	FeatureDiscard     uint64 = 1 << 13
+	FeatureWriteZeroes uint64 = 1 << 14
+)
+
+const (
+	// queueSize is the number of descriptors of each queue.
+	queueSize = 256
+	// maxSegments is how many buffers of data a request may have: a chain is
+	// no longer than its queue (2.7.5.3.1), and has a header and a status.
+	maxSegments = queueSize - 2
+)
+
+// Topology is what the guest is told about the storage (section 5.2.4). It
+// must not change under a guest that runs, so it travels in the [State].
+type Topology struct {
+	BlockSize    uint32 // bytes of a logical block
+	PhysicalExp  uint8  // log2 of logical blocks in a physical one
+	MinIO        uint16 // logical blocks: the least that is good to transfer
+	OptIO        uint32 // logical blocks: the best to transfer; 0: unknown
+	DiscardAlign uint32 // sectors
+}
+
+// Device is a disk. It implements [virtio.Device].
+type Device struct {
+	config Config
+	image  *image
+	logf   func(string, ...any)
+
+	features uint64 // negotiated; written by Activate only
+	queues   []*virtio.Queue
+	notify   virtio.Notifier
+	gate     *gate // nil when not active
+	stop     chan struct{}
+	workers  sync.WaitGroup
+	broken   *atomic.Bool // of this activation: the driver has broken a rule
+
+	// shownMu guards what the driver can read and write of the configuration.
+	shownMu   sync.Mutex
+	topology  Topology
+	writeBack bool // the writeback field: a write is durable after a flush only
+
+	// errorMu guards what is known of the host's errors.
+	errorMu  sync.Mutex
+	flushErr error // a flush failed: what was written before may be lost
+	logged   time.Time
+	unlogged int
+
+	counters counters
+}
+
+// Open opens the disk's image, which is not locked yet. A file in a format such
+// as qcow2 is refused with [ErrNotRaw]. logf, which may be nil, gets a line
+// about errors of the host's storage now and then.
+func Open(c Config, logf func(string, ...any)) (*Device, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	im, err := openImage(c)
+	if err != nil {
+		return nil, err
+	}
+	if logf == nil {
+		logf = func(string, ...any) {}
+	}
+	return &Device{config: c, image: im, logf: logf, topology: im.topology, writeBack: true}, nil
+}
+
+// Config is what the device was opened with.
+func (d *Device) Config() Config { return d.config }
+
+// Size is the disk's capacity in bytes. A migration's destination must have an
+// image of the same.
+func (d *Device) Size() uint64 { return d.image.sectors * SectorSize }
+
+// Lock takes the right to use the image, or fails with [ErrInUse]. It comes
+// before Activate. A lock that is held already is no error.
+func (d *Device) Lock() error { return d.image.acquire() }
+
+// Unlock makes all writes durable and gives up the right to use the image. The
+// device is paused or not active. If it fails the right is still held. Lock
+// takes it again.
+func (d *Device) Unlock() error {
+	if err := d.flush(); err != nil {
+		return fmt.Errorf("disk %s: flush: %w", d.config.Path, err)
+	}
+	return d.image.release()
+}
+
+// ID implements [virtio.Device].
+func (d *Device) ID() uint16 { return virtio.IDBlock }
+
+// Features implements [virtio.Device]. They depend on the configuration only,
+// not on what the host's storage can do: a guest keeps them when it moves.
+func (d *Device) Features() uint64 {
+	f := FeatureSegMax | FeatureGeometry | FeatureBlockSize | FeatureTopology
+	if d.config.ReadOnly {
+		f |= FeatureReadOnly
+	} else {
+		f |= FeatureFlush | FeatureConfigWCE | FeatureDiscard | FeatureWriteZeroes
+	}
+	if d.config.queues() > 1 {
+		f |= FeatureMultiQueue
+	}
+	return f
+}
+
+// QueueSizes implements [virtio.Device].
+func (d *Device) QueueSizes() []uint16 {
+	sizes := make([]uint16, d.config.queues())
+	for i := range sizes {
+		sizes[i] = queueSize
+	}
+	return sizes
+}
+
+// Activate implements [virtio.Device].
+func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
+	if d.gate != nil {
+		return fmt.Errorf("disk %s: it is active", d.config.Path)
+	}
+	if len(queues) != d.config.queues() {
+		return fmt.Errorf("disk %s: %d queues, %d are configured", d.config.Path, len(queues), d.config.queues())
+	}
+	d.features, d.queues, d.notify = features, queues, n
+	d.gate, d.stop, d.broken = newGate(), make(chan struct{}), new(atomic.Bool)
+	perQueue := workersOf(len(queues))
+	for _, q := range queues {
+		for range perQueue {
+			w := &worker{d: d, queue: q, gate: d.gate, broken: d.broken}
+			d.workers.Go(func() { w.run(d.stop) })
+		}
+	}
+	return nil
+}
+
+// workersOf is how many requests of a queue are carried out at once.
+func workersOf(queues int) int { return max(4, min(16, 64/queues)) }
+
+// Reset implements [virtio.Device]. Requests that were taken are carried out.
+func (d *Device) Reset() {
+	if d.gate != nil {
+		close(d.stop)
+		d.workers.Wait()
+	}
+	d.gate, d.queues, d.notify, d.features = nil, nil, nil, 0
+	d.shownMu.Lock()
+	d.writeBack = true
+	d.shownMu.Unlock()
+	d.errorMu.Lock()
+	d.flushErr = nil
+	d.errorMu.Unlock()
+}
+
+// Pause implements [virtio.Device].
+func (d *Device) Pause(ctx context.Context) error {
+	if d.gate == nil {
+		return nil
+	}
+	if err := d.gate.shut(ctx); err != nil {
+		for _, q := range d.queues {
+			q.Signal()
+		}
+		return fmt.Errorf("disk %s: requests in flight: %w", d.config.Path, err)
+	}
+	return nil
+}
+
+// Resume implements [virtio.Device].
+func (d *Device) Resume() error {
+	if d.gate != nil {
+		d.gate.open()
+	}
+	return nil
+}
+
+// Close implements [virtio.Device]. It gives up the lock, too.
+func (d *Device) Close() error {
+	return errors.Join(d.flush(), d.image.close())
+}
+
+// flush makes writes durable. When it has failed once, it fails until the
+// driver resets the device: the kernel reports a lost write once, and says
+// afterwards that all is well.
+func (d *Device) flush() error {
+	d.errorMu.Lock()
+	err := d.flushErr
+	d.errorMu.Unlock()
+	if err != nil {
+		return err
+	}
+	if err = d.image.flush(); err != nil {
+		d.errorMu.Lock()
+		d.flushErr = err
+		d.errorMu.Unlock()
+	}
+	return err
+}
+
+// logEvery is the least time between two lines about errors.
+const logEvery = 10 * time.Second
+
+// hostError counts and logs an error of the host's storage.
+func (d *Device) hostError(what string, sector uint64, n int64, err error) {
+	d.counters.errors.Add(1)
+	d.errorMu.Lock()
+	if !d.logged.IsZero() && time.Since(d.logged) < logEvery {
+		d.unlogged++
+		d.errorMu.Unlock()
+		return
+	}
+	more := ""
+	if d.unlogged > 0 {
+		more = fmt.Sprintf(" (and %d errors since the last line)", d.unlogged)
+	}
+	d.logged, d.unlogged = time.Now(), 0
+	d.errorMu.Unlock()
+	d.logf("disk %s: %s of %d bytes at sector %d: %v%s", d.config.Path, what, n, sector, err, more)
+}

@@ -1,0 +1,234 @@
+package blk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// SectorSize is the unit of capacities and requests (section 5.2.4), which
+	// is not the block size.
+	SectorSize = 512
+	// pageSize is the largest block that is known to need alignment, and the
+	// alignment assumed of direct I/O where the kernel does not tell.
+	pageSize = 4096
+	// maxBytes keeps every offset an int64.
+	maxBytes = 1 << 62
+)
+
+var (
+	// ErrNotRaw is wrapped by the error for an image in a format such as qcow2.
+	ErrNotRaw = errors.New("not a raw image")
+	// ErrInUse is wrapped by the error for an image that is locked elsewhere.
+	ErrInUse = errors.New("another process or disk uses it")
+)
+
+// image is the open file or block device.
+type image struct {
+	path     string
+	fd       int
+	readOnly bool
+	direct   bool
+	device   bool   // a block device
+	sectors  uint64 // of SectorSize
+
+	// What the guest is told (Topology).
+	topology Topology
+
+	// Alignments of direct I/O in bytes: of file offsets and lengths, and of
+	// memory. 1 without it.
+	offsetAlign, memAlign int
+
+	// blocks is held while a block of offsetAlign bytes is read, changed in
+	// part and written back, and for reading by every other write. It guards
+	// content of the disk and so is held across I/O.
+	blocks sync.RWMutex
+
+	lock lock
+}
+
+// openImage opens the image and judges it. It is not locked.
+func openImage(c Config) (*image, error) {
+	im, err := openFile(c)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	if err := im.inspect(c); err != nil {
+		im.close()
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	return im, nil
+}
+
+func openFile(c Config) (*image, error) {
+	// A FIFO would block in open, a terminal would become ours.
+	var st unix.Stat_t
+	if err := unix.Stat(c.Path, &st); err != nil {
+		return nil, fmt.Errorf("stat: %w", err)
+	}
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFBLK {
+		return nil, fmt.Errorf("neither a file nor a block device")
+	}
+	flags := unix.O_CLOEXEC | unix.O_RDWR
+	if c.ReadOnly {
+		flags = unix.O_CLOEXEC | unix.O_RDONLY
+	}
+	if c.Direct {
+		flags |= unix.O_DIRECT
+	}
+	fd, err := retry(func() (int, error) { return unix.Open(c.Path, flags, 0) })
+	switch {
+	case errors.Is(err, unix.EINVAL) && c.Direct:
+		return nil, fmt.Errorf("open: %w: the file system has no direct I/O, leave direct out", err)
+	case (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM)) && !c.ReadOnly:
+		return nil, fmt.Errorf("open for writing: %w (readonly needs less)", err)
+	case err != nil:
+		return nil, fmt.Errorf("open: %w", err)
+	}
+	im := &image{path: c.Path, fd: fd, readOnly: c.ReadOnly, direct: c.Direct, offsetAlign: 1, memAlign: 1}
+	im.lock.claim = -1
+	return im, nil
+}
+
+// inspect finds out sizes and alignments, and refuses what is not a disk.
+func (im *image) inspect(c Config) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(im.fd, &st); err != nil {
+		return fmt.Errorf("stat: %w", err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFBLK:
+		im.device = true
+	case unix.S_IFREG:
+	default:
+		return fmt.Errorf("neither a file nor a block device")
+	}
+	size, err := unix.Seek(im.fd, 0, io.SeekEnd)
+	if err != nil {
+		return fmt.Errorf("find its size: %w", err)
+	}
+	if !c.Raw {
+		if err := probe(c.Path, size); err != nil {
+			return err
+		}
+	}
+	im.findAlignment()
+	align := max(SectorSize, im.offsetAlign)
+	switch {
+	case size == 0:
+		return fmt.Errorf("it is empty; truncate -s 10G %s makes it 10 GiB of zeros", quote(c.Path))
+	case size%int64(align) != 0:
+		return fmt.Errorf("its size of %d bytes is not a multiple of %d; truncate -s %%%d %s pads it", size, align, align, quote(c.Path))
+	case size > maxBytes:
+		return fmt.Errorf("its size of %d bytes is more than is possible", size)
+	}
+	im.sectors = uint64(size) / SectorSize
+	im.topology = im.findTopology(uint64(st.Blksize))
+	return nil
+}
+
+// findAlignment asks what direct I/O wants (statx(2), STATX_DIOALIGN).
+func (im *image) findAlignment() {
+	if !im.direct {
+		return
+	}
+	im.offsetAlign, im.memAlign = pageSize, pageSize
+	if n, err := unix.IoctlGetInt(im.fd, unix.BLKSSZGET); im.device && err == nil && powerOf2(n, pageSize) {
+		im.offsetAlign = n
+	}
+	var stx unix.Statx_t
+	if err := unix.Statx(im.fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &stx); err != nil || stx.Mask&unix.STATX_DIOALIGN == 0 {
+		return
+	}
+	if n := int(stx.Dio_offset_align); powerOf2(n, pageSize) {
+		im.offsetAlign = max(n, SectorSize)
+	}
+	if n := int(stx.Dio_mem_align); powerOf2(n, pageSize) {
+		im.memAlign = n
+	}
+}
+
+func powerOf2(n, most int) bool { return n > 0 && n <= most && n&(n-1) == 0 }
+
+// findTopology finds what is good to know of the storage. A file's blocks are
+// sectors, whatever lies below: an image's partition table counts in blocks and
+// must not change its meaning with the host.
+func (im *image) findTopology(fileBlock uint64) Topology {
+	t := Topology{BlockSize: SectorSize, DiscardAlign: 1}
+	physical, minIO, optIO := int(min(fileBlock, pageSize)), 0, 0
+	if im.device {
+		ioctl := func(request uint) int {
+			n, err := unix.IoctlGetInt(im.fd, request)
+			if err != nil || n < 0 {
+				return 0
+			}
+			return n
+		}
+		if n := ioctl(unix.BLKSSZGET); powerOf2(n, pageSize) && n >= SectorSize {
+			t.BlockSize = uint32(n)
+		}
+		physical, minIO, optIO = ioctl(unix.BLKPBSZGET), ioctl(unix.BLKIOMIN), ioctl(unix.BLKIOOPT)
+	}
+	block := int(t.BlockSize)
+	if powerOf2(physical, 1<<20) {
+		for block<<t.PhysicalExp < physical {
+			t.PhysicalExp++
+		}
+	}
+	t.DiscardAlign = t.BlockSize << t.PhysicalExp / SectorSize
+	t.MinIO = uint16(min(max(minIO, block<<t.PhysicalExp)/block, 1<<16-1))
+	t.OptIO = uint32(min(optIO/block, 1<<31))
+	return t
+}
+
+// probe refuses an image of size bytes that looks like another format's. It has
+// an open file of its own, without the alignments of direct I/O: such files
+// have any length.
+func probe(path string, size int64) error {
+	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return fmt.Errorf("open it to find its format: %w", err)
+	}
+	defer unix.Close(fd)
+	var ends [2][]byte
+	for i, off := range []int64{0, max(0, size-probeBytes)} {
+		p := make([]byte, probeBytes)
+		n, err := retry(func() (int, error) { return unix.Pread(fd, p, off) })
+		if err != nil {
+			return fmt.Errorf("read its format: %w", err)
+		}
+		ends[i] = p[:n]
+	}
+	return refuseFormat(path, ends[0], ends[1])
+}
+
+// flush makes what was written durable.
+func (im *image) flush() error {
+	if im.readOnly {
+		return nil
+	}
+	_, err := retry(func() (int, error) { return 0, unix.Fdatasync(im.fd) })
+	return err
+}
+
+// close gives up the lock and the file.
+func (im *image) close() error {
+	im.lock.drop()
+	if err := unix.Close(im.fd); err != nil {
+		return fmt.Errorf("disk %s: close: %w", im.path, err)
+	}
+	return nil
+}
+
+// retry calls f again when a signal came in between.
+func retry(f func() (int, error)) (int, error) {
+	for {
+		if n, err := f(); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}

@@ -1,0 +1,239 @@
+package blk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// Requests, section 5.2.6. A request is a header that the device reads, data,
+// and a status byte, the last that it writes. They may lie in descriptors in
+// any way (2.7.4).
+const (
+	typeIn          = 0
+	typeOut         = 1
+	typeFlush       = 4
+	typeGetID       = 8
+	typeDiscard     = 11
+	typeWriteZeroes = 13
+
+	statusOK          = 0
+	statusIOErr       = 1
+	statusUnsupported = 2
+
+	headerSize = 16 // type, reserved, sector
+	rangeSize  = 16 // sector, number of sectors, flags
+	flagUnmap  = 1
+)
+
+// What one discard or write-zeroes request may ask for. Zeros may have to be
+// written, and a pause waits for that; a discard is quick.
+const (
+	maxDiscardSectors = 2 << 30 / SectorSize
+	maxDiscardRanges  = 16
+	maxZeroSectors    = 16 << 20 / SectorSize
+	maxZeroRanges     = 1
+)
+
+// errRequest is a request that has no place for an answer, or no question.
+var errRequest = errors.New("block request")
+
+// Stats counts what a disk has done since it was opened.
+type Stats struct {
+	ReadBytes, WrittenBytes      uint64
+	Reads, Writes, Flushes, Rest uint64 // requests
+	Errors                       uint64 // of the host's storage
+}
+
+type counters struct {
+	readBytes, writtenBytes      atomic.Uint64
+	reads, writes, flushes, rest atomic.Uint64
+	errors                       atomic.Uint64
+}
+
+// Stats returns the counters.
+func (d *Device) Stats() Stats {
+	c := &d.counters
+	return Stats{
+		ReadBytes: c.readBytes.Load(), WrittenBytes: c.writtenBytes.Load(),
+		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Rest: c.rest.Load(),
+		Errors: c.errors.Load(),
+	}
+}
+
+// serve carries out the request in w.chain and stores its status. It returns
+// how many bytes of the writable part, from its front, have been written. An
+// error means that the request is none.
+func (w *worker) serve() (uint32, error) {
+	c := &w.chain
+	var header [headerSize]byte
+	if n := c.ReadAt(header[:], 0); n < headerSize {
+		return 0, fmt.Errorf("%w: a header of %d bytes", errRequest, n)
+	}
+	room := c.WritableLen() - 1 // of data
+	if room < 0 {
+		return 0, fmt.Errorf("%w: no place for the status", errRequest)
+	}
+	status, filled := byte(statusUnsupported), 0
+	sector := binary.LittleEndian.Uint64(header[8:])
+	switch binary.LittleEndian.Uint32(header[:]) {
+	case typeIn:
+		status, filled = w.in(sector, room)
+	case typeOut:
+		status = w.out(sector)
+	case typeFlush:
+		status = w.flush()
+	case typeGetID:
+		status, filled = w.getID(room)
+	case typeDiscard:
+		status = w.ranges(maxDiscardRanges, maxDiscardSectors, 0, w.discard)
+	case typeWriteZeroes:
+		status = w.ranges(maxZeroRanges, maxZeroSectors, flagUnmap, w.writeZeroes)
+	}
+	c.WriteAt([]byte{status}, room)
+	if filled == room {
+		filled++
+	}
+	return uint32(filled), nil
+}
+
+// inside says whether n bytes from a sector on are whole sectors of the disk.
+func (d *Device) inside(sector uint64, n uint64) bool {
+	return n%SectorSize == 0 && sector <= d.image.sectors && n/SectorSize <= d.image.sectors-sector
+}
+
+// in reads. A read that fails half-way has changed guest memory: the rest is
+// cleared and all of it counts as written, so that all is marked dirty.
+func (w *worker) in(sector uint64, room int) (byte, int) {
+	if !w.d.inside(sector, uint64(room)) {
+		return statusIOErr, 0
+	}
+	w.collect(w.chain.Writable, 0, room)
+	off := int64(sector) * SectorSize
+	if err := w.d.image.read(w.bufs, off, &w.scratch); err != nil {
+		w.d.hostError("read", sector, int64(room), err)
+		for _, b := range w.bufs {
+			clear(b)
+		}
+		return statusIOErr, room
+	}
+	w.d.counters.reads.Add(1)
+	w.d.counters.readBytes.Add(uint64(room))
+	return statusOK, room
+}
+
+func (w *worker) out(sector uint64) byte {
+	n := w.chain.ReadableLen() - headerSize
+	if w.d.config.ReadOnly || !w.d.inside(sector, uint64(n)) {
+		return statusIOErr
+	}
+	w.collect(w.chain.Readable, headerSize, n)
+	off := int64(sector) * SectorSize
+	if err := w.d.image.write(w.bufs, off, !w.d.caches(), &w.scratch); err != nil {
+		w.d.hostError("write", sector, int64(n), err)
+		return statusIOErr
+	}
+	w.d.counters.writes.Add(1)
+	w.d.counters.writtenBytes.Add(uint64(n))
+	return statusOK
+}
+
+func (w *worker) flush() byte {
+	if err := w.d.flush(); err != nil {
+		w.d.hostError("flush", 0, 0, err)
+		return statusIOErr
+	}
+	w.d.counters.flushes.Add(1)
+	return statusOK
+}
+
+func (w *worker) getID(room int) (byte, int) {
+	var id [idBytes]byte
+	copy(id[:], w.d.config.ID)
+	n := w.chain.WriteAt(id[:min(room, idBytes)], 0)
+	w.d.counters.rest.Add(1)
+	return statusOK, n
+}
+
+// span is a range of a discard or write-zeroes request.
+type span struct {
+	sector, sectors uint64
+	unmap           bool
+}
+
+// ranges carries out a discard or write-zeroes request of at most so many
+// ranges: all are checked first, and flags other than known are not supported
+// (5.2.6.2).
+func (w *worker) ranges(most int, mostSectors, known uint32, do func(span) error) byte {
+	if w.d.config.ReadOnly {
+		return statusIOErr
+	}
+	n := w.chain.ReadableLen() - headerSize
+	if n == 0 || n%rangeSize != 0 || n > most*rangeSize {
+		return statusIOErr
+	}
+	var spans [maxDiscardRanges]span
+	count := n / rangeSize
+	for i := range count {
+		var b [rangeSize]byte
+		w.chain.ReadAt(b[:], headerSize+i*rangeSize)
+		s := &spans[i]
+		s.sector = binary.LittleEndian.Uint64(b[:])
+		sectors, flags := binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:])
+		if flags&^known != 0 {
+			return statusUnsupported
+		}
+		s.sectors, s.unmap = uint64(sectors), flags&flagUnmap != 0
+		if sectors > mostSectors || !w.d.inside(s.sector, s.sectors*SectorSize) {
+			return statusIOErr
+		}
+	}
+	for _, s := range spans[:count] {
+		if s.sectors == 0 {
+			continue
+		}
+		if err := do(s); err != nil {
+			return statusIOErr
+		}
+	}
+	w.d.counters.rest.Add(1)
+	return statusOK
+}
+
+func (w *worker) discard(s span) error {
+	n := int64(s.sectors) * SectorSize
+	err := w.d.image.discard(int64(s.sector)*SectorSize, n)
+	if err != nil {
+		w.d.hostError("discard", s.sector, n, err)
+	}
+	return err
+}
+
+func (w *worker) writeZeroes(s span) error {
+	n := int64(s.sectors) * SectorSize
+	err := w.d.image.zero(int64(s.sector)*SectorSize, n, s.unmap, !w.d.caches(), &w.scratch)
+	if err != nil {
+		w.d.hostError("write of zeros", s.sector, n, err)
+	}
+	return err
+}
+
+// collect sets w.bufs to n bytes of the segments from off on.
+func (w *worker) collect(segments []virtio.Segment, off, n int) {
+	w.bufs = w.bufs[:0]
+	for i := range segments {
+		b := segments[i].Buf
+		if off >= len(b) {
+			off -= len(b)
+			continue
+		}
+		b = b[off:]
+		b = b[:min(len(b), n)]
+		if off, n = 0, n-len(b); len(b) > 0 {
+			w.bufs = append(w.bufs, b)
+		}
+	}
+}
