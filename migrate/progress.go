@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -52,8 +53,14 @@ type Result struct {
 	PagesZero   uint64       `json:"pages_zero"`
 	PagesHole   uint64       `json:"pages_hole"`
 	PagesHinted uint64       `json:"pages_hinted"`
-	Rounds      []RoundStats `json:"rounds"`
+	// Rounds are all of them; of a migration that took more than a thousand,
+	// the first and the last five hundred.
+	Rounds []RoundStats `json:"rounds"`
 }
+
+// maxRounds bounds Result.Rounds: rounds can be short, and a migration that
+// does not converge goes on for an hour.
+const maxRounds = 1000
 
 // Progress is a snapshot of a migration under way.
 type Progress struct {
@@ -151,7 +158,15 @@ func (m *meter) closeRound() {
 	}
 	m.round.DurationMS = time.Since(m.roundAt).Milliseconds()
 	m.round.BytesSent = m.wire() - m.wireAt
-	m.result.Rounds = append(m.result.Rounds, m.round)
+	r := &m.result
+	r.PagesSent += m.round.PagesSent
+	r.PagesZero += m.round.PagesZero
+	r.PagesHole += m.round.PagesHole
+	r.PagesHinted += m.round.PagesHinted
+	if len(r.Rounds) == maxRounds {
+		r.Rounds = slices.Delete(r.Rounds, maxRounds/2, maxRounds/2+1)
+	}
+	r.Rounds = append(r.Rounds, m.round)
 	m.round, m.roundAt = RoundStats{}, time.Time{}
 }
 
@@ -182,12 +197,6 @@ func (m *meter) snapshotResult() Result {
 	defer m.mu.Unlock()
 	r := m.result
 	r.Rounds = append([]RoundStats{}, m.result.Rounds...)
-	for _, n := range r.Rounds {
-		r.PagesSent += n.PagesSent
-		r.PagesZero += n.PagesZero
-		r.PagesHole += n.PagesHole
-		r.PagesHinted += n.PagesHinted
-	}
 	if m.wire != nil {
 		r.BytesSent = m.wire()
 	}

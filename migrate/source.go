@@ -222,7 +222,10 @@ func dial(ctx context.Context, addr string, h hello, timeout time.Duration) (*co
 		if cause := context.Cause(ctx); cause != nil {
 			return nil, cause
 		}
-		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			err = op.Err // what it was about is said already
+		}
+		return nil, fmt.Errorf("connect to %s: %w; does govmm receive listen there?", addr, err)
 	}
 	c := newConn(nc, 0, timeout)
 	b := h.encode()

@@ -83,6 +83,23 @@ func availableMemory(b memory.Backing) (uint64, error) {
 	return kib * 1024, err
 }
 
+// fitsHost refuses memory that this host could not give a guest even if nothing
+// else ran: KVM's own tables for it would already take what there is.
+func fitsHost(size uint64) error {
+	total, err := meminfo("MemTotal")
+	if err != nil {
+		return err
+	}
+	swap, err := meminfo("SwapTotal")
+	if err != nil {
+		return err
+	}
+	if most := (total + swap) * 1024; size > most {
+		return fmt.Errorf("memory of %d MiB: this host has %d MiB in all", size>>20, most>>20)
+	}
+	return nil
+}
+
 // meminfo returns a number of /proc/meminfo (proc_meminfo(5)): a count, or kiB.
 func meminfo(key string) (uint64, error) {
 	f, err := os.Open("/proc/meminfo")

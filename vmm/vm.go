@@ -70,7 +70,10 @@ func NewSpec(c Config) (spec Spec, err error) {
 	}
 	spec = Spec{Version: SpecVersion, Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
 		Cmdline: c.Cmdline, Kernel: c.Kernel, CPUID: cpuid}
-	return spec, spec.Validate()
+	if err := spec.Validate(); err != nil {
+		return spec, err
+	}
+	return spec, fitsHost(spec.Memory)
 }
 
 // VM is a virtual machine with a name that goes on through resets of its guest

@@ -203,6 +203,7 @@ func TestNewVMRefuses(t *testing.T) {
 		"the kernel is not an ELF":  {Kernel: []byte("#!/bin/sh\n")},
 		"load the kernel":           {Kernel: []byte("\x7fELF and nothing more")},
 		"memory of 5 bytes":         {Memory: 5},
+		"MiB in all":                {Memory: memory.MaxSize},
 		`name "a b"`:                {Name: "a b"},
 		"floppy":                    {Backing: "floppy"},
 		"command line of 9999 byte": {Cmdline: strings.Repeat("x", 9999)},
