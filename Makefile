@@ -30,7 +30,7 @@ lint: ## gofmt, go vet, staticcheck, go.mod
 	go mod tidy -diff
 
 unit: ## the tests, under the race detector; where /dev/kvm opens none may be skipped
-	go run ./test/run -race -timeout 20m ./...
+	go run ./test/run -race -p 1 -timeout 20m ./...
 
 fuzz: ## every fuzz target for FUZZTIME seconds
 	test/fuzz.sh $(FUZZTIME)

@@ -42,17 +42,17 @@ type RoundStats struct {
 
 // Result is the outcome of a migration as `govmm migrate --json` prints it.
 type Result struct {
-	Status      string       `json:"status"` // completed, failed, cancelled
-	Error       string       `json:"error"`
-	TotalMS     int64        `json:"total_ms"` // from dialling to RUNNING
-	SetupMS     int64        `json:"setup_ms"` // from dialling to the first page
-	DowntimeMS  float64      `json:"downtime_ms"`
-	BytesSent   uint64       `json:"bytes_sent"`
-	RAMBytes    uint64       `json:"ram_bytes"`
-	PagesSent   uint64       `json:"pages_sent"`
-	PagesZero   uint64       `json:"pages_zero"`
-	PagesHole   uint64       `json:"pages_hole"`
-	PagesHinted uint64       `json:"pages_hinted"`
+	Status      string  `json:"status"` // completed, failed, cancelled
+	Error       string  `json:"error"`
+	TotalMS     int64   `json:"total_ms"` // from dialling to RUNNING
+	SetupMS     int64   `json:"setup_ms"` // from dialling to the first page
+	DowntimeMS  float64 `json:"downtime_ms"`
+	BytesSent   uint64  `json:"bytes_sent"`
+	RAMBytes    uint64  `json:"ram_bytes"`
+	PagesSent   uint64  `json:"pages_sent"`
+	PagesZero   uint64  `json:"pages_zero"`
+	PagesHole   uint64  `json:"pages_hole"`
+	PagesHinted uint64  `json:"pages_hinted"`
 	// Rounds are all of them; of a migration that took more than a thousand,
 	// the first and the last five hundred.
 	Rounds []RoundStats `json:"rounds"`
