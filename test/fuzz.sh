@@ -9,6 +9,6 @@ for dir in $dirs; do
 	targets=$(go test -list '^Fuzz' . | grep '^Fuzz')
 	for target in $targets; do
 		echo "fuzz: $target in $dir for $1 s"
-		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1s" -parallel 2 .
+		go test -run '^$' -fuzz "^$target\$" -fuzztime "$1s" -fuzzminimizetime 10x -parallel 2 .
 	done
 done
