@@ -27,10 +27,10 @@ const Cmdline = "mitigations=off nokaslr nopti noxsave nosmep nosmap lpj=5000000
 	"rdtscp,sse4_1,sse4_2,ssse3,pni,avx,avx2,avx512f,fma,f16c,adx,aes,pclmulqdq,sha_ni,clwb,clflushopt,clzero,gfni,vaes," +
 	"vpclmulqdq,xsaves,xsaveopt,xsavec panic=-1"
 
-// SysrqWord is what makes the kernel take the next byte on its serial line as
-// a magic SysRq key: o powers off, b restarts, c crashes. It listens once the
-// first process was started with /dev/console open.
-const SysrqWord = "govmm-sysrq"
+// Sysrq makes the kernel take the next byte on its serial line, or on hvc0, as
+// a magic SysRq key: o powers off, b restarts, c crashes. On the serial line it
+// listens once the first process was started with /dev/console open.
+const Sysrq = "\x0f"
 
 // here is the directory of this package's sources.
 func here() (string, error) {

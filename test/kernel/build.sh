@@ -56,6 +56,12 @@ if [ ! -f "$out/vmlinux" ]; then
 	sed -i 's/^\tint3_selftest();$/\t\/\* int3_selftest(): not here \*\//' $patched
 	grep -q 'int3_selftest(): not here' $patched || die "$patched has no call of int3_selftest"
 
+	# Magic SysRq over the serial line by ^O and a key, as on hvc0, in the place
+	# of a line break, which is not to be had everywhere.
+	patched=include/linux/serial_core.h
+	sed -i 's/^\tif (!port->sysrq)$/\tif (ch == 0x0f \&\& port->has_sysrq \&\& !port->sysrq) {\n\t\tport->sysrq = jiffies + SYSRQ_TIMEOUT;\n\t\treturn 1;\n\t}\n&/' $patched
+	[ "$(grep -c 'ch == 0x0f' $patched)" = 2 ] || die "$patched has not the two functions to change"
+
 	{
 		make tinyconfig
 		cat "$here/config" "$here/config.$variant" >>.config

@@ -4,11 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/test/kernel"
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
 
@@ -151,7 +150,11 @@ func TestUnpackOnHost(t *testing.T) {
 // The kernel of Debian's cloud images, as the package has it: unpacked here,
 // and by itself.
 func TestDebianKernel(t *testing.T) {
-	file, err := os.ReadFile(debianKernel(t))
+	path, err := kernel.DebianKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,47 +183,6 @@ func TestDebianKernel(t *testing.T) {
 		_, err := Load(newMemory(t, 512<<20), file[:n], Options{})
 		checkError(t, err, "cut short")
 	}
-}
-
-// debianKernel returns the path of the kernel in Debian's package
-// linux-image-cloud-amd64, fetched by apt into the user's cache once a version.
-func debianKernel(t *testing.T) string {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		cache = "/var/cache"
-	}
-	dir := filepath.Join(cache, "govmm", "debian")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	kernel := func() string {
-		found, _ := filepath.Glob(filepath.Join(dir, "vmlinuz-*-cloud-amd64"))
-		if len(found) == 0 {
-			return ""
-		}
-		return found[0]
-	}
-	if path := kernel(); path != "" {
-		return path
-	}
-	tmp, err := os.MkdirTemp(dir, "tmp-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.RemoveAll(tmp) }()
-	script := `set -e
-	name=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)
-	apt-get download "$name"
-	dpkg-deb -x *.deb x
-	mv x/boot/vmlinuz-* ..`
-	cmd := exec.Command("sh", "-c", script)
-	cmd.Dir = tmp
-	out, err := cmd.CombinedOutput()
-	path := kernel()
-	if err != nil || path == "" {
-		t.Fatalf("fetch linux-image-cloud-amd64 with apt (run apt-get update): %v\n%s", err, out)
-	}
-	return path
 }
 
 // Kernels that cannot be started are refused, each with a line that says why.
@@ -256,10 +218,12 @@ func TestForeignBzImages(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := Load(newMemory(t, 32<<20), tt.file, Options{})
-			if tt.want != "" {
-				checkError(t, err, tt.want)
-			} else if err != nil {
-				t.Error(err)
+			for _, err := range []error{err, Check(tt.file)} {
+				if tt.want != "" {
+					checkError(t, err, tt.want)
+				} else if err != nil {
+					t.Error(err)
+				}
 			}
 		})
 	}

@@ -68,6 +68,9 @@ func TestForeignFiles(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := LoadPVH(newMemory(t, 16<<20), tt.file, Options{})
+			if early := Check(tt.file); early != nil && err == nil {
+				t.Errorf("it loads, but: %v", early)
+			}
 			if tt.want != "" {
 				checkError(t, err, tt.want)
 			} else if err != nil {

@@ -168,6 +168,23 @@ func memoryMap(size uint64, reserved []Region) []Region {
 	return regions
 }
 
+// Check says, without memory at hand, what [Load] has against a kernel file; it
+// does not unpack anything.
+func Check(kernel []byte) error {
+	var err error
+	if isBzImage(kernel) {
+		if _, err = parseBzImage(kernel); err != nil {
+			err = fmt.Errorf("bzImage: %w", err)
+		}
+	} else {
+		_, err = parsePVH(kernel)
+	}
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	return nil
+}
+
 // Load loads a kernel of either kind into mem, and beside it what it is to find.
 func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	if !isBzImage(kernel) {
