@@ -32,6 +32,9 @@ type State struct {
 type QueueState struct {
 	Queue  virtio.QueueState
 	Vector uint16
+	// Started: the device has the queue. One that the driver enabled and that
+	// could not be started is not.
+	Started bool
 }
 
 // ErrNotPaused: the state of a device that runs cannot be saved.
@@ -124,7 +127,7 @@ func (t *Transport) SaveState() (State, error) {
 				return State{}, fmt.Errorf("save virtio device of type %d: queue %d: %w", t.dev.ID(), i, err)
 			}
 		}
-		s.Queues = append(s.Queues, QueueState{regs, uint16(q.vector.Load())})
+		s.Queues = append(s.Queues, QueueState{regs, uint16(q.vector.Load()), q.started})
 	}
 	var err error
 	if s.Device, err = t.dev.SaveState(); err != nil {
@@ -168,7 +171,7 @@ func (t *Transport) load(s State) error {
 	for i, q := range t.queues {
 		q.regs = s.Queues[i].Queue
 		q.vector.Store(t.vector(s.Queues[i].Vector))
-		if s.Active && q.regs.Enabled {
+		if s.Queues[i].Started {
 			if err := t.start(i); err != nil {
 				return err
 			}
@@ -201,6 +204,11 @@ func (t *Transport) checkState(s State) error {
 	const running = statusDriverOK | statusFeaturesOK
 	if s.Active && s.Status&running != running {
 		return fmt.Errorf("an active device with status %#x", s.Status)
+	}
+	for i, q := range s.Queues {
+		if q.Started && (!q.Queue.Enabled || s.Status&running != running) {
+			return fmt.Errorf("queue %d has been started and is not enabled, or with status %#x", i, s.Status)
+		}
 	}
 	return nil
 }

@@ -61,6 +61,7 @@ func TestMove(t *testing.T) {
 					g.answered(d[0], 0, text, g.interrupted(0))
 					continue
 				}
+				check(t, g.device.Pause(context.Background()))
 				before := g.mem.Snapshot()
 				h := g.twin()
 				if string(g.mem.Snapshot()) != string(before) {
@@ -120,6 +121,7 @@ func TestLoadRefuses(t *testing.T) {
 		"status":       {func(s *transport.State) { s.Status = 16 }, "status 0x10"},
 		"features":     {func(s *transport.State) { s.DriverFeatures |= 1 << 60 }, "0x1000000000000000"},
 		"active":       {func(s *transport.State) { s.Status = 3 }, "active"},
+		"enabled":      {func(s *transport.State) { s.Queues[1].Queue.Enabled = false }, "queue 1"},
 		"ring":         {func(s *transport.State) { s.Queues[0].Queue.Desc = 1 << 50 }, "not RAM"},
 		"size":         {func(s *transport.State) { s.Queues[0].Queue.Size = 4096 }, "4096 descriptors"},
 		"place":        {func(s *transport.State) { s.Queues[1].Queue.NextUsed = 60000 }, "60000"},
