@@ -1,0 +1,231 @@
+// Package rng is the virtio entropy device: virtio 1.2, section 5.4.
+//
+// Its one queue is filled from the host's getrandom(2). A guest may ask as
+// often as it likes and gets a bounded number of bytes a second; what it asks
+// for beyond waits in its own ring.
+package rng
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+const (
+	// DefaultRate is the entropy that a guest gets, in bytes a second.
+	DefaultRate = 1 << 20
+	// burst is what it gets at once after a pause, in bytes.
+	burst = 64 << 10
+	// maxRequest is the most that one request gets, in bytes. The driver is
+	// told how many it were (5.4.6).
+	maxRequest = 4096
+	// minCost is what a request counts at least, in bytes, empty as it may be.
+	minCost = 64
+
+	queueSize = 64
+)
+
+// Config says what the device is. The zero value is fine.
+type Config struct {
+	// Rate bounds the entropy in bytes a second; 0 is [DefaultRate].
+	Rate uint64
+}
+
+// Device is the entropy device. It implements [virtio.Device]. Nothing of it
+// travels with a migration but its queue.
+type Device struct {
+	fill  func([]byte) error
+	now   func() time.Time
+	after func(time.Duration) <-chan time.Time
+
+	stop  chan struct{} // nil when not active
+	ended sync.WaitGroup
+
+	// serving is held while the queue is served, which waits for nothing; it
+	// guards all below.
+	serving sync.Mutex
+	paused  bool
+	queue   *virtio.Queue
+	budget  budget
+}
+
+// New makes the device.
+func New(c Config) *Device {
+	if c.Rate == 0 {
+		c.Rate = DefaultRate
+	}
+	return &Device{fill: fill, now: time.Now, after: time.After, budget: budget{rate: c.Rate}}
+}
+
+// fill gets p from the kernel.
+func fill(p []byte) error {
+	for len(p) > 0 {
+		n, err := unix.Getrandom(p, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("getrandom of %d bytes: %w", len(p), err)
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// ID implements [virtio.Device].
+func (d *Device) ID() uint16 { return virtio.IDEntropy }
+
+// Features implements [virtio.Device]: the device type has none (5.4.3).
+func (d *Device) Features() uint64 { return 0 }
+
+// QueueSizes implements [virtio.Device].
+func (d *Device) QueueSizes() []uint16 { return []uint16{queueSize} }
+
+// ReadConfig implements [virtio.Device]: there is none (5.4.4).
+func (d *Device) ReadConfig(uint32, []byte) {}
+
+// WriteConfig implements [virtio.Device].
+func (d *Device) WriteConfig(uint32, []byte) {}
+
+// Activate implements [virtio.Device].
+func (d *Device) Activate(_ uint64, queues []*virtio.Queue, n virtio.Notifier) error {
+	if d.stop != nil || len(queues) != 1 {
+		return fmt.Errorf("entropy device: activated with %d queues, or twice", len(queues))
+	}
+	d.serving.Lock()
+	d.queue, d.paused = queues[0], false
+	d.serving.Unlock()
+	stop := make(chan struct{})
+	d.stop = stop
+	d.ended.Go(func() { d.run(queues[0], n, stop) })
+	return nil
+}
+
+func (d *Device) run(q *virtio.Queue, n virtio.Notifier, stop <-chan struct{}) {
+	var chain virtio.Chain
+	var wait time.Duration
+	for {
+		kick := q.Kick()
+		var due <-chan time.Time
+		if wait > 0 {
+			kick, due = nil, d.after(wait)
+		}
+		select {
+		case <-stop:
+			return
+		case <-kick:
+		case <-due:
+		}
+		var err error
+		if wait, err = d.serve(&chain); err != nil {
+			n.NeedsReset(err)
+		}
+	}
+}
+
+// serve fills requests until there are no more, or there is no budget; it
+// returns how long that will be so.
+func (d *Device) serve(c *virtio.Chain) (time.Duration, error) {
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	if d.paused {
+		return 0, nil
+	}
+	for {
+		now := d.now()
+		if wait := d.budget.wait(now); wait > 0 {
+			return wait, nil
+		}
+		ok, err := d.queue.Next(c)
+		if err != nil || !ok {
+			return 0, err
+		}
+		n := uint32(0)
+		for _, s := range c.Writable {
+			b := s.Buf[:min(len(s.Buf), maxRequest-int(n))]
+			if err := d.fill(b); err != nil {
+				return 0, err
+			}
+			if n += uint32(len(b)); n == maxRequest {
+				break
+			}
+		}
+		d.budget.spend(now, max(n, minCost))
+		if err := d.queue.Done(c, n); err != nil {
+			return 0, err
+		}
+		d.queue.Notify()
+	}
+}
+
+// Reset implements [virtio.Device].
+func (d *Device) Reset() {
+	if d.stop != nil {
+		close(d.stop)
+		d.ended.Wait()
+		d.stop = nil
+	}
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.queue, d.paused = nil, false
+}
+
+// Pause implements [virtio.Device].
+func (d *Device) Pause(context.Context) error {
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.paused = true
+	return nil
+}
+
+// Resume implements [virtio.Device].
+func (d *Device) Resume() error {
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.paused = false
+	return nil
+}
+
+// SaveState implements [virtio.Device].
+func (d *Device) SaveState() ([]byte, error) { return nil, nil }
+
+// LoadState implements [virtio.Device].
+func (d *Device) LoadState(b []byte) error {
+	if len(b) > 0 {
+		return fmt.Errorf("entropy device: %d bytes of state, it has none", len(b))
+	}
+	return nil
+}
+
+// Close implements [virtio.Device].
+func (d *Device) Close() error { return nil }
+
+// budget bounds a rate. It counts time: paid is the time until which what was
+// spent is paid for.
+type budget struct {
+	rate uint64 // bytes a second
+	paid time.Time
+}
+
+// wait returns how long nothing may be spent; 0 if it may be now.
+func (b *budget) wait(now time.Time) time.Duration { return b.paid.Sub(now) }
+
+// spend takes n bytes.
+func (b *budget) spend(now time.Time, n uint32) {
+	if full := now.Add(-b.cost(burst)); b.paid.Before(full) {
+		b.paid = full
+	}
+	b.paid = b.paid.Add(b.cost(n))
+}
+
+// cost is the time that n bytes take: at most a day, so that a tiny rate does
+// not overflow.
+func (b *budget) cost(n uint32) time.Duration {
+	seconds := min(float64(n)/float64(b.rate), 24*3600)
+	return time.Duration(seconds * float64(time.Second))
+}
