@@ -26,8 +26,8 @@ type kicker interface {
 
 // gate is what every vCPU passes before it enters the guest. Closing it stops
 // them all, without polling: a closed gate is a flag that vCPUs look at, a
-// kick for those that are in the guest, and a condition on which they, and who
-// closed it, wait.
+// kick for those that are in the guest, and two conditions: on one the vCPUs
+// wait, on the other who closed it.
 type gate struct {
 	// closed is set while holds is not 0 or ended is set: the fast path of
 	// admit, which takes no lock.
@@ -37,19 +37,20 @@ type gate struct {
 	// overtake a hold that waits for vCPUs. It is taken before gateMu.
 	turnMu sync.Mutex
 
-	gateMu sync.Mutex // guards holds, ended, live, parked and the writing of closed
-	moved  *sync.Cond // any of them changed
-	holds  hold
-	ended  bool
-	live   int // vCPUs whose goroutine runs
-	parked int // of those, how many stand still at the gate
+	gateMu  sync.Mutex // guards holds, ended, live, parked and the writing of closed
+	opened  *sync.Cond // holds is 0, or ended is set: for vCPUs
+	stopped *sync.Cond // all live vCPUs are parked, or ended is set: for hold
+	holds   hold
+	ended   bool
+	live    int // vCPUs whose goroutine runs
+	parked  int // of those, how many stand still at the gate
 
 	vcpus []kicker // does not change once a vCPU runs
 }
 
 func newGate() *gate {
 	g := &gate{holds: holdStart}
-	g.moved = sync.NewCond(&g.gateMu)
+	g.opened, g.stopped = sync.NewCond(&g.gateMu), sync.NewCond(&g.gateMu)
 	g.closed.Store(true)
 	return g
 }
@@ -79,8 +80,10 @@ func (g *gate) admit(v kicker, pending, kicked bool) bool {
 			return true
 		}
 		g.parked++
-		g.moved.Broadcast()
-		g.moved.Wait()
+		if g.parked == g.live {
+			g.stopped.Broadcast()
+		}
+		g.opened.Wait()
 		g.parked--
 	}
 }
@@ -104,7 +107,7 @@ func (g *gate) hold(h, unless hold) (before hold, err error) {
 	g.closed.Store(true)
 	g.kick()
 	for g.parked < g.live && !g.ended {
-		g.moved.Wait()
+		g.stopped.Wait()
 	}
 	return before, g.refuse(0)
 }
@@ -128,7 +131,9 @@ func (g *gate) release(h, unless hold, lastCall func()) error {
 	defer g.gateMu.Unlock()
 	g.holds &^= h
 	g.closed.Store(g.holds != 0 || g.ended)
-	g.moved.Broadcast()
+	if g.holds == 0 {
+		g.opened.Broadcast()
+	}
 	return g.refuse(0)
 }
 
@@ -157,7 +162,8 @@ func (g *gate) end() {
 	g.ended = true
 	g.closed.Store(true)
 	g.kick()
-	g.moved.Broadcast()
+	g.opened.Broadcast()
+	g.stopped.Broadcast()
 }
 
 // settle waits for the holds and releases under way, which an end cuts short.
@@ -183,5 +189,7 @@ func (g *gate) count(n int) {
 	g.gateMu.Lock()
 	defer g.gateMu.Unlock()
 	g.live += n
-	g.moved.Broadcast()
+	if g.parked == g.live {
+		g.stopped.Broadcast()
+	}
 }

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // fakeVCPU is a vCPU whose Run does what the test says.
@@ -174,4 +177,20 @@ func TestGateStorm(t *testing.T) {
 	holders.Wait()
 	g.end()
 	threads.Wait()
+}
+
+// TestGateDoesNotPoll: vCPUs that stand still do nothing: not even look at one
+// another. Each is woken for the release only.
+func TestGateDoesNotPoll(t *testing.T) {
+	m := newCounting(t)
+	check(t, m.Pause())
+	var before, after unix.Rusage
+	check(t, unix.Getrusage(unix.RUSAGE_SELF, &before))
+	time.Sleep(300 * time.Millisecond)
+	check(t, unix.Getrusage(unix.RUSAGE_SELF, &after))
+	// Go's runtime and the race detector have threads of their own that wake
+	// up; two vCPUs that wake each other switch some 100,000 times a second.
+	if n := after.Nvcsw - before.Nvcsw; n > 2000 {
+		t.Errorf("%d context switches in 300 ms of a paused machine", n)
+	}
 }

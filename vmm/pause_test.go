@@ -128,7 +128,7 @@ func TestEndWhilePausing(t *testing.T) {
 			check(t, m.Start(false))
 			con.await(t, "B")
 			con.keys(key)
-			for {
+			for range 300 {
 				err := m.Pause()
 				if ended := (*EndedError)(nil); errors.As(err, &ended) {
 					break

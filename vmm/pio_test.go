@@ -86,7 +86,7 @@ func TestPauseCompletesAccesses(t *testing.T) {
 			m := newReader(t, code, dev)
 			check(t, m.Start(false))
 			pauses := 0
-			for ; m.Pause() == nil; pauses++ {
+			for ; pauses < 3000 && m.Pause() == nil; pauses++ {
 				regs, err := m.vcpus[0].kvm.GetRegs()
 				check(t, err)
 				read := dev.count()
