@@ -9,7 +9,7 @@ const (
 // pump hands the driver's notifications, which the kernel counts in an eventfd,
 // to the queue. It ends when the eventfd is closed.
 func (q *queue) pump() {
-	for q.kick.Wait() == nil {
+	for q.kick.wait() {
 		q.Signal()
 	}
 }
@@ -65,7 +65,7 @@ func (t *Transport) place(i int) {
 		return
 	}
 	if q.at != 0 {
-		if err := t.host.Notifications.DeassignIOEventFD(q.at, q.kick.FD()); err != nil {
+		if err := t.host.Notifications.DeassignIOEventFD(q.at, q.kick.fd); err != nil {
 			t.host.Logf("virtio queue %d: %v", i, err)
 		}
 		q.at = 0
@@ -73,7 +73,7 @@ func (t *Transport) place(i int) {
 	if at == 0 {
 		return
 	}
-	if err := t.host.Notifications.AssignIOEventFD(at, q.kick.FD()); err != nil {
+	if err := t.host.Notifications.AssignIOEventFD(at, q.kick.fd); err != nil {
 		t.host.Logf("virtio queue %d: notifications take the slow way: %v", i, err)
 		return
 	}

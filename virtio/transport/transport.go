@@ -86,7 +86,7 @@ type queue struct {
 	*virtio.Queue
 	regs    virtio.QueueState // as the driver sets it up; guarded by Transport.regs
 	vector  atomic.Uint32
-	kick    *pci.EventFD
+	kick    *kick
 	wanted  bool   // ioeventfd; guarded by Transport.places, like at
 	at      uint64 // where the ioeventfd is; 0: nowhere
 	started bool   // guarded by Transport.regs
@@ -117,11 +117,11 @@ func (t *Transport) init() error {
 		if size == 0 || size > virtio.MaxQueueSize || size&(size-1) != 0 {
 			return fmt.Errorf("queue %d of %d descriptors: a power of 2 up to %d is possible", i, size, virtio.MaxQueueSize)
 		}
-		kick, err := pci.NewEventFD()
+		k, err := newKick()
 		if err != nil {
 			return err
 		}
-		q := &queue{kick: kick}
+		q := &queue{kick: k}
 		q.Queue = virtio.NewQueue(t.host.Memory, size, func() { t.queueInterrupt(q) })
 		q.vector.Store(noVector)
 		q.regs.Size = size
@@ -152,7 +152,7 @@ func (t *Transport) Close() error {
 	t.reset()
 	errs := []error{t.dev.Close()}
 	for _, q := range t.queues {
-		errs = append(errs, q.kick.Close())
+		errs = append(errs, q.kick.close())
 	}
 	t.pumps.Wait()
 	if t.msix != nil {

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/govmm/govmm/vmm/pci"
-	"golang.org/x/sys/unix"
 )
 
 var testID = pci.Identity{Vendor: 0x1af4, Device: 0x107f, SubVendor: 0x1af4, SubDevice: 0x1234, Class: 0x0180ff, Revision: 7}
@@ -195,26 +194,6 @@ func TestAddRefuses(t *testing.T) {
 	}
 	if _, err := b.Add(5, f); err == nil {
 		t.Error("two in one slot")
-	}
-}
-
-func TestEventFD(t *testing.T) {
-	e, err := pci.NewEventFD()
-	check(t, err)
-	check(t, e.Signal())
-	check(t, e.Signal())
-	check(t, e.Wait())
-	if _, err := unix.Read(e.FD(), make([]byte, 8)); err != unix.EAGAIN {
-		t.Errorf("a count after Wait: %v", err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- e.Wait() }()
-	check(t, e.Close())
-	if err := <-done; err == nil {
-		t.Error("Wait on what is closed succeeded")
-	}
-	if err := e.Signal(); err == nil {
-		t.Error("Signal on what is closed succeeded")
 	}
 }
 

@@ -2,48 +2,45 @@ package pci
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// EventFD is a counter of the kernel that wakes who waits for it.
-type EventFD struct {
-	fd   int
-	file *os.File
-}
+// eventFD is a vector's eventfd. It is a bare descriptor and not an os.File:
+// the runtime's poller would be woken by each message that goes out. MSIX.table
+// keeps close and signal apart.
+type eventFD int
 
-// NewEventFD makes one with a count of 0.
-func NewEventFD() (*EventFD, error) {
+func newEventFD() (eventFD, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
+		return -1, fmt.Errorf("eventfd: %w", err)
 	}
-	return &EventFD{fd: fd, file: os.NewFile(uintptr(fd), "eventfd")}, nil
+	return eventFD(fd), nil
 }
-
-// FD is the descriptor, for the kernel's other interfaces. It is valid until
-// Close.
-func (e *EventFD) FD() int { return e.fd }
 
 var one = binary.NativeEndian.AppendUint64(nil, 1)
 
-// Signal adds 1 to the count. It would block at a count of 2^64-2 only.
-func (e *EventFD) Signal() error {
-	if _, err := e.file.Write(one); err != nil {
-		return fmt.Errorf("signal eventfd: %w", err)
+// signal adds 1 to the count. It does not block: at the largest count, 2^64-2,
+// there is nothing to add.
+func (e eventFD) signal() error {
+	for {
+		_, err := unix.Write(int(e), one)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("signal eventfd: %w", err)
+		}
+		return nil
+	}
+}
+
+func (e eventFD) close() error {
+	if err := unix.Close(int(e)); err != nil {
+		return fmt.Errorf("close eventfd: %w", err)
 	}
 	return nil
 }
-
-// Wait returns when the count is not 0, and makes it 0. After Close it fails
-// with [os.ErrClosed].
-func (e *EventFD) Wait() error {
-	var count [8]byte
-	_, err := e.file.Read(count[:])
-	return err
-}
-
-// Close closes it and ends Wait.
-func (e *EventFD) Close() error { return e.file.Close() }

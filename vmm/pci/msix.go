@@ -74,8 +74,9 @@ type MSIX struct {
 // vector is what is behind an entry on the host.
 type vector struct {
 	gsi   uint32
-	event *EventFD
-	route MSIRoute // as it was last set; GSI 0 if never
+	event eventFD
+	made  bool     // event and gsi are there
+	route MSIRoute // as it was last set
 	on    bool     // the irqfd is assigned
 }
 
@@ -107,17 +108,25 @@ func (f *Function) AddMSIX(index, n int, irqs Interrupts, logf func(format strin
 		return nil, err
 	}
 	for i := range m.vectors {
-		v := &m.vectors[i]
-		if v.event, err = NewEventFD(); err == nil {
-			v.gsi, err = irqs.AllocateGSI()
-		}
-		if err != nil {
+		if err := m.vectors[i].make(irqs); err != nil {
 			return nil, errors.Join(fmt.Errorf("MSI-X vector %d: %w", i, err), m.Close())
 		}
-		v.route.GSI = v.gsi
 	}
 	f.msix = m
 	return m, nil
+}
+
+// make gets what a vector needs of the host.
+func (v *vector) make(irqs Interrupts) error {
+	event, err := newEventFD()
+	if err != nil {
+		return err
+	}
+	if v.gsi, err = irqs.AllocateGSI(); err != nil {
+		return errors.Join(err, event.close())
+	}
+	v.event, v.made = event, true
+	return nil
 }
 
 // Vectors is the size of the table.
@@ -147,7 +156,7 @@ func (m *MSIX) Raise(i int) {
 
 // signal writes the vector's eventfd, which does not block.
 func (m *MSIX) signal(i int) {
-	if err := m.vectors[i].event.Signal(); err != nil {
+	if err := m.vectors[i].event.signal(); err != nil {
 		m.logf("MSI-X vector %d: %v", i, err)
 	}
 }
@@ -246,7 +255,7 @@ func (m *MSIX) update(first, end int) {
 		}
 		v.route = m.message(i)
 		if !v.on {
-			if err := m.irqs.AssignIRQFD(v.gsi, v.event.FD()); err != nil {
+			if err := m.irqs.AssignIRQFD(v.gsi, int(v.event)); err != nil {
 				m.logf("MSI-X vector %d: %v", i, err)
 				continue
 			}
@@ -279,7 +288,7 @@ func (m *MSIX) off() error {
 	for i := range m.vectors {
 		v := &m.vectors[i]
 		if v.on {
-			errs = append(errs, m.irqs.DeassignIRQFD(v.gsi, v.event.FD()))
+			errs = append(errs, m.irqs.DeassignIRQFD(v.gsi, int(v.event)))
 			v.on = false
 		}
 	}
@@ -302,11 +311,9 @@ func (m *MSIX) Close() error {
 	errs := []error{m.off()}
 	for i := range m.vectors {
 		v := &m.vectors[i]
-		if v.route.GSI != 0 {
+		if v.made {
 			m.irqs.FreeGSI(v.gsi)
-		}
-		if v.event != nil {
-			errs = append(errs, v.event.Close())
+			errs = append(errs, v.event.close())
 		}
 		*v = vector{}
 	}
