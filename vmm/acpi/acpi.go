@@ -36,11 +36,10 @@ type Window struct{ Base, Size uint64 }
 
 // Config is what the tables tell of the machine.
 type Config struct {
-	CPUs   int    // local APIC ids 0 to CPUs-1, x2APIC ids from 255 on
-	ECAM   uint64 // guest physical address of PCI's configuration space, below 4 GiB
-	Buses  int    // PCI buses in it, 1 to 256; each takes 1 MiB
-	MMIO32 Window // where BARs below 4 GiB may lie
-	MMIO64 Window // and above
+	CPUs  int    // local APIC ids 0 to CPUs-1, x2APIC ids from 255 on
+	ECAM  uint64 // guest physical address of PCI's configuration space, below 4 GiB
+	Buses int    // PCI buses in it, 1 to 256; each takes 1 MiB
+	MMIO  Window // where BARs may lie, below 4 GiB
 }
 
 // Table is a table and its guest physical address.
@@ -89,10 +88,8 @@ func (cfg *Config) check() error {
 		return fmt.Errorf("%d PCI buses: 1 to 256 are possible", cfg.Buses)
 	case cfg.ECAM == 0 || cfg.ECAM%ecamAlign(cfg.Buses) != 0 || cfg.ECAM > 1<<32-ecamSize:
 		return fmt.Errorf("PCI configuration space of %#x bytes at gpa %#x: it must be below 4 GiB, aligned to its size", ecamSize, cfg.ECAM)
-	case cfg.MMIO32.Size == 0 || cfg.MMIO32.Base == 0 || cfg.MMIO32.Base >= 1<<32 || cfg.MMIO32.Size > 1<<32-cfg.MMIO32.Base:
-		return fmt.Errorf("PCI window %#x bytes at gpa %#x is not below 4 GiB", cfg.MMIO32.Size, cfg.MMIO32.Base)
-	case cfg.MMIO64.Size == 0 || cfg.MMIO64.Base < 1<<32 || cfg.MMIO64.Base+cfg.MMIO64.Size-1 < cfg.MMIO64.Base:
-		return fmt.Errorf("PCI window %#x bytes at gpa %#x is not above 4 GiB", cfg.MMIO64.Size, cfg.MMIO64.Base)
+	case cfg.MMIO.Size == 0 || cfg.MMIO.Base == 0 || cfg.MMIO.Base >= 1<<32 || cfg.MMIO.Size > 1<<32-cfg.MMIO.Base:
+		return fmt.Errorf("PCI window of %#x bytes at gpa %#x is not below 4 GiB", cfg.MMIO.Size, cfg.MMIO.Base)
 	}
 	return nil
 }

@@ -13,8 +13,7 @@ import (
 
 var usual = Config{
 	CPUs: 2, ECAM: 0xe0000000, Buses: 256,
-	MMIO32: Window{0xc0000000, 0x20000000},
-	MMIO64: Window{0x4000000000, 0x1000000000},
+	MMIO: Window{0xc0000000, 0x20000000},
 }
 
 // A kernel that follows the addresses from the RSDP on finds every table, whole
@@ -117,7 +116,7 @@ func TestTablesByIASL(t *testing.T) {
 		"MCFG": {"Base Address : 00000000E0000000", "End Bus Number : FF"},
 		"XSDT": {"ACPI Table Address   2"},
 		"FACS": {"Version : 02"},
-		"DSDT": {"0xE0000000,", "0xC0000000,", "0xDFFFFFFF,", "0x20000000,", "0x0000004000000000,", "0x0000004FFFFFFFFF,", "0x00FF,", "0x0100,", "PNP0A08", "QEMU0001", "PNP0501", "PNP0B00", "_S5"},
+		"DSDT": {"0xE0000000,", "0xC0000000,", "0xDFFFFFFF,", "0x20000000,", "0x00FF,", "0x0100,", "PNP0A08", "QEMU0001", "PNP0501", "PNP0B00", "_S5"},
 	}
 	for _, table := range tables {
 		if table.Name == "RSDP" {
@@ -168,9 +167,8 @@ func TestBuildRefuses(t *testing.T) {
 		{func(c *Config) { c.Buses = 257 }, "257 PCI buses"},
 		{func(c *Config) { c.ECAM = 0xe0100000 }, "aligned"},
 		{func(c *Config) { c.ECAM = 1 << 32 }, "below 4 GiB"},
-		{func(c *Config) { c.MMIO32.Size = 1 << 30; c.MMIO32.Base += 1 }, "not below 4 GiB"},
-		{func(c *Config) { c.MMIO64.Base = 1 << 31 }, "not above 4 GiB"},
-		{func(c *Config) { c.MMIO64.Size = ^uint64(0) }, "not above 4 GiB"},
+		{func(c *Config) { c.MMIO.Size = 1 << 30; c.MMIO.Base += 1 }, "not below 4 GiB"},
+		{func(c *Config) { c.MMIO.Size = 0 }, "not below 4 GiB"},
 	} {
 		cfg := usual
 		tt.change(&cfg)
@@ -183,8 +181,7 @@ func TestBuildRefuses(t *testing.T) {
 func ExampleBuild() {
 	tables, rsdp, err := Build(Config{
 		CPUs: 2, ECAM: 0xe0000000, Buses: 256,
-		MMIO32: Window{0xc0000000, 0x20000000},
-		MMIO64: Window{0x4000000000, 0x1000000000},
+		MMIO: Window{0xc0000000, 0x20000000},
 	})
 	if err != nil {
 		panic(err)

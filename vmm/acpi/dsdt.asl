@@ -43,8 +43,6 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "GOVMM", "GOVMMDSD", 1)
                     0, 0x0D00, 0xFFFF, 0, 0xF300)
                 DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
                     0, 0x5A500000, 0x5A5FFFFF, 0, 0x00100000)
-                QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,
-                    0, 0x5A00000000000000, 0x5A00000FFFFFFFFF, 0, 0x0000001000000000)
             })
         }
 

@@ -29,13 +29,7 @@ func patchDSDT(cfg Config) ([]byte, error) {
 		}
 		return b
 	}
-	qwords := func(v ...uint64) (b []byte) {
-		for _, x := range v {
-			b = le.AppendUint64(b, x)
-		}
-		return b
-	}
-	low, high := cfg.MMIO32, cfg.MMIO64
+	mmio := cfg.MMIO
 	t := bytes.Clone(dsdtAML)
 	for _, p := range []struct {
 		what     string
@@ -43,8 +37,7 @@ func patchDSDT(cfg Config) ([]byte, error) {
 	}{
 		{"configuration space", dwords(0x5a000000, 0xa50000), dwords(cfg.ECAM, uint64(cfg.Buses)<<20)},
 		{"bus numbers", words(0, 0x5a, 0, 0x5b), words(0, uint16(cfg.Buses-1), 0, uint16(cfg.Buses))},
-		{"window below 4 GiB", dwords(0x5a500000, 0x5a5fffff, 0, 0x100000), dwords(low.Base, low.Base+low.Size-1, 0, low.Size)},
-		{"window above 4 GiB", qwords(0x5a00000000000000, 0x5a00000fffffffff, 0, 0x1000000000), qwords(high.Base, high.Base+high.Size-1, 0, high.Size)},
+		{"window", dwords(0x5a500000, 0x5a5fffff, 0, 0x100000), dwords(mmio.Base, mmio.Base+mmio.Size-1, 0, mmio.Size)},
 	} {
 		if n := bytes.Count(dsdtAML, p.old); n != 1 {
 			return nil, fmt.Errorf("DSDT has %d places for PCI's %s: 1 expected (dsdt.asl and dsdt.go do not match)", n, p.what)
