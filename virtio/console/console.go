@@ -1,0 +1,279 @@
+// Package console is the virtio console device: virtio 1.2, section 5.3, with
+// one port, which Linux calls hvc0.
+//
+// Neither direction loses a byte, and neither makes a vCPU wait. What the guest
+// sends is queued and written by a goroutine; when the writer is slow and the
+// queue is full, the rest stays in the guest's ring. Input waits for buffers of
+// the guest, and what there is no room for stays where it comes from.
+//
+//	c := console.New(console.Config{}, backend)
+//	go c.Serve(ctx, backend) // input, until ctx ends
+//	...                      // c behind a transport, the guest runs
+//	c.Drain(ctx)
+//	backend.Close()
+//	c.Close()
+package console
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// Feature bits, section 5.3.3.
+const (
+	FeatureSize           uint64 = 1 << 0
+	FeatureEmergencyWrite uint64 = 1 << 2
+)
+
+const (
+	queueSize = 128
+	// maxInput is how much input may wait for the guest, in bytes.
+	maxInput = 4096
+
+	receiveQueue  = 0
+	transmitQueue = 1
+
+	// struct virtio_console_config, section 5.3.4.
+	configBytes  = 12
+	offColumns   = 0
+	offRows      = 2
+	offPorts     = 4
+	offEmergency = 8
+)
+
+// Config says what the console is. The zero value is fine.
+type Config struct {
+	// Columns and Rows are the terminal's size in characters; 0 is unknown.
+	Columns, Rows uint16
+}
+
+// Device is the console. It implements [virtio.Device].
+type Device struct {
+	out  *output
+	fed  chan struct{} // input has come
+	room chan struct{} // there is room for input again
+
+	stop  chan struct{} // nil when not active
+	ended sync.WaitGroup
+
+	// serving is held while queues are served, which waits for nothing; it
+	// guards all below.
+	serving  sync.Mutex
+	paused   bool
+	features uint64 // negotiated
+	queues   []*virtio.Queue
+	notify   virtio.Notifier
+	input    []byte
+	offset   int // bytes of the next chain of the transmit queue that are in out
+	size     Config
+	copied   [1024]byte
+}
+
+// New makes a console whose output goes to w. [Device.Close] ends it.
+func New(c Config, w io.Writer) *Device {
+	return &Device{
+		out: newOutput(w), size: c,
+		fed: make(chan struct{}, 1), room: make(chan struct{}, 1),
+	}
+}
+
+// ID implements [virtio.Device].
+func (d *Device) ID() uint16 { return virtio.IDConsole }
+
+// Features implements [virtio.Device].
+func (d *Device) Features() uint64 { return FeatureSize | FeatureEmergencyWrite }
+
+// QueueSizes implements [virtio.Device]: receiveq and transmitq of port 0
+// (5.3.2).
+func (d *Device) QueueSizes() []uint16 { return []uint16{queueSize, queueSize} }
+
+// ReadConfig implements [virtio.Device].
+func (d *Device) ReadConfig(off uint32, p []byte) {
+	d.serving.Lock()
+	size := d.size
+	d.serving.Unlock()
+	var b [configBytes]byte
+	binary.LittleEndian.PutUint16(b[offColumns:], size.Columns)
+	binary.LittleEndian.PutUint16(b[offRows:], size.Rows)
+	binary.LittleEndian.PutUint32(b[offPorts:], 1)
+	if off < configBytes {
+		copy(p, b[off:])
+	}
+}
+
+// WriteConfig implements [virtio.Device]. A write to emerg_wr is a character to
+// write at once, whatever state the device is in (5.3.4); it is dropped if
+// there is no room.
+func (d *Device) WriteConfig(off uint32, p []byte) {
+	if off <= offEmergency && uint64(off)+uint64(len(p)) > offEmergency {
+		d.out.put(p[offEmergency-off:][:1])
+	}
+}
+
+// SetSize changes the terminal's size in characters, and tells the guest.
+func (d *Device) SetSize(columns, rows uint16) {
+	d.serving.Lock()
+	changed := d.size != Config{columns, rows}
+	d.size = Config{columns, rows}
+	notify := d.notify
+	tell := changed && !d.paused && notify != nil && d.features&FeatureSize != 0
+	d.serving.Unlock()
+	if tell {
+		notify.ConfigChanged()
+	}
+}
+
+// Activate implements [virtio.Device].
+func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
+	if d.stop != nil || len(queues) != 2 {
+		return fmt.Errorf("console: activated with %d queues, or twice", len(queues))
+	}
+	stop := make(chan struct{})
+	d.stop = stop
+	d.serving.Lock()
+	d.features, d.queues, d.notify, d.paused = features, queues, n, false
+	d.serving.Unlock()
+	d.out.hold(false)
+	d.ended.Go(func() { d.run(queues[receiveQueue], n, stop, d.fed, d.receive) })
+	d.ended.Go(func() { d.run(queues[transmitQueue], n, stop, d.out.room, d.transmit) })
+	return nil
+}
+
+// run serves a queue when the driver kicks, or something else has come.
+func (d *Device) run(q *virtio.Queue, n virtio.Notifier, stop, other <-chan struct{}, serve func(*virtio.Queue, *virtio.Chain) error) {
+	var chain virtio.Chain
+	for {
+		select {
+		case <-stop:
+			return
+		case <-q.Kick():
+		case <-other:
+		}
+		d.serving.Lock()
+		var err error
+		if !d.paused {
+			err = serve(q, &chain)
+		}
+		d.serving.Unlock()
+		if err != nil {
+			n.NeedsReset(err)
+		}
+	}
+}
+
+// receive moves input into the guest's buffers. serving is held.
+func (d *Device) receive(q *virtio.Queue, c *virtio.Chain) error {
+	for range queueSize {
+		if len(d.input) == 0 {
+			return nil
+		}
+		ok, err := q.Next(c)
+		if err != nil || !ok {
+			return err
+		}
+		n := c.WriteAt(d.input, 0)
+		d.input = d.input[:copy(d.input, d.input[n:])]
+		signal(d.room)
+		if err := q.Done(c, uint32(n)); err != nil {
+			return err
+		}
+		q.Notify()
+	}
+	q.Signal() // a driver may add buffers for ever
+	return nil
+}
+
+// transmit moves what the guest has sent into the output. A chain that does not
+// fit is put back, and taken up again at offset when there is room. serving is
+// held.
+func (d *Device) transmit(q *virtio.Queue, c *virtio.Chain) error {
+	for range queueSize {
+		if d.out.full() {
+			return nil
+		}
+		ok, err := q.Next(c)
+		if err != nil || !ok {
+			return err
+		}
+		for d.offset < c.ReadableLen() {
+			n := c.ReadAt(d.copied[:], d.offset)
+			put := d.out.put(d.copied[:n])
+			d.offset += put
+			if put < n {
+				return q.Rewind(c)
+			}
+		}
+		d.offset = 0
+		if err := q.Done(c, 0); err != nil {
+			return err
+		}
+		q.Notify()
+	}
+	q.Signal()
+	return nil
+}
+
+// ResetQueue implements [virtio.QueueResetter]. No chain is ever out for long,
+// but one may have been taken in part.
+func (d *Device) ResetQueue(index int) {
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	if index == transmitQueue {
+		d.offset = 0
+	}
+}
+
+// Reset implements [virtio.Device]. Input that the guest has not read stays.
+func (d *Device) Reset() {
+	if d.stop != nil {
+		close(d.stop)
+		d.ended.Wait()
+		d.stop = nil
+	}
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.paused, d.features, d.queues, d.notify, d.offset = false, 0, nil, nil, 0
+	d.out.hold(false)
+}
+
+// Pause implements [virtio.Device]. A line that the guest has begun and not
+// ended is kept back, to be printed whole wherever the guest goes on.
+func (d *Device) Pause(context.Context) error {
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.paused = true
+	d.out.hold(true)
+	return nil
+}
+
+// Resume implements [virtio.Device].
+func (d *Device) Resume() error {
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.paused = false
+	d.out.hold(false)
+	signal(d.fed)
+	return nil
+}
+
+// Drain waits until the writer has taken all that the guest has sent, but for a
+// line that is kept back, or until ctx ends, whose error it returns then.
+func (d *Device) Drain(ctx context.Context) error { return d.out.drain(ctx) }
+
+// Close implements [virtio.Device]. What the writer has not taken is lost
+// ([Device.Drain] first). It waits for a Write under way: close a writer that
+// is stuck before the console. It returns the first error of the writer.
+func (d *Device) Close() error { return d.out.close() }
+
+// signal makes whoever waits for c look again.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,69 @@
+package console
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// Input is where a console's input comes from.
+type Input interface {
+	// ReadInput waits for input and stores it in p. It returns ctx's error
+	// when that ends, and io.EOF when there will never be more.
+	ReadInput(ctx context.Context, p []byte) (int, error)
+}
+
+// Feed takes input for the guest, as much of p as there is room for, and
+// returns how much that was. It does not wait. Input may come before the guest
+// has a driver.
+func (d *Device) Feed(p []byte) int {
+	d.serving.Lock()
+	n := min(len(p), maxInput-len(d.input))
+	d.input = append(d.input, p[:n]...)
+	d.serving.Unlock()
+	signal(d.fed)
+	return n
+}
+
+// Serve feeds the guest from in until ctx ends, or in's input does (nil), or
+// reading fails. It reads only what there is room for, so that nothing is lost
+// when it ends: what was read is in the console, and in its saved state.
+//
+// A machine whose state is to be saved ends Serve first, and waits for it. There
+// is one Serve at a time, and no Feed beside it.
+func (d *Device) Serve(ctx context.Context, in Input) error {
+	buf := make([]byte, 1024)
+	for {
+		n, err := d.inputRoom(ctx)
+		if err != nil {
+			return err
+		}
+		n, err = in.ReadInput(ctx, buf[:min(n, len(buf))])
+		d.Feed(buf[:n])
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// inputRoom waits until input can be taken, and returns how much.
+func (d *Device) inputRoom(ctx context.Context) (int, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		d.serving.Lock()
+		n := maxInput - len(d.input)
+		d.serving.Unlock()
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-d.room:
+		case <-ctx.Done():
+		}
+	}
+}
