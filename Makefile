@@ -6,7 +6,7 @@ FUZZTIME ?= 5
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build demo test accept setup lint unit fuzz bench guest clean help
+.PHONY: build demo test accept setup lint unit fuzz bench test-kernel guest clean help
 
 build: ## bin/govmm: static, with the version from git
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
@@ -39,6 +39,10 @@ bench: ## speeds: compare two of one run, quote the ratio
 	go test -run '^$$' -bench . -timeout 60m ./test
 	go test -run '^$$' -bench . -p 1 -timeout 60m $$(go list ./... | grep -v '/test$$')
 
+test-kernel: ## build the Linux test kernel into the user's cache, if it is not there
+	test/kernel/build.sh noacpi
+	test/kernel/build.sh acpi
+
 guest: ## rebuild the demo guest; fails if the committed binary differs
 	$(MAKE) -C guest check
 
@@ -47,4 +51,4 @@ clean: ## remove what was built
 	$(MAKE) -C guest clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
