@@ -230,7 +230,15 @@ func (m *Machine) createVCPUs() error {
 	if err != nil {
 		return err
 	}
-	m.msrs = savedMSRs(list)
+	// Which of them there are depends on CPUID alone. To be told so for each one
+	// that is not takes a system call, better now than while the guest is down.
+	present, err := readMSRs(m.vcpus[0].kvm, savedMSRs(list))
+	if err != nil {
+		return err
+	}
+	for _, p := range present {
+		m.msrs = append(m.msrs, p.Index)
+	}
 	for _, c := range m.vcpus {
 		m.gate.enter()
 		m.threads.Go(c.loop)

@@ -75,7 +75,7 @@ func TestStartPaused(t *testing.T) {
 // TestPauseAgainstAll pauses, resumes and hands over from several goroutines,
 // and stops the machine in the middle of it.
 func TestPauseAgainstAll(t *testing.T) {
-	for range 10 {
+	for range 5 {
 		m := newCounting(t)
 		src := m.Source()
 		var callers sync.WaitGroup
@@ -122,7 +122,7 @@ func TestPauseAgainstAll(t *testing.T) {
 // either comes first, nobody hangs.
 func TestEndWhilePausing(t *testing.T) {
 	for _, key := range []string{"p", "t", "r"} {
-		for range 10 {
+		for range 5 {
 			con := newTape()
 			m := newMachine(t, 2, obey, con)
 			check(t, m.Start(false))

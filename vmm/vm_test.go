@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/guest"
 	"github.com/govmm/govmm/migrate"
@@ -30,6 +31,14 @@ func run(t *testing.T, vm *VM, con *tape) *ran {
 		r.out <- out
 	}()
 	t.Cleanup(func() { check(t, vm.Stop()) })
+	started := func() bool {
+		vm.lifeMu.Lock()
+		defer vm.lifeMu.Unlock()
+		return vm.life != lifeNew
+	}
+	for !started() { // a VM that is stopped before is not run
+		time.Sleep(100 * time.Microsecond)
+	}
 	return r
 }
 
