@@ -192,6 +192,9 @@ func TestReadOnly(t *testing.T) {
 	if !bytes.Equal(content(t, path), disk) {
 		t.Fatal("the file has changed")
 	}
+	if d.Stats().Errors != 0 {
+		t.Fatal("the host was asked to write")
+	}
 }
 
 // A file that becomes shorter is an error of the host: the driver gets IOERR,
