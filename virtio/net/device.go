@@ -1,0 +1,139 @@
+package net
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+var _ virtio.Device = (*Device)(nil)
+
+// ID is the device type.
+func (d *Device) ID() uint16 { return virtio.IDNet }
+
+// Features are those of this device and of its backend.
+func (d *Device) Features() uint64 {
+	f := FeatureMAC | FeatureStatus | FeatureMergeableRxBuffers | FeatureCtrlVQ | FeatureCtrlMACAddr | FeatureGuestAnnounce
+	f |= d.cfg.Backend.Offloads() & (hostOffloads | guestOffloads)
+	if f&guestOffloads != 0 {
+		f |= FeatureCtrlGuestOffloads
+	}
+	if d.cfg.MTU != 0 {
+		f |= FeatureMTU
+	}
+	if len(d.ports) > 1 {
+		f |= FeatureMultiQueue
+	}
+	return f
+}
+
+// QueueSizes is a receive and a transmit queue for each pair, and the control
+// queue (section 5.1.2).
+func (d *Device) QueueSizes() []uint16 {
+	var sizes []uint16
+	for range 2 * len(d.ports) {
+		sizes = append(sizes, queueSize)
+	}
+	return append(sizes, controlSize)
+}
+
+// Activate starts serving the queues. Without VIRTIO_NET_F_MQ there is one pair
+// and the control queue comes right behind it.
+func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
+	d.config.Lock()
+	d.features, d.notifier = features, n
+	s := d.state
+	d.config.Unlock()
+
+	pairs := 1
+	if features&FeatureMultiQueue != 0 {
+		pairs = len(d.ports)
+	}
+	if int(s.Pairs) > pairs {
+		return fmt.Errorf("net %s: %d queue pairs in use of %d", d.cfg.Backend.Name(), s.Pairs, pairs)
+	}
+	for i := range pairs {
+		d.receivers = append(d.receivers, startReceiver(d, i, queues[2*i], n, features))
+		d.senders = append(d.senders, virtio.StartWorker(queues[2*i+1], n, newSender(d, i, features).serve))
+	}
+	guest := features & guestOffloads
+	if s.OffloadsSet {
+		guest &= s.Offloads
+	}
+	// The host's failures have been told. One that has gone leaves a device
+	// whose link is down; a guest is not stopped by that.
+	if !d.setOffloads(guest) || !d.setPairs(int(s.Pairs)) {
+		d.config.Lock()
+		s.Status &^= statusLinkUp
+		d.setState(s)
+		d.config.Unlock()
+	}
+	if features&FeatureCtrlVQ != 0 {
+		d.control = virtio.StartWorker(queues[2*pairs], n, (&controller{d: d, n: n, features: features}).serve)
+	}
+	return nil
+}
+
+// Reset stops serving and forgets what the driver set.
+func (d *Device) Reset() {
+	d.endAnnouncement()
+	if d.control != nil {
+		d.control.Stop()
+	}
+	for _, w := range d.senders {
+		w.Stop()
+	}
+	for _, r := range d.receivers {
+		r.end()
+	}
+	d.control, d.senders, d.receivers = nil, nil, nil
+	d.config.Lock()
+	defer d.config.Unlock()
+	d.features, d.notifier = 0, nil
+	d.setState(d.fresh())
+}
+
+// Pause returns when no frame is being moved.
+func (d *Device) Pause(ctx context.Context) error {
+	d.endAnnouncement()
+	if d.control != nil {
+		// First: it may be starting and stopping receivers.
+		if err := d.control.Pause(ctx); err != nil {
+			return err
+		}
+	}
+	for _, w := range d.senders {
+		if err := w.Pause(ctx); err != nil {
+			return err
+		}
+	}
+	for _, r := range d.receivers {
+		if err := r.pause(); err != nil {
+			return fmt.Errorf("net %s: %w", d.cfg.Backend.Name(), err)
+		}
+	}
+	return nil
+}
+
+// Resume undoes Pause.
+func (d *Device) Resume() error {
+	for _, r := range d.receivers {
+		r.resume()
+	}
+	for _, w := range d.senders {
+		w.Resume()
+	}
+	if d.control != nil {
+		d.control.Resume()
+	}
+	return nil
+}
+
+// Close closes the backend.
+func (d *Device) Close() error {
+	if err := d.cfg.Backend.Close(); err != nil {
+		return fmt.Errorf("net: %w", err)
+	}
+	return nil
+}

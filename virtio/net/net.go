@@ -1,0 +1,277 @@
+// Package net is the network device, virtio 1.2 section 5.1, and the tap
+// devices of the host that it sends to and receives from.
+//
+// A frame is what travels on Ethernet with a struct virtio_net_hdr in front of
+// it ([HeaderBytes]), both to the guest and to the tap: what one side leaves to
+// be done by the other (checksums, segmentation) is said there. Frames are
+// copied once, through a buffer of each queue; nothing is allocated for one.
+package net
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	stdnet "net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// Feature bits, section 5.1.3.
+const (
+	FeatureCsum               uint64 = 1 << 0 // the device takes frames without a checksum
+	FeatureGuestCsum          uint64 = 1 << 1 // the driver does
+	FeatureCtrlGuestOffloads  uint64 = 1 << 2
+	FeatureMTU                uint64 = 1 << 3
+	FeatureMAC                uint64 = 1 << 5
+	FeatureGuestTSO4          uint64 = 1 << 7
+	FeatureGuestTSO6          uint64 = 1 << 8
+	FeatureGuestECN           uint64 = 1 << 9
+	FeatureHostTSO4           uint64 = 1 << 11
+	FeatureHostTSO6           uint64 = 1 << 12
+	FeatureHostECN            uint64 = 1 << 13
+	FeatureMergeableRxBuffers uint64 = 1 << 15
+	FeatureStatus             uint64 = 1 << 16
+	FeatureCtrlVQ             uint64 = 1 << 17
+	FeatureGuestAnnounce      uint64 = 1 << 21
+	FeatureMultiQueue         uint64 = 1 << 22
+	FeatureCtrlMACAddr        uint64 = 1 << 23
+	FeatureGuestUSO4          uint64 = 1 << 54
+	FeatureGuestUSO6          uint64 = 1 << 55
+	FeatureHostUSO            uint64 = 1 << 56
+
+	// offloads are those that a backend has to know.
+	hostOffloads  = FeatureCsum | FeatureHostTSO4 | FeatureHostTSO6 | FeatureHostECN | FeatureHostUSO
+	guestOffloads = FeatureGuestCsum | FeatureGuestTSO4 | FeatureGuestTSO6 | FeatureGuestECN | FeatureGuestUSO4 | FeatureGuestUSO6
+)
+
+// Limits.
+const (
+	// MaxQueuePairs is how many queue pairs a device may have.
+	MaxQueuePairs = 16
+	// queueSize is that of the receive and transmit queues.
+	queueSize = 256
+	// controlSize is that of the control queue.
+	controlSize = 64
+	// maxFrame is the longest frame, without its header: what segmentation can
+	// start from, and two VLAN tags (section 5.1.6.3.1).
+	maxFrame = 65535 + etherHeader + 8
+	// etherHeader is the shortest frame that can be.
+	etherHeader = 14
+)
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+func (m MAC) String() string { return stdnet.HardwareAddr(m[:]).String() }
+
+// ParseMAC reads an address of a single station in the usual notation.
+func ParseMAC(s string) (MAC, error) {
+	hw, err := stdnet.ParseMAC(s)
+	if err != nil || len(hw) != 6 {
+		return MAC{}, fmt.Errorf("MAC address %q: want six bytes, as in 52:54:00:12:34:56", s)
+	}
+	m := MAC(hw)
+	if !m.valid() {
+		return MAC{}, fmt.Errorf("MAC address %s: not one of a single station", m)
+	}
+	return m, nil
+}
+
+// valid: neither a group's address nor none at all.
+func (m MAC) valid() bool { return m[0]&1 == 0 && m != MAC{} }
+
+// Backend is where frames go to and come from: a tap, see [OpenTap].
+type Backend interface {
+	// Name is what users call it.
+	Name() string
+	// Ports are its queues, one for each queue pair of the device.
+	Ports() []Port
+	// Offloads are the features, of those that begin with Guest and Host and
+	// Csum, that it can do.
+	Offloads() uint64
+	// SetOffloads says which of the Guest features the guest can take now.
+	SetOffloads(guest uint64) error
+	// SetPairs attaches the first n ports and detaches the others: frames
+	// come to those that are attached.
+	SetPairs(n int) error
+	// Close gives it back to the host.
+	Close() error
+}
+
+// Port is one queue of a backend. Read is called by one goroutine at a time;
+// what else there is, by any.
+type Port interface {
+	// Read waits for a frame. idle is called before it has to wait. What is
+	// longer than p is cut off. It fails with [ErrInterrupted] after
+	// Interrupt until Continue; any other error is the end of the backend.
+	Read(p []byte, idle func()) (int, error)
+	// Write sends a frame; it does not wait. A frame that the host does not
+	// take, because it is full or the frame is not right, is [ErrDropped]; any
+	// other error is the end of the backend.
+	Write(p []byte) error
+	// Interrupt makes Read return, until Continue.
+	Interrupt() error
+	// Continue undoes Interrupt.
+	Continue() error
+}
+
+var (
+	// ErrInterrupted: a Read was called off.
+	ErrInterrupted = errors.New("interrupted")
+	// ErrDropped: the host did not take a frame.
+	ErrDropped = errors.New("the frame was dropped")
+)
+
+// Config is what a device is made from.
+type Config struct {
+	Backend Backend // required; Close of the device closes it
+	MAC     MAC     // required; the guest may change it
+	MTU     uint16  // that of the guest's link; 0: the guest is not told, and may send any
+	// Logf gets one line at a time of what a user should know; nil: nothing.
+	Logf func(format string, args ...any)
+}
+
+// Device is the network device. It implements virtio.Device.
+type Device struct {
+	cfg   Config
+	ports []Port
+
+	config   sync.Mutex // guards the fields down to notifier
+	state    State
+	features uint64
+	notifier virtio.Notifier // nil when not active
+
+	linkUp atomic.Bool  // a copy of state.Status's bit, for every frame
+	pairs  atomic.Int32 // a copy of state.Pairs
+	gone   atomic.Bool  // the backend is; it was said
+
+	// What follows belongs to the transport's calls, one at a time; receivers
+	// are also used by the control queue's worker, which they stop first.
+	control      *virtio.Worker
+	senders      []*virtio.Worker
+	receivers    []*receiver
+	announcement *announcement
+
+	counters counters
+}
+
+// Status bits of the configuration, section 5.1.4.
+const (
+	statusLinkUp   = 1
+	statusAnnounce = 2
+)
+
+// New makes a device that no driver knows.
+func New(cfg Config) (*Device, error) {
+	if cfg.Backend == nil {
+		return nil, errors.New("net: needs a backend")
+	}
+	ports := cfg.Backend.Ports()
+	if len(ports) < 1 || len(ports) > MaxQueuePairs {
+		return nil, fmt.Errorf("net %s: %d queue pairs, 1 to %d are possible", cfg.Backend.Name(), len(ports), MaxQueuePairs)
+	}
+	if !cfg.MAC.valid() {
+		return nil, fmt.Errorf("net %s: MAC address %s is not one of a single station", cfg.Backend.Name(), cfg.MAC)
+	}
+	if cfg.MTU != 0 && cfg.MTU < minMTU {
+		return nil, fmt.Errorf("net %s: an MTU of %d; the smallest is %d", cfg.Backend.Name(), cfg.MTU, minMTU)
+	}
+	if cfg.Logf == nil {
+		cfg.Logf = func(string, ...any) {}
+	}
+	d := &Device{cfg: cfg, ports: ports}
+	d.setState(d.fresh())
+	return d, nil
+}
+
+// minMTU is IPv4's; section 5.1.4.1.
+const minMTU = 68
+
+// SetLink plugs the cable in or pulls it. Frames of a link that is down are
+// dropped both ways.
+func (d *Device) SetLink(up bool) {
+	d.changeConfig(func(s *State) {
+		s.Status &^= statusLinkUp
+		if up && !d.gone.Load() {
+			s.Status |= statusLinkUp
+		}
+	})
+}
+
+// MAC is the address that the guest has now.
+func (d *Device) MAC() MAC {
+	d.config.Lock()
+	defer d.config.Unlock()
+	return d.state.MAC
+}
+
+// setState sets the state and the copies of it. The lock is held, or nobody
+// else knows d.
+func (d *Device) setState(s State) {
+	d.state = s
+	d.linkUp.Store(s.Status&statusLinkUp != 0)
+	d.pairs.Store(int32(s.Pairs))
+}
+
+// changeConfig changes what the driver reads and tells it, if there is one.
+func (d *Device) changeConfig(change func(*State)) {
+	d.config.Lock()
+	s := d.state
+	change(&s)
+	d.setState(s)
+	n := d.notifier
+	d.config.Unlock()
+	if n != nil {
+		n.ConfigChanged()
+	}
+}
+
+// lost says, once, that the backend has gone, and takes the link down.
+func (d *Device) lost(err error) {
+	if d.gone.Swap(true) {
+		return
+	}
+	d.cfg.Logf("net: %s is gone, the guest's link is down: %v", d.cfg.Backend.Name(), err)
+	d.SetLink(false)
+}
+
+// ReadConfig fills p from struct virtio_net_config, section 5.1.4.
+func (d *Device) ReadConfig(off uint32, p []byte) {
+	var c [12]byte
+	d.config.Lock()
+	copy(c[:], d.state.MAC[:])
+	binary.LittleEndian.PutUint16(c[6:], d.state.Status)
+	d.config.Unlock()
+	binary.LittleEndian.PutUint16(c[8:], uint16(len(d.ports)))
+	binary.LittleEndian.PutUint16(c[10:], d.cfg.MTU)
+	if off < uint32(len(c)) {
+		copy(p, c[off:])
+	}
+}
+
+// WriteConfig does nothing: no field is the driver's. The MAC address changes
+// by the control queue.
+func (d *Device) WriteConfig(uint32, []byte) {}
+
+// Counters are frames and bytes since the device was made, as the guest counts
+// directions.
+type Counters struct {
+	RxFrames, RxBytes, RxDropped uint64
+	TxFrames, TxBytes, TxDropped uint64
+}
+
+type counters struct {
+	rxFrames, rxBytes, rxDropped atomic.Uint64
+	txFrames, txBytes, txDropped atomic.Uint64
+}
+
+// Counters returns what has gone through.
+func (d *Device) Counters() Counters {
+	c := &d.counters
+	return Counters{
+		c.rxFrames.Load(), c.rxBytes.Load(), c.rxDropped.Load(),
+		c.txFrames.Load(), c.txBytes.Load(), c.txDropped.Load(),
+	}
+}

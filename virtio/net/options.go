@@ -1,0 +1,145 @@
+package net
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os/user"
+	"strconv"
+	"strings"
+)
+
+// Options is what `--net` says.
+type Options struct {
+	// Tap is the host's interface; empty: a new one, govmm0 and so on.
+	Tap string
+	// Bridge is what the tap is made a port of; empty: whatever it is.
+	Bridge string
+	// MAC is the guest's address.
+	MAC MAC
+	// MTU of the tap and of the guest's link; 0: the tap's own.
+	MTU uint16
+	// Queues is the number of queue pairs.
+	Queues int
+	// Owner is the user who gets a tap that is made, which then stays; nil: it
+	// goes away with the VMM.
+	Owner *uint32
+}
+
+// ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`.
+// Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
+func ParseOptions(s string) (Options, error) {
+	o := Options{Queues: 1}
+	seen := map[string]bool{}
+	for i, field := range strings.Split(s, ",") {
+		key, value, given := strings.Cut(field, "=")
+		if i == 0 && key != "tap" {
+			return o, fmt.Errorf("--net %s: want tap or tap=NAME first", s)
+		}
+		if seen[key] {
+			return o, fmt.Errorf("--net %s: %s is there twice", s, key)
+		}
+		seen[key] = true
+		if value == "" && (given || key != "tap") {
+			return o, fmt.Errorf("--net %s: %s has no value", s, key)
+		}
+		var err error
+		switch key {
+		case "tap":
+			o.Tap = value
+		case "bridge":
+			o.Bridge = value
+		case "mac":
+			o.MAC, err = ParseMAC(value)
+		case "mtu":
+			var n uint64
+			n, err = strconv.ParseUint(value, 10, 16)
+			if o.MTU = uint16(n); err != nil || n < minMTU {
+				err = fmt.Errorf("mtu=%s: want %d to 65535", value, minMTU)
+			}
+		case "queues":
+			o.Queues, err = strconv.Atoi(value)
+			if err != nil || o.Queues < 1 || o.Queues > MaxQueuePairs {
+				err = fmt.Errorf("queues=%s: want 1 to %d", value, MaxQueuePairs)
+			}
+		case "owner":
+			o.Owner, err = parseOwner(value)
+		default:
+			err = fmt.Errorf("%q is not one of tap, bridge, mac, mtu, queues, owner", key)
+		}
+		if err != nil {
+			return o, fmt.Errorf("--net %s: %w", s, err)
+		}
+	}
+	if o.MAC == (MAC{}) {
+		o.MAC = randomMAC()
+	}
+	if err := o.validate(); err != nil {
+		return o, fmt.Errorf("--net %s: %w", s, err)
+	}
+	return o, nil
+}
+
+// String is the options as ParseOptions reads them.
+func (o Options) String() string {
+	s := "tap"
+	if o.Tap != "" {
+		s += "=" + o.Tap
+	}
+	if o.Bridge != "" {
+		s += ",bridge=" + o.Bridge
+	}
+	s += ",mac=" + o.MAC.String()
+	if o.MTU != 0 {
+		s += fmt.Sprintf(",mtu=%d", o.MTU)
+	}
+	s += fmt.Sprintf(",queues=%d", o.Queues)
+	if o.Owner != nil {
+		s += fmt.Sprintf(",owner=%d", *o.Owner)
+	}
+	return s
+}
+
+func (o Options) validate() error {
+	for _, name := range []string{o.Tap, o.Bridge} {
+		if name != "" && !validInterface(name) {
+			return fmt.Errorf("interface %q: not a name, 1 to 15 characters without %%, : and /", name)
+		}
+	}
+	switch {
+	case !o.MAC.valid():
+		return fmt.Errorf("MAC address %s: not one of a single station", o.MAC)
+	case o.MTU != 0 && o.MTU < minMTU:
+		return fmt.Errorf("an MTU of %d: the smallest is %d", o.MTU, minMTU)
+	case o.Queues < 1 || o.Queues > MaxQueuePairs:
+		return fmt.Errorf("%d queue pairs: want 1 to %d", o.Queues, MaxQueuePairs)
+	}
+	return nil
+}
+
+// validInterface is the kernel's dev_valid_name, without patterns.
+func validInterface(s string) bool {
+	return len(s) < 16 && s != "." && s != ".." && !strings.ContainsAny(s, "%/: \t\n\v\f\r\x00")
+}
+
+func parseOwner(s string) (*uint32, error) {
+	id := s
+	if _, err := strconv.ParseUint(s, 10, 32); err != nil {
+		u, err := user.Lookup(s)
+		if err != nil {
+			return nil, fmt.Errorf("owner=%s: %w", s, err)
+		}
+		id = u.Uid
+	}
+	n, err := strconv.ParseUint(id, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("owner=%s: %w", s, err)
+	}
+	uid := uint32(n)
+	return &uid, nil
+}
+
+func randomMAC() MAC {
+	m := MAC{0x52, 0x54, 0x00}
+	_, _ = rand.Read(m[3:]) // never fails
+	return m
+}

@@ -1,0 +1,45 @@
+package net_test
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/govmm/govmm/virtio/net"
+)
+
+func TestParseOptions(t *testing.T) {
+	uid := uint32(1000)
+	for s, want := range map[string]net.Options{
+		"tap,mac=52:54:00:01:02:03": {MAC: guestMAC, Queues: 1},
+		"tap=tap0,bridge=br0,mac=52:54:00:01:02:03,mtu=9000,queues=4,owner=1000": {
+			Tap: "tap0", Bridge: "br0", MAC: guestMAC, MTU: 9000, Queues: 4, Owner: &uid,
+		},
+	} {
+		got, err := net.ParseOptions(s)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %+v, %v", s, got, err)
+		}
+		if again, err := net.ParseOptions(got.String()); err != nil || !reflect.DeepEqual(again, got) {
+			t.Errorf("%s: again %+v, %v", got, again, err)
+		}
+	}
+	a, err := net.ParseOptions("tap")
+	check(t, err)
+	b, err := net.ParseOptions("tap,owner=root")
+	check(t, err)
+	if a.MAC == b.MAC || !strings.HasPrefix(a.MAC.String(), "52:54:00:") || b.Owner == nil || *b.Owner != 0 {
+		t.Errorf("%+v, %+v", a, b)
+	}
+	for _, bad := range []string{
+		"", "user", "bridge=br0", "tap=", "tap=a,tap=b", "tap=sixteencharacter", "tap=a/b", "tap=tap%d", "tap=..", "tap,bridge", "tap,bridge=",
+		"tap,mac=01:00:5e:00:00:01", "tap,mac=00:00:00:00:00:00", "tap,mac=1", "tap,mac=02:00:00:00:00:00:00:01",
+		"tap,mtu=67", "tap,mtu=65536", "tap,mtu=-1", "tap,queues=0", "tap,queues=17", "tap,queues=two", "tap,owner=no-such-user", "tap,vhost=on", "tap,,",
+	} {
+		if o, err := net.ParseOptions(bad); err == nil {
+			t.Errorf("%q was taken for %+v", bad, o)
+		} else if strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: more than a line: %v", bad, err)
+		}
+	}
+}
