@@ -59,6 +59,8 @@ type Topology struct {
 	DiscardAlign uint32 // sectors
 }
 
+var _ virtio.Device = (*Device)(nil)
+
 // Device is a disk. It implements [virtio.Device].
 type Device struct {
 	config Config

@@ -52,6 +52,11 @@ type Config struct {
 	Columns, Rows uint16
 }
 
+var (
+	_ virtio.Device        = (*Device)(nil)
+	_ virtio.QueueResetter = (*Device)(nil)
+)
+
 // Device is the console. It implements [virtio.Device].
 type Device struct {
 	out  *output

@@ -538,3 +538,30 @@ func FuzzRequests(f *testing.F) {
 		}
 	})
 }
+
+// FuzzState loads anything: it is refused, or it is what is saved again.
+func FuzzState(f *testing.F) {
+	good, err := encode.Marshal(State{Version: stateVersion, Input: []byte("in"), Line: []byte("out"), Offset: 7})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, twin := New(Config{}, io.Discard), New(Config{}, io.Discard)
+		defer d.Close()
+		defer twin.Close()
+		if d.LoadState(b) != nil {
+			return
+		}
+		once, err := d.SaveState()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := twin.LoadState(once); err != nil {
+			t.Fatal(err)
+		}
+		if twice, err := twin.SaveState(); err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("%x, then %x, %v", once, twice, err)
+		}
+	})
+}

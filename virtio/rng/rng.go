@@ -36,6 +36,8 @@ type Config struct {
 	Rate uint64
 }
 
+var _ virtio.Device = (*Device)(nil)
+
 // Device is the entropy device. It implements [virtio.Device]. Nothing of it
 // travels with a migration but its queue.
 type Device struct {
