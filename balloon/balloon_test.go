@@ -2,6 +2,7 @@ package balloon_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -195,4 +196,21 @@ func TestBadState(t *testing.T) {
 	if err := b.LoadState(nil); err == nil {
 		t.Error("nothing was taken for a state")
 	}
+}
+
+// A pause that there is no time for leaves a device that works.
+func TestPauseThatFails(t *testing.T) {
+	r := newRig(t, allOf)
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 20 {
+		if err := r.b.Pause(over); err == nil {
+			check(t, r.b.Resume())
+		}
+		r.pfns(inflate, 1)
+		r.pfns(deflate, 1)
+		r.free(1, 1)
+		r.wait(hint)
+	}
+	r.needsReset(false)
 }

@@ -2,6 +2,7 @@ package balloon
 
 import (
 	"context"
+	"errors"
 
 	"github.com/govmm/govmm/virtio"
 )
@@ -84,8 +85,16 @@ func (b *Balloon) Reset() {
 	}
 }
 
-// Pause returns when no request is being served.
+// Pause returns when no request is being served. If ctx ends first, everything
+// goes on.
 func (b *Balloon) Pause(ctx context.Context) error {
+	if err := b.pause(ctx); err != nil {
+		return errors.Join(err, b.Resume())
+	}
+	return nil
+}
+
+func (b *Balloon) pause(ctx context.Context) error {
 	for _, w := range b.workers {
 		if err := w.Pause(ctx); err != nil {
 			return err

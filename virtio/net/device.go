@@ -2,6 +2,7 @@ package net
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/govmm/govmm/virtio"
@@ -94,9 +95,17 @@ func (d *Device) Reset() {
 	d.setState(d.fresh())
 }
 
-// Pause returns when no frame is being moved.
+// Pause returns when no frame is being moved. If ctx ends first, everything
+// goes on.
 func (d *Device) Pause(ctx context.Context) error {
 	d.endAnnouncement()
+	if err := d.pause(ctx); err != nil {
+		return errors.Join(fmt.Errorf("net %s: %w", d.cfg.Backend.Name(), err), d.Resume())
+	}
+	return nil
+}
+
+func (d *Device) pause(ctx context.Context) error {
 	if d.control != nil {
 		// First: it may be starting and stopping receivers.
 		if err := d.control.Pause(ctx); err != nil {
@@ -110,7 +119,7 @@ func (d *Device) Pause(ctx context.Context) error {
 	}
 	for _, r := range d.receivers {
 		if err := r.pause(); err != nil {
-			return fmt.Errorf("net %s: %w", d.cfg.Backend.Name(), err)
+			return err
 		}
 	}
 	return nil

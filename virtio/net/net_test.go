@@ -2,6 +2,7 @@ package net_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"math/rand/v2"
 	"runtime"
@@ -444,5 +445,24 @@ func TestNoAllocation(t *testing.T) {
 	}
 	if n := after.Mallocs - before.Mallocs; n > frames/4 {
 		t.Errorf("%d allocations for %d frames", n, frames)
+	}
+}
+
+// A pause that there is no time for leaves a device that works.
+func TestPauseThatFails(t *testing.T) {
+	r := newRig(t, 2, plain|net.FeatureMultiQueue)
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 20 {
+		if err := r.d.Pause(over); err == nil {
+			check(t, r.d.Resume())
+		}
+		if a := r.command(3, 0); a != 0 {
+			t.Errorf("answer %d", a)
+		}
+		r.send(0, frame(60))
+	}
+	if n := r.d.Counters(); n.TxFrames != 20 {
+		t.Errorf("counted %+v", n)
 	}
 }
