@@ -17,12 +17,6 @@ func DebianKernel() (string, error) {
 		`$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)`, "boot/vmlinuz-*")
 }
 
-// Busybox returns the path of a static busybox, from Debian's package
-// busybox-static, fetched in the same way.
-func Busybox() (string, error) {
-	return fromDebian("busybox", "busybox-static", "bin/busybox")
-}
-
 // fromDebian returns the path of name in the cache. If it is not there, it is
 // the one file of a package, both given as the shell takes them.
 func fromDebian(name, pkg, file string) (string, error) {
