@@ -9,6 +9,8 @@ need make make
 need gcc gcc        # the race detector, and the demo guest
 need ld binutils
 need qemu-system-x86_64 qemu-system-x86 # boots the demo guest too
+need qemu-img qemu-utils  # makes images that are refused, and holds locks on others
+need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks
 need cpio cpio          # checks initial RAM disks
