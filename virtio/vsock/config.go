@@ -1,0 +1,121 @@
+package vsock
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+)
+
+const (
+	// MinCID and MaxCID bound what a guest can be called: 0 to 2 are the
+	// hypervisor, the loopback and the host, 2^32-1 is any (vsock(7)), and the
+	// upper half of the field is reserved (section 5.10.4).
+	MinCID = 3
+	MaxCID = math.MaxUint32 - 1
+	// DefaultCID is the guest's when nothing else is said. Guests do not reach
+	// each other, so all may have the same.
+	DefaultCID = MinCID
+
+	// maxPath leaves room in sun_path, 108 bytes with its zero (unix(7)), for
+	// the longest _PORT.
+	maxPath = 107 - len("_4294967295")
+)
+
+// Config says what the device is: plain data.
+type Config struct {
+	// CID is the guest's context id, [MinCID] to [MaxCID]; 0 is [DefaultCID].
+	CID uint32
+	// Path is the unix socket by which programs of the host reach the guest.
+	// The guest reaches sockets of the host at Path, an underscore and the
+	// port's number.
+	Path string
+}
+
+// ParseConfig parses the value of a --vsock option: PATH, or a list such as
+// cid=3,path=PATH. A comma that belongs to the path is written twice.
+func ParseConfig(option string) (Config, error) {
+	var c Config
+	fail := func(format string, a ...any) (Config, error) {
+		return Config{}, fmt.Errorf("vsock %q: %s", option, fmt.Sprintf(format, a...))
+	}
+	seen := map[string]bool{}
+	for i, item := range splitOption(option) {
+		key, value, has := strings.Cut(item, "=")
+		if i == 0 && !has {
+			key, value = "path", item
+		}
+		if seen[key] {
+			return fail("%s is given twice", key)
+		}
+		seen[key] = true
+		switch key {
+		case "path":
+			c.Path = value
+		case "cid":
+			n, err := strconv.ParseUint(value, 10, 32)
+			if err != nil || n < MinCID || n > MaxCID {
+				return fail("cid=%s: a number from %d to %d is needed", value, MinCID, uint32(MaxCID))
+			}
+			c.CID = uint32(n)
+		default:
+			return fail("%q is not known: use path=, cid= (a comma in a path is written twice)", key)
+		}
+	}
+	if err := c.Validate(); err != nil {
+		return fail("%v", err)
+	}
+	return c, nil
+}
+
+// splitOption splits at single commas; two are one that belongs to the item.
+func splitOption(s string) []string {
+	var items []string
+	var item strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] != ',':
+			item.WriteByte(s[i])
+		case i+1 < len(s) && s[i+1] == ',':
+			item.WriteByte(',')
+			i++
+		default:
+			items = append(items, item.String())
+			item.Reset()
+		}
+	}
+	return append(items, item.String())
+}
+
+// Validate says what is wrong with the values; no file is looked at.
+func (c Config) Validate() error {
+	switch {
+	case c.Path == "":
+		return fmt.Errorf("path=PATH is missing")
+	case strings.IndexByte(c.Path, 0) >= 0:
+		return fmt.Errorf("the path has a zero byte")
+	case c.Path[0] == '@':
+		return fmt.Errorf("path=%s: a file is needed; ./%s is one", c.Path, c.Path)
+	case len(c.Path) > maxPath:
+		return fmt.Errorf("a path of %d bytes; %d are possible, since a unix socket's name is short and the ports' have a number behind it", len(c.Path), maxPath)
+	case c.CID != 0 && (c.CID < MinCID || c.CID > MaxCID):
+		return fmt.Errorf("cid %d: %d to %d are possible", c.CID, MinCID, uint32(MaxCID))
+	}
+	return nil
+}
+
+// String returns the option that [ParseConfig] makes c of.
+func (c Config) String() string {
+	s := "path=" + strings.ReplaceAll(c.Path, ",", ",,")
+	if c.CID != 0 {
+		s += ",cid=" + strconv.FormatUint(uint64(c.CID), 10)
+	}
+	return s
+}
+
+func (c Config) cid() uint32 {
+	if c.CID == 0 {
+		return DefaultCID
+	}
+	return c.CID
+}

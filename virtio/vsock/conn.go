@@ -1,0 +1,327 @@
+package vsock
+
+import (
+	"net"
+	"time"
+)
+
+// ports name a connection: there is one host and one guest.
+type ports struct{ host, guest uint32 }
+
+const (
+	// answerTime is how long the guest may take to answer a connection of the
+	// host, or to confirm the end of one. Linux waits for 2 and for 8 s.
+	answerTime = 10 * time.Second
+	// drainTime is how long a program of the host may read nothing, once the
+	// guest's end is closed.
+	drainTime = 10 * time.Second
+	// hurryTime is how long it may take when the VM ends.
+	hurryTime = time.Second
+)
+
+// What a connection has to tell the guest, beside data and its end.
+const (
+	dueRequest = 1 << iota
+	dueResponse
+	dueCredit // CREDIT_UPDATE
+)
+
+// conn is a connection. [Device.serving] guards all that changes of it.
+type conn struct {
+	d  *Device
+	at ports
+
+	host        *net.UnixConn // nil while the host's program is being dialled
+	established bool
+	ended       bool // the guest knows it no more
+	draining    bool // what is in in still goes to the host
+	tasks       int  // goroutines of its own
+	timer       *time.Timer
+
+	due    uint8
+	queued bool // in Device.ready
+
+	// From the guest.
+	greeting []byte // the answer to CONNECT: goes to the host before in
+	in       []byte
+	writing  int    // bytes that left in and are being written
+	written  uint32 // bytes that the host's program has taken: fwd_cnt; wraps, as all on the wire
+	told     uint32 // written, as the guest was told last
+
+	// To the guest.
+	out       []byte
+	sent      uint32
+	peerAlloc uint32 // the guest's buf_alloc and fwd_cnt
+	peerFwd   uint32
+	asked     bool // for credit, and there was none since
+
+	guestShut uint8 // what the guest has shut down
+	hostShut  uint8 // what the host's program has
+	shutSent  uint8 // what the guest was told of that
+
+	gone  chan struct{} // closed when ended
+	fed   chan struct{} // in, or what becomes of it, has changed
+	taken chan struct{} // out is empty
+}
+
+// add makes a connection, which exists from now on. serving is held.
+func (d *Device) add(at ports) *conn {
+	c := &conn{
+		d: d, at: at,
+		gone: make(chan struct{}), fed: make(chan struct{}, 1), taken: make(chan struct{}, 1),
+	}
+	d.conns[at], d.all[c] = c, true
+	return c
+}
+
+// full says that there may be no more connections. serving is held.
+func (d *Device) full() bool { return len(d.all)+len(d.clients) >= maxConnections }
+
+// handle acts on a packet of the guest. serving is held, as in all that
+// follows.
+func (c *conn) handle(h *header) {
+	c.peerAlloc, c.peerFwd = h.BufAlloc, h.FwdCnt
+	if c.asked && c.credit() > 0 {
+		c.asked = false
+	}
+	switch {
+	case h.Op == opReset:
+		// Of a connection that the guest had closed this is the end, else it
+		// is its abortion.
+		c.end(c.guestShut&shutSend != 0)
+		return
+	case h.Op == opResponse && !c.established && c.host != nil && c.due&dueRequest == 0:
+		c.accepted()
+	case h.Op == opCreditUpdate:
+	case h.Op == opCreditRequest:
+		c.due |= dueCredit
+	case h.Op == opShutdown && c.established:
+		if c.shutdown(uint8(h.Flags) & shutBoth) {
+			return
+		}
+	case h.Op == opData && c.established && c.guestShut&shutSend == 0 && c.room(h.Len):
+		c.data(h.Len)
+	default:
+		c.reset(false) // nothing that may come now, or more than there was credit for
+		return
+	}
+	c.enqueue()
+}
+
+// room says whether the guest's credit covers so many bytes.
+func (c *conn) room(n uint32) bool {
+	return uint64(n)+uint64(len(c.in)+c.writing) <= bufferSize
+}
+
+// data takes the payload of the packet in Device.chain.
+func (c *conn) data(n uint32) {
+	if c.hostShut&shutReceive != 0 {
+		c.wrote(n) // nobody reads it
+		return
+	}
+	have := len(c.in)
+	c.in = append(c.in, make([]byte, n)...)
+	c.d.chain.ReadAt(c.in[have:], headerBytes)
+	signal(c.fed)
+}
+
+// wrote counts bytes that need the guest's credit no more, and tells the guest
+// when it is much.
+func (c *conn) wrote(n uint32) {
+	c.written += n
+	if c.written-c.told >= bufferSize/2 {
+		c.due |= dueCredit
+	}
+}
+
+// shutdown is the guest's SHUTDOWN. It says whether the connection has ended,
+// which it does when nothing goes either way (5.10.6.5): what the guest has sent
+// still goes to the host.
+func (c *conn) shutdown(flags uint8) bool {
+	c.guestShut |= flags
+	if c.guestShut == shutBoth {
+		c.reset(true)
+		return true
+	}
+	if c.guestShut&shutReceive != 0 {
+		_ = c.host.CloseRead() // the program learns it when it writes
+		c.out = nil
+		signal(c.taken)
+	}
+	signal(c.fed)
+	return false
+}
+
+// accepted is the guest's RESPONSE to a connection of the host.
+func (c *conn) accepted() {
+	c.timer.Stop()
+	c.greeting = greeting(c.at.host)
+	c.establish()
+}
+
+// establish begins to move data.
+func (c *conn) establish() {
+	c.established = true
+	c.start(c.read)
+	c.start(c.write)
+}
+
+// start starts a goroutine of the connection's.
+func (c *conn) start(f func()) {
+	c.tasks++
+	c.d.tasks.Go(func() {
+		f()
+		c.d.serving.Lock()
+		defer c.d.serving.Unlock()
+		c.tasks--
+		c.release()
+	})
+}
+
+// reset ends the connection and tells the guest.
+func (c *conn) reset(drain bool) {
+	c.end(drain)
+	c.d.sendReset(Reset{CID: hostCID, HostPort: c.at.host, GuestPort: c.at.guest, Type: typeStream})
+}
+
+// end makes the guest know the connection no more. With drain the host's
+// program still gets what the guest has sent.
+func (c *conn) end(drain bool) {
+	if c.ended {
+		return
+	}
+	c.ended = true
+	delete(c.d.conns, c.at)
+	close(c.gone)
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if c.host != nil {
+		if c.draining = drain && c.established; c.draining {
+			_ = c.host.CloseRead()
+			_ = c.host.SetReadDeadline(time.Unix(1, 0)) // ends the goroutine that reads
+			_ = c.host.SetWriteDeadline(time.Now().Add(drainTime))
+			signal(c.fed)
+			if c.d.closed {
+				c.hurry()
+			}
+		} else {
+			_ = c.host.Close() // ends its goroutines
+		}
+	}
+	c.out, c.due = nil, 0
+	c.release()
+}
+
+// hurry makes a connection that is drained end soon.
+func (c *conn) hurry() {
+	if c.host != nil {
+		_ = c.host.SetWriteDeadline(time.Now().Add(hurryTime))
+	}
+}
+
+// release gives back what an ended connection has of the host's.
+func (c *conn) release() {
+	if !c.ended || c.tasks > 0 {
+		return
+	}
+	if c.host != nil {
+		_ = c.host.Close() // nothing is left to be written
+	}
+	delete(c.d.all, c)
+}
+
+// credit is how many bytes the guest has room for. What it says may make no
+// sense; then there is none.
+func (c *conn) credit() uint32 {
+	inFlight := c.sent - c.peerFwd
+	if inFlight >= c.peerAlloc {
+		return 0
+	}
+	return c.peerAlloc - inFlight
+}
+
+// shutDue is what the guest has to be told of the host's shutting down: of the
+// end of what is sent only behind all that was.
+func (c *conn) shutDue() uint8 {
+	due := c.hostShut &^ c.shutSent
+	if len(c.out) > 0 {
+		due &^= shutSend
+	}
+	return due
+}
+
+// wants says whether there is something for the guest.
+func (c *conn) wants() bool {
+	return !c.ended && (c.due != 0 || c.shutDue() != 0 || len(c.out) > 0 && (c.credit() > 0 || !c.asked))
+}
+
+// enqueue gives the connection a turn if it has something for the guest.
+func (c *conn) enqueue() {
+	if !c.queued && c.wants() {
+		c.queued = true
+		c.d.ready = append(c.d.ready, c)
+		signal(c.d.wake)
+	}
+}
+
+// packet returns the next packet for the guest and its payload, at most room
+// bytes. There is one.
+func (c *conn) packet(room int) (header, []byte) {
+	h := header{
+		SrcCID: hostCID, SrcPort: c.at.host, DstPort: c.at.guest, Type: typeStream,
+		BufAlloc: bufferSize, FwdCnt: c.written,
+	}
+	c.told = c.written
+	take := func(due uint8, op uint16) bool {
+		if c.due&due == 0 {
+			return false
+		}
+		c.due &^= due
+		h.Op = op
+		return true
+	}
+	switch n := min(uint32(len(c.out)), c.credit(), uint32(room)); {
+	case take(dueRequest, opRequest), take(dueResponse, opResponse):
+	case n > 0:
+		c.due &^= dueCredit // each packet says it
+		h.Op, h.Len = opData, n
+		return h, c.out[:n]
+	case c.shutDue() != 0:
+		h.Op = opShutdown
+		c.shutSent |= c.shutDue()
+		h.Flags = uint32(c.shutSent)
+		if c.shutSent == shutBoth {
+			c.limit()
+		}
+	case take(dueCredit, opCreditUpdate):
+	default:
+		h.Op, c.asked = opCreditRequest, true
+	}
+	return h, nil
+}
+
+// took is called when a packet, with n bytes of payload, is the guest's.
+func (c *conn) took(n int) {
+	c.sent += uint32(n)
+	if c.out = c.out[n:]; n > 0 && len(c.out) == 0 {
+		signal(c.taken)
+	}
+	c.enqueue()
+}
+
+// limit ends the connection if the guest does not answer. A request that it
+// has not seen needs no RST.
+func (c *conn) limit() {
+	c.timer = time.AfterFunc(c.d.answerTime, func() {
+		c.d.serving.Lock()
+		defer c.d.serving.Unlock()
+		switch {
+		case c.ended || c.established && c.shutSent != shutBoth:
+		case c.due&dueRequest != 0:
+			c.end(false)
+		default:
+			c.reset(false)
+		}
+	})
+}

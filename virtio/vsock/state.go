@@ -1,0 +1,119 @@
+package vsock
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// stateVersion is counted on when State changes its meaning.
+const stateVersion = 1
+
+// State is what of the device travels with a migration. Connections do not:
+// the guest is told so at the destination (TRANSPORT_RESET, section 5.10.6.7),
+// and its driver ends those that are established.
+type State struct {
+	Version uint32
+	CID     uint32
+	// NextPort is that of the host's next connection. It goes on at the
+	// destination, so that no connection there is taken for an old one of the
+	// guest's.
+	NextPort uint32
+	// Resets are what the guest is still to be told: refusals, and the end of
+	// connections that it has asked for and was not answered about, which a
+	// driver does not count among those that TRANSPORT_RESET ends.
+	Resets []Reset
+}
+
+// Reset is an RST packet to the guest.
+type Reset struct {
+	CID       uint64 // from whom
+	HostPort  uint32
+	GuestPort uint32
+	Type      uint16
+}
+
+func (r Reset) header() header {
+	return header{SrcCID: r.CID, SrcPort: r.HostPort, DstPort: r.GuestPort, Type: r.Type, Op: opReset}
+}
+
+var (
+	encode = must(cbor.CoreDetEncOptions().EncMode())
+	decode = must(cbor.DecOptions{
+		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+		IndefLength:       cbor.IndefLengthForbidden,
+		TagsMd:            cbor.TagsForbidden,
+		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
+	}.DecMode())
+)
+
+// must is for the modes above, whose options do not depend on anything.
+func must[M any](m M, err error) M {
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+// SaveState implements [virtio.Device].
+func (d *Device) SaveState() ([]byte, error) {
+	d.serving.Lock()
+	s := State{Version: stateVersion, CID: d.config.cid(), NextPort: d.nextPort, Resets: append([]Reset{}, d.resets...)}
+	for at, c := range d.conns {
+		if c.due&dueResponse != 0 || !c.established && c.host == nil {
+			s.Resets = append(s.Resets, Reset{CID: hostCID, HostPort: at.host, GuestPort: at.guest, Type: typeStream})
+		}
+	}
+	sortResets(s.Resets[len(d.resets):])
+	d.serving.Unlock()
+	b, err := encode.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("vsock: encode its state: %w", err)
+	}
+	return b, nil
+}
+
+func sortResets(r []Reset) {
+	slices.SortFunc(r, func(a, b Reset) int {
+		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.GuestPort, b.GuestPort))
+	})
+}
+
+// LoadState implements [virtio.Device]. The guest will be told that its
+// connections are gone.
+func (d *Device) LoadState(b []byte) error {
+	var s State
+	if err := decode.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("vsock: decode its state: %w", err)
+	}
+	if err := s.check(d.config.cid()); err != nil {
+		return fmt.Errorf("vsock: its state: %w", err)
+	}
+	d.serving.Lock()
+	defer d.serving.Unlock()
+	d.nextPort = s.NextPort
+	d.resets = append([]Reset{}, s.Resets...)
+	d.lost = true
+	return nil
+}
+
+func (s *State) check(cid uint32) error {
+	switch {
+	case s.Version != stateVersion:
+		return fmt.Errorf("version %d, version %d is known", s.Version, stateVersion)
+	case s.CID != cid:
+		return fmt.Errorf("the guest knows itself by CID %d, here it would be %d", s.CID, cid)
+	case s.NextPort < firstPort || s.NextPort == 1<<32-1:
+		return fmt.Errorf("port %d for the host's next connection", s.NextPort)
+	case len(s.Resets) > maxResetsSaved:
+		return fmt.Errorf("%d refusals, %d are possible", len(s.Resets), maxResetsSaved)
+	}
+	return nil
+}
+
+// maxResetsSaved: those that wait, those that connections ended with, and those
+// of connections that were not made.
+const maxResetsSaved = maxResets + 2*maxConnections
