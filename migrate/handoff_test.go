@@ -18,6 +18,24 @@ type whoRuns struct {
 	t   testing.TB
 	mu  sync.Mutex
 	who map[string]bool
+	// disks is who holds what only one side can: the source until it yields.
+	disks string
+}
+
+// take moves the disks; a side that starts without them is a failure too.
+func (w *whoRuns) take(who string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.disks != "" && w.disks != who {
+		w.t.Errorf("%s runs with the disks in the hands of the %s", who, w.disks)
+	}
+	w.disks = who
+}
+
+func (w *whoRuns) yield() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.disks = ""
 }
 
 func (w *whoRuns) set(who string, runs bool) {
@@ -42,6 +60,7 @@ type toySource struct {
 	paused  bool // by its user
 	pauseOK error
 	saveOK  error
+	yieldOK error
 }
 
 func newToySource(t testing.TB, runs *whoRuns) *toySource {
@@ -50,6 +69,7 @@ func newToySource(t testing.TB, runs *whoRuns) *toySource {
 		s.mem[0][i] = byte(i / PageSize)
 	}
 	runs.set("source", true)
+	runs.take("source")
 	return s
 }
 
@@ -70,7 +90,14 @@ func (s *toySource) PauseForHandoff(context.Context) (bool, error) {
 	s.runs.set("source", false)
 	return !s.paused, s.pauseOK
 }
+func (s *toySource) YieldForHandoff() error {
+	if s.yieldOK == nil {
+		s.runs.yield()
+	}
+	return s.yieldOK
+}
 func (s *toySource) ResumeAfterAbort() error {
+	s.runs.take("source")
 	s.runs.set("source", !s.paused)
 	return nil
 }
@@ -89,6 +116,7 @@ func (d *toyTarget) Start(paused bool) error {
 		return d.startOK
 	}
 	d.paused = paused
+	d.runs.take("destination")
 	d.runs.set("destination", true)
 	return d.heapTarget.Start(paused)
 }
@@ -308,6 +336,7 @@ func TestHandoffCompletes(t *testing.T) {
 	}
 	// A second guest cannot come.
 	rig.runs.set("destination", false)
+	rig.runs.yield()
 	rig.runs.set("source", true)
 	if err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); !errors.Is(err, ErrRefused) {
 		t.Errorf("a second migration: %v", err)

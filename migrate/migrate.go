@@ -90,7 +90,12 @@ type Source interface {
 	// I/O drained. When it returns nothing writes guest memory any more.
 	// wasRunning is false if the guest was paused before.
 	PauseForHandoff(ctx context.Context) (wasRunning bool, err error)
-	// ResumeAfterAbort undoes PauseForHandoff: a guest that ran, runs again.
+	// YieldForHandoff gives up what only the side that runs the guest may hold,
+	// locks on disks. It is called after PREPARED and before COMMIT, with the
+	// machine stopped; if it fails the migration does.
+	YieldForHandoff() error
+	// ResumeAfterAbort undoes PauseForHandoff and YieldForHandoff: a guest that
+	// ran, runs again.
 	ResumeAfterAbort() error
 	// SaveState returns the state of every device and vCPU. Called while the
 	// machine is stopped.

@@ -158,6 +158,9 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 
 	stopped, err := p.converge(l.ctx)
 	if err == nil {
+		err = m.yield()
+	}
+	if err == nil {
 		err = m.commit(l.ctx)
 	}
 	if err != nil {
@@ -166,6 +169,14 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		return l.end(errors.Join(err, m.takeBack(p)))
 	}
 	return m.settle(base, p, stopped)
+}
+
+// yield lets the destination have what only one side can.
+func (m *Migration) yield() error {
+	if err := m.src.YieldForHandoff(); err != nil {
+		return fmt.Errorf("hand over the disks: %w", err)
+	}
+	return nil
 }
 
 // takeBack lets the guest go on at the source.

@@ -12,7 +12,7 @@ func BenchmarkBoot(b *testing.B) {
 		con := newTape()
 		spec, err := NewSpec(testConfig(1, obey))
 		check(b, err)
-		m, err := NewMachine(spec, con, nil)
+		m, err := NewMachine(spec, Ends{Serial: con}, nil)
 		check(b, err)
 		check(b, m.Boot())
 		check(b, m.Start(false))
@@ -39,7 +39,7 @@ func BenchmarkState(b *testing.B) {
 	check(b, m.Pause())
 	var save, load time.Duration
 	for b.Loop() {
-		twin, err := NewMachine(m.Spec(), nil, nil)
+		twin, err := NewMachine(m.Spec(), Ends{}, nil)
 		check(b, err)
 		began := time.Now()
 		state, err := m.SaveState()

@@ -2,17 +2,24 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio/blk"
+	"github.com/govmm/govmm/virtio/net"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
 // Builder makes the machines of a migration's destination.
 type Builder struct {
-	// Console is what the machine's serial port is connected to; nil: nothing.
-	Console Console
+	// Ends are what the machine's lines are connected to.
+	Ends Ends
+	// Disks and Nets take the place of the source's, one for one; nil: the
+	// machine has the paths and taps that it had there.
+	Disks []blk.Config
+	Nets  []net.Options
 	// Backing is what guest memory is made of here; "": as at the source.
 	Backing memory.Backing
 	// Name is the machine's name here; "": as at the source.
@@ -43,10 +50,22 @@ func (b *Builder) build(config []byte) (*target, error) {
 	if b.Name != "" {
 		spec.Name = b.Name
 	}
-	if err := fitsHere(&spec); err != nil {
-		return nil, err
+	logf := b.Logf
+	if logf == nil {
+		logf = func(string, ...any) {}
 	}
-	m, err := NewMachine(spec, b.Console, b.Logf)
+	// All that does not fit is named at once.
+	wrong := []error{spec.Devices.overrideDisks(b.Disks), spec.Devices.overrideNets(b.Nets), fitsHere(&spec)}
+	var backends *backends
+	if wrong[0] == nil && wrong[1] == nil {
+		if backends, err = openBackends(&spec.Devices, logf); err != nil {
+			wrong = append(wrong, err)
+		}
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return nil, errors.Join(err, backends.close())
+	}
+	m, err := newMachineWith(spec, b.Ends, logf, backends)
 	if err != nil {
 		return nil, err
 	}

@@ -23,14 +23,52 @@ type Console interface {
 	serial.Input
 }
 
-// console is a machine's serial port and the goroutine that brings its input.
-type console struct {
-	uart *serial.UART
-	end  Console
+// Ends are what a machine's lines of characters lead to on this host. They stay
+// the caller's and outlive the machine; nil: to nothing.
+type Ends struct {
+	Serial  Console // COM1
+	Console Console // the virtio console, if there is one
+}
+
+// feed is a goroutine that brings a device's input, as long as the guest may
+// run.
+type feed struct {
+	what  string
+	serve func(context.Context) error
 
 	inputMu sync.Mutex // guards stop and ended; held while the goroutine is started or awaited
 	stop    context.CancelFunc
 	ended   chan struct{}
+}
+
+// start lets input come, until halt.
+func (f *feed) start(logf func(string, ...any)) {
+	f.inputMu.Lock()
+	defer f.inputMu.Unlock()
+	if f.stop != nil {
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	f.stop, f.ended = stop, ended
+	go func() {
+		defer close(ended)
+		if err := f.serve(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			logf("%s: input has ended: %v", f.what, err)
+		}
+	}()
+}
+
+// halt returns when no more input comes; what was read is in the device.
+func (f *feed) halt() {
+	f.inputMu.Lock()
+	defer f.inputMu.Unlock()
+	if f.stop == nil {
+		return
+	}
+	f.stop()
+	<-f.ended
+	f.stop = nil
 }
 
 // nothing is the console of a machine that was given none.
@@ -40,14 +78,11 @@ func (nothing) Write(p []byte) (int, error)                    { return len(p), 
 func (nothing) ReadInput(context.Context, []byte) (int, error) { return 0, io.EOF }
 
 // connect makes the serial port.
-func (m *Machine) connect(end Console) error {
-	if end == nil {
-		end = nothing{}
-	}
-	m.console.end = end
-	m.console.uart = serial.New(m.raiseCOM1, end)
-	m.console.uart.HoldLine(true) // until the guest may run
-	return m.ports.Claim(portCOM1, portsUART, uartDevice{m.console.uart})
+func (m *Machine) connect() error {
+	m.uart = serial.New(m.raiseCOM1, m.ends.Serial)
+	m.uart.HoldLine(true) // until the guest may run
+	m.feeds = append(m.feeds, &feed{what: "serial port", serve: func(ctx context.Context) error { return m.uart.Serve(ctx, m.ends.Serial) }})
+	return m.ports.Claim(portCOM1, portsUART, uartDevice{m.uart})
 }
 
 // raiseCOM1 drives the serial port's interrupt line.
@@ -59,50 +94,38 @@ func (m *Machine) raiseCOM1(level bool) {
 
 // startInput lets input come, until stopInput.
 func (m *Machine) startInput() {
-	c := &m.console
-	c.inputMu.Lock()
-	defer c.inputMu.Unlock()
-	if c.stop != nil {
-		return
+	m.uart.HoldLine(false)
+	for _, f := range m.feeds {
+		f.start(m.logf)
 	}
-	c.uart.HoldLine(false)
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	c.stop, c.ended = stop, ended
-	go func() {
-		defer close(ended)
-		if err := c.uart.Serve(ctx, c.end); err != nil && !errors.Is(err, context.Canceled) {
-			m.logf("serial input has ended: %v", err)
-		}
-	}()
 }
 
-// stopInput returns when no more input comes; what was read is in the UART.
+// stopInput returns when no more input comes; what was read is in the devices.
 func (m *Machine) stopInput() {
-	c := &m.console
-	c.inputMu.Lock()
-	defer c.inputMu.Unlock()
-	if c.stop == nil {
-		return
+	for _, f := range m.feeds {
+		f.halt()
 	}
-	c.stop()
-	<-c.ended
-	c.stop = nil
-	c.uart.HoldLine(true)
+	m.uart.HoldLine(true)
 }
 
-// Drain waits until what the guest has sent to its serial port has been taken
-// by the console, or until ctx ends, whose error it returns then.
-func (m *Machine) Drain(ctx context.Context) error { return m.console.uart.Drain(ctx) }
+// Drain waits until what the guest has sent to its serial port and to its
+// console has been taken by their other ends, or until ctx ends, whose error it
+// returns then.
+func (m *Machine) Drain(ctx context.Context) error {
+	if err := m.uart.Drain(ctx); err != nil || m.hvc == nil {
+		return err
+	}
+	return m.hvc.Drain(ctx)
+}
 
-// disconnect ends the serial port. It waits for a Write of the console that is
-// under way.
+// disconnect ends the serial port. It waits for a Write of its other end that
+// is under way.
 func (m *Machine) disconnect() error {
-	if m.console.uart == nil {
+	if m.uart == nil {
 		return nil
 	}
 	m.stopInput()
-	return m.console.uart.Close()
+	return m.uart.Close()
 }
 
 // uartDevice puts the serial port's byte-wide registers on the bus: a wider

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/loader/elftest"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -99,7 +100,7 @@ func aHost(s Spec) host {
 }
 
 func aSpec() Spec {
-	return Spec{Version: SpecVersion, Name: "vm", CPUs: 2, Memory: 512 << 20, Backing: memory.Anonymous, Kernel: []byte("\x7fELF"),
+	return Spec{Version: SpecVersion, Name: "vm", CPUs: 2, Memory: 512 << 20, Backing: memory.Anonymous, Kernel: elftest.Build(elftest.Kernel{Code: justCount}),
 		TSCKHz: 2_600_000, Needs: needs(caps{sregs2: true}),
 		CPUID: []kvm.CPUIDEntry{intelLeaf, leaf(1, 0, 0, 0, 1<<28|1<<12, 0), leaf(7, 0, 0, 1<<16|1<<5, 0, 1<<24), leaf(0xa, 0, 0x08300802, 0, 0, 0x603),
 			leaf(0xd, 0, 0x207, 0, 0, 0), leaf(0xd, 2, 256, 576, 0, 0), leaf(0xd, 9, 8, 2688, 0, 0), leaf(0x40000001, 0, 1<<24|1<<5, 0, 0, 0),

@@ -8,8 +8,13 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/virtio/console"
 	"github.com/govmm/govmm/vmm/memory"
+	"github.com/govmm/govmm/vmm/pci"
+	"github.com/govmm/govmm/vmm/platform"
+	"github.com/govmm/govmm/vmm/serial"
 )
 
 // Addresses that KVM keeps pages of its own at, right below the 4 GiB hole's
@@ -39,7 +44,25 @@ type Machine struct {
 	ports Bus
 	mmio  Bus
 
-	console console
+	ends  Ends
+	uart  *serial.UART
+	hvc   *console.Device // nil: none
+	feeds []*feed         // the input of both
+
+	pm         *platform.PM
+	cmos       *platform.CMOS
+	panicked   atomic.Bool
+	interrupts *interrupts
+	bus        *pci.Bus
+	plugged    []plugged
+	balloon    *balloon.Balloon // nil: none
+	backends   *backends
+
+	// quietMu is held over each hold and release of the gate, and guards what
+	// goes with them. It is taken before the gate's locks.
+	quietMu sync.Mutex
+	isQuiet bool // the devices are paused
+	arrived bool // the state was loaded, and the guest has not run here yet
 
 	vcpus   []*vcpu
 	gate    *gate
@@ -66,17 +89,33 @@ type caps struct {
 	tripleFault      bool
 }
 
-// NewMachine makes a machine with empty memory. Its serial port is connected to
-// con, which stays the caller's and outlives the machine; nil: to nothing. logf
-// gets what a user should know and is no error; nil: nothing.
-func NewMachine(spec Spec, con Console, logf func(string, ...any)) (_ *Machine, err error) {
+// NewMachine makes a machine with empty memory, whose lines lead to ends. logf
+// gets what a user should know and is no error; nil: nothing. Disks and taps
+// are opened; the disks are locked by [Machine.Start].
+func NewMachine(spec Spec, ends Ends, logf func(string, ...any)) (*Machine, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
 	if logf == nil {
 		logf = func(string, ...any) {}
 	}
-	m := &Machine{spec: spec, logf: logf, gate: newGate(), done: make(chan struct{})}
+	b, err := openBackends(&spec.Devices, logf)
+	if err != nil {
+		return nil, fmt.Errorf("make the machine: %w", err)
+	}
+	return newMachineWith(spec, ends, logf, b)
+}
+
+// newMachineWith is NewMachine with backends that are open. They are the
+// machine's from now on, also if this fails.
+func newMachineWith(spec Spec, ends Ends, logf func(string, ...any), b *backends) (_ *Machine, err error) {
+	if ends.Serial == nil {
+		ends.Serial = nothing{}
+	}
+	if ends.Console == nil {
+		ends.Console = nothing{}
+	}
+	m := &Machine{spec: spec, logf: logf, ends: ends, backends: b, gate: newGate(), done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("make the machine: %w", err), m.Close())
@@ -105,10 +144,13 @@ func NewMachine(spec Spec, con Console, logf func(string, ...any)) (_ *Machine, 
 	if err := m.setSlots(0); err != nil {
 		return nil, err
 	}
-	if err := m.connect(con); err != nil {
+	if err := m.connect(); err != nil {
 		return nil, err
 	}
-	if err := m.claimPower(&m.ports); err != nil {
+	if err := m.createChipset(); err != nil {
+		return nil, err
+	}
+	if err := m.createDevices(b); err != nil {
 		return nil, err
 	}
 	return m, m.createVCPUs()
@@ -168,9 +210,11 @@ func (m *Machine) createChips() error {
 	if err := m.vm.CreateIRQChip(); err != nil {
 		return err
 	}
-	if err := m.vm.SetGSIRouting(routes(m.vm)); err != nil {
+	table := routes(m.vm)
+	if err := m.vm.SetGSIRouting(table); err != nil {
 		return err
 	}
+	m.interrupts = newInterrupts(m.vm, table)
 	return m.vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
 }
 
@@ -250,34 +294,76 @@ func (m *Machine) createVCPUs() error {
 	return nil
 }
 
-// Start lets the vCPUs run, or, when paused is set, makes them stand as after
-// [Machine.Pause].
+// Start takes the right to use the disks and lets the vCPUs run, or, when
+// paused is set, makes them stand as after [Machine.Pause]. After an error no
+// instruction of the guest was executed.
 func (m *Machine) Start(paused bool) error {
+	if err := m.backends.acquire(); err != nil {
+		return err
+	}
 	if paused {
-		if _, err := m.gate.hold(holdUser, 0); err != nil {
-			return m.explain(err)
+		if _, err := m.hold(context.Background(), holdUser, 0); err != nil {
+			return err
 		}
 	}
 	m.startInput()
 	return m.let(holdStart, 0)
 }
 
-// Pause stops all vCPUs and returns when none runs and each has completed its
-// last port or memory access. Pausing a paused machine does nothing. It fails
-// with [ErrHandoff] while the machine is being handed over and with an
-// [*EndedError] when it has ended.
+// Pause stops all vCPUs and then the devices, and returns when none runs, each
+// vCPU has completed its last port or memory access, and each device the
+// requests that it had taken. Pausing a paused machine does nothing. It fails
+// with [ErrHandoff] while the machine is being handed over, with an
+// [*EndedError] when it has ended, and when a device does not come to rest: the
+// guest then goes on.
 func (m *Machine) Pause() error {
-	_, err := m.gate.hold(holdUser, holdHandoff)
-	return m.explain(err)
+	_, err := m.hold(context.Background(), holdUser, holdHandoff)
+	return err
 }
 
-// Resume undoes Pause, and fails as it does.
-func (m *Machine) Resume() error { return m.let(holdUser, holdHandoff) }
+// Resume undoes Pause, and fails as it does, or when another process has one of
+// the disks: after a migration that came to nothing, say.
+func (m *Machine) Resume() error {
+	if m.gate.held()&holdHandoff == 0 {
+		if err := m.backends.acquire(); err != nil {
+			return err
+		}
+		m.startInput()
+	}
+	return m.let(holdUser, holdHandoff)
+}
 
-// let takes a hold away. Before the vCPUs run, each guest that has a kvmclock
-// learns that it stood still, so that its watchdogs do not bark.
+// hold stops the vCPUs for a reason, and the devices. It fails if there is one
+// of the reasons in unless.
+func (m *Machine) hold(ctx context.Context, h, unless hold) (before hold, err error) {
+	m.quietMu.Lock()
+	defer m.quietMu.Unlock()
+	before, err = m.gate.hold(h, unless)
+	if err != nil {
+		return before, m.explain(err)
+	}
+	if err := m.quiet(ctx); err != nil {
+		if before&h == 0 {
+			err = errors.Join(err, m.release(h, 0))
+		}
+		return before, err
+	}
+	return before, nil
+}
+
+// let takes a hold away.
 func (m *Machine) let(h, unless hold) error {
+	m.quietMu.Lock()
+	defer m.quietMu.Unlock()
+	return m.release(h, unless)
+}
+
+// release takes a hold away. Before the vCPUs run, the devices do, and each
+// guest that has a kvmclock learns that it stood still, so that its watchdogs
+// do not bark. quietMu is held.
+func (m *Machine) release(h, unless hold) error {
 	return m.explain(m.gate.release(h, unless, func() {
+		m.wake()
 		for _, c := range m.vcpus {
 			// EINVAL: this vCPU has no kvmclock. Any other failure costs a
 			// warning in the guest's log.
@@ -345,6 +431,19 @@ func (m *Machine) Memory() *memory.Memory { return m.mem }
 // Spec is what the machine was made from.
 func (m *Machine) Spec() Spec { return m.spec }
 
+// Balloon is the machine's memory balloon, nil if it has none.
+func (m *Machine) Balloon() *balloon.Balloon { return m.balloon }
+
+// takeBackends takes the disks and taps away from a machine that has ended, so
+// that they outlive it.
+func (m *Machine) takeBackends() (*backends, error) {
+	<-m.done
+	err := m.unplug()
+	b := m.backends
+	m.backends = nil
+	return b, err
+}
+
 // Ports and MMIO are the machine's buses, to put devices on before Start.
 func (m *Machine) Ports() *Bus { return &m.ports }
 
@@ -363,10 +462,10 @@ func (m *Machine) Close() error {
 
 func (m *Machine) free() error {
 	var errs []error
+	errs = append(errs, m.disconnect(), m.unplug(), m.backends.close())
 	for _, c := range m.vcpus {
 		errs = append(errs, c.kvm.Close())
 	}
-	errs = append(errs, m.disconnect())
 	if m.vm != nil {
 		errs = append(errs, m.vm.Close())
 	}

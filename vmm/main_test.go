@@ -89,7 +89,7 @@ func newMachine(t testing.TB, cpus int, code []byte, con Console) *Machine {
 // fromSpec makes a machine with empty memory.
 func fromSpec(t testing.TB, spec Spec, con Console) *Machine {
 	t.Helper()
-	m, err := NewMachine(spec, con, t.Logf)
+	m, err := NewMachine(spec, Ends{Serial: con}, t.Logf)
 	check(t, err)
 	t.Cleanup(func() { check(t, m.Close()) })
 	return m

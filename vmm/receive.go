@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	stdnet "net"
 
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio/blk"
+	"github.com/govmm/govmm/virtio/net"
 	"github.com/govmm/govmm/vmm/memory"
 	"github.com/govmm/govmm/vmm/serial"
 )
@@ -18,7 +20,12 @@ type ReceiveConfig struct {
 	Listen  string         // host:port; port 0: any free one, see VM.Addr
 	Backing memory.Backing // "": as at the source
 	Serial  serial.Backend // as in Config
-	Logf    func(format string, args ...any)
+	Console serial.Backend // as in Config, for a guest that has a virtio console
+	// Disks and Nets take the place of the source's, one for one; nil: the same
+	// paths and taps as there. See [Builder].
+	Disks []blk.Config
+	Nets  []net.Options
+	Logf  func(format string, args ...any)
 }
 
 // NewReceiver makes a VM that listens for a guest. [VM.Run] takes migrations
@@ -35,21 +42,21 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 			return nil, err
 		}
 	}
-	ln, err := net.Listen("tcp", cfg.Listen)
+	ln, err := stdnet.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s for a migration: %w", cfg.Listen, err)
 	}
-	v := newVM(cfg.Name, cfg.Serial, cfg.Logf)
+	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Logf)
 	v.listener = ln
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm:      v,
-		builder: Builder{Console: v.console(), Backing: cfg.Backing, Name: cfg.Name, Logf: v.logf},
+		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Backing: cfg.Backing, Name: cfg.Name, Logf: v.logf},
 	}, v.logf)
 	return v, nil
 }
 
 // Addr returns the address that a receiver listens on, nil for other VMs.
-func (v *VM) Addr() net.Addr {
+func (v *VM) Addr() stdnet.Addr {
 	if v.listener == nil {
 		return nil
 	}

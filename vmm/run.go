@@ -149,10 +149,12 @@ func (v *VM) reboot(ctx context.Context) error {
 	old := v.machine
 	v.lifeMu.Unlock()
 	_ = old.Drain(ctx) // its last words before the new one's first, unless all is to end
-	if err := old.Close(); err != nil {
+	// The disks stay locked, and the taps where they are.
+	kept, err := old.takeBackends()
+	if err := errors.Join(err, old.Close()); err != nil {
 		v.logf("free the machine that was reset: %v", err)
 	}
-	m, err := v.boot(old.Spec())
+	m, err := booted(newMachineWith(old.Spec(), v.ends, v.logf, kept))
 	if err != nil {
 		return fmt.Errorf("reset: %w", err)
 	}
@@ -192,8 +194,8 @@ func (v *VM) free(end life) error {
 			v.logf("%v", err)
 		}
 	}
-	if v.serial != nil { // before the machine, whose UART waits for a write that is stuck
-		errs = append(errs, v.serial.Close())
+	for _, l := range v.lines { // before the machine, which waits for a write that is stuck
+		errs = append(errs, l.Close())
 	}
 	if m != nil {
 		errs = append(errs, m.Close())

@@ -2,6 +2,8 @@ package vmm
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -24,23 +26,35 @@ func (s *source) Slots() []migrate.Slot { return s.guestRAM.Slots() }
 // MigrationConfig is the spec.
 func (s *source) MigrationConfig() ([]byte, error) { return s.spec.Encode() }
 
-// PauseForHandoff stops the vCPUs, their last accesses completed, and the
-// input of the serial port: what was typed and not read travels in its state.
-// There is nothing else that writes guest memory.
+// PauseForHandoff stops the vCPUs, their last accesses completed, the devices,
+// their requests done, and the input of serial port and console: what was typed
+// and not read travels in their state. There is nothing else that writes guest
+// memory. What was written to disks is made durable before, while the guest
+// runs, and the little that follows by YieldForHandoff.
 func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return false, err
 	}
-	before, err := s.gate.hold(holdHandoff, 0)
+	s.backends.sync()
+	before, err := s.hold(ctx, holdHandoff, 0)
 	if err != nil {
-		return false, s.explain(err)
+		return false, err
 	}
 	s.stopInput()
 	return before&holdUser == 0, nil
 }
 
-// ResumeAfterAbort lets the guest go on, unless it was paused before.
+// YieldForHandoff flushes and unlocks the disks.
+func (s *source) YieldForHandoff() error { return s.backends.release() }
+
+// ResumeAfterAbort locks the disks again and lets the guest go on, unless it
+// was paused before. A guest whose disk somebody has taken meanwhile is left
+// paused, for the user to resume when that has been settled.
 func (s *source) ResumeAfterAbort() error {
+	if err := s.backends.acquire(); err != nil {
+		_, perr := s.hold(context.Background(), holdUser, 0)
+		return errors.Join(fmt.Errorf("the guest stays paused here: %w", err), perr, s.let(holdHandoff, 0))
+	}
 	s.startInput()
 	return s.let(holdHandoff, 0)
 }

@@ -1,8 +1,6 @@
 package vmm
 
 import (
-	"bytes"
-	"debug/elf"
 	"errors"
 	"fmt"
 	"unicode"
@@ -21,7 +19,8 @@ const SpecVersion = 1
 const (
 	MaxCPUs   = loader.MaxCPUs
 	MaxName   = 64        // bytes
-	MaxKernel = 256 << 20 // bytes
+	MaxKernel = 128 << 20 // bytes
+	MaxInitrd = 256 << 20 // bytes
 	maxCPUID  = 256       // KVM_MAX_CPUID_ENTRIES
 	maxNeeds  = 256
 )
@@ -37,7 +36,11 @@ type Spec struct {
 	Memory  uint64         `cbor:"memory"` // bytes
 	Backing memory.Backing `cbor:"backing"`
 	Cmdline string         `cbor:"cmdline"`
-	Kernel  []byte         `cbor:"kernel"` // a PVH ELF file
+	Kernel  []byte         `cbor:"kernel"` // an ELF file with a PVH entry, or a bzImage
+	Initrd  []byte         `cbor:"initrd"` // the initial RAM disk; empty: none
+	// NoUnpack lets a bzImage unpack itself in the guest.
+	NoUnpack bool    `cbor:"no_unpack"`
+	Devices  Devices `cbor:"devices"`
 	// CPUID is the guest's processor, without what differs between its vCPUs.
 	CPUID []kvm.CPUIDEntry `cbor:"cpuid"`
 	// TSCKHz is the frequency of the guest's TSC; 0: the host's.
@@ -73,9 +76,13 @@ func (s *Spec) Validate() error {
 	}
 	if len(s.Kernel) == 0 || len(s.Kernel) > MaxKernel {
 		bad("kernel of %d bytes: 1 to %d are possible", len(s.Kernel), MaxKernel)
-	} else if !bytes.HasPrefix(s.Kernel, []byte(elf.ELFMAG)) {
-		bad("the kernel is not an ELF file")
+	} else if err := loader.Check(s.Kernel); err != nil {
+		errs = append(errs, err)
 	}
+	if len(s.Initrd) > MaxInitrd {
+		bad("initial RAM disk of %d bytes: at most %d are possible", len(s.Initrd), MaxInitrd)
+	}
+	errs = append(errs, s.Devices.validate()...)
 	if len(s.CPUID) == 0 || len(s.CPUID) > maxCPUID {
 		bad("%d CPUID leaves: 1 to %d are possible", len(s.CPUID), maxCPUID)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/platform"
 	"github.com/govmm/govmm/vmm/serial"
 )
 
@@ -24,6 +25,10 @@ type MachineState struct {
 	Serial  serial.State
 	// ResetControl is the port 0xcf9.
 	ResetControl byte
+	PM           platform.PMState
+	CMOS         platform.CMOSState
+	Panicked     bool
+	Virtio       VirtioState
 }
 
 // ChipState is what all vCPUs share: the interrupt controllers and the timer
@@ -57,7 +62,9 @@ const drainTime = 50 * time.Millisecond
 // VCPU_EVENTS last, because reading other state may move an event from one
 // queue to the next. The serial port before the interrupt controllers: should
 // its output drain in between, then the interrupt for it is in their state,
-// and in that of the port as well, which raises a line that is up already.
+// and in that of the port as well, which raises a line that is up already. The
+// devices are quiet, and all that they have raised is in the interrupt
+// controllers, before any of that.
 func (m *Machine) SaveState() (*MachineState, error) {
 	if m.gate.held() == 0 {
 		return nil, ErrRunning
@@ -67,8 +74,17 @@ func (m *Machine) SaveState() (*MachineState, error) {
 	if err := m.Drain(ctx); err != nil {
 		m.logf("%v", err)
 	}
-	s := &MachineState{Version: StateVersion, Serial: m.console.uart.SaveState(), ResetControl: byte(m.resetControl.Load())}
+	m.quietMu.Lock()
+	defer m.quietMu.Unlock()
+	if err := m.quiet(context.Background()); err != nil { // it has not been started
+		return nil, err
+	}
+	s := &MachineState{Version: StateVersion, Serial: m.uart.SaveState(), ResetControl: byte(m.resetControl.Load()),
+		PM: m.pm.SaveState(), CMOS: m.cmos.SaveState(), Panicked: m.panicked.Load()}
 	var err error
+	if s.Virtio, err = m.saveDevices(); err != nil {
+		return nil, err
+	}
 	if s.Clock, err = m.saveClock(); err != nil {
 		return nil, err
 	}
@@ -90,8 +106,9 @@ func (m *Machine) SaveState() (*MachineState, error) {
 // The order: registers of each vCPU; then the clocks, which LAPIC timers and
 // deadlines are measured by; the rest of each vCPU (see loadRegisters and
 // loadRest). The interrupt controllers come after all local APICs, since they
-// hand on what is pending in them. The serial port is last: it sets its
-// interrupt line, which the controllers then take as no change.
+// hand on what is pending in them. The serial port and power management come
+// after them: they set their interrupt lines, which the controllers then take as
+// no change. The devices stay quiet until the vCPUs run.
 // KVM_KVMCLOCK_CTRL, which tells the guest that it stood still, is left to
 // [Machine.Start].
 func (m *Machine) LoadState(s *MachineState) error {
@@ -121,7 +138,19 @@ func (m *Machine) LoadState(s *MachineState) error {
 		return err
 	}
 	m.resetControl.Store(uint32(s.ResetControl &^ resetCPU))
-	return m.console.uart.LoadState(s.Serial)
+	m.panicked.Store(s.Panicked)
+	if err := m.pm.LoadState(s.PM); err != nil {
+		return err
+	}
+	if err := m.cmos.LoadState(s.CMOS); err != nil {
+		return err
+	}
+	m.quietMu.Lock()
+	defer m.quietMu.Unlock()
+	if err := m.loadDevices(&s.Virtio); err != nil {
+		return err
+	}
+	return m.uart.LoadState(s.Serial)
 }
 
 func (m *Machine) saveChips() (s ChipState, err error) {

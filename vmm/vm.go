@@ -19,13 +19,24 @@ type Config struct {
 	CPUs    int            // 0: 1
 	Memory  uint64         // bytes; 0: 256 MiB
 	Backing memory.Backing // "": memory.DefaultBacking
-	// Kernel is a PVH ELF file. nil: the demo guest of package guest, with its
-	// default command line if Cmdline is empty.
-	Kernel  []byte
+	// Kernel is an ELF file with a PVH entry, or a bzImage. nil: the demo guest
+	// of package guest, with its default command line if Cmdline is empty.
+	Kernel []byte
+	// Cmdline is the kernel's command line. "": console=ttyS0, and, if there is
+	// a disk and no Initrd, the first disk as the root.
 	Cmdline string
+	// Initrd is the initial RAM disk; nil: none.
+	Initrd []byte
+	// NoUnpack lets a bzImage unpack itself in the guest.
+	NoUnpack bool
+	// Devices are the virtio devices.
+	Devices Devices
 	// Serial is the other end of the guest's serial port; nil: nothing. It
 	// stays open when the guest resets itself; [VM.Run] closes it at its end.
 	Serial serial.Backend
+	// Console is the other end of the virtio console, as Serial; nil: there is
+	// no such device, unless Devices has it.
+	Console serial.Backend
 	// Logf gets one line at a time of what a user should know; nil: nothing.
 	Logf func(format string, args ...any)
 }
@@ -52,7 +63,23 @@ func (c Config) withDefaults() Config {
 			c.Cmdline = guest.DefaultCmdline
 		}
 	}
+	if c.Cmdline == "" {
+		c.Cmdline = defaultCmdline(&c)
+	}
+	c.Devices.Console = c.Devices.Console || c.Console != nil
 	return c
+}
+
+// defaultCmdline lets a Linux kernel say what it does, and find its root.
+func defaultCmdline(c *Config) string {
+	const console = "console=ttyS0"
+	switch {
+	case len(c.Initrd) > 0 || len(c.Devices.Disks) == 0:
+		return console
+	case c.Devices.Disks[0].ReadOnly:
+		return console + " root=/dev/vda ro"
+	}
+	return console + " root=/dev/vda rw"
 }
 
 // NewSpec returns what a machine of this configuration is made from, on this
@@ -69,7 +96,7 @@ func NewSpec(c Config) (spec Spec, err error) {
 		return spec, err
 	}
 	spec = Spec{Version: SpecVersion, Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
-		Cmdline: c.Cmdline, Kernel: c.Kernel, CPUID: cpuid}
+		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack, Devices: c.Devices, CPUID: cpuid}
 	if err := spec.Validate(); err != nil {
 		return spec, err
 	}
@@ -81,9 +108,10 @@ func NewSpec(c Config) (spec Spec, err error) {
 // holds. It is made by [NewVM] or [NewReceiver], and lives in [VM.Run]. All
 // other methods may be called from any goroutine, before, during and after.
 type VM struct {
-	name   string
-	logf   func(format string, args ...any)
-	serial serial.Backend // nil: none
+	name  string
+	logf  func(format string, args ...any)
+	lines []serial.Backend // closed at the end
+	ends  Ends
 
 	receiver *migrate.Receiver // nil for a VM that was not received
 	listener net.Listener
@@ -113,12 +141,19 @@ const (
 	lifeMigrated
 )
 
-func newVM(name string, backend serial.Backend, logf func(string, ...any)) *VM {
+func newVM(name string, port, console serial.Backend, logf func(string, ...any)) *VM {
 	if logf == nil {
 		logf = func(string, ...any) {}
 	}
-	return &VM{name: name, logf: logf, serial: backend, stopping: make(chan struct{}),
+	v := &VM{name: name, logf: logf, stopping: make(chan struct{}),
 		ended: make(chan struct{}), left: make(chan struct{}), changed: make(chan struct{})}
+	if port != nil {
+		v.ends.Serial, v.lines = port, append(v.lines, port)
+	}
+	if console != nil {
+		v.ends.Console, v.lines = console, append(v.lines, console)
+	}
+	return v
 }
 
 // NewVM makes a VM and loads its kernel. The guest runs when [VM.Run] is
@@ -129,8 +164,8 @@ func NewVM(cfg Config) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := newVM(cfg.Name, cfg.Serial, cfg.Logf)
-	m, err := v.boot(spec)
+	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Logf)
+	m, err := booted(NewMachine(spec, v.ends, v.logf))
 	if err != nil {
 		return nil, err
 	}
@@ -138,9 +173,8 @@ func NewVM(cfg Config) (*VM, error) {
 	return v, nil
 }
 
-// boot makes a machine that is ready to start.
-func (v *VM) boot(spec Spec) (*Machine, error) {
-	m, err := NewMachine(spec, v.console(), v.logf)
+// booted loads the kernel of a machine that was just made, if it was.
+func booted(m *Machine, err error) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -148,14 +182,6 @@ func (v *VM) boot(spec Spec) (*Machine, error) {
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
-}
-
-// console is the serial backend as a machine wants it: nil if there is none.
-func (v *VM) console() Console {
-	if v.serial == nil {
-		return nil
-	}
-	return v.serial
 }
 
 // Errors of a VM, matched with errors.Is.

@@ -81,7 +81,7 @@ func TestPausedArrivesPaused(t *testing.T) {
 	vm := obeying(t)
 	check(t, vm.Pause())
 	vm.con.keys("abcdef") // none of them an order
-	for deadline := within(t); len(vm.machine.console.uart.SaveState().Pending) < 5; time.Sleep(time.Millisecond) {
+	for deadline := within(t); len(vm.machine.uart.SaveState().Pending) < 5; time.Sleep(time.Millisecond) {
 		check(t, deadline.Err())
 	}
 	next := receiving(t, ReceiveConfig{})

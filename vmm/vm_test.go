@@ -10,6 +10,7 @@ import (
 
 	"github.com/govmm/govmm/guest"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -199,8 +200,20 @@ func TestConfigDefaults(t *testing.T) {
 	if c := (Config{Cmdline: "fill=1M"}).withDefaults(); c.Cmdline != "fill=1M" {
 		t.Error("command line replaced")
 	}
-	if c := (Config{Kernel: []byte{1}}).withDefaults(); c.Cmdline != "" {
-		t.Error("another kernel was given the demo guest's command line")
+	disk := Devices{Disks: []DiskSpec{{Config: blk.Config{Path: "root.img"}}}}
+	readOnly := Devices{Disks: []DiskSpec{{Config: blk.Config{Path: "root.img", ReadOnly: true}}}}
+	for want, c := range map[string]Config{
+		"console=ttyS0":                  {Kernel: []byte{1}},
+		"quiet":                          {Kernel: []byte{1}, Cmdline: "quiet", Devices: disk},
+		"console=ttyS0 root=/dev/vda rw": {Kernel: []byte{1}, Devices: disk},
+		"console=ttyS0 root=/dev/vda ro": {Kernel: []byte{1}, Devices: readOnly},
+	} {
+		if got := c.withDefaults().Cmdline; got != want {
+			t.Errorf("command line %q, want %q", got, want)
+		}
+	}
+	if c := (Config{Kernel: []byte{1}, Initrd: []byte{2}, Devices: disk}).withDefaults(); c.Cmdline != "console=ttyS0" {
+		t.Errorf("command line with an initial RAM disk %q", c.Cmdline)
 	}
 }
 

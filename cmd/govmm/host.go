@@ -22,30 +22,43 @@ import (
 // hostFlags are those of the commands whose process is the VM's: run and
 // receive.
 type hostFlags struct {
-	serial string
-	socket string
+	serial  string
+	console string
+	socket  string
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH, unix:PATH or null")
+	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: there is none")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock where govmm ps looks")
 }
 
 // check reports the first flag that makes no sense.
 func (f *hostFlags) check() error {
-	kind, path, _ := strings.Cut(f.serial, ":")
-	switch {
-	case f.serial == "stdio", f.serial == "null", kind == "file" && path != "", kind == "unix" && path != "":
-		return nil
+	if !validLine(f.serial) {
+		return fmt.Errorf("--serial %q: stdio, file:PATH, unix:PATH or null is wanted", f.serial)
 	}
-	return fmt.Errorf("--serial %q: stdio, file:PATH, unix:PATH or null is wanted", f.serial)
+	switch {
+	case f.console != "none" && !validLine(f.console):
+		return fmt.Errorf("--console %q: stdio, file:PATH, unix:PATH, null or none is wanted", f.console)
+	case f.console == f.serial && f.console != "null":
+		return fmt.Errorf("--console %s: the serial port leads there; give --serial null, say", f.console)
+	}
+	return nil
+}
+
+// validLine says whether a line of characters can lead there.
+func validLine(where string) bool {
+	kind, path, _ := strings.Cut(where, ":")
+	return where == "stdio" || where == "null" || kind == "file" && path != "" || kind == "unix" && path != ""
 }
 
 // host is what a VM needs of the process that it lives in.
 type host struct {
-	name   string
-	serial serial.Backend
-	logf   func(format string, args ...any)
+	name    string
+	serial  serial.Backend
+	console serial.Backend // nil: none
+	logf    func(format string, args ...any)
 }
 
 // host claims a name, makes the machine, answers for it on its socket, and
@@ -89,9 +102,19 @@ func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(strin
 	if err != nil {
 		return vmm.Outcome{}, err
 	}
-	vm, err := build(host{claim.Name(), backend, logf})
+	var console serial.Backend
+	if f.console != "none" {
+		if console, err = serial.OpenBackend(f.console, serial.Options{Quit: quit}); err != nil {
+			return vmm.Outcome{}, errors.Join(err, backend.Close())
+		}
+	}
+	vm, err := build(host{claim.Name(), backend, console, logf})
 	if err != nil {
-		return vmm.Outcome{}, errors.Join(err, backend.Close())
+		err = errors.Join(err, backend.Close())
+		if console != nil {
+			err = errors.Join(err, console.Close())
+		}
+		return vmm.Outcome{}, err
 	}
 	// Only now: building may take a while, and a signal may just end it, since
 	// the terminal is not raw yet and the kernel drops the claim.

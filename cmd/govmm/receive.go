@@ -13,6 +13,7 @@ import (
 // receiveFlags are the flags of govmm receive.
 type receiveFlags struct {
 	hostFlags
+	overrideFlags
 	listen string
 }
 
@@ -24,7 +25,8 @@ func newReceive() *cobra.Command {
 		Long: `Wait for a guest that is migrated here, and then run it as govmm run does.
 
 The guest's CPUs, memory and devices are those it had: nothing has to be said
-about them here. Port 0 takes any free port; the address that it prints is the one
+about them here, but where its disks and taps are if that is not where they were.
+A disk has to be the same one, on storage that both hosts reach. Port 0 takes any free port; the address that it prints is the one
 for govmm migrate --to. An attempt that fails leaves it waiting for the next.
 
 Whoever can connect can hand it a guest: listen on an address that only your
@@ -34,12 +36,18 @@ own hosts reach.`,
 			if err := f.check(); err != nil {
 				return usagef(cmd, "%v", err)
 			}
+			disks, nets, err := f.devices()
+			if err != nil {
+				return usagef(cmd, "%v", err)
+			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
-				return vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listen: f.listen, Serial: h.serial, Logf: h.logf})
+				return vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listen: f.listen, Serial: h.serial, Console: h.console,
+					Disks: disks, Nets: nets, Logf: h.logf})
 			})
 		},
 	}
-	f.register(cmd)
+	f.hostFlags.register(cmd)
+	f.overrideFlags.register(cmd)
 	cmd.Flags().StringVar(&f.listen, "listen", "", "`HOST:PORT` to wait at; no HOST: every address of this host")
 	return cmd
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -13,11 +14,14 @@ import (
 // runFlags are the flags of govmm run.
 type runFlags struct {
 	hostFlags
-	kernel  string
-	cmdline string
-	cpus    int
-	memory  sizeFlag
-	backing string
+	deviceFlags
+	kernel   string
+	initrd   string
+	noUnpack bool
+	cmdline  string
+	cpus     int
+	memory   sizeFlag
+	backing  string
 }
 
 func newRun() *cobra.Command {
@@ -36,20 +40,24 @@ On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 				return err
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
-				if f.kernel != "" {
-					if cfg.Kernel, err = os.ReadFile(f.kernel); err != nil {
-						return nil, fmt.Errorf("read the kernel: %w", err)
-					}
+				if cfg.Kernel, err = readImage("kernel", f.kernel, vmm.MaxKernel); err != nil {
+					return nil, err
 				}
-				cfg.Name, cfg.Serial, cfg.Logf = h.name, h.serial, h.logf
+				if cfg.Initrd, err = readImage("initrd", f.initrd, vmm.MaxInitrd); err != nil {
+					return nil, err
+				}
+				cfg.Name, cfg.Serial, cfg.Console, cfg.Logf = h.name, h.serial, h.console, h.logf
 				return vmm.NewVM(cfg)
 			})
 		},
 	}
-	f.register(cmd)
+	f.hostFlags.register(cmd)
+	f.deviceFlags.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a PVH ELF kernel (an uncompressed vmlinux is one)")
-	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line; the demo guest takes `WORDS`, see help there")
+	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a kernel: a Linux bzImage, or an ELF file with a PVH entry (vmlinux)")
+	flags.StringVar(&f.initrd, "initrd", "", "`FILE` with the kernel's initial RAM disk")
+	flags.BoolVar(&f.noUnpack, "no-unpack", false, "let a bzImage unpack itself in the guest")
+	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line, instead of console=ttyS0 and, with --disk and no --initrd, root=/dev/vda; the demo guest takes `WORDS`, see help there")
 	flags.IntVar(&f.cpus, "cpus", 1, "`N` vCPUs")
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
 	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
@@ -64,13 +72,42 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 		err = fmt.Errorf("--memory-backing: %w", err)
 	case f.cpus < 1:
 		err = fmt.Errorf("--cpus %d: at least 1 is needed", f.cpus)
+	case f.kernel == "" && (f.initrd != "" || f.noUnpack):
+		err = fmt.Errorf("--initrd and --no-unpack are for a --kernel")
 	case f.memory < memory.MinSize || f.memory > memory.MaxSize || f.memory%memory.PageSize != 0:
 		err = fmt.Errorf("--memory %v: a multiple of 4K from %v to %v is wanted", &f.memory, formatSize(memory.MinSize), formatSize(memory.MaxSize))
 	default:
 		err = f.check()
 	}
+	var devices vmm.Devices
+	if err == nil {
+		devices, err = f.devices()
+	}
 	if err != nil {
 		return vmm.Config{}, usagef(cmd, "%v", err)
 	}
-	return vmm.Config{CPUs: f.cpus, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline}, nil
+	return vmm.Config{CPUs: f.cpus, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
+		NoUnpack: f.noUnpack, Devices: devices}, nil
+}
+
+// readImage reads a file of at most so many bytes; "" is none.
+func readImage(what, path string, most int64) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the %s: %w", what, err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read the %s: %w", what, err)
+	case int64(len(b)) > most:
+		return nil, fmt.Errorf("%s %s: more than %v", what, path, formatSize(uint64(most)))
+	case len(b) == 0:
+		return nil, fmt.Errorf("%s %s: it is empty", what, path)
+	}
+	return b, nil
 }

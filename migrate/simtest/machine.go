@@ -37,6 +37,7 @@ type Steps struct {
 	Config func() error
 	Pause  func(context.Context) error // after the vCPUs have stopped
 	Save   func() error
+	Yield  func() error // before COMMIT
 	Load   func() error
 	Start  func() error // before any vCPU enters the guest
 	Resume func() error
@@ -216,6 +217,17 @@ func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err err
 		}
 	}
 	return wasRunning, nil
+}
+
+// YieldForHandoff implements [migrate.Source]: the right to run goes once, with
+// the machine stopped.
+func (m *Machine) YieldForHandoff() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != handedOff {
+		return fmt.Errorf("yield a simulated machine: it is %s", m.phase)
+	}
+	return call(m.Steps.Yield)
 }
 
 // ResumeAfterAbort implements [migrate.Source].

@@ -121,10 +121,18 @@ func (d *Device) Lock() error { return d.image.acquire() }
 // device is paused or not active. If it fails the right is still held. Lock
 // takes it again.
 func (d *Device) Unlock() error {
+	if err := d.Sync(); err != nil {
+		return err
+	}
+	return d.image.release()
+}
+
+// Sync makes durable what was written so far; requests may be under way.
+func (d *Device) Sync() error {
 	if err := d.flush(); err != nil {
 		return fmt.Errorf("disk %s: flush: %w", d.config.Path, err)
 	}
-	return d.image.release()
+	return nil
 }
 
 // ID implements [virtio.Device].

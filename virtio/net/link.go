@@ -17,7 +17,7 @@ import (
 // be is left alone: attaching to a tap that was prepared for this user needs no
 // privilege.
 func OpenTap(o Options) (*Tap, error) {
-	if err := o.validate(); err != nil {
+	if err := o.Validate(); err != nil {
 		return nil, err
 	}
 	name, found := o.Tap, false

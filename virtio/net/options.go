@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -28,55 +29,81 @@ type Options struct {
 // ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`.
 // Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
 func ParseOptions(s string) (Options, error) {
+	o, err := parse(s, "tap", "bridge", "mac", "mtu", "queues", "owner")
+	if err == nil && o.MAC == (MAC{}) {
+		o.MAC = randomMAC()
+	}
+	if err == nil {
+		err = o.Validate()
+	}
+	if err != nil {
+		return o, fmt.Errorf("--net %s: %w", s, err)
+	}
+	return o, nil
+}
+
+// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]`: the host's side
+// of a device whose other options a guest brings along.
+func ParseHostOptions(s string) (Options, error) {
+	o, err := parse(s, "tap", "bridge", "owner")
+	if err == nil {
+		guest := o
+		guest.MAC = randomMAC() // any will do
+		err = guest.Validate()
+	}
+	if err != nil {
+		return o, fmt.Errorf("--net %s: %w", s, err)
+	}
+	return o, nil
+}
+
+// parse reads the options that are known; the first is always tap.
+func parse(s string, known ...string) (Options, error) {
 	o := Options{Queues: 1}
 	seen := map[string]bool{}
 	for i, field := range strings.Split(s, ",") {
 		key, value, given := strings.Cut(field, "=")
-		if i == 0 && key != "tap" {
-			return o, fmt.Errorf("--net %s: want tap or tap=NAME first", s)
-		}
-		if seen[key] {
-			return o, fmt.Errorf("--net %s: %s is there twice", s, key)
+		switch {
+		case i == 0 && key != "tap":
+			return o, fmt.Errorf("want tap or tap=NAME first")
+		case !slices.Contains(known, key):
+			return o, fmt.Errorf("%q is not one of %s", key, strings.Join(known, ", "))
+		case seen[key]:
+			return o, fmt.Errorf("%s is there twice", key)
+		case value == "" && (given || key != "tap"):
+			return o, fmt.Errorf("%s has no value", key)
 		}
 		seen[key] = true
-		if value == "" && (given || key != "tap") {
-			return o, fmt.Errorf("--net %s: %s has no value", s, key)
+		if err := o.set(key, value); err != nil {
+			return o, err
 		}
-		var err error
-		switch key {
-		case "tap":
-			o.Tap = value
-		case "bridge":
-			o.Bridge = value
-		case "mac":
-			o.MAC, err = ParseMAC(value)
-		case "mtu":
-			var n uint64
-			n, err = strconv.ParseUint(value, 10, 16)
-			if o.MTU = uint16(n); err != nil || n < minMTU {
-				err = fmt.Errorf("mtu=%s: want %d to 65535", value, minMTU)
-			}
-		case "queues":
-			o.Queues, err = strconv.Atoi(value)
-			if err != nil || o.Queues < 1 || o.Queues > MaxQueuePairs {
-				err = fmt.Errorf("queues=%s: want 1 to %d", value, MaxQueuePairs)
-			}
-		case "owner":
-			o.Owner, err = parseOwner(value)
-		default:
-			err = fmt.Errorf("%q is not one of tap, bridge, mac, mtu, queues, owner", key)
-		}
-		if err != nil {
-			return o, fmt.Errorf("--net %s: %w", s, err)
-		}
-	}
-	if o.MAC == (MAC{}) {
-		o.MAC = randomMAC()
-	}
-	if err := o.validate(); err != nil {
-		return o, fmt.Errorf("--net %s: %w", s, err)
 	}
 	return o, nil
+}
+
+// set sets one option.
+func (o *Options) set(key, value string) (err error) {
+	switch key {
+	case "tap":
+		o.Tap = value
+	case "bridge":
+		o.Bridge = value
+	case "mac":
+		o.MAC, err = ParseMAC(value)
+	case "mtu":
+		n, perr := strconv.ParseUint(value, 10, 16)
+		if o.MTU = uint16(n); perr != nil || n < minMTU {
+			err = fmt.Errorf("mtu=%s: want %d to 65535", value, minMTU)
+		}
+	case "queues":
+		o.Queues, err = strconv.Atoi(value)
+		if err != nil || o.Queues < 1 || o.Queues > MaxQueuePairs {
+			err = fmt.Errorf("queues=%s: want 1 to %d", value, MaxQueuePairs)
+		}
+	case "owner":
+		o.Owner, err = parseOwner(value)
+	}
+	return err
 }
 
 // String is the options as ParseOptions reads them.
@@ -99,7 +126,8 @@ func (o Options) String() string {
 	return s
 }
 
-func (o Options) validate() error {
+// Validate reports the first option that makes no sense; the host is not asked.
+func (o Options) Validate() error {
 	for _, name := range []string{o.Tap, o.Bridge} {
 		if name != "" && !validInterface(name) {
 			return fmt.Errorf("interface %q: not a name, 1 to 15 characters without %%, : and /", name)
