@@ -61,7 +61,8 @@ func TestPVHNote(t *testing.T) {
 }
 
 // words is the guest's grammar, as docs/guest.md has it.
-var words = regexp.MustCompile(`^((fill|dirty)=[0-9]+[KMGTkmgt]?|(rate|zeros)=[0-9]+|(verify|tick)=[0-9]+(\.[0-9]+)?|stop|help|poweroff|reboot|crash)$`)
+var words = regexp.MustCompile(`^((fill|dirty|pool|keep|disk)=[0-9]+[KMGTkmgt]?|(rate|zeros|churn|drate)=[0-9]+|hintrace(=[0-9]+)?|(hints|reports)=[01]|` +
+	`ip=[0-9.]+|(verify|tick)=[0-9]+(\.[0-9]+)?|stop|help|poweroff|reboot|crash)$`)
 
 func TestDefaultCmdline(t *testing.T) {
 	fields := strings.Fields(DefaultCmdline)
@@ -77,7 +78,8 @@ func TestDefaultCmdline(t *testing.T) {
 
 // The help that the guest prints names every word that the tests and the documentation know.
 func TestHelpNamesEveryWord(t *testing.T) {
-	for _, w := range []string{"fill=SIZE", "dirty=SIZE", "rate=PAGES/S", "verify=SECONDS", "zeros=N", "tick=SECONDS", "stop", "poweroff", "reboot", "crash", "help"} {
+	for _, w := range []string{"fill=SIZE", "dirty=SIZE", "rate=PAGES/S", "verify=SECONDS", "zeros=N", "tick=SECONDS", "stop",
+		"pool=SIZE", "keep=SIZE", "churn=PAGES/S", "hintrace[=N]", "hints=0|1", "reports=0|1", "disk=SIZE", "drate=PAGES/S", "ip=ADDRESS", "poweroff", "reboot", "crash", "help"} {
 		if !bytes.Contains(ELF, []byte(w)) {
 			t.Errorf("demo.elf: its help lacks %q", w)
 		}

@@ -280,9 +280,12 @@ type tick struct {
 	up                    float64
 	writes, verified, bad uint64
 	gap                   float64 // milliseconds
+	// more is what the guest's drivers count, by name: dwrites, ballooned and so
+	// on; empty without devices.
+	more map[string]uint64
 }
 
-var tickLine = regexp.MustCompile(`^tick (\d+) up=([\d.]+) writes=(\d+) verified=(\d+) bad=(\d+) gap=([\d.]+)$`)
+var tickLine = regexp.MustCompile(`^tick (\d+) up=([\d.]+) writes=(\d+) verified=(\d+) bad=(\d+) gap=([\d.]+)((?: [a-z]+=\d+)*)$`)
 
 func parseTick(s string) (k tick, ok bool) {
 	m := tickLine.FindStringSubmatch(s)
@@ -295,6 +298,11 @@ func parseTick(s string) (k tick, ok bool) {
 	k.verified, _ = strconv.ParseUint(m[4], 10, 64)
 	k.bad, _ = strconv.ParseUint(m[5], 10, 64)
 	k.gap, _ = strconv.ParseFloat(m[6], 64)
+	k.more = make(map[string]uint64)
+	for _, f := range strings.Fields(m[7]) {
+		key, value, _ := strings.Cut(f, "=")
+		k.more[key], _ = strconv.ParseUint(value, 10, 64)
+	}
 	return k, true
 }
 

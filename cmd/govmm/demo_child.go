@@ -180,7 +180,8 @@ type tick struct {
 	gap                   float64 // longest pause between two writes since the last tick, ms
 }
 
-// parseTick reads a line of the guest: tick N up=S writes=N verified=N bad=N gap=MS.
+// parseTick reads a line of the guest: tick N up=S writes=N verified=N bad=N gap=MS,
+// and what its drivers count.
 func parseTick(line string) (tick, bool) {
 	words := strings.Fields(line)
 	if len(words) < 2 || words[0] != "tick" {

@@ -19,6 +19,10 @@
 pvh_entry:
 	cld
 	lgdt gdt_pointer
+	movl $pdpt + 0x27, pml4
+	movl $pd_0 + 0x27, pdpt
+	movl $pd_3 + 0x27, pdpt + 24
+	movl $0xe7, pd_0
 	xorl %edi, %edi /* CPU 0 */
 	ljmp $SEL_CODE32, $enter_long_mode
 
@@ -99,6 +103,7 @@ long_mode:
 	pushq $cpu_main
 	movl %ebx, %esi
 	xorl %ebp, %ebp
+	xorl %r13d, %r13d
 	xorl %r14d, %r14d /* cursor and pass (version.h): nothing rewritten yet */
 	xorl %r15d, %r15d
 	iretq
@@ -146,25 +151,16 @@ idt_pointer:
 
 /*
  * Identity-mapped 2 MiB pages, user, writable, accessed and dirty already set so that an idle guest's page walks
- * write nothing. Here: the first GiB, and the page of each APIC, uncached. memory.c maps the rest of RAM.
+ * write nothing. Here: the first page, which holds the image. memory.c maps the rest.
  */
-	.balign 4096
-	.globl pdpt, pd_3
-pml4:	.quad pdpt + 0x27
-	.fill 511, 8, 0
-pdpt:	.quad pd_0 + 0x27, 0, 0, pd_3 + 0x27
-	.fill 508, 8, 0
-pd_0:
-	.set page, 0
-	.rept 512
-	.quad page + 0xe7
-	.set page, page + 0x200000
-	.endr
-pd_3:	.fill 502, 8, 0
-	.quad 0xfec000ff, 0xfee000ff
-	.fill 8, 8, 0
-
 	.bss
+	.balign 4096
+	.globl pdpt, pd_0, pd_3
+pml4:	.skip 4096
+pdpt:	.skip 4096
+pd_0:	.skip 4096
+pd_3:	.skip 4096
+
 	.balign 4096
 	.globl cpu_pages, user_stacks, idt
 cpu_pages:

@@ -36,6 +36,18 @@ static inline u8 inb(u16 port)
 	return value;
 }
 
+static inline void outl(u16 port, u32 value)
+{
+	__asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port) : "memory");
+}
+
+static inline u32 inl(u16 port)
+{
+	u32 value;
+	__asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port) : "memory");
+	return value;
+}
+
 static inline u64 tsc(void)
 {
 	u32 low, high;
@@ -56,7 +68,7 @@ static inline u64 mul_div(u64 a, u64 b, u64 c)
 void service(u32 number);
 extern u32 ap_index;
 extern volatile u8 serial_interrupted;
-extern u64 pdpt[512], pd_3[512];
+extern u64 pdpt[512], pd_0[512], pd_3[512];
 extern const u8 trampoline[], trampoline_end[];
 extern u8 image_end[];
 
@@ -72,6 +84,7 @@ extern u64 ram_pages;   /* sum over ram[] */
 extern u64 memory_size; /* bytes of RAM in all */
 extern char command_line[1024];
 void memory_init(u64 start_info);
+bool map_device(u64 gpa); /* maps the 2 MiB around it and the next; false: out of reach */
 
 /* mptable.c */
 struct machine {

@@ -27,6 +27,8 @@
 #define VEC_SERIAL 36
 #define VEC_TIMER 48
 #define VEC_WAKE 49
+#define VEC_DEVICES 50 /* two a device: its configuration, its queues */
+#define DEVICE_VECTORS 6
 #define VEC_SPURIOUS 63
 #define VECTORS 64
 

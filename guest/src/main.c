@@ -1,4 +1,6 @@
 /* CPU 0's chores beside its work: the console, the ticks, the bad pages. And where every CPU's C begins. */
+#include "devices.h"
+#include "pool.h"
 #include "power.h"
 #include "serial.h"
 #include "words.h"
@@ -14,50 +16,13 @@ static u64 fill_started;
 static u32 fill_announced, fill_seen;
 static volatile bool cpus_may_go;
 
-static void put_version(u64 version)
-{
-	put_number(&l, version >> 40);
-	put_char(&l, '.');
-	put_number(&l, version & 0xffffffffffUL);
-}
-
 static void print_bad(const struct finding *f)
 {
 	put(&l, "bad page gpa=");
 	put_hex(&l, f->number << PAGE_SHIFT);
 	put(&l, " number=");
 	put_number(&l, f->number);
-	put(&l, " expected version ");
-	put_version(f->version);
-	put(&l, ", found ");
-	switch (f->kind) {
-	case FOUND_OLDER:
-		put(&l, "its older version ");
-		put_version(f->found_version);
-		break;
-	case FOUND_NEWER:
-		put(&l, "its newer version ");
-		put_version(f->found_version);
-		break;
-	case FOUND_OTHER_PAGE:
-		put(&l, "page ");
-		put_number(&l, f->found_number);
-		put(&l, " version ");
-		put_version(f->found_version);
-		break;
-	case FOUND_ZEROS:
-		put(&l, "all zeros");
-		break;
-	case FOUND_MIXED:
-		put(&l, "a mixture");
-		break;
-	}
-	put(&l, "; word ");
-	put_number(&l, f->word);
-	put(&l, ": expected ");
-	put_hex(&l, f->expected);
-	put(&l, ", found ");
-	put_hex(&l, f->found);
+	put_finding(&l, f);
 	serial_line(&l);
 }
 
@@ -78,6 +43,13 @@ static void print_reports(void)
 
 static void limit_reports(u64 bad)
 {
+	static u32 lies;
+	if (pool_lies != lies) {
+		lies = pool_lies;
+		bad_printed++;
+		put(&l, "bad notes: what is written down about the pool is not what the vCPU's register says");
+		serial_line(&l);
+	}
 	if (bad - bad_counted > bad_printed) {
 		put(&l, "and ");
 		put_number(&l, bad - bad_counted - bad_printed);
@@ -90,7 +62,7 @@ static void limit_reports(u64 bad)
 
 static u64 count_bad(void)
 {
-	u64 bad = 0;
+	u64 bad = pool_lies;
 	for (u32 cpu = 0; cpu < machine.cpus; cpu++)
 		bad += workers[cpu].bad;
 	return bad;
@@ -123,6 +95,7 @@ static void print_tick(u64 now)
 	put_number(&l, bad);
 	put(&l, " gap=");
 	put_decimals(&l, mul_div(gap, 1000000, tsc_hz), 3);
+	devices_count(&l);
 	serial_line(&l);
 }
 
@@ -183,6 +156,7 @@ static void chores(u64 *next)
 	}
 	announce_fill(now);
 	print_reports();
+	devices_step(now, next);
 	tick(now, next);
 	if (is_due(now, &pump_due, tsc_hz)) {
 		enum pump state = serial_pump();
@@ -234,6 +208,7 @@ static void boot(u64 start_info)
 		put(&l, "nothing counts at the 8254's ports: time is a guess");
 		serial_line(&l);
 	}
+	devices_init();
 	cpus_may_go = true;
 	for (u32 cpu = 1; cpu < machine.cpus; cpu++)
 		cpu_wake(cpu);

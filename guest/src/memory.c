@@ -29,8 +29,8 @@ static bool map_gib(u64 gpa, u64 *table)
 {
 	u64 slot = gpa / GIB;
 	if (slot == 0)
-		return false; /* boot.S */
-	if (slot == 3) {      /* boot.S has put the APICs in */
+		return false; /* memory_init */
+	if (slot == 3) {      /* memory_init has put the APICs in */
 		for (u64 i = 0; i < 502; i++)
 			pd_3[i] = (3 * GIB + i * 2 * MIB) | 0xe7;
 		return false;
@@ -44,9 +44,39 @@ static bool map_gib(u64 gpa, u64 *table)
 	return true;
 }
 
+/*
+ * Maps what a BAR points at, uncached, where nothing is mapped yet: up to 4 MiB from the 2 MiB boundary below. A
+ * firmware may have placed it anywhere.
+ */
+bool map_device(u64 gpa)
+{
+	static u64 tables[4][512] __attribute__((aligned(4096)));
+	static u32 taken;
+	for (u64 at = gpa & -(2 * MIB), end = at + 4 * MIB; at < end; at += 2 * MIB) {
+		if (at >= MAPPED_LIMIT)
+			return false;
+		u64 *slot = &pdpt[at / GIB];
+		if (!(*slot & 1)) {
+			if (taken == sizeof tables / sizeof *tables)
+				return false;
+			*slot = (u64)tables[taken++] | 0x27;
+		}
+		volatile u64 *entry = (u64 *)(*slot & -PAGE) + at / (2 * MIB) % 512;
+		if (!(*entry & 1))
+			*entry = at | 0xff;
+	}
+	return true;
+}
+
 /* Page tables take the memory from 2 MiB on (below, the image) as far as they need; what they took is not owned. */
 void memory_init(u64 address)
 {
+	for (volatile u64 *entry = pd_0 + 1; entry < pd_0 + 512; entry++)
+		*entry = (u64)(entry - pd_0) * 2 * MIB | 0xe7;
+	pd_3[502] = 0xfec000ff; /* the IOAPIC, and the local APICs: uncached */
+	pd_3[503] = 0xfee000ff;
+	__asm__ volatile("" : : : "memory");
+
 	const struct start_info *info = (const struct start_info *)address;
 	if (info->magic != START_INFO_MAGIC || info->version < 1 || !info->memmap_entries)
 		return;

@@ -18,4 +18,8 @@ bool page_good(const void *page, u64 number, u64 version, u64 zeros);
 bool page_looks_good(const void *page, u64 number, u64 version, u64 zeros); /* checks nine words, spread over it */
 void page_examine(const void *page, u64 number, u64 version, u64 zeros, struct finding *f);
 
+/* finding.c: " expected version 1.7, found ..." */
+struct line;
+void put_finding(struct line *l, const struct finding *f);
+
 #endif

@@ -6,7 +6,7 @@
 
 struct line {
 	u32 length;
-	char text[252];
+	char text[508];
 };
 
 void put_char(struct line *l, char c);

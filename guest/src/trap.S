@@ -26,6 +26,9 @@ vector_stubs: /* one of 16 bytes for each vector */
 	.elseif vector == VEC_SERIAL
 	movb $1, serial_interrupted
 	jmp interrupt
+	.elseif vector >= VEC_DEVICES && vector < VEC_DEVICES + DEVICE_VECTORS
+	addl $1, device_interrupts + 4 * (vector - VEC_DEVICES) /* all come to CPU 0 */
+	jmp interrupt
 	.else
 	jmp interrupt
 	.endif
@@ -114,7 +117,9 @@ no_idt:	.word 0
 	.quad 0
 
 	.bss
-	.globl serial_interrupted, dying
+	.globl serial_interrupted, dying, device_interrupts
+device_interrupts:
+	.skip 4 * DEVICE_VECTORS
 serial_interrupted:
 	.skip 1
 	.balign 4

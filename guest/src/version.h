@@ -17,6 +17,10 @@
 register u64 cursor __asm__("r14");
 register u64 pass __asm__("r15");
 
+/* The sum over the pool's notes, CPU 0's (pool.c). It is no counter, but kept in the same way and for the same reason. */
+register u64 notes_sum __asm__("r13");
+
+#define POOL_VERSION_BIT 50
 #define FILL_SHIFT 40
 #define FIRST_OF_FILL(fill) ((u64)(fill) << FILL_SHIFT | 1)
 #define FIRST_VERSION(version) (((version) >> FILL_SHIFT << FILL_SHIFT) | 1)

@@ -1,5 +1,6 @@
 /* Reading the words, refusing what cannot be, and turning the rest into the next plan. */
 #include "words.h"
+#include "pool.h"
 #include "power.h"
 #include "serial.h"
 #include "work.h"
@@ -14,6 +15,14 @@ static const char *const help[] = {
 	"zeros=N         of the owned pages, every Nth is all zeros at odd versions; 0: none",
 	"tick=SECONDS    print a line about it that often; 0: never",
 	"stop            stop rewriting; dirty= or rate= starts it again",
+	"pool=SIZE       own that much more, fill it once and free it: the balloon's, reported and hinted",
+	"keep=SIZE       of the pool, what stays full and is checked",
+	"churn=PAGES/S   take pages of the pool and free others, at that pace",
+	"hintrace[=N]    take back and rewrite one of N (2) blocks as soon as it is hinted; 0: none",
+	"hints=0|1, reports=0|1  answer the host's asking for hints; report what is free (both 1)",
+	"disk=SIZE       write, flush, read back and check that much of the disk, over and over; 0: nothing",
+	"drate=PAGES/S   at that pace (4000); 0: flat out",
+	"ip=ADDRESS      answer ARP, ping and UDP port 7 for it",
 	"poweroff, reboot, crash (a trap that nothing handles), help",
 };
 
@@ -25,9 +34,12 @@ struct wish {
 	enum { GO_ON, POWER_OFF, REBOOT, CRASH } then;
 };
 
+const char bad_size[] = "a size is wanted, such as 400M";
+const char bad_number[] = "a number from 0 to 1000000000 is wanted";
+
 static struct line l;
 
-static bool refuse(const char *word, u32 length, const char *why)
+bool refuse(const char *word, u32 length, const char *why)
 {
 	for (u32 i = 0; i < length && i < 60; i++)
 		put_char(&l, word[i] >= ' ' && word[i] <= '~' ? word[i] : '?');
@@ -51,7 +63,7 @@ static bool read_number(const char *text, u32 length, u64 *n, u32 *used)
 }
 
 /* Bytes, or with K, M, G or T that power of 1024; as whole pages, rounded up. The readers change nothing if they refuse. */
-static bool read_size(const char *text, u32 length, u64 *pages)
+bool read_size(const char *text, u32 length, u64 *pages)
 {
 	u64 n, shift = 0;
 	u32 used;
@@ -92,7 +104,7 @@ static bool read_seconds(const char *text, u32 length, u64 *cycles)
 	return true;
 }
 
-static bool read_plain(const char *text, u32 length, u64 *n)
+bool read_plain(const char *text, u32 length, u64 *n)
 {
 	u64 number;
 	u32 used;
@@ -103,7 +115,7 @@ static bool read_plain(const char *text, u32 length, u64 *n)
 }
 
 /* The value of word if it is `name=value`. */
-static const char *value_of(const char *word, u32 length, const char *name, u32 *value_length)
+const char *value_of(const char *word, u32 length, const char *name, u32 *value_length)
 {
 	u32 i = 0;
 	while (name[i] && i < length && word[i] == name[i])
@@ -114,7 +126,7 @@ static const char *value_of(const char *word, u32 length, const char *name, u32 
 	return word + i + 1;
 }
 
-static bool is(const char *word, u32 length, const char *name)
+bool is_word(const char *word, u32 length, const char *name)
 {
 	u32 i = 0;
 	while (i < length && name[i] && word[i] == name[i])
@@ -124,11 +136,12 @@ static bool is(const char *word, u32 length, const char *name)
 
 static bool one_word(const char *word, u32 length, struct wish *w)
 {
-	static const char bad_size[] = "a size is wanted, such as 400M";
 	static const char bad_seconds[] = "seconds are wanted, such as 5 or 0.5";
-	static const char bad_number[] = "a number from 0 to 1000000000 is wanted";
 	const char *v;
 	u32 n;
+	bool known;
+	if (device_word(word, length, &known) || known)
+		return false;
 	if ((v = value_of(word, length, "fill", &n))) {
 		if (!read_size(v, n, &w->fill_pages))
 			return refuse(word, length, bad_size);
@@ -150,21 +163,21 @@ static bool one_word(const char *word, u32 length, struct wish *w)
 	} else if ((v = value_of(word, length, "tick", &n))) {
 		if (!read_seconds(v, n, &tick_every))
 			return refuse(word, length, bad_seconds);
-	} else if (is(word, length, "stop")) {
+	} else if (is_word(word, length, "stop")) {
 		w->plan.writing = false;
-	} else if (is(word, length, "help")) {
+	} else if (is_word(word, length, "help")) {
 		for (u32 i = 0; i < sizeof help / sizeof *help; i++) {
 			put(&l, help[i]);
 			serial_line(&l);
 		}
 		return false;
-	} else if (is(word, length, "poweroff")) {
+	} else if (is_word(word, length, "poweroff")) {
 		w->then = POWER_OFF;
 		return false;
-	} else if (is(word, length, "reboot")) {
+	} else if (is_word(word, length, "reboot")) {
 		w->then = REBOOT;
 		return false;
-	} else if (is(word, length, "crash")) {
+	} else if (is_word(word, length, "crash")) {
 		w->then = CRASH;
 		return false;
 	} else {
@@ -219,8 +232,8 @@ static void commit(struct wish *w)
 {
 	static bool rewritten; /* since the last fill */
 	struct plan *next = &w->plan;
-	if (w->fill && w->fill_pages > ram_pages) {
-		refuse_size("fill=", w->fill_pages, ram_pages, "this machine can own ");
+	if (w->fill && w->fill_pages > ram_pages - pool_pages) {
+		refuse_size("fill=", w->fill_pages, ram_pages - pool_pages, "this machine can own ");
 		w->fill = false;
 	}
 	if (w->fill) {

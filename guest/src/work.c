@@ -1,4 +1,5 @@
 /* What every CPU does: fill its share of the memory, rewrite it, verify it, sleep. */
+#include "pool.h"
 #include "work.h"
 #include "version.h"
 
@@ -118,13 +119,13 @@ static void fill_batch(struct worker *w)
 	set_pace(w);
 }
 
-static __attribute__((noinline)) void bad_page(struct worker *w, u64 gpa, u64 version)
+__attribute__((noinline)) void worker_found_bad(struct worker *w, u64 gpa, u64 version, u64 zeros)
 {
 	w->bad++;
 	u32 tail = w->report_tail;
 	if (tail - w->report_head == REPORTS)
 		return;
-	page_examine((const void *)gpa, gpa >> PAGE_SHIFT, version, w->zeros, &w->report[tail % REPORTS]);
+	page_examine((const void *)gpa, gpa >> PAGE_SHIFT, version, zeros, &w->report[tail % REPORTS]);
 	__atomic_store_n(&w->report_tail, tail + 1, __ATOMIC_RELEASE);
 }
 
@@ -133,7 +134,7 @@ static inline void rewrite_one(struct worker *w)
 {
 	u64 gpa = page_gpa(w, cursor), number = gpa >> PAGE_SHIFT;
 	if (__builtin_expect(!page_looks_good((const void *)gpa, number, pass, w->zeros), 0))
-		bad_page(w, gpa, pass);
+		worker_found_bad(w, gpa, pass, w->zeros);
 	page_write((void *)gpa, number, pass + 1, w->zeros);
 	if (++cursor == w->dirty) {
 		cursor = 0;
@@ -186,7 +187,7 @@ static bool walk_batch(struct worker *w, u64 *next)
 	for (; done < BATCH && w->walk_at < w->pages; done++, w->walk_at++) {
 		u64 gpa = page_gpa(w, w->walk_at), version = version_of(w, w->walk_at);
 		if (__builtin_expect(!page_good((const void *)gpa, gpa >> PAGE_SHIFT, version, w->zeros), 0))
-			bad_page(w, gpa, version);
+			worker_found_bad(w, gpa, version, w->zeros);
 	}
 	w->verified += done;
 	w->walking = w->walk_at < w->pages;
@@ -199,7 +200,7 @@ bool worker_step(struct worker *w, u64 *next)
 		fill_batch(w);
 		return true;
 	}
-	bool busy = false;
+	bool busy = pool_assist(w->id);
 	if (w->writing)
 		busy |= rewrite_batch(w, next);
 	if (w->walk_every && w->pages)

@@ -56,6 +56,7 @@ extern struct worker workers[MAX_CPUS];
 
 void worker_adopt(struct worker *w);
 bool worker_step(struct worker *w, u64 *next); /* one batch of work; false if it had none before *next (lowered) */
+void worker_found_bad(struct worker *w, u64 gpa, u64 version, u64 zeros); /* counts it, and reports it if it may */
 void worker_sleep(struct worker *w, u64 until);
 
 /*

@@ -1,0 +1,130 @@
+/*
+ * Free page hints, virtio 1.2 section 5.5.6.5. The device announces a command id; the driver answers with the id, with
+ * its free memory, and with STOP, in this order on one queue. What it has hinted it leaves alone until the id is DONE,
+ * or takes it back before that, and then must write it first: which is what hint_race is for.
+ */
+#include "devices.h"
+#include "pool.h"
+#include "work.h"
+
+#define COMMAND_STOP 0
+#define COMMAND_DONE 1
+#define QUEUE 3
+
+#define AT_ONCE 8 /* blocks in a step */
+#define COMMANDS 8
+
+u64 hinted_pages, hint_rounds, hint_race;
+bool hints_wanted = true;
+
+static struct queue hints;
+static u32 commands[COMMANDS], commands_sent; /* each stays until its buffer is used: at most four are out */
+static u32 commands_out;
+static u32 current; /* the id that is being answered to; STOP: none */
+static u32 last;    /* command that was seen */
+static u32 at;      /* next block to hint */
+static u32 turn;    /* counts hinted blocks */
+static bool stopping; /* STOP is to be said */
+static bool starting; /* and then `current` */
+
+#define TOKEN_COMMAND 1
+
+void hint_init(struct virtio *d)
+{
+	virtio_queue(d, &hints, QUEUE);
+}
+
+static bool say(u32 command)
+{
+	if (commands_out == COMMANDS)
+		return false;
+	u32 *place = &commands[commands_sent % COMMANDS];
+	*place = command;
+	struct piece p = {place, sizeof *place};
+	if (!queue_add(&hints, &p, 1, 0, TOKEN_COMMAND))
+		return false;
+	commands_sent++;
+	commands_out++;
+	queue_kick(&hints);
+	return true;
+}
+
+/* Hinted blocks are the guest's again: the id is DONE. */
+static void release(void)
+{
+	for (u32 i = 0; i < pool_blocks; i++)
+		if (block_state(&pool[i]) == BLOCK_HINTED)
+			block_become(&pool[i], BLOCK_FREE);
+}
+
+void hint_command(u32 command)
+{
+	if (command == last || !hints_wanted)
+		return;
+	last = command;
+	stopping = current != COMMAND_STOP;
+	current = COMMAND_STOP;
+	if (command == COMMAND_DONE)
+		release();
+	if (command == COMMAND_STOP || command == COMMAND_DONE)
+		return;
+	current = command;
+	starting = true;
+	at = 0;
+}
+
+/* Hints a block: true if it was worth a look at the clock. */
+static bool hint(struct block *b, bool *kick)
+{
+	if (block_state(b) == BLOCK_FULL && (b->note & NOTE_RETAKEN))
+		block_free(b); /* it was taken back in the last round, has been checked ever since, and goes through it again */
+	if ((block_state(b) != BLOCK_FREE && block_state(b) != BLOCK_HINTED) || !block_version(b))
+		return false;
+	struct piece p = {block_page(b, 0), b->pages * PAGE};
+	queue_add(&hints, &p, 0, 1, 0);
+	block_become(b, BLOCK_HINTED);
+	block_flag(b, NOTE_HINTED, 0);
+	hinted_pages += b->pages;
+	*kick = true;
+	if (!hint_race || turn++ % hint_race)
+		return false;
+	/*
+	 * Now the buffer is available, and the block is the guest's again. By turns the device can know of the buffer
+	 * before the pages are rewritten, or only after, unless it is looking anyway: both are allowed.
+	 */
+	if (turn / hint_race % 2) {
+		queue_kick(&hints);
+		*kick = false;
+	}
+	block_retake(b);
+	return true;
+}
+
+void hint_step(u64 *next)
+{
+	u32 token, length;
+	while (queue_take(&hints, &token, &length))
+		if (token == TOKEN_COMMAND)
+			commands_out--;
+	if (stopping)
+		stopping = !say(COMMAND_STOP);
+	if (stopping || current == COMMAND_STOP)
+		return;
+	if (starting) {
+		starting = !say(current);
+		if (starting)
+			return;
+	}
+	bool kick = false, enough = false;
+	for (u32 n = 0; n < AT_ONCE && !enough && at < pool_blocks && hints.room > 1; n++)
+		enough = hint(&pool[at++], &kick);
+	if (kick)
+		queue_kick(&hints);
+	if (at >= pool_blocks && say(COMMAND_STOP)) {
+		current = COMMAND_STOP;
+		hint_rounds++;
+		turn++; /* other blocks are taken back in the next round */
+	}
+	if (current != COMMAND_STOP && hints.room > 1)
+		*next = tsc();
+}
