@@ -1,3 +1,4 @@
+/* All drivers together. */
 #include "devices.h"
 #include "pool.h"
 #include "serial.h"

@@ -195,12 +195,13 @@ static void answer_ip(const u8 *frame, u32 length)
 	u32 header = (ip[0] & 15) * 4, total = get16(ip + 2);
 	if (length < ETHERNET + 20 || ip[0] >> 4 != 4 || header < 20 || total < header + 8 || total > length - ETHERNET)
 		return;
-	if (get32(ip + 16) != address || (get16(ip + 6) & 0x3fff) || sum(ip, header) != 0xffff) /* fragments are not put together */
-		return;
+	if (get32(ip + 16) != address || sum(ip, header) != 0xffff || (get16(ip + 6) & 0x3fff))
+		return; /* fragments are not put together */
 	const u8 *body = ip + header;
 	u32 n = total - header;
 	u8 *f;
-	if (ip[9] == PROTOCOL_ICMP && body[0] == 8 && body[1] == 0 && sum(body, n) == 0xffff && (f = reply(ip, frame, total))) {
+	if (ip[9] == PROTOCOL_ICMP && body[0] == 8 && body[1] == 0 && sum(body, n) == 0xffff &&
+	    (f = reply(ip, frame, total))) {
 		u8 *to = f + ETHERNET + header;
 		to[0] = 0; /* echo reply */
 		put16(to + 2, 0);

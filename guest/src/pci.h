@@ -48,9 +48,9 @@ static inline void mmio_write32(u64 at, u32 value)
 u32 pci_read(struct function f, u32 offset);               /* offset: a multiple of 4 */
 u8 pci_read8(struct function f, u32 offset);
 bool pci_find(u16 vendor, u16 device, u16 alias, struct function *f); /* the first with either device number */
-u8 pci_capability(struct function f, u8 id, u8 after);     /* its offset, or 0; after: where the last one was found, or 0 */
+u8 pci_capability(struct function f, u8 id, u8 after);     /* its offset, or 0; after: of the one before, or 0 */
 u64 pci_bar(struct function f, u32 index);                 /* a memory BAR's address, mapped; or 0 */
 void pci_enable(struct function f);                        /* memory decoding and bus mastering on, INTx off */
-u32 pci_msix(struct function f, const u8 *vectors, u32 n); /* entry i sends vectors[i] to CPU 0; how many entries were set */
+u32 pci_msix(struct function f, const u8 *vectors, u32 n); /* entry i sends vectors[i] to CPU 0; how many do */
 
 #endif

@@ -39,7 +39,7 @@ extern u64 pool_pages;
 extern u64 pool_keep;    /* pages that stay full */
 extern u64 pool_churn;   /* pages a second that are taken, and as many freed */
 extern u64 pool_checked, pool_retaken; /* pages, since boot */
-extern u64 pool_zeroed, pool_stale; /* pages reported or in the balloon, looked at when taken: all zeros; as they were */
+extern u64 pool_zeroed, pool_stale; /* had been reported or in the balloon; found as zeros, or as they were, when taken */
 extern u32 pool_lies; /* times that the notes did not add up */
 
 extern u64 pool_told;    /* TSC when it was told to be something else; 0: it is that, and has said so */

@@ -1,6 +1,6 @@
 /*
- * Ring 0, second half: interrupts and traps, in assembly without one C function. No path through here stores r14 or
- * r15: the counters that pages are checked against stay in the registers even while an interrupt is handled.
+ * Ring 0, second half: interrupts and traps, in assembly without one C function. No path through here stores r13,
+ * r14 or r15: what pages are checked against stays in the registers even while an interrupt is handled.
  */
 #include "layout.h"
 

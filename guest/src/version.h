@@ -1,7 +1,7 @@
 /*
  * The proof that no page is lost. The version that each page must have follows from two counters that live in
- * registers of their CPU, and nowhere else, from boot to power-off: no C function may use r14 and r15 for anything
- * else (-ffixed-r14 -ffixed-r15), and ring 0 never stores them. A migration carries them with the vCPU's registers, so
+ * registers of their CPU, and nowhere else, from boot to power-off: no C function may use r13 to r15 for anything
+ * else (-ffixed-r13 and so on), and ring 0 never stores them. A migration carries them with the vCPU's registers, so
  * a page that it fails to carry is compared with counters that did arrive, and not with a note in memory that may have
  * been left behind together with the page.
  *

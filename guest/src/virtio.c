@@ -1,5 +1,5 @@
+/* The transport first, then the queues. A device that fails in any step of its start is left alone. */
 #include "virtio.h"
-#include "serial.h"
 #include "work.h"
 
 #define VENDOR 0x1af4

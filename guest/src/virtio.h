@@ -51,12 +51,12 @@ struct virtio {
 /* Interrupts by vector, counted by trap.S: of a device's configuration, then of its queues. */
 extern volatile u32 device_interrupts[DEVICE_VECTORS];
 
-/* Finds a device, resets it and accepts of the wanted features those that it offers; false: there is none that works. */
+/* Finds a device, resets it, and accepts what it offers of the wanted features; false: there is none that works. */
 bool virtio_open(struct virtio *d, u16 type, u64 wanted, u32 line);
 bool virtio_queue(struct virtio *d, struct queue *q, u16 index); /* sets a queue up; false: the device has no such queue */
 u16 virtio_queues(struct virtio *d);
 void virtio_start(struct virtio *d);
-bool virtio_changed(struct virtio *d, u64 now, u64 *next); /* may the configuration have changed since the last call? */
+bool virtio_changed(struct virtio *d, u64 now, u64 *next); /* may the configuration have changed? */
 u32 virtio_config32(struct virtio *d, u32 offset);
 
 /* The request's readable pieces come first; false if there is no room. */
