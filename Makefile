@@ -20,6 +20,7 @@ test: setup lint unit fuzz ## everything CI runs, set-up included (Debian 12 wit
 accept: setup ## the long runs of what CI runs in short
 	GOVMM_ACCEPT=1 go run ./test/run -count=1 -timeout 60m ./test/...
 	go test -count=1 -run NoPageIsLost -timeout 30m ./migrate -rapid.checks=5000
+	go test -count=1 -run HintEpochsLoseNothing -v -timeout 30m ./migrate -sched.steps=20000000
 
 setup: ## install what the tests need
 	test/setup.sh

@@ -61,6 +61,13 @@ func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
 	return nil
 }
 
+// InToSend tells whether a page's content must still be sent.
+func (t *Tracker) InToSend(slot int, page uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.slots[slot].toSend.get(page)
+}
+
 // What follows breaks the tracker on purpose: each is one of the ways to get
 // it wrong, and a test shows what it loses.
 
