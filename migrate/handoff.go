@@ -9,9 +9,9 @@ import (
 
 // settle hands over the right to run and finds out who has it. The guest
 // stands still here; only the destination's word that it aborted lets it go on.
-func (m *Migration) settle(base context.Context, p *precopy, since time.Time) error {
+func (m *Migration) settle(base context.Context, p *precopy) error {
 	l := p.link
-	running, why := m.sendCommit(l)
+	running, why := m.sendCommit(l, p.watch)
 	l.close()
 	if failed := (*failedError)(nil); !running && !errors.As(why, &failed) {
 		m.setPhase(PhaseHandoffUnknown)
@@ -24,10 +24,13 @@ func (m *Migration) settle(base context.Context, p *precopy, since time.Time) er
 		err := fmt.Errorf("the destination gave the right to run back, the guest goes on here: %w", why)
 		return errors.Join(err, m.takeBack(p))
 	}
-	now := time.Now()
+	took, parts := p.watch.finish()
 	m.meter.update(func(mt *meter) {
-		mt.result.DowntimeMS = float64(now.Sub(since).Microseconds()) / 1000
-		mt.result.TotalMS = now.Sub(mt.started).Milliseconds()
+		mt.result.DowntimeMS, mt.result.Downtime = milliseconds(took), parts
+		if !p.wasPaused {
+			mt.result.DowntimeNote = p.plan.note(took, parts)
+		}
+		mt.result.TotalMS = time.Since(mt.started).Milliseconds()
 	})
 	// The guest has gone; a log that cannot be stopped does not change that.
 	_ = p.tracker.Stop()
@@ -40,13 +43,18 @@ var errAborted = errors.New("it aborted")
 // sendCommit sends COMMIT and waits for RUNNING. Its error is the destination's
 // own word that it will not run the guest (failedError), or means that nothing
 // is known.
-func (m *Migration) sendCommit(l *link) (running bool, why error) {
+func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) {
 	if err := l.conn.writeFrame(header{typ: frameCommit}); err != nil {
 		// Even so it may have left.
 		return false, l.explain(err)
 	}
-	_, err := l.await(l.ctx, frameRunning, m.opt.PeerTimeout)
-	return err == nil, err
+	r, err := l.await(l.ctx, frameRunning, m.opt.PeerTimeout)
+	if err != nil {
+		return false, err
+	}
+	// It runs there, whatever else it says.
+	w.parts.ResumeMS, _ = decodeTook(r)
+	return true, nil
 }
 
 // Pauses between two attempts to ask.

@@ -22,6 +22,9 @@ type Options struct {
 	// MaxRounds gives up after so many precopy rounds that did not bring the
 	// estimate under DowntimeLimit. 0: no limit.
 	MaxRounds int
+	// AutoConverge slows the guest down, in steps, when rounds stop shrinking.
+	// Off, a guest that writes faster than the link never arrives.
+	AutoConverge bool
 	// ClearBitmapShift is the base-2 logarithm of the pages that one
 	// KVM_CLEAR_DIRTY_LOG covers, 6 to 31. 0: 18 (1 GiB).
 	ClearBitmapShift uint

@@ -42,17 +42,27 @@ type RoundStats struct {
 
 // Result is the outcome of a migration as `govmm migrate --json` prints it.
 type Result struct {
-	Status      string  `json:"status"` // completed, failed, cancelled
-	Error       string  `json:"error"`
-	TotalMS     int64   `json:"total_ms"` // from dialling to RUNNING
-	SetupMS     int64   `json:"setup_ms"` // from dialling to the first page
-	DowntimeMS  float64 `json:"downtime_ms"`
-	BytesSent   uint64  `json:"bytes_sent"`
-	RAMBytes    uint64  `json:"ram_bytes"`
-	PagesSent   uint64  `json:"pages_sent"`
-	PagesZero   uint64  `json:"pages_zero"`
-	PagesHole   uint64  `json:"pages_hole"`
-	PagesHinted uint64  `json:"pages_hinted"`
+	Status     string  `json:"status"` // completed, failed, cancelled
+	Error      string  `json:"error"`
+	TotalMS    int64   `json:"total_ms"` // from dialling to RUNNING
+	SetupMS    int64   `json:"setup_ms"` // from dialling to the first page
+	DowntimeMS float64 `json:"downtime_ms"`
+	// Downtime is where DowntimeMS went.
+	Downtime Downtime `json:"downtime"`
+	// DowntimeNote says why the downtime was more than 1.2 times the limit;
+	// empty if it was not.
+	DowntimeNote string `json:"downtime_note,omitempty"`
+	// StopsUndone is how often the guest was stopped and ran on, because more
+	// was left to send than the limit allows.
+	StopsUndone int `json:"stops_undone"`
+	// ThrottlePercent is the most by which the guest was slowed down.
+	ThrottlePercent int    `json:"throttle_percent"`
+	BytesSent       uint64 `json:"bytes_sent"`
+	RAMBytes        uint64 `json:"ram_bytes"`
+	PagesSent       uint64 `json:"pages_sent"`
+	PagesZero       uint64 `json:"pages_zero"`
+	PagesHole       uint64 `json:"pages_hole"`
+	PagesHinted     uint64 `json:"pages_hinted"`
 	// Rounds are all of them; of a migration that took more than a thousand,
 	// the first and the last five hundred.
 	Rounds []RoundStats `json:"rounds"`
@@ -73,6 +83,7 @@ type Progress struct {
 	BandwidthBytes      uint64  `json:"bandwidth_bytes"`  // a second, measured over the last round
 	DirtyRateBytes      uint64  `json:"dirty_rate_bytes"` // a second, measured over the last round
 	EstimatedDowntimeMS float64 `json:"estimated_downtime_ms"`
+	ThrottlePercent     int     `json:"throttle_percent"` // of the vCPUs' time is kept from them
 	ElapsedMS           int64   `json:"elapsed_ms"`
 	Error               string  `json:"error,omitempty"`
 }
@@ -142,13 +153,13 @@ func (m *meter) dirtied(pages uint64) {
 }
 
 // endRound closes the round and returns what it moved and how long it took.
-func (m *meter) endRound() (bytes uint64, d time.Duration) {
+func (m *meter) endRound() (stats RoundStats, d time.Duration) {
 	m.update(func(m *meter) {
 		d = time.Since(m.roundAt)
-		bytes = m.wire() - m.wireAt
+		stats = m.round
 		m.closeRound()
 	})
-	return bytes, d
+	return stats, d
 }
 
 // closeRound files the round under way. mu is held.

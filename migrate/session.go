@@ -70,11 +70,12 @@ func (s *session) receive(ctx context.Context, r *Receiver, h hello) error {
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	if err := target.LoadState(state); err != nil {
 		return fmt.Errorf("load the machine's state: %w", err)
 	}
 	s.prepared()
-	if err := s.conn.writeFrame(header{typ: framePrepared}); err != nil {
+	if err := s.conn.writeControl(framePrepared, took(began)); err != nil {
 		return err
 	}
 	f, err := s.next()
@@ -84,11 +85,17 @@ func (s *session) receive(ctx context.Context, r *Receiver, h hello) error {
 	if f.typ != frameCommit || f.length != 0 {
 		return s.unexpected(f, "COMMIT")
 	}
+	began = time.Now()
 	if err := s.commit(); err != nil {
 		return err
 	}
 	// If this does not arrive, the source asks.
-	return s.conn.writeFrame(header{typ: frameRunning})
+	return s.conn.writeControl(frameRunning, took(began))
+}
+
+// took is what PREPARED and RUNNING say of a step.
+func took(began time.Time) tookMsg {
+	return tookMsg{uint64(time.Since(began).Microseconds())}
 }
 
 // build receives the configuration and makes the machine.

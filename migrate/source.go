@@ -61,6 +61,9 @@ func (m *Migration) Run(ctx context.Context) error {
 
 	m.meter.update(func(mt *meter) { mt.started = time.Now() })
 	err := m.opt.Validate()
+	if _, ok := m.src.(Throttler); err == nil && m.opt.AutoConverge && !ok {
+		err = errors.New("auto-converge: this machine cannot be slowed down")
+	}
 	if err == nil {
 		err = m.run(pre, ctx)
 	}
@@ -152,11 +155,10 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		// Some slots may be logging already.
 		return l.end(errors.Join(err, tracker.Stop()))
 	}
-	p := &precopy{m: m, link: l, tracker: tracker,
-		sender: newSender(m.src, tracker, l.conn, &m.meter, m.opt.BandwidthLimit)}
+	p := newPrecopy(m, l, tracker)
 	m.meter.update(func(mt *meter) { mt.result.SetupMS = time.Since(mt.started).Milliseconds() })
 
-	stopped, err := p.converge(l.ctx)
+	err = p.converge(l.ctx)
 	if err == nil {
 		err = m.yield()
 	}
@@ -168,7 +170,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		err = l.explain(err)
 		return l.end(errors.Join(err, m.takeBack(p)))
 	}
-	return m.settle(base, p, stopped)
+	return m.settle(base, p)
 }
 
 // yield lets the destination have what only one side can.
@@ -181,11 +183,11 @@ func (m *Migration) yield() error {
 
 // takeBack lets the guest go on at the source.
 func (m *Migration) takeBack(p *precopy) error {
-	var err error
+	err := p.release()
 	if p.stopped {
 		p.stopped = false
-		if err = m.src.ResumeAfterAbort(); err != nil {
-			err = fmt.Errorf("resume at the source: %w", err)
+		if rerr := m.src.ResumeAfterAbort(); rerr != nil {
+			err = errors.Join(err, fmt.Errorf("resume at the source: %w", rerr))
 		}
 	}
 	return errors.Join(err, p.tracker.Stop())

@@ -284,6 +284,11 @@ type (
 	reason struct {
 		Reason string `cbor:"reason"`
 	}
+	// tookMsg is the payload of PREPARED and RUNNING: how long the loading of
+	// the state, or the start, took. Older peers send none.
+	tookMsg struct {
+		Microseconds uint64 `cbor:"us"`
+	}
 	verdictMsg struct {
 		Verdict string `cbor:"verdict"`
 	}
@@ -312,6 +317,17 @@ func decodeControl(t frameType, b []byte, v any) error {
 		return fmt.Errorf("%w: %v: %v", ErrProtocol, t, err)
 	}
 	return nil
+}
+
+// decodeTook returns the milliseconds of a PREPARED or RUNNING; 0 if the peer
+// does not say.
+func decodeTook(r reply) (ms float64, err error) {
+	if len(r.payload) == 0 {
+		return 0, nil
+	}
+	var took tookMsg
+	err = decodeControl(r.typ, r.payload, &took)
+	return float64(took.Microseconds) / 1000, err
 }
 
 // clip bounds and cleans text for, or from, the peer: it ends up in one line

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -52,6 +53,9 @@ type Machine struct {
 
 	config Config
 	world  *World
+	// throttle is the percentage of their time that vCPUs are kept from
+	// writing, throttled the most that it ever was.
+	throttle, throttled atomic.Int32
 
 	mu     sync.Mutex // guards the fields below; held while vCPUs start and stop
 	phase  phase
@@ -72,8 +76,9 @@ const (
 )
 
 var (
-	_ migrate.Source = (*Machine)(nil)
-	_ migrate.Target = (*Machine)(nil)
+	_ migrate.Source    = (*Machine)(nil)
+	_ migrate.Target    = (*Machine)(nil)
+	_ migrate.Throttler = (*Machine)(nil)
 )
 
 // NewMachine makes the machine of a world that its guest begins on, paused.
@@ -251,6 +256,22 @@ func (m *Machine) ResumeAfterAbort() error {
 type state struct {
 	Clock uint64 // number of the last write
 	CPUs  []cpuState
+}
+
+// Throttle implements [migrate.Throttler].
+func (m *Machine) Throttle(percent int) error {
+	if percent < 0 || percent > 99 {
+		return fmt.Errorf("throttle a simulated machine to %d%%", percent)
+	}
+	m.throttle.Store(int32(percent))
+	m.throttled.Store(max(m.throttled.Load(), int32(percent)))
+	return nil
+}
+
+// Throttled returns by how many percent the vCPUs are slowed down now, and the
+// most by which they ever were.
+func (m *Machine) Throttled() (now, most int) {
+	return int(m.throttle.Load()), int(m.throttled.Load())
 }
 
 // SaveState implements [migrate.Source].

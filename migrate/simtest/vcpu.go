@@ -76,6 +76,7 @@ func (v *vcpu) run() {
 			return
 		case <-timer.C:
 		}
+		began := time.Now()
 		for range batch {
 			v.write()
 		}
@@ -83,6 +84,13 @@ func (v *vcpu) run() {
 		if rate := v.machine.config.Rate; rate > 0 {
 			next = next.Add(time.Duration(batch * uint64(time.Second) / rate))
 			wait = time.Until(next)
+		}
+		if share := time.Duration(v.machine.throttle.Load()); share > 0 {
+			// It rests for its share of the time that it was at work, or had
+			// to itself; what it did not write meanwhile it does not make up for.
+			rest := max(time.Since(began), wait) * share / (100 - share)
+			next = next.Add(rest)
+			wait += rest
 		}
 		timer.Reset(wait)
 	}

@@ -1,0 +1,156 @@
+package migrate
+
+import (
+	"slices"
+	"time"
+)
+
+// estimator foretells the downtime from what has been measured: the
+// throughput of the last rounds, and what earlier tries to stop took.
+type estimator struct {
+	window []roundSample // the last rounds, the oldest first
+	rtt    time.Duration
+
+	cost switchCost
+	// surge is how many pages were written between the last decision to stop
+	// and the stop itself; it is halved with every round since.
+	surge uint64
+	// holdOff is how many rounds must pass before the next try, failed how
+	// many tries in a row were given up.
+	holdOff, failed int
+}
+
+// roundSample is what a round moved: content of pages, before compression,
+// from memory to memory.
+type roundSample struct {
+	bytes uint64
+	d     time.Duration
+}
+
+// The window is as short as it can be without its figure being noise: it ends
+// where the rounds in it have moved so much or lasted so long.
+const (
+	windowBytes = 8 << 20
+	windowTime  = 250 * time.Millisecond
+)
+
+// maxWindow bounds the rounds that are kept, since some move nothing.
+const maxWindow = 64
+
+// switchCost is what a stop takes besides the pages.
+type switchCost struct {
+	pause, save, sync time.Duration // at the source
+	load, start       time.Duration // at the destination
+	state             int           // bytes
+}
+
+// startCost is believed until something has been measured: about what a
+// machine of a few vCPUs takes on a host that is not busy, and half as much
+// again. A limit that this breaks by itself would be given up unheard.
+var startCost = switchCost{
+	pause: time.Millisecond, save: 2 * time.Millisecond, sync: time.Millisecond,
+	load: 4 * time.Millisecond, start: time.Millisecond, state: 32 << 10,
+}
+
+func newEstimator(rtt time.Duration) *estimator {
+	return &estimator{rtt: rtt, cost: startCost}
+}
+
+// round takes a round's measure.
+func (e *estimator) round(bytes uint64, d time.Duration) {
+	e.surge /= 2
+	e.holdOff = max(0, e.holdOff-1)
+	e.window = append(e.window, roundSample{bytes, d})
+	if len(e.window) > maxWindow {
+		e.window = slices.Delete(e.window, 1, 2) // the first may be the only one that says something
+	}
+	var sum roundSample
+	for i, s := range slices.Backward(e.window) {
+		sum.bytes += s.bytes
+		sum.d += s.d
+		if sum.bytes >= windowBytes || sum.d >= windowTime && sum.bytes > 0 {
+			e.window = e.window[i:]
+			return
+		}
+	}
+}
+
+// throughput is bytes of page content a second over the window, 0 if nothing
+// has been moved yet.
+func (e *estimator) throughput() float64 {
+	var sum roundSample
+	for _, s := range e.window {
+		sum.bytes += s.bytes
+		sum.d += s.d
+	}
+	return float64(sum.bytes) / max(sum.d.Seconds(), 1e-6)
+}
+
+// transfer is the time for n bytes.
+func (e *estimator) transfer(n uint64) time.Duration {
+	if n == 0 {
+		return 0
+	}
+	seconds := float64(n) / max(e.throughput(), 1)
+	return time.Duration(min(seconds, forever.Seconds()) * float64(time.Second))
+}
+
+// forever bounds an estimate: what would take longer is not different.
+const forever = 24 * time.Hour
+
+// plan is the downtime, part by part, if the guest stopped now with so many
+// pages left.
+func (e *estimator) plan(pages uint64) Downtime {
+	c := e.cost
+	return Downtime{
+		PauseMS: milliseconds(c.pause), StateMS: milliseconds(c.save), LastSyncMS: milliseconds(c.sync),
+		PagesMS: milliseconds(e.transfer(pages * PageSize)),
+		LoadMS:  milliseconds(c.load), ResumeMS: milliseconds(c.start),
+		// STATE to PREPARED, COMMIT to RUNNING.
+		WireMS: milliseconds(2*e.rtt + e.transfer(uint64(c.state))),
+	}
+}
+
+// total is the sum of the parts.
+func (d Downtime) total() time.Duration {
+	return duration(d.PauseMS + d.LastSyncMS + d.PagesMS + d.StateMS + d.LoadMS + d.ResumeMS + d.WireMS)
+}
+
+// downtime is the estimate with so many pages left, and with those that will
+// be written before the vCPUs stand still.
+func (e *estimator) downtime(pages uint64) time.Duration { return e.plan(pages + e.surge).total() }
+
+// stopped is what is expected to follow a stop that has lasted for so long
+// already, with so many pages left and the state still to be saved.
+func (e *estimator) stopped(sofar time.Duration, pages uint64) time.Duration {
+	d := e.plan(pages)
+	d.PauseMS, d.LastSyncMS = milliseconds(sofar), 0
+	return d.total()
+}
+
+// gaveUp learns from a try that was undone: expected pages were to be left
+// when it was decided on, there were found; what was measured replaces what
+// was believed. Tries that fail one after another get rarer: each costs the
+// guest a stop.
+func (e *estimator) gaveUp(expected, found uint64, parts Downtime, state int) {
+	if found > expected {
+		e.surge = max(e.surge, found-expected)
+	}
+	e.failed++
+	e.holdOff = 1 << min(e.failed, maxHoldOff)
+	e.cost.pause, e.cost.sync = duration(parts.PauseMS), duration(parts.LastSyncMS)
+	if state > 0 {
+		e.cost.save, e.cost.state = duration(parts.StateMS), state
+		// Loading is as many system calls as saving, and some of them wait for
+		// other CPUs.
+		e.cost.load = max(e.cost.load, 2*e.cost.save)
+	}
+}
+
+// maxHoldOff bounds the pause between two tries to 2^6 rounds.
+const maxHoldOff = 6
+
+// mayTry says whether the guest should be stopped now.
+func (e *estimator) mayTry(pages uint64, limit time.Duration) bool {
+	return e.holdOff == 0 && e.downtime(pages) <= limit
+}

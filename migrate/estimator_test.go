@@ -1,0 +1,184 @@
+package migrate
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// The window forgets rounds as soon as younger ones say enough.
+func TestThroughputIsOfTheLastRounds(t *testing.T) {
+	e := newEstimator(0)
+	if got := e.transfer(1 << 20); got != forever {
+		t.Errorf("1 MiB takes %v when nothing is known", got)
+	}
+	e.round(1<<30, 10*time.Second) // about 100 MiB/s
+	if got := e.throughput() / (1 << 20); got < 102 || got > 103 {
+		t.Errorf("%.1f MiB/s after one round", got)
+	}
+	e.round(4096, time.Millisecond) // says nothing by itself
+	if got := e.throughput() / (1 << 20); got < 102 || got > 103 {
+		t.Errorf("%.1f MiB/s after a round of one page", got)
+	}
+	e.round(windowBytes, 16*time.Millisecond)
+	if got := e.throughput() / (1 << 20); got != 500 || len(e.window) != 1 {
+		t.Errorf("%.1f MiB/s, %d rounds in the window", got, len(e.window))
+	}
+	e.round(1<<20, 2*windowTime)
+	if got := e.throughput() / (1 << 20); got != 2 || len(e.window) != 1 {
+		t.Errorf("a long round: %.1f MiB/s, %d rounds in the window", got, len(e.window))
+	}
+	// Rounds that moved nothing at all leave the last word to one that did.
+	for range 5000 {
+		e.round(0, windowTime)
+	}
+	if got := e.throughput(); got <= 0 {
+		t.Errorf("%.1f after rounds without pages", got)
+	}
+	if len(e.window) > maxWindow {
+		t.Errorf("the window has %d rounds", len(e.window))
+	}
+}
+
+// A try that was given up teaches what a stop takes, and makes the next wait.
+func TestAStopGivenUpTeaches(t *testing.T) {
+	e := newEstimator(time.Millisecond)
+	e.round(100<<20, time.Second)
+	before := e.downtime(0)
+	if before < 5*time.Millisecond || before > 20*time.Millisecond {
+		t.Errorf("unmeasured, a stop without pages is estimated at %v", before)
+	}
+	limit := 40 * time.Millisecond
+	if !e.mayTry(100, limit) {
+		t.Fatal("100 pages at 100 MiB/s do not fit 40 ms")
+	}
+	if got := e.stopped(time.Millisecond, 2000); got < 78*time.Millisecond {
+		t.Errorf("2000 pages at 100 MiB/s: %v", got)
+	}
+	e.gaveUp(100, 2000, Downtime{PauseMS: 3, LastSyncMS: 2, StateMS: 7}, 5000)
+	if c := e.cost; c.pause != 3*time.Millisecond || c.sync != 2*time.Millisecond || c.save != 7*time.Millisecond ||
+		c.load != 14*time.Millisecond || c.state != 5000 || e.surge != 1900 {
+		t.Errorf("learnt %+v, a surge of %d", e.cost, e.surge)
+	}
+	e.round(1<<20, 10*time.Millisecond)
+	if e.mayTry(0, time.Hour) {
+		t.Error("the next try comes with the next round")
+	}
+	for range 20 {
+		e.round(1<<20, 10*time.Millisecond)
+	}
+	if e.surge != 0 || !e.mayTry(0, time.Hour) {
+		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)
+	}
+	for range 100 {
+		e.gaveUp(0, 1, Downtime{}, 0)
+	}
+	if e.holdOff != 1<<maxHoldOff {
+		t.Errorf("100 tries later the next waits %d rounds", e.holdOff)
+	}
+}
+
+// Estimates are positive, bounded, and grow with what is left.
+func TestEstimatesAreSane(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		e := newEstimator(time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "rtt")))
+		for range rapid.IntRange(0, 10).Draw(t, "rounds") {
+			e.round(rapid.Uint64Range(0, 1<<44).Draw(t, "bytes"), time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "took")))
+		}
+		pages := rapid.Uint64Range(0, 1<<40).Draw(t, "pages")
+		d := e.downtime(pages)
+		if d <= 0 || d > 3*forever {
+			t.Fatalf("%d pages: %v", pages, d)
+		}
+		if more := e.downtime(pages + 1); more < d {
+			t.Fatalf("a page more takes %v instead of %v", more, d)
+		}
+	})
+}
+
+func TestBrakeRaisesInSteps(t *testing.T) {
+	now := time.Now()
+	var b brake
+	if b.round(100, 50, now) || b.round(100, 10, now) {
+		t.Error("the guest is slowed down though rounds shrink")
+	}
+	if b.round(100, 100, now) {
+		t.Error("one round that does not shrink is enough")
+	}
+	if !b.round(100, 90, now) || b.percent != throttleFirst {
+		t.Errorf("two do not raise: %d%%", b.percent)
+	}
+	if b.round(100, 100, now) || b.round(100, 100, now) {
+		t.Error("raised again before the first step could show")
+	}
+	now = now.Add(throttlePause)
+	if !b.round(100, 100, now) || b.percent != throttleFirst+throttleStep {
+		t.Errorf("second step: %d%%", b.percent)
+	}
+	b.round(100, 20, now)
+	if b.stalled != 0 {
+		t.Error("a round that shrinks is not noticed")
+	}
+	for range 100 {
+		now = now.Add(throttlePause)
+		b.round(100, 100, now)
+	}
+	if b.percent != throttleMost {
+		t.Errorf("it ends at %d%%", b.percent)
+	}
+}
+
+// The parts of a downtime follow one another, whatever the destination says.
+func TestDowntimePartsAddUp(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := startWatch()
+		w.began = w.began.Add(-time.Second)
+		w.parts.PauseMS, w.parts.PagesMS = 400, 350
+		w.last = w.began.Add(750 * time.Millisecond)
+		far := rapid.Float64Range(0, 1e18)
+		w.parts.LoadMS, w.parts.ResumeMS = far.Draw(t, "load"), far.Draw(t, "resume")
+		took, parts := w.finish()
+		if sum := parts.total(); (sum - took).Abs() > 2*time.Millisecond {
+			t.Fatalf("%+v add up to %v, not %v", parts, sum, took)
+		}
+		if parts.LoadMS < 0 || parts.ResumeMS < 0 || parts.WireMS < 0 {
+			t.Fatalf("%+v", parts)
+		}
+	})
+}
+
+func TestDowntimeNote(t *testing.T) {
+	p := plan{limit: 100 * time.Millisecond, parts: Downtime{PauseMS: 1, LoadMS: 4, PagesMS: 60, WireMS: 2}}
+	if s := p.note(119*time.Millisecond, Downtime{}); s != "" {
+		t.Errorf("within 1.2 times the limit: %q", s)
+	}
+	for want, parts := range map[string]Downtime{
+		"the last pages and their way took 182.0 ms, 62.0 were estimated": {PauseMS: 2, PagesMS: 80, WireMS: 102, LoadMS: 4},
+		"loading the state at the destination took 90.0 ms, 4.0":          {LoadMS: 90, PagesMS: 50, PauseMS: 50},
+		"stopping the vCPUs and devices took 130.0 ms, 1.0":               {PauseMS: 130, PagesMS: 10},
+		"saving the state":               {StateMS: 130, PagesMS: 10},
+		"the last sync of the dirty log": {LastSyncMS: 130, PagesMS: 10},
+		"resuming there":                 {ResumeMS: 130, PagesMS: 10},
+	} {
+		s := p.note(184*time.Millisecond, parts)
+		if !strings.Contains(s, "184.0 ms") || !strings.Contains(s, "limit was 100ms") || !strings.Contains(s, want) {
+			t.Errorf("%q, want %q", s, want)
+		}
+	}
+}
+
+// PREPARED and RUNNING of an older peer say nothing, one that talks nonsense is
+// an error.
+func TestTook(t *testing.T) {
+	if ms, err := decodeTook(reply{header{typ: framePrepared}, nil}); ms != 0 || err != nil {
+		t.Errorf("%v, %v", ms, err)
+	}
+	if ms, err := decodeTook(reply{header{typ: framePrepared}, []byte("\xa1\x62us\x19\x05\xdc")}); ms != 1.5 || err != nil {
+		t.Errorf("%v, %v", ms, err)
+	}
+	if _, err := decodeTook(reply{header{typ: framePrepared}, []byte("nonsense")}); err == nil {
+		t.Error("nonsense was taken")
+	}
+}

@@ -1,0 +1,216 @@
+package simtest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// stubborn is a guest that writes faster than the link of slowly: it never
+// arrives by itself.
+func stubborn() Config {
+	return Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3,
+		Dirty: 1024, Rate: 8000, Fill: 1024}
+}
+
+func slowly() migrate.Options {
+	o := options()
+	o.VerifyPages = false
+	o.BandwidthLimit = 16 << 20 // 4096 pages a second
+	o.DowntimeLimit = 60 * time.Millisecond
+	return o
+}
+
+func startStubborn(t *testing.T, w *World) *Machine {
+	t.Helper()
+	m, err := NewMachine(w, stubborn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Without the throttle such a guest is given up, and has not been slowed down.
+func TestAStubbornGuestIsGivenUp(t *testing.T) {
+	w := newWorld(t)
+	m := startStubborn(t, w)
+	addr, _ := receiver(t, &Builder{World: w})
+	o := slowly()
+	o.MaxRounds = 6
+	mig := migrate.New(m, addr, o)
+	if err := mig.Run(context.Background()); !errors.Is(err, migrate.ErrNotConverged) {
+		t.Fatalf("Run: %v", err)
+	}
+	now, most := m.Throttled()
+	if r := mig.Result(); most != 0 || r.ThrottlePercent != 0 || now != 0 || !m.Running() || len(r.Rounds) != 6 {
+		t.Errorf("throttled to %d%%, running: %v, %+v", most, m.Running(), r)
+	}
+	if err := w.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// With it the guest arrives, and runs at full speed on both sides of the move.
+func TestAutoConverge(t *testing.T) {
+	w := newWorld(t)
+	m := startStubborn(t, w)
+	addr, r := receiver(t, &Builder{World: w})
+	o := slowly()
+	o.AutoConverge = true
+	mig := migrate.New(m, addr, o)
+	if err := mig.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	<-r.Arrived()
+	there := w.Holder()
+	now, most := m.Throttled()
+	if res := mig.Result(); most == 0 || now != 0 || res.ThrottlePercent != most || mig.Progress().ThrottlePercent != 0 {
+		t.Errorf("throttled to %d%%, at the end %d%%, the result says %d%%", most, now, res.ThrottlePercent)
+	}
+	if now, most := there.Throttled(); now != 0 || most != 0 || there == m || !there.Running() {
+		t.Errorf("at the destination: throttled to %d%%, %d%% now", most, now)
+	}
+	if err := w.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// However a migration ends, the throttle does.
+func TestTheThrottleEndsWithTheMigration(t *testing.T) {
+	broken := errors.New("broken on purpose")
+	for name, end := range map[string]func(*Machine, *Builder, *migrate.Options) (cancel bool){
+		"cancelled": func(*Machine, *Builder, *migrate.Options) bool { return true },
+		"timed out": func(_ *Machine, _ *Builder, o *migrate.Options) bool {
+			o.Timeout = 3 * time.Second
+			o.DowntimeLimit = time.Millisecond // never
+			return false
+		},
+		"failed save": func(m *Machine, _ *Builder, _ *migrate.Options) bool {
+			m.Steps.Save = func() error { return broken }
+			return false
+		},
+		"failed load": func(_ *Machine, b *Builder, _ *migrate.Options) bool {
+			b.Steps.Load = func() error { return broken }
+			return false
+		},
+		"failed start": func(_ *Machine, b *Builder, _ *migrate.Options) bool {
+			b.Steps.Start = func() error { return broken }
+			return false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			m, err := NewMachine(w, stubborn())
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, b := slowly(), &Builder{World: w}
+			o.AutoConverge = true
+			cancel := end(m, b, &o)
+			if cancel {
+				o.DowntimeLimit = time.Millisecond
+			}
+			if err := m.Resume(); err != nil {
+				t.Fatal(err)
+			}
+			addr, _ := receiver(t, b)
+			mig := migrate.New(m, addr, o)
+			ended := make(chan error, 1)
+			go func() { ended <- mig.Run(context.Background()) }()
+			if cancel {
+				for now, _ := m.Throttled(); now == 0; now, _ = m.Throttled() {
+					time.Sleep(time.Millisecond)
+				}
+				if err := mig.Cancel(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := <-ended; err == nil {
+				t.Fatal("the migration completed")
+			}
+			if now, most := m.Throttled(); now != 0 || most == 0 || !m.Running() {
+				t.Errorf("throttled to %d%%, %d%% at the end, running: %v", most, now, m.Running())
+			}
+			if err := w.Err(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Saving a machine's state may write its memory, while the last pages are on
+// their way: what it writes arrives.
+func TestSavingMayWriteMemory(t *testing.T) {
+	w := newWorld(t)
+	c := busyGuest(Layout{ManualProtect: true, InitiallySet: true})
+	m, err := NewMachine(w, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Steps.Save = func() error {
+		for page := range uint64(1000) {
+			m.KernelWrite(0, page)()
+			if page%100 == 0 {
+				time.Sleep(time.Millisecond) // pages leave meanwhile
+			}
+		}
+		m.DeviceWrite(1, 299)()
+		return nil
+	}
+	if err := m.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if err := send(t, w, m, &Builder{World: w}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A guest that writes much between the decision and the stop goes on: the
+// limit is not broken with open eyes, and in the end it arrives.
+func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
+	w := newWorld(t)
+	c := Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3, Dirty: 16, Rate: 100, Fill: 2048}
+	m, err := NewMachine(w, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stops := 0
+	m.Steps.Pause = func(context.Context) error {
+		if stops++; stops <= 2 {
+			for page := range uint64(2048) {
+				m.KernelWrite(0, page)()
+			}
+		}
+		return nil
+	}
+	if err := m.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	addr, r := receiver(t, &Builder{World: w})
+	o := slowly() // 8 MiB at 16 MiB/s, where 60 ms are allowed
+	mig := migrate.New(m, addr, o)
+	if err := mig.Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	<-r.Arrived()
+	res := mig.Result()
+	if stops != 3 || res.StopsUndone != 2 {
+		t.Errorf("stopped %d times, %d undone", stops, res.StopsUndone)
+	}
+	// Each failed try makes the next wait: 2 rounds, then 4.
+	if len(res.Rounds) < 1+2+4 {
+		t.Errorf("%d rounds", len(res.Rounds))
+	}
+	if err := w.Err(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,151 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// switchover stops the guest and sends all that is left, and the state. again
+// is true when the guest runs on because more was left than the estimate said:
+// the limit is not broken with open eyes.
+//
+// The state is saved while the last pages fly. Saving it may write RAM (KVM
+// does, for some MSRs), so the last sync of all comes after it, and what that
+// finds goes too (R5).
+func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error) {
+	m := p.m
+	m.setPhase(PhaseSwitchover)
+	expected := p.tracker.Remaining() + p.est.surge
+	p.plan = plan{limit: m.opt.DowntimeLimit, parts: p.est.plan(expected)}
+	p.watch = startWatch()
+	p.stopped = true // even if it fails half way
+	wasRunning, err := m.src.PauseForHandoff(ctx)
+	p.watch.lap(&p.watch.parts.PauseMS)
+	if err != nil {
+		return false, fmt.Errorf("stop the guest: %w", err)
+	}
+	p.wasPaused = !wasRunning
+	if err := p.sync(); err != nil {
+		return false, err
+	}
+	if left := p.tracker.Remaining(); wasRunning && p.est.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
+		return true, p.goOn(expected, left)
+	}
+	// Wherever the guest goes on, it goes on at full speed.
+	if err := p.release(); err != nil {
+		return false, err
+	}
+
+	m.meter.beginRound(n, p.tracker.Remaining())
+	saved := p.save()
+	err = p.sendLast(ctx)
+	p.watch.lap(&p.watch.parts.PagesMS)
+	s := <-saved // also after an error: the guest must not be resumed meanwhile
+	p.watch.lap(&p.watch.parts.StateMS)
+	if err = errors.Join(err, s.err); err != nil {
+		return false, err
+	}
+	before := p.tracker.Remaining()
+	if err := p.sync(); err != nil { // R5: the last one
+		return false, err
+	}
+	m.meter.dirtied(p.tracker.Remaining() - before)
+	return false, p.finish(ctx, s.state)
+}
+
+// finish sends what the last sync found, and the state, and waits until the
+// destination has loaded it.
+func (p *precopy) finish(ctx context.Context, state []byte) error {
+	m := p.m
+	if err := p.sendLast(ctx); err != nil {
+		return err
+	}
+	timeout := m.opt.PeerTimeout
+	if m.opt.VerifyPages {
+		if err := p.sender.sendHashes(ctx); err != nil {
+			return err
+		}
+		timeout += time.Duration(m.Result().RAMBytes / hashRate * uint64(time.Second))
+	}
+	h := header{typ: frameState}
+	if p.wasPaused {
+		h.flags |= flagPaused
+	}
+	if err := p.link.conn.writeFrame(h, state); err != nil {
+		return err
+	}
+	m.meter.endRound()
+	p.watch.lap(&p.watch.parts.PagesMS)
+	r, err := p.link.await(ctx, framePrepared, timeout)
+	if err != nil {
+		return err
+	}
+	took, err := decodeTook(r)
+	p.watch.parts.LoadMS = took
+	return err
+}
+
+// hashRate is how many bytes a second any machine can hash.
+const hashRate = 50 << 20
+
+// sync fetches the dirty log while the guest stands still.
+func (p *precopy) sync() error {
+	defer p.watch.lap(&p.watch.parts.LastSyncMS)
+	return p.tracker.Sync()
+}
+
+// sendLast sends what is to be sent, as fast as it goes.
+func (p *precopy) sendLast(ctx context.Context) error {
+	for slot := range p.sender.slots {
+		if err := p.sender.sendSlot(ctx, slot, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// savedState is a machine's state, or why there is none.
+type savedState struct {
+	state []byte
+	err   error
+}
+
+// save saves the state in the background. Exactly one value comes.
+func (p *precopy) save() <-chan savedState {
+	saved := make(chan savedState, 1)
+	go func() {
+		state, err := p.m.src.SaveState()
+		switch {
+		case err != nil:
+			err = fmt.Errorf("save the machine's state: %w", err)
+		case len(state) > maxState:
+			err = fmt.Errorf("the machine's state has %d bytes, at most %d can be sent", len(state), maxState)
+		}
+		saved <- savedState{state, err}
+	}()
+	return saved
+}
+
+// goOn undoes the stop. The state is saved the first time all the same: its
+// size and what saving it takes are then known.
+func (p *precopy) goOn(expected, left uint64) error {
+	var size int
+	if p.est.failed == 0 {
+		s := <-p.save()
+		if s.err != nil {
+			return s.err
+		}
+		size = len(s.state)
+		p.watch.lap(&p.watch.parts.StateMS)
+	}
+	p.est.gaveUp(expected, left, p.watch.parts, size)
+	p.stopped = false
+	if err := p.m.src.ResumeAfterAbort(); err != nil {
+		return fmt.Errorf("resume at the source: %w", err)
+	}
+	p.m.setPhase(PhasePrecopy)
+	p.m.meter.update(func(m *meter) { m.result.StopsUndone++ })
+	return nil
+}
