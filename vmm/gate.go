@@ -29,23 +29,29 @@ type kicker interface {
 // kick for those that are in the guest, and two conditions: on one the vCPUs
 // wait, on the other who closed it.
 type gate struct {
-	// closed is set while holds is not 0 or ended is set: the fast path of
-	// admit, which takes no lock.
+	// closed is set while holds or rests is not 0, or ended is set: the fast
+	// path of admit, which takes no lock.
 	closed atomic.Bool
 
 	// turnMu is held through a whole hold or release: a release does not
 	// overtake a hold that waits for vCPUs. It is taken before gateMu.
 	turnMu sync.Mutex
 
-	gateMu  sync.Mutex // guards holds, ended, live, parked and the writing of closed
-	opened  *sync.Cond // holds is 0, or ended is set: for vCPUs
+	gateMu  sync.Mutex // guards holds, rests, ended, live, parked and the writing of closed
+	opened  *sync.Cond // holds and rests are 0, or ended is set: for vCPUs
 	stopped *sync.Cond // all live vCPUs are parked, or ended is set: for hold
 	holds   hold
-	ended   bool
-	live    int // vCPUs whose goroutine runs
-	parked  int // of those, how many stand still at the gate
+	// rests counts those who keep vCPUs out of the guest for a moment: the
+	// machine runs all the same, and nobody is told that it stood still.
+	rests  int
+	ended  bool
+	live   int // vCPUs whose goroutine runs
+	parked int // of those, how many stand still at the gate
 
 	vcpus []kicker // does not change once a vCPU runs
+
+	throttleMu sync.Mutex // guards throttling
+	throttling *throttle  // nil: at full speed
 }
 
 func newGate() *gate {
@@ -72,7 +78,7 @@ func (g *gate) admit(v kicker, pending, kicked bool) bool {
 		switch {
 		case g.ended:
 			return false
-		case g.holds == 0:
+		case g.holds == 0 && g.rests == 0:
 			v.SetImmediateExit(false)
 			return true
 		case pending:
@@ -130,11 +136,32 @@ func (g *gate) release(h, unless hold, lastCall func()) error {
 	g.gateMu.Lock()
 	defer g.gateMu.Unlock()
 	g.holds &^= h
-	g.closed.Store(g.holds != 0 || g.ended)
-	if g.holds == 0 {
+	g.reopen()
+	return g.refuse(0)
+}
+
+// reopen lets the vCPUs go on if nothing keeps them. gateMu is held.
+func (g *gate) reopen() {
+	g.closed.Store(g.holds != 0 || g.rests != 0 || g.ended)
+	if g.holds == 0 && g.rests == 0 {
 		g.opened.Broadcast()
 	}
-	return g.refuse(0)
+}
+
+// rest keeps vCPUs out of the guest until unrest; it does not wait for them.
+func (g *gate) rest() {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	g.rests++
+	g.closed.Store(true)
+	g.kick()
+}
+
+func (g *gate) unrest() {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	g.rests--
+	g.reopen()
 }
 
 // refuse says why nothing can be held or released. gateMu is held.

@@ -454,6 +454,7 @@ func (m *Machine) MMIO() *Bus { return &m.mmio }
 // more: a migration of it has ended.
 func (m *Machine) Close() error {
 	m.end(Exit{Kind: ExitStopped})
+	m.gate.throttle(0, 0)
 	m.gate.settle()
 	m.threads.Wait()
 	m.closeOnce.Do(func() { m.closeErr = m.free() })

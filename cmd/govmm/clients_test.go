@@ -126,7 +126,7 @@ func TestMigrateOutcomes(t *testing.T) {
 		case tc.json:
 			checkResult(t, stdout, tc.status)
 		case tc.status == "completed":
-			if !strings.Contains(stdout, "downtime 12.5 ms") || !strings.Contains(stdout, "ROUND") {
+			if !strings.Contains(stdout, "downtime 12.5 ms") || !strings.Contains(stdout, "ROUND") || !strings.Contains(stdout, "downtime: pause ") {
 				t.Errorf("table:\n%s", stdout)
 			}
 		case stdout != "":
@@ -150,11 +150,11 @@ func TestMigrateFlagsArrive(t *testing.T) {
 	vm := &fakeVM{mig: newFakeMigration()}
 	c.serve("", vm)
 	vm.mig.end("completed", "")
-	exit, _, stderr := c.run(strings.Fields("migrate vm --to h:1 --downtime-limit 50ms --bandwidth-limit 100M/s --timeout 1m" +
+	exit, _, stderr := c.run(strings.Fields("migrate vm --to h:1 --downtime-limit 50ms --bandwidth-limit 100M/s --timeout 1m --auto-converge" +
 		" --max-rounds 7 --clear-bitmap-shift 6 --progress none --verify-pages")...)
 	want := migrate.DefaultOptions()
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
-	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages = 7, 6, true
+	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 7, 6, true, true
 	if exit != 0 || vm.to != "h:1" || vm.opt != want {
 		t.Errorf("exit %d %s: %q %+v", exit, stderr, vm.to, vm.opt)
 	}

@@ -183,12 +183,12 @@ func checkResult(t *testing.T, stdout, status string) map[string]any {
 		t.Fatalf("not one JSON object: %q", stdout)
 	}
 	for _, key := range []string{"status", "error", "total_ms", "setup_ms", "downtime_ms", "bytes_sent", "ram_bytes",
-		"pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds"} {
+		"downtime", "stops_undone", "throttle_percent", "pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds"} {
 		if _, ok := v[key]; !ok {
 			t.Errorf("%q is missing from %s", key, stdout)
 		}
 	}
-	if len(v) != 12 {
+	if len(v) != 15 {
 		t.Errorf("%d keys in %s", len(v), stdout)
 	}
 	if _, ok := v["rounds"].([]any); !ok {

@@ -24,6 +24,7 @@ type migrateFlags struct {
 	bandwidth rateFlag
 	timeout   time.Duration
 	maxRounds int
+	converge  bool
 	shift     uint
 	progress  string
 	cancel    bool
@@ -60,6 +61,7 @@ on without it.`,
 	flags.Var(&f.bandwidth, "bandwidth-limit", "bytes a second while the guest runs, as in 100M or 100M/s")
 	flags.DurationVar(&f.timeout, "timeout", def.Timeout, "give up after this `TIME`; the guest goes on here")
 	flags.IntVar(&f.maxRounds, "max-rounds", def.MaxRounds, "give up after `N` rounds; 0: no limit")
+	flags.BoolVar(&f.converge, "auto-converge", false, "slow the guest down in steps, up to 99%, when rounds stop shrinking")
 	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^`N` pages, N from 6 to 31")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
@@ -72,7 +74,7 @@ on without it.`,
 func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	req := api.MigrateRequest{
 		To: f.to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
-		MaxRounds: f.maxRounds, ClearBitmapShift: f.shift, VerifyPages: f.verify,
+		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
 	}
 	var err error
 	switch {

@@ -77,6 +77,9 @@ func progressText(p migrate.Progress) string {
 	case p.ElapsedMS > 0: // the first round: nothing has been measured yet
 		parts = append(parts, formatBytes(p.BytesSent*1000/uint64(p.ElapsedMS))+"/s")
 	}
+	if p.ThrottlePercent > 0 {
+		parts = append(parts, fmt.Sprintf("slowed by %d%%", p.ThrottlePercent))
+	}
 	return strings.Join(parts, ", ")
 }
 
@@ -97,5 +100,26 @@ func printResult(out io.Writer, r migrate.Result) error {
 	}
 	_, err := fmt.Fprintf(out, "%s: total %s, set-up %s, downtime %s, %s of memory\n", r.Status,
 		formatMS(float64(r.TotalMS)), formatMS(float64(r.SetupMS)), formatMS(r.DowntimeMS), formatBytes(r.RAMBytes))
+	if err != nil || r.DowntimeMS == 0 {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "downtime: %s\n", downtimeText(r))
 	return err
+}
+
+// downtimeText says where the downtime went, and what else is to be known of it.
+func downtimeText(r migrate.Result) string {
+	d := r.Downtime
+	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, load %s, resume %s, wire %s", formatMS(d.PauseMS),
+		formatMS(d.LastSyncMS), formatMS(d.PagesMS), formatMS(d.StateMS), formatMS(d.LoadMS), formatMS(d.ResumeMS), formatMS(d.WireMS))
+	if r.StopsUndone > 0 {
+		parts += fmt.Sprintf("; %d earlier stops undone", r.StopsUndone)
+	}
+	if r.ThrottlePercent > 0 {
+		parts += fmt.Sprintf("; the guest was slowed by up to %d%%", r.ThrottlePercent)
+	}
+	if r.DowntimeNote != "" {
+		parts += "; " + r.DowntimeNote
+	}
+	return parts
 }

@@ -105,6 +105,7 @@ func TestTheThrottleEndsWithTheMigration(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			m, err := NewMachine(w, stubborn())
 			if err != nil {

@@ -44,6 +44,7 @@ type MigrateRequest struct {
 	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty"`    // bytes a second; 0: none
 	Timeout          Duration `json:"timeout,omitempty"`            // "1h"
 	MaxRounds        int      `json:"max_rounds,omitempty"`         // 0: no limit
+	AutoConverge     bool     `json:"auto_converge,omitempty"`      // slow the guest down if rounds stop shrinking
 	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty"` // 6 to 31; 0: the default
 	VerifyPages      bool     `json:"verify_pages,omitempty"`       // for tests: compare every page's hash
 }
@@ -63,6 +64,7 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	}
 	opt.BandwidthLimit = r.BandwidthLimit
 	opt.MaxRounds = r.MaxRounds
+	opt.AutoConverge = r.AutoConverge
 	opt.VerifyPages = r.VerifyPages
 	if err := errors.Join(ValidateAddress(r.To), opt.Validate()); err != nil {
 		return migrate.Options{}, &kindError{ErrInvalid, oneLine(err)}

@@ -13,7 +13,7 @@ import (
 func FuzzMigrateRequest(f *testing.F) {
 	for _, s := range []string{
 		``, `{}`, `{"to":"h:1"}`, `{"to":"[::1]:65535","downtime_limit":"300ms","timeout":"1h","bandwidth_limit":104857600}`,
-		`{"to":"h:1","clear_bitmap_shift":31,"max_rounds":3,"verify_pages":true}`, `{"to":"h:1"}{}`, `{"To":"h:1"}`,
+		`{"to":"h:1","clear_bitmap_shift":31,"max_rounds":3,"auto_converge":true,"verify_pages":true}`, `{"to":"h:1"}{}`, `{"To":"h:1"}`,
 		`{"downtime_limit":"9223372036854775807ns"}`, `null`, `[`, `{"to":"h:1","downtime_limit":"-1ns"}`,
 	} {
 		f.Add([]byte(s))

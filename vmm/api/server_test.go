@@ -152,14 +152,14 @@ func TestMigrateOptionsArrive(t *testing.T) {
 	c, _ := serve(t, t.TempDir(), "", vm)
 	res, err := c.Migrate(context.Background(), api.MigrateRequest{
 		To: "[::1]:7000", DowntimeLimit: api.Duration(50 * time.Millisecond), BandwidthLimit: 100 << 20,
-		Timeout: api.Duration(time.Minute), MaxRounds: 9, ClearBitmapShift: 6, VerifyPages: true,
+		Timeout: api.Duration(time.Minute), MaxRounds: 9, ClearBitmapShift: 6, VerifyPages: true, AutoConverge: true,
 	}, nil)
 	if err != nil || res.Status != "completed" {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	want := migrate.DefaultOptions()
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
-	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages = 9, 6, true
+	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 9, 6, true, true
 	if vm.opt != want || vm.addr != "[::1]:7000" {
 		t.Errorf("%q %+v, want %+v", vm.addr, vm.opt, want)
 	}
