@@ -51,7 +51,7 @@
 //     KVM_SET_MSRS: the count of MSRs that landed is lost. KVM_CREATE_PIT2: no flags.
 //   - VCPUEvents: the layout is right, but a misspelt field name would become
 //     part of saved states.
-//   - What it lacks: KVM_CLEAR_DIRTY_LOG, KVM_ENABLE_CAP, KVM_IRQFD,
+//   - What it lacks: KVM_CLEAR_DIRTY_LOG, KVM_ENABLE_CAP, the dirty ring, KVM_IRQFD,
 //     KVM_IOEVENTFD, XSAVE and XSAVE2, nested state, device attributes (TSC
 //     offset, XCOMP), KVM_KVMCLOCK_CTRL, exit reasons above 17.
 package kvm

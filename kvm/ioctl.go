@@ -35,6 +35,7 @@ var (
 	reqSetPIT2             = gokvm.IIOW(0xa0, unsafe.Sizeof(PITState2{}))
 	reqEnableCap           = gokvm.IIOW(0xa3, unsafe.Sizeof(enableCap{}))
 	reqClearDirtyLog       = gokvm.IIOWR(0xc0, unsafe.Sizeof(clearDirtyLog{}))
+	reqResetDirtyRings     = gokvm.IIO(0xc7)
 
 	// On a vCPU.
 	reqRun            = gokvm.IIO(0x80)

@@ -89,6 +89,11 @@ func (l *layout) vmStructs() {
 	l.size("kvm_dirty_log", unsafe.Sizeof(d))
 	l.at("kvm_dirty_log", "slot", unsafe.Offsetof(d.slot))
 	l.at("kvm_dirty_log", "dirty_bitmap", unsafe.Offsetof(d.bitmap))
+	var g dirtyGFN
+	l.size("kvm_dirty_gfn", unsafe.Sizeof(g))
+	l.at("kvm_dirty_gfn", "flags", unsafe.Offsetof(g.flags))
+	l.at("kvm_dirty_gfn", "slot", unsafe.Offsetof(g.slot))
+	l.at("kvm_dirty_gfn", "offset", unsafe.Offsetof(g.offset))
 	var c clearDirtyLog
 	l.size("kvm_clear_dirty_log", unsafe.Sizeof(c))
 	l.at("kvm_clear_dirty_log", "slot", unsafe.Offsetof(c.slot))

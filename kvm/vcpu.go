@@ -25,6 +25,8 @@ type VCPU struct {
 	// the data of port accesses. Written by CreateVCPU and Close only.
 	area []byte
 
+	ring dirtyRing // see CollectDirty
+
 	// kickMu guards, against Close and UnbindThread, what other threads touch to
 	// kick the vCPU: tid, and area's being mapped. Not held in KVM_RUN.
 	kickMu sync.Mutex
@@ -70,6 +72,9 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	if err != nil {
 		return nil, errors.Join(opError(err, "mmap", "kvm_run of %s", v.what), v.Close())
 	}
+	if err := v.mapRing(vm.ringBytes); err != nil {
+		return nil, errors.Join(err, v.Close())
+	}
 	return v, nil
 }
 
@@ -83,6 +88,7 @@ func (v *VCPU) Close() error {
 		err = opError(unix.Munmap(v.area), "munmap", "kvm_run of %s", v.what)
 		v.area, v.tid = nil, 0
 	}
+	err = errors.Join(err, v.unmapRing())
 	return errors.Join(err, opError(v.h.close(), "close", "%s", v.what))
 }
 

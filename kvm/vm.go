@@ -12,6 +12,7 @@ import (
 type VM struct {
 	h            handle
 	vcpuMmapSize int
+	ringBytes    int // of each vCPU's dirty ring, 0: none; written before there are vCPUs
 
 	// slotsMu guards slots, and that it agrees with the kernel's: it is held for
 	// writing over KVM_SET_USER_MEMORY_REGION and for reading over the calls
