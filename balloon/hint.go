@@ -37,6 +37,9 @@ type HintSink interface {
 	// caller's. id may no longer be current: the sink checks it again, where
 	// it also changes it.
 	HintPages(id uint32, ranges []Range)
+	// HintLate: so many pages came under an id that is not current, and were
+	// dropped.
+	HintLate(pages uint64)
 	// HintStop: the driver has ended its answer, and what it says next belongs
 	// to another one.
 	HintStop()
@@ -107,6 +110,7 @@ type hintServer struct {
 
 	// The rest is the goroutine's.
 	id     uint32 // what the driver is answering to; CommandStop: nothing
+	late   bool   // it is answering to an id that is not current
 	chains [hintBatch]virtio.Chain
 	ranges [hintRanges]Range
 	count  int // ranges that the sink has not been told
@@ -168,28 +172,30 @@ func (h *hintServer) command(c *virtio.Chain) error {
 	h.tell()
 	id := binary.LittleEndian.Uint32(raw[:])
 	sink, current := h.b.hinting(id)
+	h.id, h.late = CommandStop, id >= commandMin && !current
 	switch {
 	case current:
 		h.id = id
 		sink.HintStart(id)
 	case id == CommandStop && sink != nil:
-		h.id = CommandStop
 		sink.HintStop()
-	default:
-		h.id = CommandStop
 	}
 	return nil
 }
 
 // collect notes the pages of a request, if the driver answers to something.
 func (h *hintServer) collect(c *virtio.Chain) {
-	if h.id == CommandStop {
+	if h.id == CommandStop && !h.late {
 		return
 	}
 	for i := range c.Writable {
 		s := &c.Writable[i]
 		gpa, n := wholePages(s.GPA, uint64(len(s.Buf)))
 		if n == 0 {
+			continue
+		}
+		if h.late {
+			h.tellLate(n / PageSize)
 			continue
 		}
 		h.ranges[h.count] = Range{gpa, n}
@@ -206,6 +212,18 @@ func (h *hintServer) tell() {
 	}
 	if sink, current := h.b.hinting(h.id); current {
 		sink.HintPages(h.id, h.ranges[:h.count])
+	} else {
+		var n uint64
+		for _, r := range h.ranges[:h.count] {
+			n += r.Bytes / PageSize
+		}
+		h.tellLate(n)
 	}
 	h.count = 0
+}
+
+func (h *hintServer) tellLate(pages uint64) {
+	if sink, _ := h.b.hinting(CommandStop); sink != nil {
+		sink.HintLate(pages)
+	}
 }

@@ -28,6 +28,7 @@ func (s *sink) say(format string, args ...any) {
 func (s *sink) HintStart(id uint32) { s.say("start %d", id) }
 func (s *sink) HintStop()           { s.say("stop") }
 func (s *sink) HintLost()           { s.say("lost") }
+func (s *sink) HintLate(n uint64)   { s.say("late %d", n) }
 func (s *sink) HintPages(id uint32, ranges []balloon.Range) {
 	for _, r := range ranges {
 		s.say("%d: %d+%d", id, r.GPA/4096, r.Bytes/4096)
@@ -113,11 +114,11 @@ func TestHintsUnderAnOldID(t *testing.T) {
 	id := r.announce()
 	r.free(1, 1)
 	r.wait(hint)
-	s.expect(t, fmt.Sprint("start ", old))
+	s.expect(t, fmt.Sprint("start ", old), "late 1")
 	r.command(old)
-	r.free(2, 1)
+	r.free(2, 3)
 	r.wait(hint)
-	s.expect(t)
+	s.expect(t, "late 3")
 	r.command(id)
 	r.free(3, 1)
 	r.wait(hint)
@@ -125,7 +126,7 @@ func TestHintsUnderAnOldID(t *testing.T) {
 	r.b.StopHints()
 	r.free(4, 1)
 	r.wait(hint)
-	s.expect(t)
+	s.expect(t, "late 1")
 	// The driver's own end is told all the same: a migration waits for it.
 	r.command(balloon.CommandStop)
 	s.expect(t, "stop")
@@ -194,7 +195,7 @@ func TestHintsOfAPoisonedGuest(t *testing.T) {
 	r.command(id)
 	r.free(1, 1)
 	r.wait(hint)
-	s.expect(t)
+	s.expect(t, "late 1")
 	if _, err := r.b.NewHintID(); !errors.Is(err, balloon.ErrPoison) {
 		t.Error(err)
 	}
@@ -223,5 +224,5 @@ func TestHintsAcrossAPause(t *testing.T) {
 	r.b.DoneHints()
 	check(t, r.b.Resume())
 	r.wait(hint)
-	s.expect(t, fmt.Sprint("start ", id))
+	s.expect(t, fmt.Sprint("start ", id), "late 1")
 }

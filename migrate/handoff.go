@@ -17,6 +17,7 @@ func (m *Migration) settle(base context.Context, p *precopy) error {
 		m.setPhase(PhaseHandoffUnknown)
 		running, why = m.askUntilKnown(base, why)
 		if errors.Is(why, ErrHandoffUnknown) {
+			p.hints.finish(false)
 			return why
 		}
 	}
@@ -32,6 +33,7 @@ func (m *Migration) settle(base context.Context, p *precopy) error {
 		}
 		mt.result.TotalMS = time.Since(mt.started).Milliseconds()
 	})
+	p.hints.finish(false)
 	// The guest has gone; a log that cannot be stopped does not change that.
 	_ = p.tracker.Stop()
 	return nil

@@ -76,20 +76,34 @@ func (t *Tracker) BeginHintEpoch(id uint32) error {
 // Nothing is taken under another id than the current epoch's. The range is
 // the guest's word: what lies outside the slot is ignored.
 func (t *Tracker) Hint(id uint32, slot int, first, n uint64) (taken uint64) {
-	s, err := t.slot("hint pages", slot)
-	if err != nil {
-		return 0
-	}
-	if first >= s.pages {
-		return 0
-	}
-	n = min(n, s.pages-first)
+	return t.HintBatch(id, []PageRange{{slot, first, n}})
+}
+
+// HintBatch is [Tracker.Hint] of many ranges: they are taken under the mutex
+// at once, so a batch is to be bounded in pages.
+func (t *Tracker) HintBatch(id uint32, ranges []PageRange) (taken uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.hints.active || t.hints.id != id {
-		t.hints.stats.Stale += n
-		return 0
+	current := t.hints.active && t.hints.id == id
+	for _, r := range ranges {
+		s, err := t.slot("hint pages", r.Slot)
+		if err != nil || r.First >= s.pages {
+			continue
+		}
+		n := min(r.N, s.pages-r.First)
+		if !current {
+			t.hints.stats.Stale += n
+			continue
+		}
+		taken += t.hint(s, r.First, n)
 	}
+	t.remaining -= taken
+	t.hints.stats.Taken += taken
+	return taken
+}
+
+// hint takes what it may of [first, first+n) out of toSend. It needs mu.
+func (t *Tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
 	var left int
 	for w := first / wordBits; w*wordBits < first+n; w++ {
 		named := s.toSend[w] & wordMask(w, first, first+n)
@@ -100,10 +114,31 @@ func (t *Tracker) Hint(id uint32, slot int, first, n uint64) (taken uint64) {
 		left += bits.OnesCount64(named &^ free)
 	}
 	s.remaining -= taken
-	t.remaining -= taken
-	t.hints.stats.Taken += taken
 	t.hints.stats.Written += uint64(left)
 	return taken
+}
+
+// hintedNow counts those of the pages that a hint took out and nothing put back.
+func (t *Tracker) hintedNow(pages []PageRange, is func(i int)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, p := range pages {
+		if s, err := t.slot("look at hints", p.Slot); err == nil && p.First < s.pages &&
+			s.hinted[p.First/wordBits]>>(p.First%wordBits)&1 != 0 {
+			is(i)
+		}
+	}
+}
+
+// maskHinted overwrites, in the hashes of [first, first+n), those of pages that
+// were hinted and are not sent.
+func (t *Tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	hinted := t.slots[slot].hinted
+	for p := hinted.nextSet(first, first+n); p < first+n; p = hinted.nextSet(p+1, first+n) {
+		copy(hashes[(p-first)*hashSize:], hashUnknown[:])
+	}
 }
 
 // EndHintEpoch ends the epoch: no further hint counts. What hints took out

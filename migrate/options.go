@@ -28,6 +28,16 @@ type Options struct {
 	// ClearBitmapShift is the base-2 logarithm of the pages that one
 	// KVM_CLEAR_DIRTY_LOG covers, 6 to 31. 0: 18 (1 GiB).
 	ClearBitmapShift uint
+	// Hints says whether the guest is asked which of its pages are free, so that
+	// those are not sent. "": [HintsAuto].
+	Hints HintMode
+	// HintWait is how long, at most, the first round waits for the guest to say
+	// all that it has to; it waits a quarter of that for the guest to begin.
+	// 0: 1 s.
+	HintWait time.Duration
+	// SyncOncePerRound does not fetch the dirty log of a slot again just before
+	// it is sent. It is for measuring what that saves.
+	SyncOncePerRound bool
 	// VerifyPages sends a hash of every page while both sides stand still and
 	// lets the destination compare. It is for tests: it adds the time of
 	// hashing all memory to the downtime.
@@ -49,6 +59,7 @@ const (
 	defaultTimeout          = time.Hour
 	defaultClearBitmapShift = 18
 	defaultPeerTimeout      = 10 * time.Second
+	defaultHintWait         = time.Second
 )
 
 // DefaultOptions returns the options that a zero value stands for, spelt out.
@@ -66,6 +77,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PeerTimeout == 0 {
 		o.PeerTimeout = defaultPeerTimeout
+	}
+	if o.Hints == "" {
+		o.Hints = HintsAuto
+	}
+	if o.HintWait == 0 {
+		o.HintWait = defaultHintWait
 	}
 	return o
 }
@@ -89,6 +106,14 @@ func (o Options) Validate() error {
 	}
 	if o.ClearBitmapShift < MinClearBitmapShift || o.ClearBitmapShift > MaxClearBitmapShift {
 		bad("clear bitmap shift %d: must be %d to %d", o.ClearBitmapShift, MinClearBitmapShift, MaxClearBitmapShift)
+	}
+	switch o.Hints {
+	case HintsAuto, HintsOn, HintsOff:
+	default:
+		bad("hints %q: %s, %s or %s is wanted", o.Hints, HintsAuto, HintsOn, HintsOff)
+	}
+	if o.HintWait < 0 {
+		bad("hint wait %v: must not be negative", o.HintWait)
 	}
 	if o.PeerTimeout < 0 {
 		bad("peer timeout %v: must not be negative", o.PeerTimeout)

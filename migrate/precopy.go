@@ -14,6 +14,7 @@ type precopy struct {
 	link    *link
 	tracker *Tracker
 	sender  *sender
+	hints   *hinter
 
 	est       *estimator
 	brake     brake
@@ -92,16 +93,25 @@ func (p *precopy) release() error {
 
 // round sends once what is to be sent, then syncs.
 func (p *precopy) round(ctx context.Context, n int) error {
+	if err := p.hints.before(ctx, n, p.est.throughput()); err != nil {
+		return err
+	}
 	began, dirtied := time.Now(), p.tracker.Dirtied()
 	p.m.meter.beginRound(n, p.tracker.Remaining())
 	for slot := range p.sender.slots {
 		// Fetched just before it is sent, a page that was written since the
 		// round began goes once, not now and again in the next round.
-		before := p.tracker.Remaining()
-		if _, err := p.tracker.SyncSlot(slot); err != nil {
+		if !p.m.opt.SyncOncePerRound {
+			before := p.tracker.Remaining()
+			if _, err := p.tracker.SyncSlot(slot); err != nil {
+				return err
+			}
+			// Hints may have taken more than the fetch has added.
+			p.m.meter.dirtied(max(p.tracker.Remaining(), before) - before)
+		}
+		if err := p.hints.look(); err != nil {
 			return err
 		}
-		p.m.meter.dirtied(p.tracker.Remaining() - before)
 		if err := p.sender.sendSlot(ctx, slot, p.sender.limit); err != nil {
 			return err
 		}

@@ -36,7 +36,7 @@ type RoundStats struct {
 	PagesSent   uint64 `json:"pages_sent"`   // with their content
 	PagesZero   uint64 `json:"pages_zero"`   // as a bit
 	PagesHole   uint64 `json:"pages_hole"`   // not at all
-	PagesHinted uint64 `json:"pages_hinted"` // free, says the guest
+	PagesHinted uint64 `json:"pages_hinted"` // hints took them out of what was to be sent
 	BytesSent   uint64 `json:"bytes_sent"`   // on the wire, headers included
 }
 
@@ -62,7 +62,21 @@ type Result struct {
 	PagesSent       uint64 `json:"pages_sent"`
 	PagesZero       uint64 `json:"pages_zero"`
 	PagesHole       uint64 `json:"pages_hole"`
-	PagesHinted     uint64 `json:"pages_hinted"`
+	// PagesHinted are the pages, each once, that hints kept off the wire and
+	// nothing put back: less than in all rounds together if some were written
+	// again. Holes are not among them.
+	PagesHinted uint64 `json:"pages_hinted"`
+	// HintsReceived are the pages that the guest hinted, a page as often as it
+	// was named. HintsLate of them came when their id was not current any more,
+	// or the page had been sent; HintsRewritten were written after the guest was
+	// asked, and so were sent.
+	HintsReceived  uint64 `json:"hints_received"`
+	HintsLate      uint64 `json:"hints_late"`
+	HintsRewritten uint64 `json:"hints_rewritten"`
+	// HintWaitMS is how long the first round waited for the guest's hints.
+	HintWaitMS int64 `json:"hint_wait_ms"`
+	// HintsOff says why the guest was not asked for hints, or not any more.
+	HintsOff string `json:"hints_off"`
 	// Rounds are all of them; of a migration that took more than a thousand,
 	// the first and the last five hundred.
 	Rounds []RoundStats `json:"rounds"`
@@ -99,6 +113,7 @@ type meter struct {
 	roundAt  time.Time
 	wire     func() uint64 // bytes written to the connection
 	wireAt   uint64        // wire() when the round began
+	hints    uint64        // pages that hints took out since the round before ended
 }
 
 func (m *meter) update(f func(*meter)) {
@@ -144,6 +159,15 @@ func (m *meter) span(data, zero, hole uint64) {
 	})
 }
 
+// hinted counts pages that hints took out of what is to be sent; those that come
+// between two rounds belong to the next one.
+func (m *meter) hinted(pages uint64) {
+	m.update(func(m *meter) {
+		m.hints += pages
+		m.progress.RemainingBytes -= min(pages*PageSize, m.progress.RemainingBytes)
+	})
+}
+
 // dirtied counts pages that a fetch added to the round under way.
 func (m *meter) dirtied(pages uint64) {
 	m.update(func(m *meter) {
@@ -169,11 +193,11 @@ func (m *meter) closeRound() {
 	}
 	m.round.DurationMS = time.Since(m.roundAt).Milliseconds()
 	m.round.BytesSent = m.wire() - m.wireAt
+	m.round.PagesHinted, m.hints = m.hints, 0
 	r := &m.result
 	r.PagesSent += m.round.PagesSent
 	r.PagesZero += m.round.PagesZero
 	r.PagesHole += m.round.PagesHole
-	r.PagesHinted += m.round.PagesHinted
 	if len(r.Rounds) == maxRounds {
 		r.Rounds = slices.Delete(r.Rounds, maxRounds/2, maxRounds/2+1)
 	}

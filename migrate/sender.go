@@ -128,6 +128,7 @@ func (s *sender) sendHashes(ctx context.Context) error {
 			if err := hashSpan(s.ram, slot, first, n, buf); err != nil {
 				return err
 			}
+			s.tracker.maskHinted(slot, first, n, buf)
 			h := header{typ: frameHashes, slot: uint16(slot), first: first, count: uint32(n)}
 			if err := s.conn.writeFrame(h, buf[:n*hashSize]); err != nil {
 				return err
@@ -138,6 +139,11 @@ func (s *sender) sendHashes(ctx context.Context) error {
 }
 
 const hashSize = 8
+
+// hashUnknown stands for the hash of a page that is not to be compared: the
+// guest hinted it, and its content is lost. It is no page's hash, but once in
+// 2^64.
+var hashUnknown = [hashSize]byte{255, 255, 255, 255, 255, 255, 255, 255}
 
 // hashSpan stores for each page the first 8 bytes of its SHA-256, or zero when
 // it reads as zero, so that a hole equals a page of zeros and stays one.

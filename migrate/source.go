@@ -156,6 +156,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		return l.end(errors.Join(err, tracker.Stop()))
 	}
 	p := newPrecopy(m, l, tracker)
+	p.hints = newHinter(m, tracker)
 	m.meter.update(func(mt *meter) { mt.result.SetupMS = time.Since(mt.started).Milliseconds() })
 
 	err = p.converge(l.ctx)
@@ -190,6 +191,7 @@ func (m *Migration) takeBack(p *precopy) error {
 			err = errors.Join(err, fmt.Errorf("resume at the source: %w", rerr))
 		}
 	}
+	p.hints.finish(true)
 	return errors.Join(err, p.tracker.Stop())
 }
 

@@ -17,6 +17,7 @@ import (
 func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error) {
 	m := p.m
 	m.setPhase(PhaseSwitchover)
+	p.hints.stop()
 	expected := p.tracker.Remaining() + p.est.surge
 	p.plan = plan{limit: m.opt.DowntimeLimit, parts: p.est.plan(expected)}
 	p.watch = startWatch()
@@ -39,6 +40,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	}
 
 	m.meter.beginRound(n, p.tracker.Remaining())
+	p.hints.done() // it travels in the state
 	saved := p.save()
 	err = p.sendLast(ctx)
 	p.watch.lap(&p.watch.parts.PagesMS)
@@ -51,7 +53,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	if err := p.sync(); err != nil { // R5: the last one
 		return false, err
 	}
-	m.meter.dirtied(p.tracker.Remaining() - before)
+	m.meter.dirtied(max(p.tracker.Remaining(), before) - before)
 	return false, p.finish(ctx, s.state)
 }
 

@@ -14,6 +14,7 @@ type outgoing struct {
 	*migrate.Migration
 	addr    string
 	machine *Machine
+	hints   migrate.HintMode
 	cancel  context.CancelCauseFunc
 	settled chan struct{} // closed after err was set and the VM knows
 	err     error         // of Migration.Run
@@ -51,7 +52,7 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 	default:
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	o := &outgoing{Migration: migrate.New(v.machine.Source(), addr, opt), addr: addr,
+	o := &outgoing{Migration: migrate.New(v.machine.Source(), addr, opt), addr: addr, hints: opt.Hints,
 		machine: v.machine, cancel: cancel, settled: make(chan struct{})}
 	v.outgoing = o
 	go v.drive(ctx, o)
@@ -63,6 +64,9 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 func (v *VM) drive(ctx context.Context, o *outgoing) {
 	defer o.cancel(nil)
 	o.err = o.Migration.Run(ctx)
+	if why := o.Migration.Result().HintsOff; why != "" && o.hints == migrate.HintsOn {
+		v.logf("migration to %s: went without free-page hints: %s", o.addr, why)
+	}
 	if o.err == nil {
 		close(v.left)
 	} else if !v.isStopping() { // then the outcome says it

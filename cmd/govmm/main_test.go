@@ -182,13 +182,15 @@ func checkResult(t *testing.T, stdout, status string) map[string]any {
 	if err := dec.Decode(&v); err != nil || dec.More() {
 		t.Fatalf("not one JSON object: %q", stdout)
 	}
-	for _, key := range []string{"status", "error", "total_ms", "setup_ms", "downtime_ms", "bytes_sent", "ram_bytes",
-		"downtime", "stops_undone", "throttle_percent", "pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds"} {
+	keys := []string{"status", "error", "total_ms", "setup_ms", "downtime_ms", "bytes_sent", "ram_bytes",
+		"downtime", "stops_undone", "throttle_percent", "pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds",
+		"hints_received", "hints_late", "hints_rewritten", "hint_wait_ms", "hints_off"}
+	for _, key := range keys {
 		if _, ok := v[key]; !ok {
 			t.Errorf("%q is missing from %s", key, stdout)
 		}
 	}
-	if len(v) != 15 {
+	if len(v) != len(keys) {
 		t.Errorf("%d keys in %s", len(v), stdout)
 	}
 	if _, ok := v["rounds"].([]any); !ok {

@@ -29,6 +29,9 @@ type migrateFlags struct {
 	progress  string
 	cancel    bool
 	verify    bool
+	hints     string
+	hintWait  time.Duration
+	oneSync   bool
 
 	source *api.Client
 	guest  string // what became of it, after a failure
@@ -63,10 +66,14 @@ on without it.`,
 	flags.IntVar(&f.maxRounds, "max-rounds", def.MaxRounds, "give up after `N` rounds; 0: no limit")
 	flags.BoolVar(&f.converge, "auto-converge", false, "slow the guest down in steps, up to 99%, when rounds stop shrinking")
 	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^`N` pages, N from 6 to 31")
+	flags.StringVar(&f.hints, "hints", string(def.Hints), "`WHETHER` to ask the guest's balloon which pages are free: auto, on or off")
+	flags.DurationVar(&f.hintWait, "hint-wait", def.HintWait, "`TIME` that the guest's answer is waited for before the first round, at most")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
 	_ = flags.MarkHidden("verify-pages") // for tests: the downtime grows by the hashing of all memory
+	flags.BoolVar(&f.oneSync, "sync-once-per-round", false, "do not fetch the dirty log of each GiB again before it is sent")
+	_ = flags.MarkHidden("sync-once-per-round") // to measure what fetching again saves
 	return cmd
 }
 
@@ -75,6 +82,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	req := api.MigrateRequest{
 		To: f.to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
+		Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), SyncOncePerRound: f.oneSync,
 	}
 	var err error
 	switch {
@@ -87,6 +95,10 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 		err = errors.New("--to HOST:PORT is missing: the address that govmm receive prints")
 	case f.downtime <= 0 || f.timeout <= 0:
 		err = errors.New("--downtime-limit and --timeout must be more than 0")
+	case f.hints == "":
+		err = errors.New("--hints \"\": auto, on or off is wanted")
+	case f.hintWait < 0:
+		err = fmt.Errorf("--hint-wait %v: must not be negative", f.hintWait)
 	case f.shift == 0:
 		err = errors.New("--clear-bitmap-shift 0: 6 to 31 is wanted")
 	default:
@@ -115,6 +127,9 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 		}
 	} else if err == nil && !f.cancel {
 		err = printResult(cmd.OutOrStdout(), res)
+	}
+	if f.hints == string(migrate.HintsOn) && res.HintsReceived == 0 && res.HintsOff != "" {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: it went without free-page hints: "+res.HintsOff)
 	}
 	if res.Status == "completed" && f.source != nil {
 		// Its process is about to end: afterwards the name is free, and a

@@ -98,6 +98,11 @@ func printResult(out io.Writer, r migrate.Result) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if line := hintText(r); line != "" {
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
+	}
 	_, err := fmt.Fprintf(out, "%s: total %s, set-up %s, downtime %s, %s of memory\n", r.Status,
 		formatMS(float64(r.TotalMS)), formatMS(float64(r.SetupMS)), formatMS(r.DowntimeMS), formatBytes(r.RAMBytes))
 	if err != nil || r.DowntimeMS == 0 {
@@ -122,4 +127,20 @@ func downtimeText(r migrate.Result) string {
 		parts += "; " + r.DowntimeNote
 	}
 	return parts
+}
+
+// hintText is the line about free-page hints; "" if there is nothing to say.
+func hintText(r migrate.Result) string {
+	if r.HintsReceived == 0 {
+		if r.HintsOff == "" || r.HintsOff == migrate.ErrNoHintSource.Error() {
+			return "" // most machines have none
+		}
+		return "hints: none, " + r.HintsOff
+	}
+	s := fmt.Sprintf("hints: %d pages received, %d late, %d rewritten, waited %s", r.HintsReceived, r.HintsLate, r.HintsRewritten,
+		formatMS(float64(r.HintWaitMS)))
+	if r.HintsOff != "" {
+		s += "; then " + r.HintsOff
+	}
+	return s
 }

@@ -30,6 +30,8 @@ type Config struct {
 	Devices, Punches, KernelWrites int
 	// Fill gives that many pages of each slot content before the guest starts.
 	Fill uint64
+	// Balloon gives the machine a [Balloon].
+	Balloon bool
 }
 
 // Steps are called at the steps of a machine's life. A nil hook is not
@@ -50,6 +52,8 @@ type Machine struct {
 	*Memory
 	// Steps is set before the machine is used.
 	Steps Steps
+	// Balloon is nil unless the configuration has one.
+	Balloon *Balloon
 
 	config Config
 	world  *World
@@ -107,6 +111,9 @@ func newMachine(w *World, c Config) (*Machine, error) {
 	m := &Machine{Memory: memory, config: c, world: w, phase: building}
 	for i := range c.CPUs {
 		m.cpus = append(m.cpus, newVCPU(m, i))
+	}
+	if c.Balloon {
+		m.Balloon = newBalloon(m)
 	}
 	w.add(m)
 	return m, nil
@@ -166,12 +173,18 @@ func (m *Machine) enter() {
 	for _, v := range m.cpus {
 		v.start()
 	}
+	if m.Balloon != nil {
+		m.Balloon.start()
+	}
 }
 
 // leave stops the vCPUs and waits for them. It needs mu.
 func (m *Machine) leave() {
 	for _, v := range m.cpus {
 		v.stop()
+	}
+	if m.Balloon != nil {
+		m.Balloon.stop()
 	}
 	m.world.runs(m, false)
 }
@@ -183,6 +196,10 @@ func (m *Machine) stop() {
 	if m.phase == running {
 		m.leave()
 		m.phase = paused
+	}
+	if b := m.Balloon; b != nil {
+		b.resume()
+		close(b.closed)
 	}
 }
 
@@ -208,6 +225,7 @@ func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err err
 		m.leave()
 	}
 	m.wasRun, m.phase = wasRunning, handedOff
+	m.Balloon.pause()
 	if m.Steps.Pause != nil {
 		if err := m.Steps.Pause(ctx); err != nil {
 			return wasRunning, err
@@ -246,6 +264,7 @@ func (m *Machine) ResumeAfterAbort() error {
 		return err
 	}
 	m.phase = paused
+	m.Balloon.resume()
 	if m.wasRun {
 		m.enter()
 	}
@@ -256,6 +275,8 @@ func (m *Machine) ResumeAfterAbort() error {
 type state struct {
 	Clock uint64 // number of the last write
 	CPUs  []cpuState
+
+	Balloon balloonState
 }
 
 // Throttle implements [migrate.Throttler].
@@ -292,6 +313,9 @@ func (m *Machine) SaveState() ([]byte, error) {
 		}
 		s.CPUs = append(s.CPUs, cpu)
 	}
+	if m.Balloon != nil {
+		s.Balloon = m.Balloon.save()
+	}
 	return json.Marshal(s)
 }
 
@@ -317,6 +341,9 @@ func (m *Machine) LoadState(saved []byte) error {
 		if err := v.load(s.CPUs[i]); err != nil {
 			return err
 		}
+	}
+	if m.Balloon != nil {
+		m.Balloon.load(s.Balloon)
 	}
 	m.loaded = true
 	return nil

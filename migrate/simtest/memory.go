@@ -85,6 +85,7 @@ type page struct {
 	armed     bool // the next guest write faults, which sets dirty
 	vmm       bool // in the VMM's log
 	populated bool
+	given     bool // the guest has given the content up, and not written since
 	history   *history
 }
 

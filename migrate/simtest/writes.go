@@ -112,7 +112,7 @@ func (m *Memory) guestWrite(slot int, number uint64, zero bool) Write {
 
 // land changes the page's content. It needs mu.
 func (s *slot) land(number uint64, w Write) {
-	s.pages[number].populated = true
+	s.pages[number].populated, s.pages[number].given = true, false
 	content := s.data[number*migrate.PageSize : (number+1)*migrate.PageSize]
 	if w.Zero {
 		clear(content)
@@ -189,7 +189,7 @@ func (m *Memory) Punch(slot int, first, n uint64, mark bool) {
 	s.zero(first, n)
 	for i := first; i < first+n; i++ {
 		p := &s.pages[i]
-		p.vmm = p.vmm || mark
+		p.vmm, p.given = p.vmm || mark, false
 		p.record(Write{Seq: m.clock.tick(), By: Punch, Zero: true, Logged: mark})
 	}
 }
@@ -212,13 +212,13 @@ func (l Loss) String() string {
 		l.Slot, l.Page, l.Source, l.Destination, strings.Join(writes, "; "))
 }
 
-// Compare returns the pages whose bytes differ. Nothing may write either
-// memory meanwhile.
+// Compare returns the pages whose bytes differ, but for those whose content the
+// guest has given up. Nothing may write either memory meanwhile.
 func Compare(source, destination *Memory) []Loss {
 	var losses []Loss
 	for slot, info := range source.Slots() {
 		for page := range info.Pages {
-			if string(source.Bytes(slot, page, 1)) != string(destination.Bytes(slot, page, 1)) {
+			if string(source.Bytes(slot, page, 1)) != string(destination.Bytes(slot, page, 1)) && !source.Given(slot, page) {
 				losses = append(losses, Loss{Slot: slot, Page: page, Source: source.Seq(slot, page),
 					Destination: destination.Seq(slot, page), Writes: source.History(slot, page)})
 			}

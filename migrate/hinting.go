@@ -1,0 +1,438 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// HintMode says whether the guest is asked which of its pages are free.
+type HintMode string
+
+// The modes of [Options.Hints].
+const (
+	// HintsAuto asks a guest that can be asked, and stops where that costs
+	// more than it saves.
+	HintsAuto HintMode = "auto"
+	// HintsOn asks, and says so where the guest cannot be asked.
+	HintsOn HintMode = "on"
+	// HintsOff does not ask.
+	HintsOff HintMode = "off"
+)
+
+// ErrNoHintSource: the machine has no balloon, so its guest cannot be asked for
+// free pages.
+var ErrNoHintSource = errors.New("the machine has no balloon")
+
+// Reasons why no hints are asked for, or no more.
+var (
+	errHintsSilent = errors.New("the guest did not answer")
+	errHintsMode   = errors.New("turned off")
+	errHintsLost   = errors.New("the guest's balloon driver has gone")
+	errHintsZeroed = errors.New("the guest writes zeros over what it hints (init_on_alloc), most of which it had never used")
+)
+
+const (
+	// stopPatience is how long a driver may take to end its answer after it was
+	// told to, before it is not asked again.
+	stopPatience = time.Second
+	// hintTick is how often the head start looks at what was hinted.
+	hintTick = 5 * time.Millisecond
+	// payingShare: an answer pays if it spares one of so many pages that were
+	// to be sent.
+	payingShare = 16
+)
+
+// hintState is where the conversation with the driver stands.
+type hintState uint8
+
+const (
+	hintsIdle      hintState = iota // nothing was asked yet
+	hintsAsked                      // an id is announced
+	hintsAnswering                  // START with that id has come
+	hintsEnded                      // and STOP after it: nothing of the answer is on its way
+)
+
+// hinter asks for hints in the course of one migration and passes them to the
+// tracker. The migration's goroutine calls before, look, stop, done and
+// finish; the source's, the methods of [HintSink].
+//
+// Order of locks: the source's own, hinter.mu, Tracker.mu, meter.mu. The source
+// calls the sink holding none of its locks that its other methods take; hinter
+// calls the source and the tracker holding none.
+type hinter struct {
+	source  HintSource // nil: no hints
+	ram     RAM
+	slots   []Slot
+	tracker *Tracker
+	meter   *meter
+	mode    HintMode
+	wait    time.Duration
+
+	mu      sync.Mutex // guards the fields down to changed
+	state   hintState
+	id      uint32
+	asked   time.Time
+	stopped time.Time     // STOP was announced; zero: the id is current
+	answer  time.Duration // from the announcement to the driver's own STOP
+	off     error         // why nothing is asked, or nothing more
+	changed chan struct{} // has room for one: state or off has changed
+
+	// Of the migration's goroutine.
+	begun   uint64 // pages to be sent when the epoch began
+	taken   uint64 // HintStats.Taken then
+	waited  time.Duration
+	inspect inspection
+
+	// Pages; atomic, since the sink counts while results are read.
+	named, holes, passed, dropped atomic.Uint64
+
+	// Of the sink's goroutine.
+	batch     []PageRange
+	batched   uint64 // pages
+	populated []uint64
+}
+
+const (
+	// hintBatch and hintBatchPages bound what the tracker takes at once: ranges,
+	// and pages in all of them (4 GiB).
+	hintBatch      = 512
+	hintBatchPages = 1 << 20
+	// hintSpan is how many pages are asked for their holes at once.
+	hintSpan = 1 << 16
+)
+
+// newHinter decides whether the source can be asked at all.
+func newHinter(m *Migration, t *Tracker) *hinter {
+	h := &hinter{ram: m.src, slots: m.src.Slots(), tracker: t, meter: &m.meter, mode: m.opt.Hints, wait: m.opt.HintWait,
+		changed: make(chan struct{}, 1)}
+	if h.mode == HintsOff {
+		h.off = errHintsMode
+		return h
+	}
+	if s, ok := m.src.(Hinting); ok {
+		h.source = s.HintSource()
+	}
+	if h.source == nil {
+		h.off = ErrNoHintSource
+		return h
+	}
+	h.batch = make([]PageRange, 0, hintBatch)
+	h.populated = make([]uint64, hintSpan/wordBits)
+	h.source.SetHintSink(h)
+	return h
+}
+
+// before comes ahead of round n: it asks for hints where that pays, and gives
+// the guest a head start in the first round. bandwidth is the last round's, in
+// bytes a second.
+func (h *hinter) before(ctx context.Context, n int, bandwidth float64) error {
+	if h.source == nil {
+		return nil
+	}
+	if n == 0 {
+		if err := h.ask(); err != nil {
+			return err
+		}
+		return h.headStart(ctx)
+	}
+	if err := h.look(); err != nil {
+		return err
+	}
+	if !h.again(bandwidth) {
+		return nil
+	}
+	h.source.StopHints() // the driver's own STOP has come
+	return h.ask()
+}
+
+// ask begins an epoch and announces it.
+func (h *hinter) ask() error {
+	id, err := h.source.NewHintID()
+	if err != nil {
+		h.giveUp(err)
+		return nil
+	}
+	if h.mode == HintsAuto {
+		if err := h.inspect.begin(h); err != nil {
+			return err
+		}
+	}
+	if err := h.tracker.BeginHintEpoch(id); err != nil {
+		return err
+	}
+	h.begun, h.taken = h.tracker.Remaining(), h.tracker.HintStats().Taken
+	h.mu.Lock()
+	gone := h.off != nil // the driver, meanwhile
+	if !gone {
+		h.state, h.id, h.asked, h.stopped = hintsAsked, id, time.Now(), time.Time{}
+	}
+	h.mu.Unlock()
+	if gone {
+		h.tracker.EndHintEpoch()
+		return nil
+	}
+	h.source.AnnounceHints(id)
+	return nil
+}
+
+// headStart waits until the guest has ended its answer, but not longer than
+// was allowed, nor for a guest that does not begin. Nothing is sent meanwhile:
+// what could be told from free pages is what was written just now, and that
+// will be written again.
+func (h *hinter) headStart(ctx context.Context) error {
+	began := time.Now()
+	defer func() { h.waited = time.Since(began) }()
+	limit := time.NewTimer(h.wait)
+	defer limit.Stop()
+	begin := time.NewTimer(h.wait / 4)
+	defer begin.Stop()
+	tick := time.NewTicker(hintTick)
+	defer tick.Stop()
+	for {
+		state, off := h.where()
+		if off || state == hintsEnded {
+			return h.look()
+		}
+		select {
+		case <-h.changed:
+		case <-tick.C:
+			if err := h.look(); err != nil {
+				return err
+			}
+		case <-begin.C:
+			if state == hintsAsked {
+				return nil
+			}
+		case <-limit.C:
+			return h.look()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (h *hinter) where() (s hintState, off bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.state, h.off != nil
+}
+
+// again says whether to ask once more. While the guest still answers, what it
+// hints counts in whatever round; a new id is for a guest that has said all.
+func (h *hinter) again(bandwidth float64) bool {
+	h.mu.Lock()
+	state, answer, off, stopped := h.state, h.answer, h.off != nil, h.stopped
+	h.mu.Unlock()
+	if off {
+		return false
+	}
+	if state != hintsEnded {
+		if !stopped.IsZero() && time.Since(stopped) > stopPatience {
+			h.giveUp(errHintsSilent)
+		}
+		return false
+	}
+	remaining := h.tracker.Remaining()
+	round := time.Duration(float64(remaining*PageSize) / max(bandwidth, 1) * float64(time.Second))
+	if round < 2*answer {
+		return false // it would be over before the guest has answered
+	}
+	return h.mode == HintsOn || (h.tracker.HintStats().Taken-h.taken)*payingShare >= h.begun
+}
+
+// look notices, in mode auto, a guest that is better not asked.
+func (h *hinter) look() error {
+	if h.mode != HintsAuto {
+		return nil
+	}
+	if _, off := h.where(); off {
+		return nil
+	}
+	worse, err := h.inspect.worse(h)
+	if err == nil && worse {
+		h.giveUp(errHintsZeroed)
+	}
+	return err
+}
+
+// giveUp ends the hints of this migration. What was hinted stays so.
+func (h *hinter) giveUp(why error) {
+	h.mu.Lock()
+	if h.off == nil {
+		h.off = why
+	}
+	h.mu.Unlock()
+	h.stop()
+}
+
+// stop ends the epoch before the vCPUs stop, and tells the guest.
+func (h *hinter) stop() {
+	if h.source == nil {
+		return
+	}
+	h.tracker.EndHintEpoch()
+	h.mu.Lock()
+	tell := h.state != hintsIdle && h.stopped.IsZero()
+	if tell {
+		h.stopped = time.Now()
+	}
+	h.mu.Unlock()
+	if tell {
+		h.source.StopHints()
+	}
+}
+
+// done lets the guest have its pages back where it runs next. The vCPUs stand
+// still and go on only there, or here without this migration: a page that was
+// taken for free is not sent, and after DONE the guest may use it as it is. The
+// state is not saved yet.
+func (h *hinter) done() {
+	if h.everAsked() {
+		h.source.DoneHints()
+	}
+}
+
+func (h *hinter) everAsked() bool {
+	state, _ := h.where()
+	return h.source != nil && state != hintsIdle
+}
+
+// finish ends the hints of a migration that is over, for whatever reason. stays:
+// the guest goes on here, and shall have its pages.
+func (h *hinter) finish(stays bool) {
+	if h.source != nil {
+		h.stop()
+		if stays {
+			h.done()
+		}
+		h.source.SetHintSink(nil)
+	}
+	h.report()
+}
+
+// report puts the counters into the result.
+func (h *hinter) report() {
+	s := h.tracker.HintStats()
+	h.mu.Lock()
+	off := h.off
+	if off == nil && h.state == hintsAsked {
+		off = errHintsSilent
+	}
+	h.mu.Unlock()
+	dropped := h.dropped.Load()
+	unused := h.passed.Load() - s.Taken - s.Written - s.Stale // sent before, or named twice
+	h.meter.update(func(m *meter) {
+		r := &m.result
+		r.PagesHinted = s.Taken - s.Returned
+		r.HintsReceived = h.named.Load() + dropped
+		r.HintsLate = s.Stale + dropped + unused
+		r.HintsRewritten = s.Returned + s.Written
+		r.HintWaitMS = h.waited.Milliseconds()
+		if off != nil {
+			r.HintsOff = off.Error()
+		}
+	})
+}
+
+// HintStart implements [HintSink].
+func (h *hinter) HintStart(id uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if id == h.id && h.state == hintsAsked {
+		h.state = hintsAnswering
+		h.signal()
+	}
+}
+
+// HintStop implements [HintSink].
+func (h *hinter) HintStop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.state == hintsAnswering {
+		h.state, h.answer = hintsEnded, time.Since(h.asked)
+		h.signal()
+	}
+}
+
+// HintLost implements [HintSink].
+func (h *hinter) HintLost() {
+	h.tracker.EndHintEpoch()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.off == nil {
+		h.off = errHintsLost
+	}
+	h.signal()
+}
+
+// signal wakes headStart. It needs mu.
+func (h *hinter) signal() {
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// HintLate implements [HintSink].
+func (h *hinter) HintLate(pages uint64) { h.dropped.Add(pages) }
+
+// HintPages implements [HintSink]. A hole is left to be found when its turn
+// comes: it costs nothing, and was not kept off the wire by a hint. That it is
+// looked at before it is armed does no harm, since that decides only what is
+// not done.
+func (h *hinter) HintPages(id uint32, pages []PageRange) {
+	if state, _ := h.where(); state != hintsAnswering {
+		for _, r := range pages {
+			h.dropped.Add(r.N)
+		}
+		return
+	}
+	for _, r := range pages {
+		if r.Slot < 0 || r.Slot >= len(h.slots) || r.First >= h.slots[r.Slot].Pages {
+			continue
+		}
+		n := min(r.N, h.slots[r.Slot].Pages-r.First)
+		h.named.Add(n)
+		for first, end := r.First, r.First+n; first < end; first += hintSpan {
+			h.span(id, r.Slot, first, min(hintSpan, end-first))
+		}
+	}
+	h.flush(id)
+}
+
+// span adds what is no hole of a range to the batch.
+func (h *hinter) span(id uint32, slot int, first, n uint64) {
+	words := bitmap(h.populated[:bitmapWords(n)])
+	if err := h.ram.Populated(slot, first, n, words); err != nil {
+		// Who sends the page will meet the error.
+		clear(words)
+		words.setRange(0, n)
+	}
+	holes := n
+	for at := words.nextSet(0, n); at < n; {
+		end := words.nextClear(at, n)
+		holes -= end - at
+		h.batch = append(h.batch, PageRange{slot, first + at, end - at})
+		h.batched += end - at
+		if len(h.batch) == hintBatch || h.batched >= hintBatchPages {
+			h.flush(id)
+		}
+		at = words.nextSet(end, n)
+	}
+	h.holes.Add(holes)
+}
+
+// flush passes the batch to the tracker.
+func (h *hinter) flush(id uint32) {
+	if len(h.batch) == 0 {
+		return
+	}
+	h.passed.Add(h.batched)
+	taken := h.tracker.HintBatch(id, h.batch)
+	h.inspect.note(h.batch)
+	h.batch, h.batched = h.batch[:0], 0
+	h.meter.hinted(taken)
+}

@@ -1,0 +1,112 @@
+package migrate
+
+import (
+	"slices"
+	"sync"
+)
+
+// inspection finds out about a guest that fills the pages which it hints with
+// zeros first, because its allocator clears what it hands out (Linux with
+// init_on_alloc=1, a default of some distributions). To such a guest a hint is
+// a write: the page is sent as a zero. That spares the content of what it had
+// used before, and populates what it never had.
+//
+// A sample of the hinted pages tells: those that a fetch reported afterwards,
+// that read as zero, and that were holes before the guest was asked.
+type inspection struct {
+	// before has the populated pages of the first 64 of each block, from before
+	// the announcement, a word for each block; by slot.
+	before [][]uint64
+
+	mu     sync.Mutex // guards what follows
+	sample []PageRange
+	next   int // how long a sample is judged next
+}
+
+const (
+	// inspectBlock is how far apart samples are taken, in pages: the 4 MiB that
+	// Linux hints at once.
+	inspectBlock = 1024
+	// inspectEach and inspectMost bound the sample: pages of each block, and in
+	// all. inspectLeast make a first verdict: soon, for a guest that populates
+	// what it hints; it is reviewed when the sample has grown fourfold.
+	inspectEach  = 8
+	inspectMost  = 1024
+	inspectLeast = 64
+)
+
+// begin takes down what is populated now.
+func (x *inspection) begin(h *hinter) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.sample, x.next = x.sample[:0], inspectLeast
+	x.before = make([][]uint64, len(h.slots))
+	for slot, s := range h.slots {
+		x.before[slot] = make([]uint64, (s.Pages+inspectBlock-1)/inspectBlock)
+		for i := range x.before[slot] {
+			first := uint64(i) * inspectBlock
+			if err := h.ram.Populated(slot, first, min(wordBits, s.Pages-first), x.before[slot][i:i+1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// note takes a sample of what was hinted: of the pages whose state before is
+// known.
+func (x *inspection) note(ranges []PageRange) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.before == nil {
+		return
+	}
+	for _, r := range ranges {
+		// From the first block that begins in the range, or that it begins in.
+		for at := r.First &^ (inspectBlock - 1); at < r.First+r.N; at += inspectBlock {
+			first := max(at, r.First)
+			for p := first; p < min(at+wordBits, r.First+r.N, first+inspectEach); p++ {
+				if len(x.sample) == inspectMost {
+					return
+				}
+				x.sample = append(x.sample, PageRange{r.Slot, p, 1})
+			}
+		}
+	}
+}
+
+// worse says, once there is enough to say it, that hints cost more than they
+// save: most of the sample was written again and is zero, and most of that was
+// a hole before. Reading the pages decides nothing about sending them.
+func (x *inspection) worse(h *hinter) (bool, error) {
+	x.mu.Lock()
+	ready := len(x.sample) >= x.next
+	var sample []PageRange
+	if ready {
+		x.next *= 4
+		sample = slices.Clone(x.sample)
+	}
+	x.mu.Unlock()
+	if !ready {
+		return false, nil
+	}
+	if err := h.tracker.Sync(); err != nil {
+		return false, err
+	}
+	kept := make([]bool, len(sample))
+	h.tracker.hintedNow(sample, func(i int) { kept[i] = true })
+	var back, zero, holes int
+	for i, p := range sample {
+		if kept[i] {
+			continue
+		}
+		back++
+		if isZero(h.ram.Bytes(p.Slot, p.First, 1)) {
+			zero++
+			if x.before[p.Slot][p.First/inspectBlock]>>(p.First%inspectBlock)&1 == 0 {
+				holes++
+			}
+		}
+	}
+	return back*4 >= len(sample)*3 && zero*10 >= back*9 && holes*2 > zero, nil
+}
