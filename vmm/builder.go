@@ -9,6 +9,7 @@ import (
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/vsock"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -20,6 +21,8 @@ type Builder struct {
 	// machine has the paths and taps that it had there.
 	Disks []blk.Config
 	Nets  []net.Options
+	// Vsock takes the place of the source's socket; nil: the path it had there.
+	Vsock *vsock.Config
 	// Backing is what guest memory is made of here; "": as at the source.
 	Backing memory.Backing
 	// Name is the machine's name here; "": as at the source.
@@ -55,9 +58,11 @@ func (b *Builder) build(config []byte) (*target, error) {
 		logf = func(string, ...any) {}
 	}
 	// All that does not fit is named at once.
-	wrong := []error{spec.Devices.overrideDisks(b.Disks), spec.Devices.overrideNets(b.Nets), fitsHere(&spec)}
+	wrong := []error{spec.Devices.overrideDisks(b.Disks), spec.Devices.overrideNets(b.Nets), spec.Devices.overrideVsock(b.Vsock)}
+	known := errors.Join(wrong...) == nil
+	wrong = append(wrong, fitsHere(&spec))
 	var backends *backends
-	if wrong[0] == nil && wrong[1] == nil {
+	if known {
 		if backends, err = openBackends(&spec.Devices, logf); err != nil {
 			wrong = append(wrong, err)
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/vsock"
 	"github.com/govmm/govmm/vmm/pci"
 )
 
@@ -25,6 +26,8 @@ type Devices struct {
 	Disks []DiskSpec `cbor:"disks"`
 	// Nets are eth0, eth1 and so on.
 	Nets []NetSpec `cbor:"nets"`
+	// Vsock is the socket device; nil: there is none.
+	Vsock *vsock.Config `cbor:"vsock"`
 }
 
 // DiskSpec is a disk and what the guest has been told of it.
@@ -45,7 +48,7 @@ type NetSpec struct {
 // count is the number of PCI slots that the devices take.
 func (d *Devices) count() int {
 	n := len(d.Disks) + len(d.Nets)
-	for _, on := range []bool{d.Balloon, d.RNG, d.Console} {
+	for _, on := range []bool{d.Balloon, d.RNG, d.Console, d.Vsock != nil} {
 		if on {
 			n++
 		}
@@ -80,6 +83,11 @@ func (d *Devices) validate() (errs []error) {
 			errs = append(errs, fmt.Errorf("tap %s: it is there twice", n.Tap))
 		}
 		taps[n.Tap] = true
+	}
+	if d.Vsock != nil {
+		if err := d.Vsock.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("vsock %s: %w", d.Vsock.Path, err))
+		}
 	}
 	return errs
 }
@@ -132,11 +140,26 @@ func (d *Devices) overrideNets(here []net.Options) error {
 	return nil
 }
 
-// backends are the devices that hold something of the host: images and taps.
-// They outlive a machine that is reset.
+// overrideVsock puts a socket of this host in the place of the source's.
+func (d *Devices) overrideVsock(here *vsock.Config) error {
+	switch {
+	case here == nil:
+		return nil
+	case d.Vsock == nil:
+		return fmt.Errorf("vsock %s: the guest has no socket device", here.Path)
+	case here.CID != 0 && here.GuestCID() != d.Vsock.GuestCID():
+		return fmt.Errorf("vsock %s: the CID is the guest's and cannot change when it moves; it is %d", here.Path, d.Vsock.GuestCID())
+	}
+	d.Vsock = &vsock.Config{CID: d.Vsock.CID, Path: here.Path}
+	return nil
+}
+
+// backends are the devices that hold something of the host: images, taps and
+// sockets. They outlive a machine that is reset.
 type backends struct {
 	disks []*blk.Device
 	nets  []*net.Device
+	vsock *vsock.Device // nil: none
 }
 
 // openBackends opens what the devices need of this host, and notes in d what
@@ -152,6 +175,12 @@ func openBackends(d *Devices, logf func(string, ...any)) (_ *backends, err error
 	}
 	for i := range d.Nets {
 		if err := b.openNet(&d.Nets[i], logf); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if d.Vsock != nil {
+		var err error
+		if b.vsock, err = vsock.New(*d.Vsock, logf); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -196,12 +225,17 @@ func (b *backends) openNet(s *NetSpec, logf func(string, ...any)) error {
 	return nil
 }
 
-// acquire takes the right to use the disks: all of them, or none. It may be
-// called when they are held.
+// acquire takes the right to use the disks and the socket: all of them, or
+// none. It may be called when they are held.
 func (b *backends) acquire() error {
 	var errs []error
 	for _, d := range b.disks {
 		if err := d.Lock(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if b.vsock != nil {
+		if err := b.vsock.Listen(); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -215,6 +249,9 @@ func (b *backends) acquire() error {
 // quiet. After an error some disks may still be held.
 func (b *backends) release() error {
 	var errs []error
+	if b.vsock != nil {
+		errs = append(errs, b.vsock.Unlisten())
+	}
 	for _, d := range b.disks {
 		errs = append(errs, d.Unlock())
 	}
@@ -247,7 +284,10 @@ func (b *backends) close() error {
 	for _, n := range b.nets {
 		errs = append(errs, n.Close())
 	}
-	b.disks, b.nets = nil, nil
+	if b.vsock != nil {
+		errs = append(errs, b.vsock.Close())
+	}
+	b.disks, b.nets, b.vsock = nil, nil, nil
 	return errors.Join(errs...)
 }
 
@@ -273,6 +313,9 @@ func (d *Devices) String() string {
 	}
 	for _, n := range d.Nets {
 		names = append(names, "net "+n.MAC.String())
+	}
+	if d.Vsock != nil {
+		names = append(names, fmt.Sprintf("vsock cid %d", d.Vsock.GuestCID()))
 	}
 	return strings.Join(names, ", ")
 }

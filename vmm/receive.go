@@ -9,6 +9,7 @@ import (
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/vsock"
 	"github.com/govmm/govmm/vmm/memory"
 	"github.com/govmm/govmm/vmm/serial"
 )
@@ -21,10 +22,11 @@ type ReceiveConfig struct {
 	Backing memory.Backing // "": as at the source
 	Serial  serial.Backend // as in Config
 	Console serial.Backend // as in Config, for a guest that has a virtio console
-	// Disks and Nets take the place of the source's, one for one; nil: the same
-	// paths and taps as there. See [Builder].
+	// Disks, Nets and Vsock take the place of the source's, one for one; nil:
+	// the same paths and taps as there. See [Builder].
 	Disks []blk.Config
 	Nets  []net.Options
+	Vsock *vsock.Config
 	Logf  func(format string, args ...any)
 }
 
@@ -50,7 +52,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.listener = ln
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm:      v,
-		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Backing: cfg.Backing, Name: cfg.Name, Logf: v.logf},
+		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Vsock: cfg.Vsock, Backing: cfg.Backing, Name: cfg.Name, Logf: v.logf},
 	}, v.logf)
 	return v, nil
 }

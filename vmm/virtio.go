@@ -75,6 +75,11 @@ func (m *Machine) createDevices(b *backends) error {
 			return err
 		}
 	}
+	if b.vsock != nil {
+		if err := m.plug(fmt.Sprintf("vsock cid %d", d.Vsock.GuestCID()), lent{b.vsock}, 0); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

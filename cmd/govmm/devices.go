@@ -5,6 +5,7 @@ import (
 
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/vsock"
 	"github.com/govmm/govmm/vmm"
 )
 
@@ -12,6 +13,7 @@ import (
 type deviceFlags struct {
 	disks   []string
 	nets    []string
+	vsock   string
 	balloon bool
 	rng     bool
 }
@@ -20,6 +22,7 @@ func (f *deviceFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.disks, "disk", nil, "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw] (`DISK`; may be given several times)")
 	flags.StringArrayVar(&f.nets, "net", nil, "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER] (`NET`; may be given several times)")
+	flags.StringVar(&f.vsock, "vsock", "", "sockets between host and guest: path=SOCKET[,cid=N] (`VSOCK`)")
 	flags.BoolVar(&f.balloon, "balloon", true, "a memory balloon, with which the guest says what it does not use")
 	flags.BoolVar(&f.rng, "rng", true, "an entropy device")
 }
@@ -41,36 +44,60 @@ func (f *deviceFlags) devices() (vmm.Devices, error) {
 		}
 		d.Nets = append(d.Nets, vmm.NetSpec{Options: o})
 	}
-	return d, nil
+	var err error
+	d.Vsock, err = parseVsock(f.vsock)
+	return d, err
 }
 
-// overrideFlags are the disks and taps of govmm receive, in the place of those
-// that the guest had.
+// parseVsock reads the value of --vsock; "" is none.
+func parseVsock(s string) (*vsock.Config, error) {
+	if s == "" {
+		return nil, nil
+	}
+	c, err := vsock.ParseConfig(s)
+	if err != nil {
+		return nil, err
+	}
+	return &c, nil
+}
+
+// overrideFlags are the disks, taps and the socket of govmm receive, in the
+// place of those that the guest had.
 type overrideFlags struct {
 	disks []string
 	nets  []string
+	vsock string
+}
+
+// overrides are what they say.
+type overrides struct {
+	disks []blk.Config
+	nets  []net.Options
+	vsock *vsock.Config
 }
 
 func (f *overrideFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.disks, "disk", nil, "where the guest's disk is here: path=FILE[,direct] (`DISK`; once for each disk, in their order; none: the same paths as there)")
 	flags.StringArrayVar(&f.nets, "net", nil, "the guest's tap here: tap[=NAME][,bridge=NAME][,owner=USER] (`NET`; once for each, in their order; none: the same names as there)")
+	flags.StringVar(&f.vsock, "vsock", "", "where the guest's socket device has its socket here: path=SOCKET (`VSOCK`; none: the same path as there)")
 }
 
-func (f *overrideFlags) devices() (disks []blk.Config, nets []net.Options, err error) {
+func (f *overrideFlags) devices() (o overrides, err error) {
 	for _, s := range f.disks {
 		c, err := blk.ParseConfig(s)
 		if err != nil {
-			return nil, nil, err
+			return o, err
 		}
-		disks = append(disks, c)
+		o.disks = append(o.disks, c)
 	}
 	for _, s := range f.nets {
-		o, err := net.ParseHostOptions(s)
+		n, err := net.ParseHostOptions(s)
 		if err != nil {
-			return nil, nil, err
+			return o, err
 		}
-		nets = append(nets, o)
+		o.nets = append(o.nets, n)
 	}
-	return disks, nets, nil
+	o.vsock, err = parseVsock(f.vsock)
+	return o, err
 }

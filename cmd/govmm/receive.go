@@ -25,7 +25,7 @@ func newReceive() *cobra.Command {
 		Long: `Wait for a guest that is migrated here, and then run it as govmm run does.
 
 The guest's CPUs, memory and devices are those it had: nothing has to be said
-about them here, but where its disks and taps are if that is not where they were.
+about them here, but where its disks, taps and socket are if that is not where they were.
 A disk has to be the same one, on storage that both hosts reach. Port 0 takes any free port; the address that it prints is the one
 for govmm migrate --to. An attempt that fails leaves it waiting for the next.
 
@@ -36,13 +36,13 @@ own hosts reach.`,
 			if err := f.check(); err != nil {
 				return usagef(cmd, "%v", err)
 			}
-			disks, nets, err := f.devices()
+			here, err := f.devices()
 			if err != nil {
 				return usagef(cmd, "%v", err)
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 				return vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listen: f.listen, Serial: h.serial, Console: h.console,
-					Disks: disks, Nets: nets, Logf: h.logf})
+					Disks: here.disks, Nets: here.nets, Vsock: here.vsock, Logf: h.logf})
 			})
 		},
 	}

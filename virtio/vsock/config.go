@@ -113,7 +113,8 @@ func (c Config) String() string {
 	return s
 }
 
-func (c Config) cid() uint32 {
+// GuestCID is what the guest is called.
+func (c Config) GuestCID() uint32 {
 	if c.CID == 0 {
 		return DefaultCID
 	}

@@ -73,7 +73,7 @@ func (d *Device) transmit(q *virtio.Queue) error {
 
 // handle acts on a packet of the guest, whose payload is in chain.
 func (d *Device) handle(h *header) {
-	if h.SrcCID != uint64(d.config.cid()) {
+	if h.SrcCID != uint64(d.config.GuestCID()) {
 		return // not from whom it says it is, so there is nobody to answer
 	}
 	if h.DstCID != hostCID || h.Type != typeStream {
@@ -136,7 +136,7 @@ func (d *Device) receive(q *virtio.Queue) error {
 			c.queued = false
 			h, payload = c.packet(room)
 		}
-		h.DstCID = uint64(d.config.cid())
+		h.DstCID = uint64(d.config.GuestCID())
 		var b [headerBytes]byte
 		h.encode(&b)
 		d.chain.WriteAt(b[:], 0)

@@ -61,7 +61,7 @@ func must[M any](m M, err error) M {
 // SaveState implements [virtio.Device].
 func (d *Device) SaveState() ([]byte, error) {
 	d.serving.Lock()
-	s := State{Version: stateVersion, CID: d.config.cid(), NextPort: d.nextPort, Resets: append([]Reset{}, d.resets...)}
+	s := State{Version: stateVersion, CID: d.config.GuestCID(), NextPort: d.nextPort, Resets: append([]Reset{}, d.resets...)}
 	for at, c := range d.conns {
 		if c.due&dueResponse != 0 || !c.established && c.host == nil {
 			s.Resets = append(s.Resets, Reset{CID: hostCID, HostPort: at.host, GuestPort: at.guest, Type: typeStream})
@@ -89,7 +89,7 @@ func (d *Device) LoadState(b []byte) error {
 	if err := decode.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("vsock: decode its state: %w", err)
 	}
-	if err := s.check(d.config.cid()); err != nil {
+	if err := s.check(d.config.GuestCID()); err != nil {
 		return fmt.Errorf("vsock: its state: %w", err)
 	}
 	d.serving.Lock()

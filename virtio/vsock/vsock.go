@@ -141,7 +141,7 @@ func (d *Device) QueueSizes() []uint16 { return []uint16{queueSize, queueSize, q
 // the guest's CID.
 func (d *Device) ReadConfig(off uint32, p []byte) {
 	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(d.config.cid()))
+	binary.LittleEndian.PutUint64(b[:], uint64(d.config.GuestCID()))
 	if off < uint32(len(b)) {
 		copy(p, b[off:])
 	}
