@@ -12,9 +12,9 @@ import (
 // others are known to be wrong, and are here to be seen failing.
 type policy struct {
 	name string
-	// begin comes before an id is announced, apply is one hint.
+	// begin comes before an id is announced, apply is one hint: of n pages.
 	begin func(t *migrate.Tracker, id uint32) error
-	apply func(t *migrate.Tracker, id uint32, p place) error
+	apply func(t *migrate.Tracker, id uint32, p place, n uint64) error
 	// announceFirst announces an id before begin.
 	announceFirst bool
 	// noDance begins a new epoch at any time, and does not wait for the
@@ -36,25 +36,27 @@ var (
 
 	// policyForgetful is the epoch without writtenSince.
 	policyForgetful = policy{name: "epoch without writtenSince", begin: (*migrate.Tracker).BeginHintEpoch,
-		apply: func(t *migrate.Tracker, id uint32, p place) error {
+		apply: func(t *migrate.Tracker, id uint32, p place, n uint64) error {
 			t.ForgetWritten()
-			return hint(t, id, p)
+			return hint(t, id, p, n)
 		}}
 
 	// The rest of R3, each without one part of it.
 	policyImpatient = policy{name: "epoch, new id without the driver's STOP", begin: policyEpoch.begin, apply: hint, noDance: true}
 	policyHasty     = policy{name: "epoch, announced before it is armed", begin: policyEpoch.begin, apply: hint, announceFirst: true}
 	policyAnyID     = policy{name: "epoch, the id of a hint not checked", begin: policyEpoch.begin,
-		apply: func(t *migrate.Tracker, _ uint32, p place) error { return hint(t, t.HintEpoch(), p) }}
+		apply: func(t *migrate.Tracker, _ uint32, p place, n uint64) error { return hint(t, t.HintEpoch(), p, n) }}
 )
 
-func hint(t *migrate.Tracker, id uint32, p place) error {
-	t.Hint(id, p.slot, p.page, 1)
+func hint(t *migrate.Tracker, id uint32, p place, n uint64) error {
+	t.Hint(id, p.slot, p.page, n)
 	return nil
 }
 
-func hintAll(clearing bool) func(*migrate.Tracker, uint32, place) error {
-	return func(t *migrate.Tracker, id uint32, p place) error { return t.HintAll(id, p.slot, p.page, 1, clearing) }
+func hintAll(clearing bool) func(*migrate.Tracker, uint32, place, uint64) error {
+	return func(t *migrate.Tracker, id uint32, p place, n uint64) error {
+		return t.HintAll(id, p.slot, p.page, n, clearing)
+	}
 }
 
 // syncOnly begins an epoch as QEMU does, which asks for hints after a sync.

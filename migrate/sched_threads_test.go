@@ -118,7 +118,7 @@ func (w *world) apply(h taken) error {
 	before := w.tracker.InToSend(p.slot, p.page)
 	w.say("hints", "tells the tracker: %v, id %d", p, h.id)
 	w.inCall, w.inHint = true, true
-	err := w.policy.apply(w.tracker, h.id, p)
+	err := w.policy.apply(w.tracker, h.id, p, 1)
 	w.inCall, w.inHint = false, false
 	if err != nil {
 		return err
@@ -223,6 +223,7 @@ func (w *world) fetches(call func() error) error {
 
 // pick takes a batch. What is in no place has no content, and is sent at once.
 func (w *world) pick(slot int, from uint64) (next uint64, err error) {
+	w.say("migration", "picks from %v on", place{slot, from})
 	w.inCall = true
 	first, n, err := w.tracker.Pick(slot, from, w.layout.batch*64, w.picked)
 	w.inCall = false
@@ -234,8 +235,8 @@ func (w *world) pick(slot int, from uint64) (next uint64, err error) {
 		w.batch[slot][first/64+uint64(i)] = word & hot
 		w.coldGot[slot][first/64+uint64(i)] |= word &^ hot
 	}
-	if n > 0 && w.print != nil {
-		w.say("migration", "picks %v", w.names(slot, 0, w.batch[slot]))
+	if w.print != nil {
+		w.say("", "picked: %v", w.names(slot, 0, w.batch[slot]))
 	}
 	return first + n, nil
 }
