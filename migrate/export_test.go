@@ -68,6 +68,13 @@ func (t *Tracker) InToSend(slot int, page uint64) bool {
 	return t.slots[slot].toSend.get(page)
 }
 
+// ToSend is a copy of the slot's toSend.
+func (t *Tracker) ToSend(slot int) []uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return append([]uint64(nil), t.slots[slot].toSend...)
+}
+
 // What follows breaks the tracker on purpose: each is one of the ways to get
 // it wrong, and a test shows what it loses.
 
