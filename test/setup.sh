@@ -14,6 +14,8 @@ need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks
 need cpio cpio          # checks initial RAM disks
+need ip iproute2        # network namespaces
+need ping iputils-ping  # guests that answer
 for tool in bzip2 lz4 xz zstd; do # what kernels are packed with
 	need $tool "${tool/#xz/xz-utils}"
 done

@@ -1,0 +1,212 @@
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/test/kernel"
+	"golang.org/x/sys/unix"
+)
+
+// bootPatience bounds the wait for a Linux guest: where ring 0 is emulated its
+// kernel takes a minute or two to its first process.
+const bootPatience = 10 * time.Minute
+
+// linux says how a guest with the test kernel is started.
+type linux struct {
+	variant kernel.Variant
+	cpus    int
+	memory  string
+	program string   // memhog or diskread
+	words   string   // for the program
+	root    bool     // the program is on a root disk, not in an initial RAM disk
+	pages   int      // of diskread's file
+	kernel  string   // more of the kernel's command line
+	args    []string // more for govmm run
+}
+
+// files are what a guest is started from.
+type files struct{ kernel, initrd, root string }
+
+// prepare makes the files.
+func (l *linux) prepare(t testing.TB) (f files) {
+	t.Helper()
+	var err error
+	if f.kernel, err = kernel.Build(l.variant); err != nil {
+		t.Fatal(err)
+	}
+	program, err := kernel.Program(l.program, l.pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if l.root {
+		f.root = filepath.Join(dir, "root.img")
+		size := int64(len(program)) + 8*mib
+		if err := kernel.Ext2(f.root, size&^(mib-1), program); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	f.initrd = filepath.Join(dir, "initrd.img")
+	image := kernel.Initramfs(kernel.File{Name: "init", Data: program})
+	if err := os.WriteFile(f.initrd, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// run starts the guest on a host.
+func (l *linux) run(h *host, name string, f files) *proc {
+	h.t.Helper()
+	cmdline := "console=ttyS0 " + kernel.Cmdline
+	args := []string{"run", name, "--cpus", fmt.Sprint(l.cpus), "--memory", l.memory, "--memory-backing", "memfd", "--kernel", f.kernel}
+	if f.root != "" {
+		cmdline += " root=/dev/vda rootfstype=ext2 ro init=/init"
+		args = append(args, "--disk", "path="+f.root+",readonly")
+	} else {
+		args = append(args, "--initrd", f.initrd)
+	}
+	cmdline = strings.TrimSpace(cmdline+" "+l.kernel) + " -- " + l.words
+	return h.start(append(append(args, "--cmdline", cmdline), l.args...)...)
+}
+
+// report reads the counters of the guest's first process out of the memory of
+// the process that runs it now; ok is false while there are none.
+func (p *proc) report() (r kernel.Report, ok bool) {
+	p.t.Helper()
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, link := range links {
+		if target, err := os.Readlink(link); err != nil || !strings.HasPrefix(target, "/memfd:") {
+			continue
+		}
+		f, err := os.Open(link)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		r, ok = findReport(f)
+		f.Close()
+		if ok {
+			return r, true
+		}
+	}
+	return r, false
+}
+
+// findReport looks through what is populated of guest memory.
+func findReport(f *os.File) (kernel.Report, bool) {
+	buf := make([]byte, 4*mib)
+	for at := int64(0); ; {
+		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if err != nil {
+			return kernel.Report{}, false // no more
+		}
+		at = data &^ (pageSize - 1)
+		n, _ := f.ReadAt(buf, at)
+		if n == 0 {
+			return kernel.Report{}, false
+		}
+		if i := kernel.FindReport(buf[:n]); i >= 0 {
+			return kernel.ParseReport(buf[i:n])
+		}
+		at += int64(n)
+	}
+}
+
+// awaitReport waits until the counters say what is wanted. None ever counts a
+// bad page.
+func (p *proc) awaitReport(what string, within time.Duration, ok func(kernel.Report) bool) kernel.Report {
+	p.t.Helper()
+	var last kernel.Report
+	for deadline := time.Now().Add(within); ; {
+		select {
+		case <-p.done:
+			p.t.Fatalf("the guest has ended before %s", what)
+		case <-time.After(200 * time.Millisecond):
+		}
+		if r, found := p.report(); found {
+			last = r
+			if r.Bad != 0 {
+				p.t.Fatalf("page %d, word %d of the working set is %#x and not %#x: %+v", r.BadPage, r.BadWord, r.BadFound, r.BadWant, r)
+			}
+			if ok(r) {
+				return r
+			}
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("no %s within %v; last report %+v", what, within, last)
+		}
+	}
+}
+
+// awaitBoot waits for the first process and its first check of its memory.
+func (p *proc) awaitBoot() kernel.Report {
+	p.t.Helper()
+	r := p.awaitReport("first process", bootPatience, func(r kernel.Report) bool { return r.Verified > 0 })
+	for _, s := range p.out.snapshot() {
+		for _, bad := range complaints {
+			if strings.Contains(s, bad) {
+				p.t.Errorf("the guest's kernel complains: %s", s)
+			}
+		}
+	}
+	return r
+}
+
+// goesOn waits until the process has checked its whole working set anew.
+func (p *proc) goesOn(since kernel.Report) kernel.Report {
+	p.t.Helper()
+	return p.awaitReport("pass after "+fmt.Sprint(since.Passes), bootPatience, func(r kernel.Report) bool {
+		return r.Passes >= since.Passes+2 && r.Verified >= since.Verified+since.Pages
+	})
+}
+
+// complaints are what no kernel log should have.
+var complaints = []string{"BUG:", "Oops", "general protection", "Bad page", "soft lockup", "hung task", "I/O error", "Call Trace"}
+
+// quietly checks the kernel's log for complaints since line from.
+func (p *proc) quietly(from int) {
+	p.t.Helper()
+	for _, s := range p.out.snapshot()[from:] {
+		for _, bad := range complaints {
+			if strings.Contains(s, bad) {
+				p.t.Errorf("the guest's kernel complains: %s", s)
+			}
+		}
+	}
+}
+
+// sysrq has the guest's kernel do something by itself.
+func (p *proc) sysrq(key string) {
+	p.t.Helper()
+	if _, err := p.in.Write([]byte(kernel.Sysrq + key)); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// needRoot skips what cannot be done without it; the test runner counts that
+// as a failure where KVM is.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("root is needed: taps, bridges, network namespaces")
+	}
+}
+
+// content makes a file of so many bytes that are not zero.
+func content(t testing.TB, size int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.img")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("govmm-disk-block"), size/16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
