@@ -9,7 +9,7 @@ import (
 // throughput of the last rounds, and what earlier tries to stop took.
 type estimator struct {
 	window []roundSample // the last rounds, the oldest first
-	rtt    time.Duration
+	rtt    time.Duration // the shortest that was seen
 
 	cost switchCost
 	// surge is how many pages were written between the last decision to stop
@@ -56,8 +56,14 @@ func newEstimator(rtt time.Duration) *estimator {
 	return &estimator{rtt: rtt, cost: startCost}
 }
 
-// round takes a round's measure.
+// echoed takes how long a message and its answer took, perhaps behind others.
+// The first of a connection may have waited for a peer that was busy.
+func (e *estimator) echoed(d time.Duration) { e.rtt = min(e.rtt, d) }
+
+// round takes a round's measure. A round trip of it moved nothing: it must not
+// make the rounds of a guest that hardly writes look like a slow link.
 func (e *estimator) round(bytes uint64, d time.Duration) {
+	d -= min(d, e.rtt)
 	e.surge /= 2
 	e.holdOff = max(0, e.holdOff-1)
 	e.window = append(e.window, roundSample{bytes, d})

@@ -42,6 +42,20 @@ func TestThroughputIsOfTheLastRounds(t *testing.T) {
 	}
 }
 
+// A first answer that took long, and rounds that hardly moved anything, do not
+// make the estimate of a stop: a guest that does not write can always be moved.
+func TestIdleRoundsAreNoSlowLink(t *testing.T) {
+	e := newEstimator(160 * time.Millisecond) // the destination was busy
+	e.round(16<<20, 200*time.Millisecond)
+	for range 200 {
+		e.echoed(10 * time.Millisecond)
+		e.round(PageSize, 11*time.Millisecond)
+	}
+	if got := e.downtime(1); got > 100*time.Millisecond {
+		t.Errorf("a stop with one page left is estimated at %v", got)
+	}
+}
+
 // A try that was given up teaches what a stop takes, and makes the next wait.
 func TestAStopGivenUpTeaches(t *testing.T) {
 	e := newEstimator(time.Millisecond)

@@ -142,10 +142,12 @@ func (p *precopy) barrier(ctx context.Context, n int) error {
 	if err := p.link.conn.writeFrame(header{typ: frameRound, first: uint64(n)}); err != nil {
 		return err
 	}
+	asked := time.Now()
 	r, err := p.awaitLanded(ctx, frameRound)
 	if err != nil {
 		return err
 	}
+	p.est.echoed(time.Since(asked))
 	if r.first != uint64(n) {
 		return fmt.Errorf("%w: the destination confirmed round %d instead of %d", ErrProtocol, r.first, n)
 	}
