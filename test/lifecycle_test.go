@@ -219,9 +219,9 @@ func TestNames(t *testing.T) {
 	}
 	again := h.start(append([]string{"run", "vm2"}, small...)...)
 	again.out.awaitTick(t, 0, "any", func(tick) bool { return true })
-	h.must("stop", "vm")
-	h.must("stop", "vm2")
-	h.must("stop", "c")
+	h.must("stop", "--force", "vm")
+	h.must("stop", "--force", "vm2")
+	h.must("stop", "--force", "c")
 	for _, p := range []*proc{a, again, c} {
 		if p.wait() != 0 {
 			t.Errorf("stopped: exit %d", p.exit)

@@ -89,7 +89,7 @@ func TestThereAndBack(t *testing.T) {
 		here = there
 	}
 	t.Logf("%d migrations, downtimes in ms: %.1f", n, downtimes)
-	h.must("stop", fmt.Sprintf("a%d", n))
+	h.must("stop", "--force", fmt.Sprintf("a%d", n))
 	if here.wait() != 0 {
 		t.Errorf("a stopped VM exits %d", here.exit)
 	}

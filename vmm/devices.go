@@ -160,6 +160,7 @@ type backends struct {
 	disks []*blk.Device
 	nets  []*net.Device
 	vsock *vsock.Device // nil: none
+	taps  []string // the host's names of the nets
 }
 
 // openBackends opens what the devices need of this host, and notes in d what
@@ -215,7 +216,7 @@ func (b *backends) openNet(s *NetSpec, logf func(string, ...any)) error {
 	if err != nil {
 		return errors.Join(err, tap.Close())
 	}
-	b.nets = append(b.nets, dev)
+	b.nets, b.taps = append(b.nets, dev), append(b.taps, tap.Name())
 	if missing := s.Features &^ dev.Features(); missing != 0 {
 		return fmt.Errorf("tap %s: this host's kernel lacks offloads that the guest was offered (features %#x)", tap.Name(), missing)
 	}
@@ -287,7 +288,7 @@ func (b *backends) close() error {
 	if b.vsock != nil {
 		errs = append(errs, b.vsock.Close())
 	}
-	b.disks, b.nets, b.vsock = nil, nil, nil
+	b.disks, b.nets, b.vsock, b.taps = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 

@@ -175,6 +175,13 @@ func (g *gate) refuse(unless hold) error {
 	return nil
 }
 
+// check fails as hold does, and holds nothing.
+func (g *gate) check(unless hold) error {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	return g.refuse(unless)
+}
+
 // held returns the holds there are.
 func (g *gate) held() hold {
 	g.gateMu.Lock()

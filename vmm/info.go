@@ -14,6 +14,7 @@ const (
 	StateRunning        State = "running"
 	StatePaused         State = "paused"
 	StateReceiving      State = "receiving"       // waits for a guest, or for the rest of one
+	StatePanicked       State = "panicked"        // the guest's kernel has told that it panicked
 	StateMigrating      State = "migrating"       // away from here; the guest runs, or is paused
 	StateMigrated       State = "migrated"        // the guest runs elsewhere
 	StateHandoffUnknown State = "handoff-unknown" // the guest stands still here and may run elsewhere
@@ -28,6 +29,12 @@ type Info struct {
 	Address string // host:port that a receiver waits at, else ""
 	CPUs    int    // 0: not known yet
 	Memory  uint64 // bytes; 0: not known yet
+	Kernel  string // what kind of file it is; "": not known yet
+	// Panicked says that the guest's kernel has panicked since it started, in
+	// whatever state the VM is.
+	Panicked bool
+	// Devices are nil as long as they are not known.
+	Devices *DeviceInfo
 	// Migration is the migration from here that is under way or was the last.
 	Migration *migrate.Progress
 	// Incoming is the migration to here that is under way.
@@ -44,7 +51,8 @@ func (v *VM) Info() Info {
 		m = v.incoming
 	}
 	if m != nil {
-		i.CPUs, i.Memory = m.spec.CPUs, m.spec.Memory
+		i.CPUs, i.Memory, i.Kernel, i.Panicked = m.spec.CPUs, m.spec.Memory, m.spec.kernelKind(), m.Panicked()
+		i.Devices = m.deviceInfo()
 		if i.Name == "" {
 			i.Name = m.spec.Name
 		}
@@ -78,6 +86,8 @@ func (v *VM) state() State {
 		return StateMigrating
 	case v.machine.Paused():
 		return StatePaused
+	case v.machine.Panicked():
+		return StatePanicked
 	}
 	return StateRunning
 }

@@ -57,6 +57,7 @@ type Machine struct {
 	plugged    []plugged
 	balloon    *balloon.Balloon // nil: none
 	backends   *backends
+	shown      backends // of which Info tells; does not change
 
 	// quietMu is held over each hold and release of the gate, and guards what
 	// goes with them. It is taken before the gate's locks.

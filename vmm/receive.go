@@ -115,6 +115,10 @@ type arrival struct {
 }
 
 func (a *arrival) Start(paused bool) error {
+	if err := a.vm.arrive(); err != nil {
+		return err
+	}
+	defer a.vm.arrived()
 	if err := a.target.Start(paused); err != nil {
 		return err
 	}

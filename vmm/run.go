@@ -123,12 +123,19 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 		m.Stop()
 		return v.stopped(), false, nil
 	}
+	panicked := ""
+	if m.Panicked() {
+		panicked = " after its kernel had panicked"
+	}
 	switch exit := m.Exit(); exit.Kind {
 	case ExitPowerOff:
-		return Outcome{Kind: PoweredOff, Text: "the guest powered off"}, false, nil
+		return Outcome{Kind: PoweredOff, Text: "the guest powered off" + panicked}, false, nil
 	case ExitCrash:
-		return Outcome{Kind: Crashed, Text: exit.Err.Error()}, false, nil
+		return Outcome{Kind: Crashed, Text: exit.Err.Error() + panicked}, false, nil
 	case ExitReset:
+		if m.Panicked() {
+			v.logf("the guest resets itself%s: it starts again", panicked)
+		}
 		return Outcome{}, true, nil
 	default:
 		return v.stopped(), false, nil
@@ -157,6 +164,14 @@ func (v *VM) reboot(ctx context.Context) error {
 	m, err := booted(newMachineWith(old.Spec(), v.ends, v.logf, kept))
 	if err != nil {
 		return fmt.Errorf("reset: %w", err)
+	}
+	if m.balloon != nil { // the host's wish outlives the guest that it was made of
+		old.quietMu.Lock() // see setBalloon
+		target := old.balloon.Target()
+		old.quietMu.Unlock()
+		if err := m.balloon.SetTarget(target); err != nil {
+			v.logf("reset: %v", err)
+		}
 	}
 	if err := m.Start(false); err != nil {
 		return errors.Join(fmt.Errorf("reset: %w", err), m.Close())

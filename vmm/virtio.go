@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/govmm/govmm/balloon"
@@ -29,6 +30,7 @@ type plugged struct {
 // createDevices makes the PCI bus and plugs in what the spec has, with what
 // b has opened for it.
 func (m *Machine) createDevices(b *backends) error {
+	m.shown = backends{disks: slices.Clone(b.disks), nets: slices.Clone(b.nets), taps: slices.Clone(b.taps)}
 	m.bus = pci.NewBus()
 	for _, c := range []struct {
 		bus      *Bus

@@ -129,6 +129,8 @@ type VM struct {
 	incoming *Machine      // what is being received
 	changed  chan struct{} // closed when machine or life changes
 	outgoing *outgoing     // the last migration from here, nil if there was none
+	arriving bool          // what was received is just being started
+	refusing bool          // PowerOff ends a VM without a guest: none may arrive
 }
 
 // life is how far a VM has come.

@@ -89,7 +89,7 @@ func TestPauseResumeStopInfoPS(t *testing.T) {
 	if exit, _, stderr := c.run("stop"); exit != exitFailed || !strings.Contains(stderr, "waiting") {
 		t.Errorf("stop among three: %d %s", exit, stderr)
 	}
-	if exit, _, stderr := c.run("stop", "db"); exit != 0 || stderr != "govmm: db is stopped\n" {
+	if exit, _, stderr := c.run("stop", "db", "--force"); exit != 0 || stderr != "govmm: db is stopped\n" {
 		t.Errorf("stop: %d %s", exit, stderr)
 	}
 	if exit, stdout, _ := c.run("ps"); exit != 0 || strings.Contains(stdout, "db") {

@@ -18,6 +18,7 @@ func (c *controller) Info() api.Info {
 	i := c.vm.Info()
 	return api.Info{
 		Name: i.Name, PID: i.PID, State: string(i.State), Address: i.Address, CPUs: i.CPUs, Memory: i.Memory,
+		Kernel: i.Kernel, Panicked: i.Panicked, Devices: apiDevices(i.Devices),
 		Socket: c.socket, Migration: i.Migration, Incoming: i.Incoming,
 	}
 }

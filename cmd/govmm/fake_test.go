@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"path/filepath"
 	"sync"
 
@@ -17,6 +19,10 @@ type fakeVM struct {
 	opt   migrate.Options
 	force bool
 	onEnd func() // what a process does once its VM was stopped
+	// What the power button does: an error, or the state in which the VM ends.
+	deaf  error
+	obeys string
+	ended chan struct{} // not guarded: made by serve
 }
 
 // serve answers for a VM in the CLI's runtime directory until the test ends or
@@ -35,6 +41,7 @@ func (c *cli) serve(name string, vm *fakeVM) {
 	if vm.info.State == "" {
 		vm.info.State, vm.info.PID, vm.info.CPUs, vm.info.Memory = "running", 4711, 2, 512<<20
 	}
+	vm.ended = make(chan struct{})
 	server := api.NewServer(vm)
 	served := make(chan error, 1)
 	var once sync.Once
@@ -70,6 +77,43 @@ func (f *fakeVM) Info() api.Info {
 	return info
 }
 func (f *fakeVM) Pause() error { return f.set("paused") }
+
+// PowerOff is heard by a guest that listens, and obeyed by one that obeys.
+func (f *fakeVM) PowerOff() error {
+	f.mu.Lock()
+	deaf, ends := f.deaf, f.obeys
+	f.mu.Unlock()
+	if deaf != nil {
+		return deaf
+	}
+	if ends != "" {
+		_ = f.set(ends)
+		close(f.ended)
+		go f.onEnd()
+	}
+	return nil
+}
+
+func (f *fakeVM) Ended() <-chan struct{} { return f.ended }
+
+func (f *fakeVM) Balloon(context.Context) (api.Balloon, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.info.Devices == nil || f.info.Devices.Balloon == nil {
+		return api.Balloon{}, fmt.Errorf("%w: no balloon", api.ErrState)
+	}
+	return *f.info.Devices.Balloon, nil
+}
+
+func (f *fakeVM) SetBalloon(target uint64) error {
+	if _, err := f.Balloon(context.Background()); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.info.Devices.Balloon.Target = target
+	return nil
+}
 
 func (f *fakeVM) Stop() error {
 	go f.onEnd()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -118,7 +119,7 @@ func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(strin
 	}
 	// Only now: building may take a while, and a signal may just end it, since
 	// the terminal is not raw yet and the kernel drops the claim.
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := onSignals(ctx, vm, logf)
 	defer stop()
 	ln, err := claim.Listen()
 	if err != nil {
@@ -135,6 +136,37 @@ func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(strin
 	outcome, err := vm.Run(ctx) // closes the backend: a terminal is as it was
 	server.Shutdown()
 	return outcome, errors.Join(err, <-served)
+}
+
+// onSignals returns a context that ends when the process is told to. The first
+// signal presses the guest's power button, and only the second ends the VM at
+// once; so does the first if the guest does not listen. stop ends all that.
+func onSignals(ctx context.Context, vm interface{ PowerOff() error }, logf func(string, ...any)) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		defer cancel()
+		select {
+		case s := <-signals:
+			if vm.PowerOff() != nil {
+				return
+			}
+			logf("%v: the guest was asked to power off; a second signal ends it at once", s)
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel()
+		watch.Wait()
+	}
 }
 
 // terminalWriter ends lines as a terminal in raw mode wants it, if out is one.

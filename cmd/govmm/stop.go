@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -10,13 +13,31 @@ import (
 
 func newStop() *cobra.Command {
 	var flags clientFlags
+	var force bool
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "stop [NAME]",
-		Short: "End a VM at once, as pulling the plug would",
-		Args:  oneName,
+		Short: "Ask a guest to power off, or end the VM at once (--force)",
+		Long: `Press the guest's power button and wait until it has powered off.
+
+A guest that does not listen to its button (the demo guest, a kernel without
+ACPI, one that is still starting) is not disturbed: the command says so and
+fails. So it does for a guest that is paused, and when --timeout has passed; the
+guest was asked then, and may still power off. --force asks nobody and ends the
+VM at once, as pulling the plug would. A receiver that waits for its guest just
+ends.`,
+		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if wait <= 0 {
+				return usagef(cmd, "--timeout %v: a positive time is wanted", wait)
+			}
 			return flags.act(cmd, args, "is stopped", func(ctx context.Context, c *api.Client) (api.Info, error) {
-				info, err := c.Stop(ctx)
+				info, err := api.Info{}, error(nil)
+				if force {
+					info, err = c.Stop(ctx)
+				} else {
+					info, err = powerOff(ctx, c, wait)
+				}
 				if err == nil {
 					err = c.WaitGone(ctx)
 				}
@@ -25,5 +46,23 @@ func newStop() *cobra.Command {
 		},
 	}
 	flags.register(cmd)
+	cmd.Flags().BoolVar(&force, "force", false, "do not ask the guest: end it at once")
+	cmd.Flags().DurationVar(&wait, "timeout", time.Minute, "how long to wait for the guest to power off (`TIME`)")
 	return cmd
+}
+
+// powerOff presses the power button and returns when the guest has powered off.
+func powerOff(ctx context.Context, c *api.Client, wait time.Duration) (api.Info, error) {
+	info, err := c.PowerOff(ctx, wait)
+	switch {
+	case errors.Is(err, api.ErrState):
+		return info, fmt.Errorf("%w; --force ends it at once", err)
+	case err != nil:
+		return info, err
+	case info.State == "migrated":
+		return info, fmt.Errorf("the guest has moved away meanwhile, and was asked to power off: it does so there")
+	case info.State != "stopped":
+		return info, fmt.Errorf("the guest has not powered off within %v; it was asked to, and may still do so; --force ends it at once", wait)
+	}
+	return info, nil
 }

@@ -148,7 +148,7 @@ func TestTerminal(t *testing.T) {
 		{"crash", func(_ *cli, tm *terminal) { tm.write("crash\r") }, exitFailed, "triple fault"},
 		{"SIGTERM", func(_ *cli, tm *terminal) { _ = tm.cmd.Process.Signal(syscall.SIGTERM) }, exitDone, "stopped"},
 		{"SIGINT", func(_ *cli, tm *terminal) { _ = tm.cmd.Process.Signal(syscall.SIGINT) }, exitDone, "stopped"},
-		{"stop", func(c *cli, _ *terminal) { c.run("stop") }, exitDone, "stopped"},
+		{"stop", func(c *cli, _ *terminal) { c.run("stop", "--force") }, exitDone, "stopped"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := newCLI(t)

@@ -9,6 +9,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 
 	"github.com/govmm/govmm/migrate"
@@ -29,6 +30,15 @@ type Controller interface {
 	Resume(force bool) error
 	// Stop ends the machine at once, as pulling the plug would.
 	Stop() error
+	// PowerOff presses the guest's power button and returns at once.
+	PowerOff() error
+	// Ended is closed when the machine has ended, or the guest has moved away.
+	Ended() <-chan struct{}
+	// Balloon describes the memory balloon, with fresh statistics if the guest
+	// gives any.
+	Balloon(ctx context.Context) (Balloon, error)
+	// SetBalloon says how many bytes of guest memory the balloon shall hold.
+	SetBalloon(target uint64) error
 	// StartMigration begins to move the guest to addr ("host:port") and
 	// returns without waiting.
 	StartMigration(addr string, opt migrate.Options) (Migration, error)
@@ -52,11 +62,18 @@ type Migration interface {
 type Info struct {
 	Name  string `json:"name"`
 	PID   int    `json:"pid"`
-	State string `json:"state"` // running, paused, receiving, migrating, migrated, handoff-unknown, stopped
+	State string `json:"state"` // running, paused, panicked, receiving, migrating, migrated, handoff-unknown, stopped
 	// Address is where a receiver listens ("host:port"), else empty.
 	Address string `json:"address"`
 	CPUs    int    `json:"cpus"`   // 0: not known yet (a receiver that waits)
 	Memory  uint64 `json:"memory"` // guest memory in bytes; 0: not known yet
+	// Kernel is "demo guest", "ELF" or "bzImage"; empty: not known yet.
+	Kernel string `json:"kernel,omitempty"`
+	// Panicked says that the guest's kernel told that it panicked, whatever the
+	// state is.
+	Panicked bool `json:"panicked,omitempty"`
+	// Devices are those of virtio; nil: not known yet.
+	Devices *Devices `json:"devices,omitempty"`
 	// Socket is the path of the API socket.
 	Socket string `json:"api_socket"`
 	// Migration is the outgoing migration that runs or ran last.

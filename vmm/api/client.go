@@ -60,6 +60,30 @@ func (c *Client) Resume(ctx context.Context, force bool) (Info, error) {
 	return c.info(ctx, http.MethodPost, "/v1/resume", map[string]bool{"force": force})
 }
 
+// PowerOff presses the power button and waits, for that long at most, until
+// the guest has powered off. State says how it is then: stopped, migrated if the
+// guest has moved away meanwhile and shuts down there, or as before.
+func (c *Client) PowerOff(ctx context.Context, wait time.Duration) (Info, error) {
+	var info Info
+	err := c.callWithin(ctx, wait+c.Timeout, http.MethodPost, "/v1/power-button", PowerButtonRequest{Wait: Duration(wait)}, &info)
+	return info, err
+}
+
+// Balloon describes the memory balloon.
+func (c *Client) Balloon(ctx context.Context) (Balloon, error) {
+	var b Balloon
+	err := c.call(ctx, http.MethodGet, "/v1/balloon", nil, &b)
+	return b, err
+}
+
+// SetBalloon says how many bytes of the guest's memory the balloon shall hold,
+// and returns what it is then; the guest follows in its own time.
+func (c *Client) SetBalloon(ctx context.Context, target uint64) (Balloon, error) {
+	var b Balloon
+	err := c.call(ctx, http.MethodPut, "/v1/balloon", BalloonRequest{Target: &target}, &b)
+	return b, err
+}
+
 // Stop ends the VM at once.
 func (c *Client) Stop(ctx context.Context) (Info, error) {
 	return c.info(ctx, http.MethodPost, "/v1/stop", nil)
@@ -92,7 +116,11 @@ func (c *Client) Cancel(ctx context.Context) error {
 
 // call makes one bounded request and decodes the answer into out.
 func (c *Client) call(ctx context.Context, method, path string, req, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	return c.callWithin(ctx, c.Timeout, method, path, req, out)
+}
+
+func (c *Client) callWithin(ctx context.Context, limit time.Duration, method, path string, req, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	resp, err := c.do(ctx, method, path, req)
 	if err != nil {

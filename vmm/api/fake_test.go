@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"sync"
 	"testing"
 
@@ -17,6 +18,9 @@ type fakeVM struct {
 	opt       migrate.Options
 	migration *fakeMigration
 	err       error // what every call answers
+	pressed   int   // how often the power button was
+	balloon   api.Balloon
+	ended     chan struct{} // not guarded: made before the server serves
 }
 
 func (f *fakeVM) Info() api.Info {
@@ -40,7 +44,38 @@ func (f *fakeVM) set(state string) error {
 }
 
 func (f *fakeVM) Pause() error { return f.set("paused") }
-func (f *fakeVM) Stop() error  { return f.set("stopped") }
+
+func (f *fakeVM) PowerOff() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pressed++
+	return f.err
+}
+
+// Ended is closed by end; nil, which blocks, if the test does not make it.
+func (f *fakeVM) Ended() <-chan struct{} { return f.ended }
+
+func (f *fakeVM) end(state string) {
+	_ = f.set(state)
+	close(f.ended)
+}
+
+func (f *fakeVM) Balloon(context.Context) (api.Balloon, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.balloon, f.err
+}
+
+func (f *fakeVM) SetBalloon(target uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.balloon.Target = target
+	}
+	return f.err
+}
+
+func (f *fakeVM) Stop() error { return f.set("stopped") }
 func (f *fakeVM) Resume(force bool) error {
 	f.mu.Lock()
 	f.forced = force

@@ -71,6 +71,8 @@ func (s *Server) routes() http.Handler {
 		"/v1/pause":            {http.MethodPost: s.postPause},
 		"/v1/resume":           {http.MethodPost: s.postResume},
 		"/v1/stop":             {http.MethodPost: s.postStop},
+		"/v1/power-button":     {http.MethodPost: s.postPowerButton},
+		"/v1/balloon":          {http.MethodGet: s.getBalloon, http.MethodPut: s.putBalloon},
 		"/v1/migration":        {http.MethodGet: s.getMigration, http.MethodPost: s.postMigration, http.MethodDelete: s.deleteMigration},
 		"/v1/migration/events": {http.MethodGet: s.getEvents},
 	}

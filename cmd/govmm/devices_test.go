@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+func equipped() *fakeVM {
+	free, faults := uint64(100<<20), uint64(7)
+	return &fakeVM{info: api.Info{State: "running", PID: 4711, CPUs: 2, Memory: 512 << 20, Kernel: "bzImage", Devices: &api.Devices{
+		RNG: true, Console: true, Vsock: &api.Vsock{CID: 5, Path: "/run/v.sock"},
+		Balloon: &api.Balloon{Target: 64 << 20, Actual: 32 << 20, Stats: &balloon.Stats{At: time.Now(), Free: &free, MajorFaults: &faults}},
+		Disks:   []api.Disk{{Path: "/srv/root.img", Size: 1 << 30, ReadOnly: true, Queues: 1, ReadBytes: 5 << 20}},
+		Nets:    []api.Net{{MAC: "52:54:00:01:02:03", Tap: "tap7", Bridge: "br0", Queues: 1, RxFrames: 3, TxFrames: 4, TxBytes: 2048}},
+	}}}
+}
+
+func TestBalloonCommand(t *testing.T) {
+	c := newCLI(t)
+	c.serve("web", equipped())
+	exit, stdout, stderr := c.run("balloon")
+	if exit != exitDone || stderr != "" {
+		t.Errorf("balloon: %d %s", exit, stderr)
+	}
+	for _, want := range []string{"target        64.0 MiB\n", "actual        32.0 MiB\n", "free          100 MiB\n", "major faults  7\n"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in\n%s", want, stdout)
+		}
+	}
+	var b api.Balloon
+	if exit, stdout, _ := c.run("balloon", "web", "--target", "128M", "--json"); exit != exitDone || json.Unmarshal([]byte(stdout), &b) != nil || b.Target != 128<<20 {
+		t.Errorf("--target 128M: %d %s", exit, stdout)
+	}
+	if exit, stdout, _ := c.run("balloon", "web", "--target", "0"); exit != exitDone || !strings.Contains(stdout, "target        0 B\n") {
+		t.Errorf("--target 0: %d %s", exit, stdout)
+	}
+	if exit, _, stderr := c.run("balloon", "web", "--target", "much"); exit != exitUsage {
+		t.Errorf("--target much: %d", exit)
+	} else {
+		oneLine(t, stderr, "--target", "512M")
+	}
+	c.serve("bare", &fakeVM{})
+	for _, args := range [][]string{{"balloon", "bare"}, {"balloon", "bare", "--target", "1M"}} {
+		exit, stdout, stderr := c.run(args...)
+		if exit != exitFailed || stdout != "" {
+			t.Errorf("%v: %d %s", args, exit, stdout)
+		}
+		oneLine(t, stderr, "no balloon")
+	}
+}
+
+func TestInfoOfDevices(t *testing.T) {
+	c := newCLI(t)
+	vm := equipped()
+	vm.info.Panicked, vm.info.State = true, "paused"
+	c.serve("web", vm)
+	exit, stdout, _ := c.run("info", "web")
+	if exit != exitDone {
+		t.Fatalf("exit %d", exit)
+	}
+	for _, want := range []string{"has panicked", "bzImage", "holds 32.0 MiB, of 64.0 MiB", "free 100 MiB, major faults 7", "entropy", "hvc0", "cid 5, /run/v.sock",
+		"/srv/root.img, 1.00 GiB, read-only\n", "read 5.00 MiB", "52:54:00:01:02:03, tap tap7, bridge br0\n", "received 3 frames (0 B), sent 4 (2.00 KiB)"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in\n%s", want, stdout)
+		}
+	}
+	var info api.Info
+	if exit, stdout, _ := c.run("info", "web", "--json"); exit != exitDone || json.Unmarshal([]byte(stdout), &info) != nil ||
+		len(info.Devices.Disks) != 1 || info.Devices.Nets[0].Tap != "tap7" || !info.Panicked || *info.Devices.Balloon.Stats.Free != 100<<20 {
+		t.Errorf("info --json: %d %s", exit, stdout)
+	}
+}
+
+// stop asks, waits, and says what came of it.
+func TestStopAsks(t *testing.T) {
+	c := newCLI(t)
+	c.serve("polite", &fakeVM{obeys: "stopped"})
+	if exit, _, stderr := c.run("stop", "polite"); exit != exitDone || stderr != "govmm: polite is stopped\n" {
+		t.Errorf("a guest that powers off: %d %s", exit, stderr)
+	}
+	c.serve("moving", &fakeVM{obeys: "migrated"})
+	c.serve("deaf", &fakeVM{deaf: fmt.Errorf("%w: does not listen", api.ErrState)})
+	c.serve("stubborn", &fakeVM{})
+	for name, words := range map[string][]string{
+		"moving":   {"moved away"},
+		"deaf":     {"does not listen", "--force"},
+		"stubborn": {"not powered off within 20ms", "may still", "--force"},
+	} {
+		exit, stdout, stderr := c.run("stop", name, "--timeout", "20ms")
+		if exit != exitFailed || stdout != "" {
+			t.Errorf("stop %s: %d %s", name, exit, stdout)
+		}
+		oneLine(t, stderr, append(words, "stop "+name)...)
+	}
+	for _, name := range []string{"deaf", "stubborn"} {
+		if exit, _, stderr := c.run("stop", name, "--force"); exit != exitDone || stderr != "govmm: "+name+" is stopped\n" {
+			t.Errorf("stop %s --force: %d %s", name, exit, stderr)
+		}
+	}
+	if exit, _, _ := c.run("stop", "x", "--timeout", "0"); exit != exitUsage {
+		t.Errorf("--timeout 0: exit %d", exit)
+	}
+}
+
+// button is a VM's power button.
+type button struct {
+	presses chan struct{}
+	answer  error
+}
+
+func (b *button) PowerOff() error {
+	b.presses <- struct{}{}
+	return b.answer
+}
+
+// The first signal asks the guest, the second does not; nor does the first if
+// nobody listens.
+func TestSignals(t *testing.T) {
+	signal := func() {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ended := func(ctx context.Context) {
+		t.Helper()
+		select {
+		case <-ctx.Done():
+		case <-within.Done():
+			t.Error("the context has not ended")
+		}
+	}
+	asked := make(chan string, 1)
+	logf := func(format string, args ...any) { asked <- fmt.Sprintf(format, args...) }
+
+	listens := &button{presses: make(chan struct{}, 2)}
+	ctx, stop := onSignals(t.Context(), listens, logf)
+	signal()
+	<-listens.presses
+	if line := <-asked; !strings.Contains(line, "terminated") || !strings.Contains(line, "second") {
+		t.Error(line)
+	}
+	if ctx.Err() != nil {
+		t.Error("the first signal ended it")
+	}
+	signal()
+	ended(ctx)
+	stop()
+
+	deaf := &button{presses: make(chan struct{}, 2), answer: api.ErrState}
+	ctx, stop = onSignals(t.Context(), deaf, logf)
+	signal()
+	ended(ctx)
+	stop()
+	ctx, stop = onSignals(t.Context(), deaf, logf)
+	stop()
+	ended(ctx)
+	if len(deaf.presses) != 1 || len(listens.presses) != 0 {
+		t.Error("the button was pressed at the wrong time")
+	}
+}
