@@ -160,7 +160,7 @@ type backends struct {
 	disks []*blk.Device
 	nets  []*net.Device
 	vsock *vsock.Device // nil: none
-	taps  []string // the host's names of the nets
+	taps  []string      // the host's names of the nets
 }
 
 // openBackends opens what the devices need of this host, and notes in d what
