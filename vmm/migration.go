@@ -64,15 +64,22 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 func (v *VM) drive(ctx context.Context, o *outgoing) {
 	defer o.cancel(nil)
 	o.err = o.Migration.Run(ctx)
-	if why := o.Migration.Result().HintsOff; why != "" && o.hints == migrate.HintsOn {
-		v.logf("migration to %s: went without free-page hints: %s", o.addr, why)
-	}
+	v.logHints(o)
 	if o.err == nil {
 		close(v.left)
 	} else if !v.isStopping() { // then the outcome says it
 		v.logf("migration to %s: %v", o.addr, o.err)
 	}
 	close(o.settled)
+}
+
+// logHints says why the guest was not asked for its free pages: one that has a
+// balloon, or that was to be asked.
+func (v *VM) logHints(o *outgoing) {
+	why := o.Migration.Result().HintsOff
+	if why != "" && (o.hints == migrate.HintsOn || o.hints != migrate.HintsOff && o.machine.Balloon() != nil) {
+		v.logf("migration to %s: free-page hints are not used, or not any more: %s", o.addr, why)
+	}
 }
 
 func (v *VM) isStopping() bool {

@@ -14,7 +14,10 @@ type source struct {
 	*Machine
 }
 
-var _ migrate.Source = (*source)(nil)
+var (
+	_ migrate.Source  = (*source)(nil)
+	_ migrate.Hinting = (*source)(nil)
+)
 
 // Source returns the machine for [migrate.New]. It is not closed before the
 // migration's Run has returned.
@@ -22,6 +25,9 @@ func (m *Machine) Source() migrate.Source { return &source{guestRAM{m.mem}, m} }
 
 // Slots is the memory's: a Machine has none.
 func (s *source) Slots() []migrate.Slot { return s.guestRAM.Slots() }
+
+// HintSource is the balloon, see [migrate.Hinting].
+func (s *source) HintSource() migrate.HintSource { return newHintSource(s.balloon, s.Slots()) }
 
 // MigrationConfig is the spec.
 func (s *source) MigrationConfig() ([]byte, error) { return s.spec.Encode() }
