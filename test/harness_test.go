@@ -352,7 +352,13 @@ type result struct {
 	PagesSent  uint64  `json:"pages_sent"`
 	PagesZero  uint64  `json:"pages_zero"`
 	PagesHole  uint64  `json:"pages_hole"`
-	Rounds     []struct {
+
+	PagesHinted    uint64 `json:"pages_hinted"`
+	HintsReceived  uint64 `json:"hints_received"`
+	HintsRewritten uint64 `json:"hints_rewritten"`
+	HintsOff       string `json:"hints_off"`
+
+	Rounds []struct {
 		N          int    `json:"n"`
 		DurationMS int64  `json:"duration_ms"`
 		DirtyPages uint64 `json:"dirty_pages"`

@@ -1,0 +1,95 @@
+package test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// A guest with a pool hints what is free of it, takes half of that back at
+// once, rewrites it, partly before the device has heard of the hint, and checks
+// it for ever after. It goes there and back many times: nothing that it wrote
+// is lost, and what it left alone stays off the wire. The ids of its driver
+// show that it was asked anew each time.
+func TestHintraceThereAndBack(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	here := h.start("run", "h0", "--cpus", "2", "--memory", "256M", "--cmdline",
+		"fill=32M dirty=4M rate=0 verify=1 tick=1 pool=128M keep=16M hintrace reports=0")
+	here.out.awaitText(t, 0, "is ready in")
+	awaitVerified(t, here.out, 0, 32*mib/pageSize)
+	var hinted uint64
+	n := count(3, 100)
+	for i := range n {
+		there, addr := h.receive(fmt.Sprintf("h%d", i+1))
+		r, exit := h.migrate(fmt.Sprintf("h%d", i), "--to", addr, "--hints", "on", "--hint-wait", "10s", "--clear-bitmap-shift",
+			fmt.Sprint([]int{18, 6, 12}[i%3]))
+		if exit != 0 || r.Status != "completed" {
+			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
+		}
+		if r.PagesHinted == 0 || r.HintsReceived == 0 || r.HintsOff != "" {
+			t.Errorf("migration %d: %d pages stayed off the wire of %d that were hinted: %q",
+				i, r.PagesHinted, r.HintsReceived, r.HintsOff)
+		}
+		hinted += r.PagesHinted
+		if here.wait() != 0 {
+			t.Errorf("migration %d: the source exits %d", i, here.exit)
+		}
+		k, _ := awaitVerified(t, there.out, 0, 32*mib/pageSize)
+		if k.more["rounds"] < uint64(i+1) || k.more["retaken"] == 0 {
+			t.Errorf("after migration %d the guest has answered %d ids and taken back %d pages", i, k.more["rounds"], k.more["retaken"])
+		}
+		here = there
+	}
+	for _, line := range here.out.snapshot() {
+		if strings.Contains(line, "bad page") || strings.Contains(line, "bad notes") {
+			t.Error(line)
+		}
+	}
+	t.Logf("%d migrations, %d pages hinted in each on average, bad=0", n, hinted/uint64(n))
+}
+
+// A guest that cannot be asked is sent as ever, and the user is told.
+func TestHintsOfAGuestWithoutABalloon(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	h.startDemo("n0", 1, 64, 8, 1, "--balloon=false")
+	_, addr := h.receive("n1")
+	out, errs, exit := h.run("migrate", "n0", "--to", addr, "--hints", "on", "--json")
+	r := decodeResult(t, out, errs)
+	if exit != 0 || r.Status != "completed" || !strings.Contains(r.HintsOff, "no balloon") || !strings.Contains(errs, "no balloon") {
+		t.Errorf("exit %d, %+v, %q", exit, r, errs)
+	}
+}
+
+// BenchmarkSyncBeforeEachSlot migrates a guest that rewrites memory flat out,
+// by turns with the dirty log of each GiB fetched again just before it is sent,
+// and without, and reports what the former sends and takes of the latter.
+func BenchmarkSyncBeforeEachSlot(b *testing.B) {
+	for _, dirtyMiB := range []int{64, 512} {
+		b.Run(fmt.Sprintf("dirty=%dM", dirtyMiB), func(b *testing.B) {
+			needKVM(b)
+			h := newHost(b)
+			h.startDemo("s0", 2, 2048+512, 2048, dirtyMiB)
+			var bytes, times [2][]float64
+			n := 0
+			for b.Loop() {
+				for i, extra := range [][]string{nil, {"--sync-once-per-round"}} {
+					_, addr := h.receive(fmt.Sprintf("s%d", n+1))
+					r, exit := h.migrate(append([]string{fmt.Sprintf("s%d", n), "--to", addr, "--hints", "off", "--downtime-limit", "1s"}, extra...)...)
+					if exit != 0 {
+						b.Fatalf("%+v", r)
+					}
+					n++
+					bytes[i] = append(bytes[i], float64(r.BytesSent))
+					times[i] = append(times[i], float64(r.TotalMS))
+				}
+			}
+			b.ReportMetric(median(bytes[0])/1e6, "MB-sent")
+			b.ReportMetric(median(bytes[1])/1e6, "MB-sent-without")
+			b.ReportMetric(median(bytes[0])/median(bytes[1]), "of-bytes")
+			b.ReportMetric(median(times[0])/median(times[1]), "of-time")
+			b.ReportMetric(0, "ns/op") // says nothing: it is both turns
+		})
+	}
+}
