@@ -109,7 +109,7 @@ func (r *ran) moveHinted(t *testing.T, opt migrate.Options) (*ran, migrate.Resul
 // nothing that it has is lost. Each id is another one, on whatever host, since
 // the driver ignores the one that it had.
 func TestDemoGuestHints(t *testing.T) {
-	r := hintsOf(t, "fill=8M dirty=1M rate=500 verify=1 tick=1 pool=64M hintrace reports=0")
+	r := hintsOf(t, "fill=8M dirty=1M rate=50 verify=1 tick=1 pool=64M hintrace reports=0")
 	for n := range 3 {
 		next, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: 10 * time.Second})
 		if res.PagesHinted == 0 || res.HintsReceived < 4<<20/migrate.PageSize || res.HintsOff != "" {
@@ -132,7 +132,7 @@ func TestDemoGuestHints(t *testing.T) {
 // TestHintsOfAGuestThatReboots: the migration ends with the machine, and the
 // next one, of the machine after it, gets hints again.
 func TestHintsOfAGuestThatReboots(t *testing.T) {
-	r := hintsOf(t, "fill=8M dirty=1M rate=500 verify=1 tick=1 pool=64M reports=0")
+	r := hintsOf(t, "fill=8M dirty=1M rate=50 verify=1 tick=1 pool=64M reports=0")
 	next := receiving(t, ReceiveConfig{})
 	m, err := r.StartMigration(next.Addr().String(), migrate.Options{Hints: migrate.HintsOn, BandwidthLimit: migrate.MinBandwidthLimit})
 	check(t, err)
