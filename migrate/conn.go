@@ -26,6 +26,8 @@ type conn struct {
 
 	readTimeout  time.Duration // 0: for ever
 	writeTimeout time.Duration
+	life         *liveness // nil: this connection's own silence counts
+	broken       atomic.Pointer[error]
 
 	sent, received atomic.Uint64 // bytes
 	midFrame       bool          // a write failed inside a frame: no other may follow
@@ -50,6 +52,53 @@ func newConn(c net.Conn, readTimeout, writeTimeout time.Duration) *conn {
 		}
 	}
 	return nc
+}
+
+// liveness is when bytes last came in on any of a session's connections. One
+// of them may be silent for long: that of control while pages come, one for
+// pages while the other has them all. The peer is dead when all are.
+type liveness struct {
+	since time.Time
+	last  atomic.Int64 // nanoseconds after since
+}
+
+func newLiveness() *liveness { return &liveness{since: time.Now()} }
+
+func (l *liveness) touch() { l.last.Store(int64(time.Since(l.since))) }
+
+// idle is how long nothing has come in.
+func (l *liveness) idle() time.Duration { return time.Since(l.since) - time.Duration(l.last.Load()) }
+
+// interrupt makes every read that waits, and all later ones, return err. What
+// is written still goes out.
+func (c *conn) interrupt(err error) {
+	c.broken.CompareAndSwap(nil, &err)
+	_ = c.SetReadDeadline(time.Unix(1, 0)) // it is closed already, then
+}
+
+// beforeRead sets the deadline of a read. The flag is looked at after that: an
+// interrupt sets it before it sets its own deadline, so one of the two is seen.
+func (c *conn) beforeRead() error {
+	if err := c.SetReadDeadline(deadline(c.readTimeout)); err != nil {
+		return err
+	}
+	if err := c.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// mayWait says that a read which timed out is to be tried again.
+func (c *conn) mayWait() bool {
+	return c.broken.Load() != nil || c.life != nil && c.life.idle() < c.readTimeout
+}
+
+// took counts bytes that came in.
+func (c *conn) took(n int) {
+	c.received.Add(uint64(n))
+	if c.life != nil && n > 0 {
+		c.life.touch()
+	}
 }
 
 func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
@@ -108,7 +157,7 @@ func (c *conn) writeFrame(h header, payload ...[]byte) error {
 	return nil
 }
 
-// writeSpan writes a PAGES frame; the first two of bufs are room for the header
+// writeSpan writes a PAGES or PACKED frame; the first two of bufs are room for the header
 // and the meta, so that nothing is allocated.
 func (c *conn) writeSpan(h header, meta []byte, bufs net.Buffers) error {
 	h.encode(c.out[:])
@@ -132,13 +181,16 @@ func (c *conn) writeControl(t frameType, v any) error {
 // readFull fills p.
 func (c *conn) readFull(p []byte) error {
 	for len(p) > 0 {
-		if err := c.SetReadDeadline(deadline(c.readTimeout)); err != nil {
+		if err := c.beforeRead(); err != nil {
 			return err
 		}
 		n, err := c.Read(p)
-		c.received.Add(uint64(n))
+		c.took(n)
 		p = p[n:]
 		if err != nil && len(p) > 0 {
+			if isTimeout(err) && c.mayWait() {
+				continue
+			}
 			if err == io.EOF {
 				return io.ErrUnexpectedEOF
 			}
@@ -207,6 +259,9 @@ func (c *conn) readv(bufs [][]byte) error {
 		}
 		n, err := c.readvOnce()
 		if err != nil {
+			if isTimeout(err) && c.mayWait() {
+				continue
+			}
 			return err
 		}
 		for n > 0 {
@@ -223,7 +278,7 @@ func (c *conn) readv(bufs [][]byte) error {
 
 // readvOnce reads at least one byte into c.iov.
 func (c *conn) readvOnce() (int, error) {
-	if err := c.SetReadDeadline(deadline(c.readTimeout)); err != nil {
+	if err := c.beforeRead(); err != nil {
 		return 0, err
 	}
 	var n uintptr
@@ -245,7 +300,7 @@ func (c *conn) readvOnce() (int, error) {
 	case n == 0:
 		return 0, io.ErrUnexpectedEOF
 	}
-	c.received.Add(uint64(n))
+	c.took(int(n))
 	return int(n), nil
 }
 

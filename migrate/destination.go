@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +27,9 @@ type Receiver struct {
 }
 
 const (
-	// maxConns bounds the connections that are served at one time.
-	maxConns = 16
+	// maxConns bounds the connections that are served at one time: those of a
+	// migration, and as many again.
+	maxConns = 2 * (MaxChannels + 1)
 	// keptVerdicts bounds how many ended sessions are remembered.
 	keptVerdicts = 1024
 )
@@ -105,14 +107,18 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		r.logf("refused %v: %v", peer, clip(err.Error()))
 		return
 	}
+	var version uint16
 	if err == nil {
-		_, err = h.negotiate()
+		version, err = h.negotiate()
 	}
+	var in *inlet
 	switch {
 	case err != nil:
 	case h.purpose == purposeQuery:
 		r.answer(c, h.session)
 		return
+	case h.purpose == purposeData:
+		in, err = r.join(h, c)
 	case h.purpose != purposeMigrate:
 		err = fmt.Errorf("%w: a connection for an unknown purpose (%d)", ErrProtocol, h.purpose)
 	}
@@ -122,7 +128,11 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		drain(c)
 		return
 	}
-	r.takeMigration(ctx, c, h)
+	if in != nil {
+		in.serve()
+		return
+	}
+	r.takeMigration(ctx, c, h.session, h.grant(version))
 }
 
 // drain reads on for a moment, so that a refusal is not overtaken by the reset
@@ -133,16 +143,16 @@ func drain(c *conn) {
 }
 
 // takeMigration runs one migration and files its verdict.
-func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
+func (r *Receiver) takeMigration(ctx context.Context, c *conn, id sessionID, agreed helloOK) {
 	peer := c.RemoteAddr()
-	s, err := r.begin(h.session, c)
+	s, err := r.begin(id, c, agreed)
 	if err != nil {
 		r.logf("refused %v: %v", peer, err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
 		drain(c)
 		return
 	}
-	err = s.receive(ctx, r, h)
+	err = s.receive(ctx, r)
 	target := s.finish()
 	r.end(s, target != nil)
 	if target != nil {
@@ -155,7 +165,7 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 }
 
 // begin makes the session the active one.
-func (r *Receiver) begin(id sessionID, c *conn) (*session, error) {
+func (r *Receiver) begin(id sessionID, c *conn, agreed helloOK) (*session, error) {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
 	switch {
@@ -166,7 +176,7 @@ func (r *Receiver) begin(id sessionID, c *conn) (*session, error) {
 	case r.verdicts[id] != nil:
 		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, id)
 	}
-	s := &session{id: id, conn: c}
+	s := newSession(id, c, agreed, r.timeout)
 	r.active = s
 	r.verdicts[id] = s
 	r.order = append(r.order, id)
@@ -175,6 +185,18 @@ func (r *Receiver) begin(id sessionID, c *conn) (*session, error) {
 		r.order = r.order[1:]
 	}
 	return s, nil
+}
+
+// join finds the session of a data connection. Only the migration under way has
+// any, and only who knows its nonce is let in.
+func (r *Receiver) join(h hello, c *conn) (*inlet, error) {
+	r.sessionMu.Lock()
+	s := r.active
+	r.sessionMu.Unlock()
+	if s == nil || subtle.ConstantTimeCompare(s.id[:], h.session[:]) != 1 {
+		return nil, fmt.Errorf("%w: data channel %d of a session that is not under way", ErrProtocol, h.channel)
+	}
+	return s.join(int(h.channel), c)
 }
 
 // end makes room for the next migration, unless this one completed.
@@ -211,6 +233,5 @@ func (r *Receiver) Progress() ReceiveProgress {
 	if r.active == nil {
 		return ReceiveProgress{}
 	}
-	c := r.active.conn
-	return ReceiveProgress{Active: true, Peer: c.RemoteAddr().String(), BytesReceived: c.received.Load()}
+	return ReceiveProgress{Active: true, Peer: r.active.conn.RemoteAddr().String(), BytesReceived: r.active.received()}
 }

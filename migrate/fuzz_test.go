@@ -123,8 +123,9 @@ func pagesPayload(count int, data, zero uint64) []byte {
 	return b
 }
 
+// goodHello is of version 1, in which one connection carries all.
 func goodHello() hello {
-	return hello{version: Version, minVersion: MinVersion, purpose: purposeMigrate, channels: 1,
+	return hello{version: 1, minVersion: 1, purpose: purposeMigrate, channels: 1,
 		session: sessionID{1}, features: featureVerifyPages}
 }
 

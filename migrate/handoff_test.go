@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -121,11 +122,13 @@ func (d *toyTarget) Start(paused bool) error {
 	return d.heapTarget.Start(paused)
 }
 
-// where in the exchange a fault strikes: the nth frame of a type, in one
-// direction, before or after it is passed on.
+// where in the exchange a fault strikes: a frame of a type, in one direction,
+// before or after it is passed on.
 type fault struct {
 	toSource bool
 	typ      frameType
+	channel  uint16 // data channel; 0: any connection
+	flags    uint8  // of the frame, all of them set
 	after    bool
 	hang     bool // go silent instead of closing
 }
@@ -136,6 +139,15 @@ func (f fault) String() string {
 		s = "after "
 	}
 	s += f.typ.String()
+	if f.toSource {
+		s += " to the source"
+	}
+	if f.channel > 0 {
+		s += fmt.Sprintf(" of channel %d", f.channel)
+	}
+	if f.flags&flagLast != 0 {
+		s += ", the last"
+	}
 	if f.hang {
 		s += " hangs"
 	}
@@ -206,13 +218,14 @@ func (p *faultyProxy) serve(a net.Conn) {
 		return
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { p.pump(a, b, false) })
-	wg.Go(func() { p.pump(b, a, true) })
+	channel := binary.LittleEndian.Uint16(hello[14:])
+	wg.Go(func() { p.pump(a, b, channel, false) })
+	wg.Go(func() { p.pump(b, a, channel, true) })
 	wg.Wait()
 }
 
 // pump passes frames on until the fault's moment.
-func (p *faultyProxy) pump(from, to net.Conn, toSource bool) {
+func (p *faultyProxy) pump(from, to net.Conn, channel uint16, toSource bool) {
 	var b [headerSize]byte
 	for {
 		if _, err := io.ReadFull(from, b[:]); err != nil {
@@ -225,7 +238,8 @@ func (p *faultyProxy) pump(from, to net.Conn, toSource bool) {
 			to.Close()
 			return
 		}
-		hit := h.typ == p.fault.typ && toSource == p.fault.toSource
+		hit := h.typ == p.fault.typ && toSource == p.fault.toSource && h.flags&p.fault.flags == p.fault.flags &&
+			(p.fault.channel == 0 || p.fault.channel == channel)
 		if hit && !p.fault.after && p.strike(from, to) {
 			return
 		}
@@ -272,18 +286,22 @@ func (r *handoffRig) target() *toyTarget {
 	return r.dst
 }
 
-func newRig(t *testing.T) *handoffRig {
+func newRig(t *testing.T) *handoffRig { return newRigOf(t, 300*time.Millisecond, 70*PageSize) }
+
+// newRigOf is newRig with a destination's patience, and the length of the first
+// slot there in bytes.
+func newRigOf(t *testing.T, timeout time.Duration, slot0 int) *handoffRig {
 	runs := &whoRuns{t: t, who: map[string]bool{}}
 	rig := &handoffRig{runs: runs, src: newToySource(t, runs), served: make(chan error, 1), lines: make(chan string, 16)}
 	rig.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
 		rig.mu.Lock()
 		defer rig.mu.Unlock()
-		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}, runs: runs, startOK: rig.startOK}
+		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, slot0), make([]byte, 66*PageSize)}}, runs: runs, startOK: rig.startOK}
 		return rig.dst, nil
 	}), func(format string, args ...any) {
 		rig.lines <- fmt.Sprintf(format, args...)
 	})
-	rig.recv.timeout = 300 * time.Millisecond
+	rig.recv.timeout = timeout
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -358,21 +376,36 @@ func TestPausedGuestArrivesPaused(t *testing.T) {
 // The connection ends, or goes silent, around every frame of the exchange. At
 // no time do both sides run, and in the end exactly one does.
 func TestFaultAtEveryFrame(t *testing.T) {
-	for _, typ := range []frameType{frameConfig, framePages, frameRound, frameState, frameCommit,
+	var faults []fault
+	for _, typ := range []frameType{frameConfig, framePages, framePacked, frameRound, frameState, frameCommit,
 		frameHelloOK, frameReady, framePrepared, frameRunning} {
-		for _, after := range []bool{false, true} {
-			for _, hang := range []bool{false, true} {
-				f := fault{toSource: typ >= frameHelloOK, typ: typ, after: after, hang: hang}
+		faults = append(faults, fault{toSource: typ >= frameHelloOK, typ: typ})
+	}
+	faults = append(faults, fault{typ: frameRound, toSource: true})
+	for channel := range uint16(3) {
+		faults = append(faults, fault{typ: frameRound, channel: channel + 1}, fault{typ: frameRound, channel: channel + 1, flags: flagLast})
+	}
+	for _, f := range faults {
+		for _, f.after = range []bool{false, true} {
+			for _, f.hang = range []bool{false, true} {
 				t.Run(f.String(), func(t *testing.T) {
 					t.Parallel()
 					rig := newRig(t)
 					proxy := startProxy(t, rig.addr, f, func() {})
-					m := New(rig.src, proxy.ln.Addr().String(), testOptions())
+					opt := testOptions()
+					opt.Channels = 3
+					if f.typ == framePacked {
+						opt.Compression = CompressLZ4
+					}
+					m := New(rig.src, proxy.ln.Addr().String(), opt)
 					err := m.Run(context.Background())
 					<-proxy.struck
 					source, destination := rig.runs.is("source"), rig.runs.is("destination")
 					if source == destination {
 						t.Fatalf("source runs: %v, destination runs: %v (%v)", source, destination, err)
+					}
+					if err != nil && strings.Contains(err.Error(), net.ErrClosed.Error()) {
+						t.Errorf("the reason is what the end did, not why: %v", err)
 					}
 					if (err == nil) != destination {
 						t.Errorf("the source was told %v, the destination runs: %v", err, destination)

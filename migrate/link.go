@@ -6,16 +6,25 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// link is the source's end of a connection: a goroutine reads replies, so that
-// a destination that fails or dies is noticed while pages are being sent.
+// link is the source's end of a migration's connections: that of control, whose
+// replies a goroutine reads, so that a destination that fails or dies is
+// noticed while pages are being sent, and those that carry pages.
 type link struct {
 	conn   *conn
 	ctx    context.Context // ends when the destination fails, or the caller's context does
 	cancel context.CancelCauseFunc
 	rtt    time.Duration
+
+	// data are the connections that carry pages; with a destination of version
+	// 1 the connection of control is the one. Set by openChannels.
+	data     []*conn
+	flushed  atomic.Bool    // the last frame of every data connection is on its way
+	watchers sync.WaitGroup // of data connections
 
 	replies chan reply
 	done    chan struct{} // the reader has ended
@@ -143,6 +152,10 @@ func (l *link) close() {
 	}
 	close(l.closed)
 	l.conn.Close()
+	for _, c := range l.data {
+		c.Close()
+	}
 	l.cancel(net.ErrClosed)
 	<-l.done
+	l.watchers.Wait()
 }

@@ -3,6 +3,7 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -38,6 +39,11 @@ type Options struct {
 	// SyncOncePerRound does not fetch the dirty log of a slot again just before
 	// it is sent. It is for measuring what that saves.
 	SyncOncePerRound bool
+	// Channels is how many connections carry pages; the destination may grant
+	// fewer. 0: see DefaultChannels.
+	Channels int
+	// Compression is what the content of pages is compressed with. "": none.
+	Compression Compression
 	// VerifyPages sends a hash of every page while both sides stand still and
 	// lets the destination compare. It is for tests: it adds the time of
 	// hashing all memory to the downtime.
@@ -84,8 +90,19 @@ func (o Options) withDefaults() Options {
 	if o.HintWait == 0 {
 		o.HintWait = defaultHintWait
 	}
+	if o.Channels == 0 {
+		o.Channels = DefaultChannels()
+	}
+	if o.Compression == "" {
+		o.Compression = CompressNone
+	}
 	return o
 }
+
+// DefaultChannels is how many connections carry pages if nobody says: two, or
+// one where there is only one processor. docs/benchmarks.md has the
+// measurements.
+func DefaultChannels() int { return min(2, runtime.GOMAXPROCS(0)) }
 
 // Validate reports every option that is out of its bounds.
 func (o Options) Validate() error {
@@ -117,6 +134,12 @@ func (o Options) Validate() error {
 	}
 	if o.PeerTimeout < 0 {
 		bad("peer timeout %v: must not be negative", o.PeerTimeout)
+	}
+	if o.Channels < 1 || o.Channels > MaxChannels {
+		bad("%d channels: must be 1 to %d", o.Channels, MaxChannels)
+	}
+	if _, err := ParseCompression(string(o.Compression)); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -24,9 +24,9 @@ type precopy struct {
 	plan      plan       // of that stop
 }
 
-func newPrecopy(m *Migration, l *link, t *Tracker) *precopy {
-	return &precopy{m: m, link: l, tracker: t, est: newEstimator(l.rtt),
-		sender: newSender(m.src, t, l.conn, &m.meter, m.opt.BandwidthLimit)}
+func newPrecopy(m *Migration, l *link, t *Tracker) (*precopy, error) {
+	s, err := newSender(m.src, t, l, &m.meter, m.opt)
+	return &precopy{m: m, link: l, tracker: t, est: newEstimator(l.rtt), sender: s}, err
 }
 
 // converge sends rounds until what remains fits the downtime limit, then stops
@@ -98,23 +98,20 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	}
 	began, dirtied := time.Now(), p.tracker.Dirtied()
 	p.m.meter.beginRound(n, p.tracker.Remaining())
-	for slot := range p.sender.slots {
-		// Fetched just before it is sent, a page that was written since the
-		// round began goes once, not now and again in the next round.
+	// Fetched just before it is sent, a page that was written since the round
+	// began goes once, not now and again in the next round.
+	if err := p.sender.send(ctx, p.sender.limit, func(slot int) error {
 		if !p.m.opt.SyncOncePerRound {
-			before := p.tracker.Remaining()
+			before := p.tracker.SlotRemaining(slot)
 			if _, err := p.tracker.SyncSlot(slot); err != nil {
 				return err
 			}
 			// Hints may have taken more than the fetch has added.
-			p.m.meter.dirtied(max(p.tracker.Remaining(), before) - before)
+			p.m.meter.dirtied(max(p.tracker.SlotRemaining(slot), before) - before)
 		}
-		if err := p.hints.look(); err != nil {
-			return err
-		}
-		if err := p.sender.sendSlot(ctx, slot, p.sender.limit); err != nil {
-			return err
-		}
+		return p.hints.look()
+	}); err != nil {
+		return err
 	}
 	if err := p.barrier(ctx, n); err != nil {
 		return err
@@ -139,7 +136,7 @@ func (p *precopy) round(ctx context.Context, n int) error {
 // the round took is then the bandwidth from memory to memory, and nothing of
 // it is left in socket buffers to lengthen the downtime.
 func (p *precopy) barrier(ctx context.Context, n int) error {
-	if err := p.link.conn.writeFrame(header{typ: frameRound, first: uint64(n)}); err != nil {
+	if err := p.sender.flush(n, 0); err != nil {
 		return err
 	}
 	asked := time.Now()
@@ -157,13 +154,13 @@ func (p *precopy) barrier(ctx context.Context, n int) error {
 // awaitLanded waits for a reply to what may still be in socket buffers: while
 // those empty, a slow destination is only slow.
 func (p *precopy) awaitLanded(ctx context.Context, want frameType) (reply, error) {
-	queued, _ := p.link.conn.queued()
+	queued, _ := p.link.queued()
 	for {
 		r, err := p.link.await(ctx, want, p.m.opt.PeerTimeout)
 		if !errors.Is(err, errNoReply) {
 			return r, err
 		}
-		left, ok := p.link.conn.queued()
+		left, ok := p.link.queued()
 		if !ok || left >= queued {
 			return reply{}, err
 		}

@@ -77,6 +77,14 @@ type Result struct {
 	HintWaitMS int64 `json:"hint_wait_ms"`
 	// HintsOff says why the guest was not asked for hints, or not any more.
 	HintsOff string `json:"hints_off"`
+	// Channels is the number of data connections, ChannelBytes what each of
+	// them sent: all but the few bytes of control.
+	Channels     int         `json:"channels"`
+	ChannelBytes []uint64    `json:"channel_bytes"`
+	Compression  Compression `json:"compression"`
+	// CompressionRatio is the length of the pages that were sent with their
+	// content over what went on the wire for them; 1 without compression.
+	CompressionRatio float64 `json:"compression_ratio"`
 	// Rounds are all of them; of a migration that took more than a thousand,
 	// the first and the last five hundred.
 	Rounds []RoundStats `json:"rounds"`
@@ -88,18 +96,21 @@ const maxRounds = 1000
 
 // Progress is a snapshot of a migration under way.
 type Progress struct {
-	Phase               Phase   `json:"phase"`
-	Address             string  `json:"address"`
-	Round               int     `json:"round"`
-	RAMBytes            uint64  `json:"ram_bytes"`
-	BytesSent           uint64  `json:"bytes_sent"`
-	RemainingBytes      uint64  `json:"remaining_bytes"`
-	BandwidthBytes      uint64  `json:"bandwidth_bytes"`  // a second, measured over the last round
-	DirtyRateBytes      uint64  `json:"dirty_rate_bytes"` // a second, measured over the last round
-	EstimatedDowntimeMS float64 `json:"estimated_downtime_ms"`
-	ThrottlePercent     int     `json:"throttle_percent"` // of the vCPUs' time is kept from them
-	ElapsedMS           int64   `json:"elapsed_ms"`
-	Error               string  `json:"error,omitempty"`
+	Phase               Phase    `json:"phase"`
+	Address             string   `json:"address"`
+	Round               int      `json:"round"`
+	Channels            int      `json:"channels"` // data connections
+	RAMBytes            uint64   `json:"ram_bytes"`
+	BytesSent           uint64   `json:"bytes_sent"`
+	ChannelBytes        []uint64 `json:"channel_bytes,omitempty"` // of BytesSent, by data connection
+	CompressionRatio    float64  `json:"compression_ratio"`       // see Result
+	RemainingBytes      uint64   `json:"remaining_bytes"`
+	BandwidthBytes      uint64   `json:"bandwidth_bytes"`  // a second, measured over the last round
+	DirtyRateBytes      uint64   `json:"dirty_rate_bytes"` // a second, measured over the last round
+	EstimatedDowntimeMS float64  `json:"estimated_downtime_ms"`
+	ThrottlePercent     int      `json:"throttle_percent"` // of the vCPUs' time is kept from them
+	ElapsedMS           int64    `json:"elapsed_ms"`
+	Error               string   `json:"error,omitempty"`
 }
 
 // meter keeps the numbers of one migration.
@@ -111,9 +122,29 @@ type meter struct {
 	started  time.Time // dialling
 	ended    time.Time
 	roundAt  time.Time
-	wire     func() uint64 // bytes written to the connection
-	wireAt   uint64        // wire() when the round began
-	hints    uint64        // pages that hints took out since the round before ended
+	hints    uint64          // pages that hints took out since the round before ended
+	wire     func() uint64   // bytes written to the connections
+	wireAt   uint64          // wire() when the round began
+	channels func() []uint64 // bytes written to each data connection; nil: there is none yet
+	// Of pages sent with their content while compression was on: their length,
+	// and what went on the wire for them.
+	plainBytes, packedBytes uint64
+}
+
+// compressionRatio needs mu.
+func (m *meter) compressionRatio() float64 {
+	if m.packedBytes == 0 {
+		return 1
+	}
+	return float64(m.plainBytes) / float64(m.packedBytes)
+}
+
+// packed counts what the content of pages became on the wire.
+func (m *meter) packed(plain, packed uint64) {
+	m.update(func(m *meter) {
+		m.plainBytes += plain
+		m.packedBytes += packed
+	})
 }
 
 func (m *meter) update(f func(*meter)) {
@@ -129,6 +160,10 @@ func (m *meter) snapshot() Progress {
 	if m.wire != nil {
 		p.BytesSent = m.wire()
 	}
+	if m.channels != nil {
+		p.ChannelBytes = m.channels()
+	}
+	p.CompressionRatio = m.compressionRatio()
 	if end := m.ended; !m.started.IsZero() {
 		if end.IsZero() {
 			end = time.Now()
@@ -222,7 +257,11 @@ func (m *meter) finish(phase Phase, err error) {
 		}
 		if m.wire != nil {
 			n := m.wire()
-			m.wire = func() uint64 { return n } // let go of the connection
+			m.wire = func() uint64 { return n } // let go of the connections
+		}
+		if m.channels != nil {
+			bytes := m.channels()
+			m.channels = func() []uint64 { return slices.Clone(bytes) }
 		}
 	})
 }
@@ -235,5 +274,10 @@ func (m *meter) snapshotResult() Result {
 	if m.wire != nil {
 		r.BytesSent = m.wire()
 	}
+	r.ChannelBytes = []uint64{}
+	if m.channels != nil {
+		r.ChannelBytes = m.channels()
+	}
+	r.CompressionRatio = m.compressionRatio()
 	return r
 }

@@ -2,190 +2,257 @@ package migrate
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
+	"fmt"
 	"math/bits"
 	"net"
-	"time"
+	"runtime"
+	"sync"
 )
 
-// sender puts pages on the wire. It belongs to one goroutine.
+// sender puts pages on the wire: workers take spans of pages from the tracker,
+// one after another, and each writes its span to a connection that is free. So
+// a slow connection gets fewer spans and holds up no other, and one that takes
+// nothing more at all ends the migration by its time-out.
+//
+// Which connection a page goes by is not fixed, and need not be: a page is
+// picked once at most between two barriers ([sender.flush]), and the
+// destination reads nothing that follows a barrier, on any connection, before
+// all that precedes it has landed.
 type sender struct {
 	ram     RAM
 	slots   []Slot
 	tracker *Tracker
-	conn    *conn
 	meter   *meter
 	limit   *limiter
 	batch   uint64 // pages looked at, at most, for one frame; a multiple of 64
 
 	// sent has a bit for every page of which anything was ever sent: its hole
-	// must go as ZERO from then on (R6).
+	// must go as ZERO from then on (R6). A word belongs to the worker that
+	// picked its pages.
 	sent []bitmap
+
+	conns   []*conn
+	idle    chan *conn // of conns, those that nobody writes to
+	workers []*worker
+	// lost is called when a connection breaks: it returns the best reason.
+	lost func(error) error
+
+	cursorMu sync.Mutex // guards cursor; held while pages are picked, not while they are sent
+	cursor   cursor
+}
+
+// cursor is where in memory a pass over it stands.
+type cursor struct {
+	slot  int
+	from  uint64 // page in the slot
+	begun bool   // before has been called for the slot
+	// before is called for each slot before its first page is picked; nil: not.
+	before func(slot int) error
+}
+
+// newSender makes a sender over the link's data connections. Without
+// compression there is a worker for each; with it one more for each processor,
+// which compress while others write.
+func newSender(ram RAM, t *Tracker, l *link, m *meter, opt Options) (*sender, error) {
+	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
+		conns: l.data, idle: make(chan *conn, len(l.data)), lost: l.lost}
+	for _, slot := range s.slots {
+		s.sent = append(s.sent, newBitmap(slot.Pages))
+	}
+	if opt.BandwidthLimit > 0 {
+		s.limit = &limiter{rate: opt.BandwidthLimit}
+		// About twenty frames a second, so that the limit is not a stutter.
+		s.batch = min(maxSpan, max(64, opt.BandwidthLimit/20/PageSize/64*64))
+	}
+	n := len(s.conns)
+	if opt.Compression != CompressNone {
+		n += runtime.GOMAXPROCS(0)
+	}
+	for range n {
+		w := &worker{sender: s}
+		if opt.Compression != CompressNone {
+			var err error
+			if w.packer, err = newPacker(opt.Compression); err != nil {
+				return nil, err
+			}
+		}
+		s.workers = append(s.workers, w)
+	}
+	for _, c := range s.conns {
+		s.idle <- c
+	}
+	return s, nil
+}
+
+// send sends what the tracker wants sent, from the first page of memory to the
+// last, and returns when all of it has been written. before is called for each
+// slot before anything of it is picked. After an error what was picked and not
+// sent is lost to this migration.
+func (s *sender) send(ctx context.Context, limit *limiter, before func(slot int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.cursor = cursor{before: before}
+	var all sync.WaitGroup
+	for _, w := range s.workers {
+		all.Go(func() {
+			if err := w.run(ctx, limit); err != nil {
+				cancel(err) // the first one is the reason
+			}
+		})
+	}
+	all.Wait()
+	return context.Cause(ctx)
+}
+
+// next picks the next span. n is 0 when the pass is over.
+func (s *sender) next(picked []uint64) (slot int, first, n uint64, err error) {
+	s.cursorMu.Lock()
+	defer s.cursorMu.Unlock()
+	at := &s.cursor
+	for at.slot < len(s.slots) {
+		if !at.begun && at.before != nil {
+			if err := at.before(at.slot); err != nil {
+				return 0, 0, 0, err
+			}
+		}
+		at.begun = true
+		// Spans end at multiples of the batch, so that two of them do not
+		// share a huge page, here or at the destination.
+		most := s.batch - at.from&^(wordBits-1)%s.batch
+		first, n, err := s.tracker.Pick(at.slot, at.from, most, picked)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		if n > 0 {
+			at.from = first + n
+			return at.slot, first, n, nil
+		}
+		at.slot, at.from, at.begun = at.slot+1, 0, false
+	}
+	return 0, 0, 0, nil
+}
+
+// flush ends a round on every connection. The destination confirms it when all
+// that was sent before, on all of them, has landed; with flagQuiet it says
+// nothing, and with flagLast nothing follows on the data connections.
+func (s *sender) flush(round int, flags uint8) error {
+	h := header{typ: frameRound, flags: flags, first: uint64(round)}
+	for i, c := range s.conns {
+		if err := c.writeFrame(h); err != nil {
+			return s.lost(fmt.Errorf("data channel %d: %w", i+1, err))
+		}
+	}
+	return nil
+}
+
+// worker sends one span at a time, and allocates nothing for it.
+type worker struct {
+	*sender
+	packer *packer // nil: pages go as they are
 
 	picked, populated [maxSpan / 64]uint64
 	meta              spanMeta
 	bufs              net.Buffers
 }
 
-func newSender(ram RAM, t *Tracker, c *conn, m *meter, bandwidth uint64) *sender {
-	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, conn: c, meter: m, batch: maxSpan}
-	for _, slot := range s.slots {
-		s.sent = append(s.sent, newBitmap(slot.Pages))
-	}
-	if bandwidth > 0 {
-		s.limit = &limiter{rate: bandwidth}
-		// About twenty frames a second, so that the limit is not a stutter.
-		s.batch = min(maxSpan, max(64, bandwidth/20/PageSize/64*64))
-	}
-	return s
-}
-
-// sendSlot sends what the tracker wants sent of one slot, from its first page
-// to its last.
-func (s *sender) sendSlot(ctx context.Context, slot int, limit *limiter) error {
-	for from := uint64(0); ; {
+func (w *worker) run(ctx context.Context, limit *limiter) error {
+	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		first, n, err := s.tracker.Pick(slot, from, s.batch, s.picked[:])
+		slot, first, n, err := w.next(w.picked[:])
 		if err != nil || n == 0 {
 			return err
 		}
-		before := s.conn.sent.Load()
-		if err := s.sendSpan(slot, first, n); err != nil {
+		sent, err := w.sendSpan(ctx, slot, first, n)
+		if err != nil {
 			return err
 		}
-		if err := limit.wait(ctx, s.conn.sent.Load()-before); err != nil {
+		if err := limit.wait(ctx, sent); err != nil {
 			return err
 		}
-		from = first + n
 	}
 }
 
-// sendSpan sends the picked pages of [first, first+n). They are armed (R1), so
-// from here on their content may be read: to be a hole, zero, or data.
-func (s *sender) sendSpan(slot int, first, n uint64) error {
+// sendSpan sends the picked pages of [first, first+n), and returns how many
+// bytes that took. They are armed (R1), so from here on their content may be
+// read: to be a hole, zero, or data.
+func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes uint64, err error) {
 	words := spanWords(uint32(n))
-	if err := s.ram.Populated(slot, first, n, s.populated[:words]); err != nil {
-		return err
+	if err := w.ram.Populated(slot, first, n, w.populated[:words]); err != nil {
+		return 0, err
 	}
-	span := s.ram.Bytes(slot, first, n)
-	sent := s.sent[slot][first/64:]
-	s.bufs = append(s.bufs[:0], nil, nil) // room for header and meta
-	var data, zero, hole uint64
-	runStart, runEnd := -1, -1 // of data pages, in pages of the span
-	for w := range words {
-		s.meta.data[w], s.meta.zero[w] = 0, 0
-		for left := s.picked[w]; left != 0; left &= left - 1 {
-			bit := left & -left
-			page := w*64 + bits.TrailingZeros64(left)
-			switch {
-			case s.populated[w]&bit == 0 && sent[w]&bit == 0:
-				hole++ // R6: nothing there has ever been anything but zero
-				continue
-			case s.populated[w]&bit == 0, isZero(span[page*PageSize:][:PageSize]):
-				zero++
-				s.meta.zero[w] |= bit
-			default:
-				data++
-				s.meta.data[w] |= bit
-				if page != runEnd {
-					s.addRun(span, runStart, runEnd)
-					runStart = page
-				}
-				runEnd = page + 1
-			}
-			sent[w] |= bit
-		}
-	}
-	s.meter.span(data, zero, hole)
+	span := w.ram.Bytes(slot, first, n)
+	data, zero, hole := w.classify(span, w.sent[slot][first/64:], words)
+	w.meter.span(data, zero, hole)
 	if data+zero == 0 {
-		return nil
+		return 0, nil
 	}
-	s.addRun(span, runStart, runEnd)
-	meta := s.meta.encode(uint32(n))
+	meta := w.meta.encode(uint32(n))
 	h := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(n),
 		length: uint32(uint64(len(meta)) + data*PageSize)}
-	return s.conn.writeSpan(h, meta, s.bufs)
-}
-
-func (s *sender) addRun(span []byte, start, end int) {
-	if start >= 0 {
-		s.bufs = append(s.bufs, span[start*PageSize:end*PageSize])
-	}
-}
-
-// sendHashes sends the hash of every page, both sides standing still.
-func (s *sender) sendHashes(ctx context.Context) error {
-	buf := make([]byte, maxSpan*hashSize)
-	for slot, info := range s.slots {
-		for first := uint64(0); first < info.Pages; first += maxSpan {
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			n := min(maxSpan, info.Pages-first)
-			if err := hashSpan(s.ram, slot, first, n, buf); err != nil {
-				return err
-			}
-			s.tracker.maskHinted(slot, first, n, buf)
-			h := header{typ: frameHashes, slot: uint16(slot), first: first, count: uint32(n)}
-			if err := s.conn.writeFrame(h, buf[:n*hashSize]); err != nil {
-				return err
-			}
+	if w.packer != nil && data > 0 {
+		packed, err := w.packer.pack(span, w.meta.data[:words])
+		if err != nil {
+			return 0, err
+		}
+		if packed != nil {
+			h.typ, h.flags, h.length = framePacked, w.packer.codec, uint32(len(meta)+len(packed))
+			w.bufs = append(w.bufs[:2], packed)
 		}
 	}
-	return nil
-}
-
-const hashSize = 8
-
-// hashUnknown stands for the hash of a page that is not to be compared: the
-// guest hinted it, and its content is lost. It is no page's hash, but once in
-// 2^64.
-var hashUnknown = [hashSize]byte{255, 255, 255, 255, 255, 255, 255, 255}
-
-// hashSpan stores for each page the first 8 bytes of its SHA-256, or zero when
-// it reads as zero, so that a hole equals a page of zeros and stays one.
-func hashSpan(ram RAM, slot int, first, n uint64, out []byte) error {
-	var populated [maxSpan / 64]uint64
-	if err := ram.Populated(slot, first, n, populated[:spanWords(uint32(n))]); err != nil {
-		return err
+	if w.packer != nil {
+		w.meter.packed(data*PageSize, uint64(h.length)-uint64(len(meta)))
 	}
-	span := ram.Bytes(slot, first, n)
-	for i := range int(n) {
-		var sum uint64
-		if page := span[i*PageSize:][:PageSize]; populated[i/64]>>(i%64)&1 != 0 && !isZero(page) {
-			h := sha256.Sum256(page)
-			sum = binary.LittleEndian.Uint64(h[:])
-		}
-		binary.LittleEndian.PutUint64(out[i*hashSize:], sum)
-	}
-	return nil
-}
-
-// limiter spreads bytes over time. A nil limiter does not.
-type limiter struct {
-	rate uint64 // bytes a second
-	next time.Time
-}
-
-// wait returns when n bytes more have had their time.
-func (l *limiter) wait(ctx context.Context, n uint64) error {
-	if l == nil || n == 0 {
-		return nil
-	}
-	now := time.Now()
-	if l.next.Before(now) {
-		l.next = now
-	}
-	l.next = l.next.Add(time.Duration(float64(n) / float64(l.rate) * float64(time.Second)))
-	t := time.NewTimer(time.Until(l.next))
-	defer t.Stop()
+	var c *conn
 	select {
-	case <-t.C:
-		return nil
+	case c = <-w.idle:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return 0, context.Cause(ctx)
+	}
+	if err := c.writeSpan(h, meta, w.bufs); err != nil {
+		return 0, w.lost(err)
+	}
+	w.idle <- c
+	return headerSize + uint64(h.length), nil
+}
+
+// classify sorts the picked pages of a span into data, zeros and holes, in
+// w.meta, and collects the runs of data pages in w.bufs, behind room for header
+// and meta. sent are the words of sender.sent for the span.
+func (w *worker) classify(span []byte, sent bitmap, words int) (data, zero, hole uint64) {
+	w.bufs = append(w.bufs[:0], nil, nil)
+	runStart, runEnd := -1, -1 // of data pages, in pages of the span
+	for i := range words {
+		picked := w.picked[i]
+		gone := picked &^ w.populated[i]
+		skipped := gone &^ sent[i] // R6: nothing there has ever been anything but zero
+		zeros := gone & sent[i]
+		for left := picked & w.populated[i]; left != 0; left &= left - 1 {
+			page := i*64 + bits.TrailingZeros64(left)
+			if isZero(span[page*PageSize:][:PageSize]) {
+				zeros |= left & -left
+				continue
+			}
+			if page != runEnd {
+				w.addRun(span, runStart, runEnd)
+				runStart = page
+			}
+			runEnd = page + 1
+		}
+		full := picked &^ skipped &^ zeros
+		w.meta.data[i], w.meta.zero[i] = full, zeros
+		sent[i] |= full | zeros
+		data += uint64(bits.OnesCount64(full))
+		zero += uint64(bits.OnesCount64(zeros))
+		hole += uint64(bits.OnesCount64(skipped))
+	}
+	w.addRun(span, runStart, runEnd)
+	return data, zero, hole
+}
+
+func (w *worker) addRun(span []byte, start, end int) {
+	if start >= 0 {
+		w.bufs = append(w.bufs, span[start*PageSize:end*PageSize])
 	}
 }

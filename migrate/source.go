@@ -155,7 +155,10 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		// Some slots may be logging already.
 		return l.end(errors.Join(err, tracker.Stop()))
 	}
-	p := newPrecopy(m, l, tracker)
+	p, err := newPrecopy(m, l, tracker)
+	if err != nil {
+		return l.end(errors.Join(err, tracker.Stop()))
+	}
 	p.hints = newHinter(m, tracker)
 	m.meter.update(func(mt *meter) { mt.result.SetupMS = time.Since(mt.started).Milliseconds() })
 
@@ -200,7 +203,8 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if _, err := rand.Read(m.session[:]); err != nil {
 		return nil, fmt.Errorf("draw a session: %w", err)
 	}
-	h := hello{version: Version, minVersion: MinVersion, purpose: purposeMigrate, channels: 1, session: m.session}
+	h := hello{version: Version, minVersion: MinVersion, purpose: purposeMigrate, channels: 1, session: m.session,
+		dataChannels: uint16(m.opt.Channels), features: m.opt.Compression.feature()}
 	if m.opt.VerifyPages {
 		h.features |= featureVerifyPages
 	}
@@ -208,8 +212,8 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.meter.update(func(mt *meter) { mt.wire = c.sent.Load })
 	l := newLink(ctx, c)
+	m.meter.update(func(mt *meter) { mt.wire = c.sent.Load })
 	asked := time.Now()
 	r, err := l.await(l.ctx, frameHelloOK, m.opt.PeerTimeout)
 	if err != nil {
@@ -223,9 +227,21 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if ok.Version < MinVersion || ok.Version > Version {
 		return nil, l.end(fmt.Errorf("%w: the destination chose version %d", ErrProtocol, ok.Version))
 	}
-	if ok.Features&h.features != h.features {
-		return nil, l.end(fmt.Errorf("the destination cannot verify pages"))
+	if lacks := h.features &^ ok.Features; lacks != 0 {
+		what := "verify pages"
+		if lacks != featureVerifyPages {
+			what = fmt.Sprintf("decompress %s", m.opt.Compression)
+		}
+		return nil, l.end(fmt.Errorf("the destination speaks version %d of the protocol and cannot %s", ok.Version, what))
 	}
+	if err := l.openChannels(m, ok); err != nil {
+		return nil, l.end(err)
+	}
+	m.meter.update(func(mt *meter) {
+		mt.wire, mt.channels = l.sent, l.channelBytes
+		mt.progress.Channels, mt.result.Channels = len(l.data), len(l.data)
+		mt.result.Compression = m.opt.Compression
+	})
 	return l, nil
 }
 

@@ -42,7 +42,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	m.meter.beginRound(n, p.tracker.Remaining())
 	p.hints.done() // it travels in the state
 	saved := p.save()
-	err = p.sendLast(ctx)
+	err = p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.PagesMS)
 	s := <-saved // also after an error: the guest must not be resumed meanwhile
 	p.watch.lap(&p.watch.parts.StateMS)
@@ -54,19 +54,28 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 		return false, err
 	}
 	m.meter.dirtied(max(p.tracker.Remaining(), before) - before)
-	return false, p.finish(ctx, s.state)
+	return false, p.finish(ctx, n, s.state)
 }
 
 // finish sends what the last sync found, and the state, and waits until the
 // destination has loaded it.
-func (p *precopy) finish(ctx context.Context, state []byte) error {
+func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	m := p.m
-	if err := p.sendLast(ctx); err != nil {
+	if p.tracker.Remaining() > 0 {
+		// Some of them may have been sent since the last barrier.
+		if err := p.link.fence(p.sender, n); err != nil {
+			return err
+		}
+		if err := p.sender.send(ctx, nil, nil); err != nil {
+			return err
+		}
+	}
+	if err := p.link.endPages(p.sender, n); err != nil {
 		return err
 	}
 	timeout := m.opt.PeerTimeout
 	if m.opt.VerifyPages {
-		if err := p.sender.sendHashes(ctx); err != nil {
+		if err := p.sender.sendHashes(ctx, p.link.conn); err != nil {
 			return err
 		}
 		timeout += time.Duration(m.Result().RAMBytes / hashRate * uint64(time.Second))
@@ -96,16 +105,6 @@ const hashRate = 50 << 20
 func (p *precopy) sync() error {
 	defer p.watch.lap(&p.watch.parts.LastSyncMS)
 	return p.tracker.Sync()
-}
-
-// sendLast sends what is to be sent, as fast as it goes.
-func (p *precopy) sendLast(ctx context.Context) error {
-	for slot := range p.sender.slots {
-		if err := p.sender.sendSlot(ctx, slot, nil); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // savedState is a machine's state, or why there is none.

@@ -2,11 +2,8 @@ package migrate
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/bits"
-
-	"github.com/fxamacker/cbor/v2"
 )
 
 // The wire format; docs/migration.md has it as byte tables. All integers are
@@ -14,11 +11,15 @@ import (
 // both directions carry frames: a header of 24 bytes and a payload.
 
 // Version is the protocol version that this package speaks; MinVersion the
-// oldest that it still understands.
+// oldest that it still understands. Version 1 has one connection, which carries
+// pages and control; since version 2 pages have connections of their own.
 const (
-	Version    = 1
+	Version    = 2
 	MinVersion = 1
 )
+
+// MaxChannels is the most data connections that a migration may have.
+const MaxChannels = 16
 
 const (
 	helloSize  = 64
@@ -43,8 +44,9 @@ var helloMagic = [8]byte{'G', 'O', 'V', 'M', 'M', 'L', 'M', '\n'}
 type purpose uint8
 
 const (
-	purposeMigrate purpose = 1 // channel 0 of a migration
+	purposeMigrate purpose = 1 // the control connection of a migration
 	purposeQuery   purpose = 2 // asks for the verdict on a session
+	purposeData    purpose = 3 // one of the data connections; since version 2
 )
 
 // sessionID is the nonce that the source draws for one migration.
@@ -55,17 +57,22 @@ func (s sessionID) String() string { return fmt.Sprintf("%x", s[:4]) }
 // Features that a source may offer; the destination answers with those that
 // it will use.
 const (
-	featureVerifyPages uint32 = 1 << 0
-	knownFeatures             = featureVerifyPages
+	featureVerifyPages uint32 = 1 << 0 // HASHES
+	featureZstd        uint32 = 1 << 1 // PACKED by zstd; since version 2
+	featureLZ4         uint32 = 1 << 2 // PACKED by LZ4; since version 2
+	knownFeatures             = featureVerifyPages | featureZstd | featureLZ4
+	version1Features          = featureVerifyPages
 )
 
 // hello opens a connection: 64 bytes.
 type hello struct {
 	version, minVersion uint16
 	purpose             purpose
-	channel, channels   uint16 // this connection's index, and how many there will be
+	channel             uint16 // a data connection's number, from 1; else 0
+	channels            uint16 // 1: how many connections version 1 has
 	features            uint32
 	session             sessionID
+	dataChannels        uint16 // data connections that are wanted; since version 2
 }
 
 func (h hello) encode() [helloSize]byte {
@@ -79,6 +86,7 @@ func (h hello) encode() [helloSize]byte {
 	le.PutUint16(b[16:], h.channels)
 	le.PutUint32(b[20:], h.features)
 	copy(b[24:40], h.session[:])
+	le.PutUint16(b[40:], h.dataChannels)
 	return b
 }
 
@@ -99,6 +107,8 @@ func decodeHello(b *[helloSize]byte) (hello, error) {
 		channels:   le.Uint16(b[16:]),
 		features:   le.Uint32(b[20:]),
 		session:    sessionID(b[24:40]),
+
+		dataChannels: le.Uint16(b[40:]),
 	}
 	if h.session == (sessionID{}) {
 		return h, fmt.Errorf("%w: hello without a session", ErrProtocol)
@@ -116,10 +126,25 @@ func (h hello) negotiate() (uint16, error) {
 		return 0, fmt.Errorf("protocol versions %d to %d are offered, %d to %d are spoken here",
 			h.minVersion, h.version, MinVersion, Version)
 	}
+	if h.purpose == purposeData {
+		if v < 2 || h.channel == 0 {
+			return 0, fmt.Errorf("%w: data channel %d of protocol version %d", ErrProtocol, h.channel, v)
+		}
+		return v, nil
+	}
 	if h.channels != 1 || h.channel != 0 {
-		return 0, fmt.Errorf("%d channels are offered, version %d has one", h.channels, v)
+		return 0, fmt.Errorf("%w: hello of channel %d of %d, 0 of 1 is expected", ErrProtocol, h.channel, h.channels)
 	}
 	return v, nil
+}
+
+// grant is what a destination answers to a hello with purposeMigrate.
+func (h hello) grant(version uint16) helloOK {
+	if version < 2 {
+		return helloOK{Version: version, Features: h.features & version1Features}
+	}
+	return helloOK{Version: version, Features: h.features & knownFeatures,
+		Channels: min(max(h.dataChannels, 1), MaxChannels)}
 }
 
 // frameType tells frames apart.
@@ -133,8 +158,9 @@ const (
 	frameState                       // source: devices and vCPUs, opaque
 	frameCommit                      // source: the right to run
 	frameAbort                       // source: the migration ends, and why
+	framePacked                      // source: as PAGES, its data pages compressed together
 
-	frameHelloOK  frameType = iota + 57 // 64.. destination: version and features
+	frameHelloOK  frameType = iota + 56 // 64.. destination: version and features
 	frameRefused                        // destination: every reason
 	frameReady                          // destination: the machine is built
 	framePrepared                       // destination: pages and state are loaded
@@ -159,6 +185,8 @@ func (t frameType) String() string {
 		return "COMMIT"
 	case frameAbort:
 		return "ABORT"
+	case framePacked:
+		return "PACKED"
 	case frameHelloOK:
 		return "HELLO_OK"
 	case frameRefused:
@@ -177,18 +205,25 @@ func (t frameType) String() string {
 	return fmt.Sprintf("type %d", uint8(t))
 }
 
-// flagPaused is the flag of a STATE frame whose guest was paused at the
-// source and stays so.
-const flagPaused uint8 = 1 << 0
+const (
+	// flagPaused is the flag of a STATE frame whose guest was paused at the
+	// source and stays so.
+	flagPaused uint8 = 1 << 0
+	// flagLast is the flag of a ROUND frame after which its data connection
+	// carries nothing more.
+	flagLast uint8 = 1 << 0
+	// flagQuiet is the flag of a ROUND frame that is not to be confirmed.
+	flagQuiet uint8 = 1 << 1
+)
 
 // header begins every frame: 24 bytes.
 type header struct {
 	typ    frameType
 	flags  uint8
-	slot   uint16 // PAGES, HASHES: memory slot
+	slot   uint16 // PAGES, PACKED, HASHES: memory slot
 	length uint32 // bytes of payload
-	first  uint64 // PAGES, HASHES: first page, a multiple of 64; ROUND: its number
-	count  uint32 // PAGES, HASHES: pages in the span
+	first  uint64 // PAGES, PACKED, HASHES: first page, a multiple of 64; ROUND: its number
+	count  uint32 // PAGES, PACKED, HASHES: pages in the span
 }
 
 func (h header) encode(b []byte) {
@@ -212,7 +247,7 @@ func decodeHeader(b []byte) header {
 	}
 }
 
-// span checks the pages that a PAGES or HASHES header names against the slots.
+// span checks the pages that a PAGES, PACKED or HASHES header names against the slots.
 func (h header) span(slots []Slot) error {
 	switch {
 	case int(h.slot) >= len(slots):
@@ -228,9 +263,9 @@ func (h header) span(slots []Slot) error {
 	return nil
 }
 
-// spanMeta is what follows the header of a PAGES frame: which pages of the
-// span come as data, and which read as zero. A page in neither is not spoken
-// of. Then come the data pages, in order.
+// spanMeta is what follows the header of a PAGES or PACKED frame: which pages
+// of the span come as data, and which read as zero. A page in neither is not
+// spoken of. Then come the data pages, in order, or what they were packed to.
 type spanMeta struct {
 	buf        [2 * maxSpan / 8]byte
 	data, zero [maxSpan / 64]uint64
@@ -251,149 +286,29 @@ func (m *spanMeta) encode(count uint32) []byte {
 // bytes returns where to read the meta of a span of count pages.
 func (m *spanMeta) bytes(count uint32) []byte { return m.buf[:2*spanWords(count)*8] }
 
-// decode checks the meta that was read into bytes against its header.
-func (m *spanMeta) decode(h header) error {
+// decode checks the meta that was read into bytes against its header and
+// returns the number of data pages.
+func (m *spanMeta) decode(h header) (pages int, err error) {
 	w := spanWords(h.count)
-	pages := 0
 	for i := range w {
 		m.data[i] = binary.LittleEndian.Uint64(m.buf[i*8:])
 		m.zero[i] = binary.LittleEndian.Uint64(m.buf[(w+i)*8:])
 		if m.data[i]&m.zero[i] != 0 {
-			return fmt.Errorf("%w: PAGES with a page that is both data and zero", ErrProtocol)
+			return 0, fmt.Errorf("%w: %v with a page that is both data and zero", ErrProtocol, h.typ)
 		}
 		pages += bits.OnesCount64(m.data[i])
 	}
 	if tail := h.count % 64; tail != 0 && (m.data[w-1]|m.zero[w-1])>>tail != 0 {
-		return fmt.Errorf("%w: PAGES with a page beyond its span", ErrProtocol)
+		return 0, fmt.Errorf("%w: %v with a page beyond its span", ErrProtocol, h.typ)
 	}
-	if want := uint64(2*w*8) + uint64(pages)*PageSize; uint64(h.length) != want {
-		return fmt.Errorf("%w: PAGES of %d bytes, its bitmaps ask for %d", ErrProtocol, h.length, want)
+	meta, plain := uint64(2*w*8), uint64(pages)*PageSize
+	length := uint64(h.length)
+	switch {
+	case h.typ == framePages && length != meta+plain:
+		return 0, fmt.Errorf("%w: PAGES of %d bytes, its bitmaps ask for %d", ErrProtocol, length, meta+plain)
+	case h.typ == framePacked && (length <= meta || length >= meta+plain):
+		return 0, fmt.Errorf("%w: PACKED of %d bytes, with its bitmaps it has more than %d and less than %d",
+			ErrProtocol, length, meta, meta+plain)
 	}
-	return nil
+	return pages, nil
 }
-
-// The CBOR messages. Fields may be added; unknown ones are ignored.
-type (
-	helloOK struct {
-		Version  uint16 `cbor:"version"`
-		Features uint32 `cbor:"features"`
-	}
-	refused struct {
-		Reasons []string `cbor:"reasons"`
-	}
-	reason struct {
-		Reason string `cbor:"reason"`
-	}
-	// tookMsg is the payload of PREPARED and RUNNING: how long the loading of
-	// the state, or the start, took. Older peers send none.
-	tookMsg struct {
-		Microseconds uint64 `cbor:"us"`
-	}
-	verdictMsg struct {
-		Verdict string `cbor:"verdict"`
-	}
-)
-
-// Verdicts of a destination on a session.
-const (
-	verdictUnknown = "unknown" // never heard of it, or forgotten: says nothing
-	verdictRunning = "running"
-	verdictAborted = "aborted"
-)
-
-var controlDecoder = func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		MaxNestedLevels: 4, MaxArrayElements: 256, MaxMapPairs: 64,
-		IndefLength: cbor.IndefLengthForbidden, UTF8: cbor.UTF8RejectInvalid,
-	}.DecMode()
-	if err != nil {
-		panic(err) // constant options
-	}
-	return m
-}()
-
-func decodeControl(t frameType, b []byte, v any) error {
-	if err := controlDecoder.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("%w: %v: %v", ErrProtocol, t, err)
-	}
-	return nil
-}
-
-// decodeTook returns the milliseconds of a PREPARED or RUNNING; 0 if the peer
-// does not say.
-func decodeTook(r reply) (ms float64, err error) {
-	if len(r.payload) == 0 {
-		return 0, nil
-	}
-	var took tookMsg
-	err = decodeControl(r.typ, r.payload, &took)
-	return float64(took.Microseconds) / 1000, err
-}
-
-// clip bounds and cleans text for, or from, the peer: it ends up in one line
-// of a terminal.
-func clip(s string) string {
-	out := make([]rune, 0, min(len(s), maxReason))
-	for _, r := range s {
-		if len(out) == maxReason {
-			return string(out) + "…"
-		}
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			r = ' '
-		}
-		out = append(out, r)
-	}
-	return string(out)
-}
-
-// reasonsOf turns an error into what a refusal lists: the members of a joined
-// error one by one.
-func reasonsOf(err error) []string {
-	var list []string
-	var walk func(error)
-	walk = func(e error) {
-		if len(list) == maxReasons {
-			return
-		}
-		if j, ok := e.(interface{ Unwrap() []error }); ok {
-			for _, m := range j.Unwrap() {
-				walk(m)
-			}
-			return
-		}
-		list = append(list, clip(e.Error()))
-	}
-	walk(err)
-	return list
-}
-
-// refusal turns a peer's list back into one error.
-func refusal(reasons []string) error {
-	if len(reasons) == 0 {
-		return fmt.Errorf("%w without a reason", ErrRefused)
-	}
-	errs := make([]error, 0, len(reasons))
-	for _, r := range reasons[:min(len(reasons), maxReasons)] {
-		errs = append(errs, errors.New(clip(r)))
-	}
-	return &RefusedError{Reasons: errs}
-}
-
-// RefusedError lists every incompatibility that the destination found. It
-// matches [ErrRefused].
-type RefusedError struct{ Reasons []error }
-
-// Error joins the reasons into one line.
-func (e *RefusedError) Error() string {
-	s := ErrRefused.Error() + ": "
-	for i, r := range e.Reasons {
-		if i > 0 {
-			s += "; "
-		}
-		s += r.Error()
-	}
-	return s
-}
-
-// Is makes errors.Is(err, ErrRefused) true.
-func (e *RefusedError) Is(target error) bool { return target == ErrRefused }

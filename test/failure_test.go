@@ -21,9 +21,9 @@ func TestDestinationKilled(t *testing.T) {
 	moments := []struct {
 		name string
 		typ  byte
-		nth  int // of that frame
+		nth  int // of that frame; of ROUND 1 if it is a ROUND
 	}{
-		{"round 0", framePages, 3}, {"round 1", frameRound, 2}, {"stop", frameState, 1},
+		{"round 0", framePages, 3}, {"round 1", frameRound, 1}, {"stop", frameState, 1},
 	}
 	for _, m := range moments {
 		t.Run(m.name, func(t *testing.T) {
@@ -31,8 +31,8 @@ func TestDestinationKilled(t *testing.T) {
 			src := h.startDemo("src", 2, 256, 128, 64)
 			dst, addr := h.receive("dst")
 			var seen atomic.Int64
-			proxy := newWireProxy(t, addr, func(toSource bool, typ byte, _ uint64) bool {
-				if !toSource && typ == m.typ && int(seen.Add(1)) == m.nth {
+			proxy := newWireProxy(t, addr, func(toSource bool, typ byte, round uint64) bool {
+				if !toSource && typ == m.typ && (typ != frameRound || round == 1) && int(seen.Add(1)) == m.nth {
 					dst.kill(syscall.SIGKILL)
 					<-dst.done
 				}

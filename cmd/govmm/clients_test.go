@@ -151,10 +151,11 @@ func TestMigrateFlagsArrive(t *testing.T) {
 	c.serve("", vm)
 	vm.mig.end("completed", "")
 	exit, _, stderr := c.run(strings.Fields("migrate vm --to h:1 --downtime-limit 50ms --bandwidth-limit 100M/s --timeout 1m --auto-converge" +
-		" --max-rounds 7 --clear-bitmap-shift 6 --progress none --verify-pages")...)
+		" --max-rounds 7 --clear-bitmap-shift 6 --channels 3 --compress lz4 --progress none --verify-pages")...)
 	want := migrate.DefaultOptions()
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
 	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 7, 6, true, true
+	want.Channels, want.Compression = 3, migrate.CompressLZ4
 	if exit != 0 || vm.to != "h:1" || vm.opt != want {
 		t.Errorf("exit %d %s: %q %+v", exit, stderr, vm.to, vm.opt)
 	}

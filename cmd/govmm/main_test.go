@@ -187,7 +187,8 @@ func checkResult(t *testing.T, stdout, status string) map[string]any {
 	}
 	keys := []string{"status", "error", "total_ms", "setup_ms", "downtime_ms", "bytes_sent", "ram_bytes",
 		"downtime", "stops_undone", "throttle_percent", "pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds",
-		"hints_received", "hints_late", "hints_rewritten", "hint_wait_ms", "hints_off"}
+		"hints_received", "hints_late", "hints_rewritten", "hint_wait_ms", "hints_off",
+		"channels", "channel_bytes", "compression", "compression_ratio"}
 	for _, key := range keys {
 		if _, ok := v[key]; !ok {
 			t.Errorf("%q is missing from %s", key, stdout)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -26,6 +27,8 @@ type migrateFlags struct {
 	maxRounds int
 	converge  bool
 	shift     uint
+	channels  int
+	compress  string
 	progress  string
 	cancel    bool
 	verify    bool
@@ -68,6 +71,8 @@ on without it.`,
 	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^`N` pages, N from 6 to 31")
 	flags.StringVar(&f.hints, "hints", string(def.Hints), "`WHETHER` to ask the guest's balloon which pages are free: auto, on or off")
 	flags.DurationVar(&f.hintWait, "hint-wait", def.HintWait, "`TIME` that the guest's answer is waited for before the first round, at most")
+	flags.IntVar(&f.channels, "channels", def.Channels, "`N` connections that carry pages, 1 to "+strconv.Itoa(migrate.MaxChannels))
+	flags.StringVar(&f.compress, "compress", string(def.Compression), "compress pages by `METHOD`: zstd, lz4 or none; pays on slow links")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
@@ -82,7 +87,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	req := api.MigrateRequest{
 		To: f.to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
-		Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), SyncOncePerRound: f.oneSync,
+		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), SyncOncePerRound: f.oneSync,
 	}
 	var err error
 	switch {
@@ -101,6 +106,10 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 		err = fmt.Errorf("--hint-wait %v: must not be negative", f.hintWait)
 	case f.shift == 0:
 		err = errors.New("--clear-bitmap-shift 0: 6 to 31 is wanted")
+	case f.channels == 0:
+		err = fmt.Errorf("--channels 0: 1 to %d is wanted", migrate.MaxChannels)
+	case f.compress == "":
+		err = errors.New("--compress needs zstd, lz4 or none")
 	default:
 		_, err = req.Options()
 	}
@@ -178,6 +187,9 @@ func jsonResult(res migrate.Result, err error) migrate.Result {
 	}
 	if res.Rounds == nil {
 		res.Rounds = []migrate.RoundStats{}
+	}
+	if res.ChannelBytes == nil {
+		res.ChannelBytes = []uint64{}
 	}
 	return res
 }

@@ -103,8 +103,12 @@ func printResult(out io.Writer, r migrate.Result) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(out, "%s: total %s, set-up %s, downtime %s, %s of memory\n", r.Status,
+	text := fmt.Sprintf("%s: total %s, set-up %s, downtime %s, %s of memory", r.Status,
 		formatMS(float64(r.TotalMS)), formatMS(float64(r.SetupMS)), formatMS(r.DowntimeMS), formatBytes(r.RAMBytes))
+	if r.Compression != "" && r.Compression != migrate.CompressNone {
+		text += fmt.Sprintf(", %s made pages %.2f times shorter", r.Compression, r.CompressionRatio)
+	}
+	_, err := fmt.Fprintln(out, text)
 	if err != nil || r.DowntimeMS == 0 {
 		return err
 	}

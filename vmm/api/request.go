@@ -49,6 +49,8 @@ type MigrateRequest struct {
 	Hints            string   `json:"hints,omitempty"`               // auto, on, off
 	HintWait         Duration `json:"hint_wait,omitempty"`           // "1s"
 	SyncOncePerRound bool     `json:"sync_once_per_round,omitempty"` // for benchmarks: do not fetch a slot again before it is sent
+	Channels         int      `json:"channels,omitempty"`            // 1 to 16; 0: the default
+	Compress         string   `json:"compress,omitempty"`            // "zstd", "lz4" or "none"; "": none
 	VerifyPages      bool     `json:"verify_pages,omitempty"`        // for tests: compare every page's hash
 }
 
@@ -72,6 +74,12 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 		opt.HintWait = time.Duration(r.HintWait)
 	}
 	opt.SyncOncePerRound = r.SyncOncePerRound
+	if r.Channels != 0 {
+		opt.Channels = r.Channels
+	}
+	if r.Compress != "" {
+		opt.Compression = migrate.Compression(r.Compress)
+	}
 	opt.BandwidthLimit = r.BandwidthLimit
 	opt.MaxRounds = r.MaxRounds
 	opt.AutoConverge = r.AutoConverge

@@ -130,6 +130,9 @@ func TestStrictRequests(t *testing.T) {
 		{"POST", "/v1/migration", `{"to":"h:1","max_rounds":-1}`, 400},
 		{"POST", "/v1/migration", `{"to":"h:1","clear_bitmap_shift":5}`, 400},
 		{"POST", "/v1/migration", `{"to":"h:1","clear_bitmap_shift":32}`, 400},
+		{"POST", "/v1/migration", `{"to":"h:1","channels":17}`, 400},
+		{"POST", "/v1/migration", `{"to":"h:1","channels":-1}`, 400},
+		{"POST", "/v1/migration", `{"to":"h:1","compress":"gzip"}`, 400},
 		{"POST", "/v1/migration?follow=maybe", `{"to":"h:1"}`, 400},
 	} {
 		status, header, body := request(t, c, tc.method, tc.path, tc.body)
@@ -153,6 +156,7 @@ func TestMigrateOptionsArrive(t *testing.T) {
 	res, err := c.Migrate(context.Background(), api.MigrateRequest{
 		To: "[::1]:7000", DowntimeLimit: api.Duration(50 * time.Millisecond), BandwidthLimit: 100 << 20,
 		Timeout: api.Duration(time.Minute), MaxRounds: 9, ClearBitmapShift: 6, VerifyPages: true, AutoConverge: true,
+		Channels: 4, Compress: "zstd",
 	}, nil)
 	if err != nil || res.Status != "completed" {
 		t.Fatalf("%+v, %v", res, err)
@@ -160,6 +164,7 @@ func TestMigrateOptionsArrive(t *testing.T) {
 	want := migrate.DefaultOptions()
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
 	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 9, 6, true, true
+	want.Channels, want.Compression = 4, migrate.CompressZstd
 	if vm.opt != want || vm.addr != "[::1]:7000" {
 		t.Errorf("%q %+v, want %+v", vm.addr, vm.opt, want)
 	}

@@ -1,0 +1,116 @@
+package migrate
+
+import (
+	"fmt"
+	"math/bits"
+)
+
+// apply puts a PAGES or PACKED frame into guest memory: data pages are read
+// straight into it, or decompressed into it, zero pages are made to read as
+// zero.
+func (in *inlet) apply(target Target, f header) error {
+	if err := f.span(in.session.slots); err != nil {
+		return err
+	}
+	meta := in.meta.bytes(f.count)
+	if err := in.conn.readFull(meta); err != nil {
+		return err
+	}
+	pages, err := in.meta.decode(f)
+	if err != nil {
+		return err
+	}
+	span := target.Bytes(int(f.slot), f.first, uint64(f.count))
+	if f.typ == framePacked {
+		err = in.unpack(f, span, int(f.length)-len(meta), pages)
+	} else if pages > 0 {
+		in.iov = in.iov[:0]
+		forRuns(in.meta.data[:spanWords(f.count)], func(start, end int) {
+			in.iov = append(in.iov, span[start*PageSize:end*PageSize])
+		})
+		err = in.conn.readv(in.iov)
+	}
+	if err != nil {
+		return err
+	}
+	return in.applyZero(target, f, span)
+}
+
+// unpack reads n packed bytes, and puts the pages that they stand for into the
+// span if there are exactly as many as were announced.
+func (in *inlet) unpack(f header, span []byte, n, pages int) error {
+	if feature := codecFeature(f.flags); feature == 0 || feature&in.session.agreed.Features == 0 {
+		return fmt.Errorf("%w: PACKED by codec %d, which was not agreed on", ErrProtocol, f.flags)
+	}
+	packed := in.unpacker.room(n)
+	if err := in.conn.readFull(packed); err != nil {
+		return err
+	}
+	plain, err := in.unpacker.unpack(f.flags, packed, pages*PageSize)
+	if err != nil {
+		return err
+	}
+	forRuns(in.meta.data[:spanWords(f.count)], func(start, end int) {
+		plain = plain[copy(span[start*PageSize:end*PageSize], plain):]
+	})
+	return nil
+}
+
+// applyZero is R6 at the destination: whatever was there before, a ZERO page
+// reads as zero afterwards. Looking first keeps memory that was never
+// populated a hole, and huge pages whole.
+func (in *inlet) applyZero(target Target, f header, span []byte) error {
+	words := spanWords(f.count)
+	zero := in.meta.zero[:words]
+	any := uint64(0)
+	for _, w := range zero {
+		any |= w
+	}
+	if any == 0 {
+		return nil
+	}
+	populated := in.meta.data[:words] // the data bits have been used
+	if err := target.Populated(int(f.slot), f.first, uint64(f.count), populated); err != nil {
+		return err
+	}
+	for w := range zero {
+		zero[w] &= populated[w]
+		for left := zero[w]; left != 0; left &= left - 1 {
+			if isZero(span[(w*64+bits.TrailingZeros64(left))*PageSize:][:PageSize]) {
+				zero[w] &^= left & -left
+			}
+		}
+	}
+	var err error
+	forRuns(zero, func(start, end int) {
+		if err == nil {
+			err = target.Zero(int(f.slot), f.first+uint64(start), uint64(end-start))
+		}
+	})
+	return err
+}
+
+// forRuns calls f for each run of set bits, [start, end).
+func forRuns(words []uint64, f func(start, end int)) {
+	start, end := 0, 0
+	for w, word := range words {
+		for left := word; left != 0; {
+			lo := bits.TrailingZeros64(left)
+			n := bits.TrailingZeros64(^(left >> lo))
+			if at := w*64 + lo; at != end || start == end {
+				if end > start {
+					f(start, end)
+				}
+				start, end = at, at
+			}
+			end += n
+			if lo+n >= 64 {
+				break
+			}
+			left &^= (1<<n - 1) << lo
+		}
+	}
+	if end > start {
+		f(start, end)
+	}
+}

@@ -1,0 +1,148 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+// The source's data connections. The destination says nothing on them but
+// REFUSED, so a read that returns means that one has ended.
+
+// openChannels dials the data connections that the destination granted. With a
+// destination of version 1, pages go by the connection of control.
+func (l *link) openChannels(m *Migration, ok helloOK) error {
+	if ok.Version < 2 {
+		l.data = []*conn{l.conn}
+		return nil
+	}
+	if ok.Channels < 1 || int(ok.Channels) > m.opt.Channels {
+		return fmt.Errorf("%w: the destination granted %d data connections of %d", ErrProtocol, ok.Channels, m.opt.Channels)
+	}
+	conns := make([]*conn, ok.Channels)
+	errs := make([]error, len(conns))
+	var dials sync.WaitGroup
+	for i := range conns {
+		dials.Go(func() {
+			h := hello{version: Version, minVersion: 2, purpose: purposeData, channel: uint16(i + 1), session: m.session}
+			conns[i], errs[i] = dial(l.ctx, m.addr, h, m.opt.PeerTimeout)
+		})
+	}
+	dials.Wait()
+	for i, c := range conns {
+		if c != nil {
+			l.data = append(l.data, c) // to be closed, at least
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("data channel %d: %w", i+1, errs[i])
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	// Control keeps its grace; nothing more need be said on these.
+	context.AfterFunc(l.ctx, func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	for i, c := range conns {
+		l.watchers.Go(func() { l.watch(i+1, c) })
+	}
+	return nil
+}
+
+// watch ends the migration when a data connection does.
+func (l *link) watch(number int, c *conn) {
+	h, err := c.readHeader()
+	switch {
+	case err == nil && h.typ == frameRefused:
+		var r refused
+		if err = c.readControl(h, &r); err == nil {
+			err = refusal(r.Reasons)
+		}
+	case err == nil:
+		err = fmt.Errorf("%w: the destination sent %v", ErrProtocol, h.typ)
+	case l.flushed.Load():
+		return // it has served its purpose; control says how it goes on
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		err = errors.New("destination lost: it closed the connection")
+	default:
+		err = fmt.Errorf("destination lost: %w", err)
+	}
+	_ = l.lost(fmt.Errorf("data channel %d: %w", number, err)) // who asks gets it from the context
+}
+
+// reasonGrace is how long the end of a data connection waits for the reason,
+// which comes by the connection of control.
+const reasonGrace = 300 * time.Millisecond
+
+// lost ends the migration because a data connection has ended, and returns the
+// best reason that is known: the destination's own word, if it comes.
+func (l *link) lost(err error) error {
+	t := time.NewTimer(reasonGrace)
+	defer t.Stop()
+	select {
+	case <-l.ctx.Done():
+	case <-l.done:
+	case <-t.C:
+	}
+	l.cancel(err)
+	return context.Cause(l.ctx)
+}
+
+// fence separates two passes between which the source does not wait: of a page
+// that both carry, the second's content lands later. One connection needs none.
+func (l *link) fence(s *sender, round int) error {
+	if len(l.data) == 1 {
+		return nil
+	}
+	return s.flush(round, flagQuiet)
+}
+
+// endPages ends the last round: the destination takes the state when the end of
+// every data connection has come. Version 1 needs no word for it, since STATE
+// follows the pages there.
+func (l *link) endPages(s *sender, round int) error {
+	if l.data[0] == l.conn {
+		return nil
+	}
+	l.flushed.Store(true)
+	return s.flush(round, flagLast)
+}
+
+// sent is the number of bytes that went out on all connections.
+func (l *link) sent() uint64 {
+	n := l.conn.sent.Load()
+	for _, c := range l.data {
+		if c != l.conn {
+			n += c.sent.Load()
+		}
+	}
+	return n
+}
+
+// channelBytes is the number of bytes that went out on each data connection.
+func (l *link) channelBytes() []uint64 {
+	out := make([]uint64, len(l.data))
+	for i, c := range l.data {
+		out[i] = c.sent.Load()
+	}
+	return out
+}
+
+// queued is the number of bytes on all connections that the destination's
+// kernel has not yet acknowledged; ok is false where that cannot be known.
+func (l *link) queued() (n int, ok bool) {
+	for _, c := range l.data {
+		q, known := c.queued()
+		if !known {
+			return 0, false
+		}
+		n += q
+	}
+	return n, true
+}

@@ -1,0 +1,224 @@
+package migrate
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"testing"
+	"time"
+)
+
+// serveChannels lets a receiver take in as control's bytes after CONFIG, and
+// what a data channel of two each carries.
+func serveChannels(t testing.TB, control []byte, data [2][]byte) *heapTarget {
+	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}
+	built := make(chan struct{})
+	r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
+		close(built)
+		return target, nil
+	}), nil)
+	r.timeout = time.Second
+	h := hello{version: 2, minVersion: 1, purpose: purposeMigrate, channels: 1, dataChannels: 2, session: sessionID{1},
+		features: knownFeatures}
+	first := new(stream).hello(h).frame(header{typ: frameConfig}, []byte("config")).Bytes()
+	done := make(chan struct{}, 3)
+	serve := func(in []byte) {
+		r.serveConn(context.Background(), byteConn{bytes.NewReader(in)})
+		done <- struct{}{}
+	}
+	go serve(append(first[:len(first):len(first)], control...))
+	<-built // the session is there
+	for i, b := range data {
+		go serve(append(new(stream).hello(dataHello(1, uint16(i+1))).Bytes(), b...))
+	}
+	for range 3 {
+		<-done
+	}
+	select {
+	case <-r.Arrived():
+		if !target.started {
+			t.Error("a machine arrived that was not started")
+		}
+	default:
+		if target.started || !target.discarded {
+			t.Errorf("no machine arrived; started: %v, discarded: %v", target.started, target.discarded)
+		}
+	}
+	return target
+}
+
+// packedFrame is a PACKED frame of n pages that all begin with fill.
+func packedFrame(t testing.TB, c Compression, n int, fill byte) (header, []byte) {
+	p, err := newPacker(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := []uint64{1<<n - 1}
+	packed, err := p.pack(bytes.Repeat([]byte{fill}, n*PageSize), data)
+	if err != nil || packed == nil {
+		t.Fatalf("%d bytes of packed pages, %v", len(packed), err)
+	}
+	meta := pagesPayload(n, 0, 0)
+	copy(meta, pagesPayload(n, data[0], 0)[:8])
+	return header{typ: framePacked, flags: p.codec, count: uint32(n)}, append(meta, packed...)
+}
+
+func endOfControl() []byte {
+	return new(stream).frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes()
+}
+
+func goodChannels(t testing.TB) [2][]byte {
+	h, zstd := packedFrame(t, CompressZstd, 5, 'z')
+	one := new(stream).frame(header{typ: framePages, count: 3}, pagesPayload(3, 0b101, 0b010)).frame(h, zstd).frame(round(0, flagLast), nil)
+	h, packed := packedFrame(t, CompressLZ4, 2, 'l')
+	h.slot, h.first = 1, 64
+	two := new(stream).frame(h, packed).frame(round(0, flagLast), nil)
+	return [2][]byte{one.Bytes(), two.Bytes()}
+}
+
+func TestDestinationTakesGoodChannels(t *testing.T) {
+	target := serveChannels(t, endOfControl(), goodChannels(t))
+	if !target.started {
+		t.Fatal("the guest was not started")
+	}
+	if a, b := target.mem[0][4*PageSize], target.mem[1][65*PageSize]; a != 'z' || b != 'l' {
+		t.Errorf("packed pages begin with %q and %q", a, b)
+	}
+}
+
+// Cut anywhere, a data channel ends the migration, and nothing runs.
+func TestDestinationRunsNothingOfACutChannel(t *testing.T) {
+	good := goodChannels(t)
+	for which := range good {
+		for n := 0; n < len(good[which]); n += 1 + n/16 {
+			cut := good
+			cut[which] = cut[which][:n]
+			if serveChannels(t, endOfControl(), cut).started {
+				t.Fatalf("a guest runs after %d of %d bytes of channel %d", n, len(good[which]), which+1)
+			}
+		}
+	}
+}
+
+// FuzzDataChannel feeds a destination what a hostile source may send by a data
+// channel, while the other ends as it should.
+func FuzzDataChannel(f *testing.F) {
+	good := goodChannels(f)
+	f.Add(good[0])
+	f.Add(good[1])
+	f.Add(new(stream).frame(round(0, 0), nil).frame(round(1, flagLast), nil).Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		serveChannels(t, endOfControl(), [2][]byte{in, new(stream).frame(round(0, flagLast), nil).Bytes()})
+	})
+}
+
+// FuzzUnpack feeds the decompressors: what comes out has the length that was
+// announced, or is an error, and no more than that is allocated for it.
+func FuzzUnpack(f *testing.F) {
+	for _, c := range []Compression{CompressZstd, CompressLZ4} {
+		h, b := packedFrame(f, c, 3, 'x')
+		f.Add(h.flags, b[16:], uint16(3))
+		f.Add(h.flags, b[16:], uint16(2))
+	}
+	f.Fuzz(func(t *testing.T, codec uint8, packed []byte, pages uint16) {
+		n := (int(pages)%maxSpan + 1) * PageSize
+		var u unpacker
+		defer u.close()
+		out, err := u.unpack(codec, packed, n)
+		if err == nil && len(out) != n || cap(u.plain) > maxPlain {
+			t.Errorf("%d bytes of %d, room for %d", len(out), n, cap(u.plain))
+		}
+	})
+}
+
+// Spans of every kind of content come out of the unpacker as they went in.
+func TestPackAndUnpack(t *testing.T) {
+	for _, c := range []Compression{CompressZstd, CompressLZ4} {
+		p, err := newPacker(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		span := make([]byte, maxPlain)
+		for i := range span {
+			span[i] = byte(i >> 5)
+		}
+		all := make([]uint64, maxSpan/64)
+		for i := range all {
+			all[i] = 0xf0f0f0f0f0f0f0f0 | uint64(i)
+		}
+		for _, data := range [][]uint64{{1}, {3}, {1 << 63}, all} {
+			var want []byte
+			forRuns(data, func(start, end int) { want = append(want, span[start*PageSize:end*PageSize]...) })
+			packed, err := p.pack(span, data)
+			if err != nil || packed == nil {
+				t.Fatalf("%s: %d bytes became %d, %v", c, len(want), len(packed), err)
+			}
+			var u unpacker
+			got, err := u.unpack(p.codec, packed, len(want))
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s: %d bytes are not the same afterwards (%v)", c, len(want), err)
+			}
+			u.close()
+		}
+		noise := make([]byte, 64*PageSize)
+		state := uint64(1)
+		for i := range noise {
+			state ^= state << 13
+			state ^= state >> 7
+			state ^= state << 17
+			noise[i] = byte(state)
+		}
+		if packed, err := p.pack(noise, []uint64{^uint64(0)}); packed != nil || err != nil {
+			t.Errorf("%s: noise became %d bytes, %v", c, len(packed), err)
+		}
+	}
+}
+
+// Neither end allocates for a span.
+func TestSpansAllocateNothing(t *testing.T) {
+	src := &heapTarget{t: t, mem: [2][]byte{bytes.Repeat([]byte{5}, 70*PageSize), make([]byte, 66*PageSize)}}
+	for _, c := range []Compression{CompressNone, CompressLZ4} {
+		l := &link{data: []*conn{newConn(byteConn{bytes.NewReader(nil)}, 0, 0)}}
+		log := &toySource{heapTarget: *src}
+		tr, err := NewTracker(src.Slots(), log, 18)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := newSender(src, tr, l, &meter{}, Options{Compression: c}.withDefaults())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := s.workers[0]
+		for i := range w.picked {
+			w.picked[i] = ^uint64(0)
+		}
+		w.picked[1] = 0x3f
+		if n := testing.AllocsPerRun(20, func() {
+			if _, err := w.sendSpan(context.Background(), 0, 0, 70); err != nil {
+				t.Fatal(err)
+			}
+		}); n > 1 { // a connection that is no socket makes one of its own
+			t.Errorf("%s: %v allocations for a span", c, n)
+		}
+	}
+	for _, c := range []Compression{CompressNone, CompressLZ4, CompressZstd} {
+		h, payload := header{typ: framePages, count: 3}, pagesPayload(3, 7, 0)
+		if c != CompressNone {
+			h, payload = packedFrame(t, c, 3, 'x')
+		}
+		h.length = uint32(len(payload))
+		s := newSession(sessionID{1}, newConn(byteConn{bytes.NewReader(nil)}, 0, 0), helloOK{Features: knownFeatures}, 0)
+		s.slots = src.Slots()
+		in := &inlet{session: s}
+		reader := bytes.NewReader(payload)
+		in.conn = newConn(byteConn{reader}, 0, 0)
+		if n := testing.AllocsPerRun(20, func() {
+			_, _ = reader.Seek(0, io.SeekStart)
+			if err := in.apply(src, h); err != nil {
+				t.Fatal(err)
+			}
+		}); n > 0 {
+			t.Errorf("%s: %v allocations for a frame at the destination", c, n)
+		}
+	}
+}

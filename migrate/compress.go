@@ -1,0 +1,178 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+)
+
+// Compression is what the content of pages is compressed with on its way. It
+// pays where the link is slower than a processor compresses.
+type Compression string
+
+// The compressions.
+const (
+	CompressNone Compression = "none"
+	// CompressZstd is Zstandard (RFC 8878) at its fastest level.
+	CompressZstd Compression = "zstd"
+	// CompressLZ4 is LZ4's block format: less compression, less work.
+	CompressLZ4 Compression = "lz4"
+)
+
+// ParseCompression reads a compression's name.
+func ParseCompression(s string) (Compression, error) {
+	switch c := Compression(s); c {
+	case CompressNone, CompressZstd, CompressLZ4:
+		return c, nil
+	}
+	return "", fmt.Errorf("compression %.80q: use %s, %s or %s", s, CompressNone, CompressZstd, CompressLZ4)
+}
+
+// feature is what the destination must grant.
+func (c Compression) feature() uint32 {
+	switch c {
+	case CompressZstd:
+		return featureZstd
+	case CompressLZ4:
+		return featureLZ4
+	}
+	return 0
+}
+
+// Codecs, in the flags of a PACKED frame.
+const (
+	codecZstd uint8 = 1
+	codecLZ4  uint8 = 2
+)
+
+// codecFeature is what must have been agreed on for a codec; 0: there is no
+// such codec.
+func codecFeature(codec uint8) uint32 {
+	switch codec {
+	case codecZstd:
+		return featureZstd
+	case codecLZ4:
+		return featureLZ4
+	}
+	return 0
+}
+
+// maxPlain is the most bytes that one PACKED frame stands for.
+const maxPlain = maxSpan * PageSize
+
+// packer compresses the data pages of spans. It belongs to one goroutine.
+type packer struct {
+	codec  uint8
+	plain  []byte
+	packed []byte
+	zstd   *zstd.Encoder
+	lz4    lz4.Compressor
+}
+
+func newPacker(c Compression) (*packer, error) {
+	p := &packer{plain: make([]byte, 0, maxPlain), packed: make([]byte, maxPlain)}
+	switch c {
+	case CompressLZ4:
+		p.codec = codecLZ4
+	case CompressZstd:
+		p.codec = codecZstd
+		var err error
+		// The destination counts and TCP checks: no checksum. Frames are
+		// short: a window of their length is all that can be used.
+		p.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxPlain))
+		if err != nil {
+			return nil, fmt.Errorf("prepare zstd: %w", err)
+		}
+	default:
+		return nil, fmt.Errorf("prepare compression %q: there is none", c)
+	}
+	return p, nil
+}
+
+// pack compresses the pages of span whose bit is set in data. It works on a
+// copy: the guest may be writing them, and what a compressor makes of input
+// that changes under it nobody knows. nil means that it did not become shorter.
+func (p *packer) pack(span []byte, data []uint64) ([]byte, error) {
+	p.plain = p.plain[:0]
+	forRuns(data, func(start, end int) {
+		p.plain = append(p.plain, span[start*PageSize:end*PageSize]...)
+	})
+	var packed []byte
+	switch p.codec {
+	case codecZstd:
+		packed = p.zstd.EncodeAll(p.plain, p.packed[:0])
+	case codecLZ4:
+		// What does not fit is not worth it: 0 bytes, or ErrInvalidSourceShortBuffer.
+		n, err := p.lz4.CompressBlock(p.plain, p.packed[:len(p.plain)-1])
+		if err != nil && !errors.Is(err, lz4.ErrInvalidSourceShortBuffer) {
+			return nil, fmt.Errorf("compress %d bytes by LZ4: %w", len(p.plain), err)
+		}
+		packed = p.packed[:n]
+	}
+	if len(packed) == 0 || len(packed) >= len(p.plain) {
+		return nil, nil
+	}
+	return packed, nil
+}
+
+// unpacker decompresses PACKED frames. It belongs to one goroutine.
+type unpacker struct {
+	plain  []byte
+	packed []byte
+	zstd   *zstd.Decoder
+}
+
+// room returns where to read the n bytes of a packed span.
+func (u *unpacker) room(n int) []byte {
+	if cap(u.packed) < n {
+		u.packed = make([]byte, n)
+	}
+	return u.packed[:n]
+}
+
+// unpack decompresses what room was filled with. The result must have exactly
+// n bytes, at most maxPlain: no more is ever allocated, whatever the packed
+// bytes say of themselves.
+func (u *unpacker) unpack(codec uint8, packed []byte, n int) ([]byte, error) {
+	if cap(u.plain) < n {
+		u.plain = make([]byte, 0, n)
+	}
+	var got int
+	switch codec {
+	case codecZstd:
+		if u.zstd == nil {
+			d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxPlain),
+				zstd.WithDecoderMaxWindow(maxPlain), zstd.WithDecodeAllCapLimit(true))
+			if err != nil {
+				return nil, fmt.Errorf("prepare zstd: %w", err)
+			}
+			u.zstd = d
+		}
+		out, err := u.zstd.DecodeAll(packed, u.plain[:0:n])
+		if err != nil {
+			return nil, fmt.Errorf("%w: PACKED by zstd: %v", ErrProtocol, err)
+		}
+		got = len(out)
+	case codecLZ4:
+		var err error
+		if got, err = lz4.UncompressBlock(packed, u.plain[:n:n]); err != nil {
+			return nil, fmt.Errorf("%w: PACKED by LZ4: %v", ErrProtocol, err)
+		}
+	default:
+		return nil, fmt.Errorf("%w: PACKED by codec %d", ErrProtocol, codec)
+	}
+	if got != n {
+		return nil, fmt.Errorf("%w: PACKED of %d bytes, its bitmaps ask for %d", ErrProtocol, got, n)
+	}
+	return u.plain[:n], nil
+}
+
+// close frees the decoder.
+func (u *unpacker) close() {
+	if u.zstd != nil {
+		u.zstd.Close()
+	}
+}

@@ -1,0 +1,135 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// The CBOR messages. Fields may be added; unknown ones are ignored.
+type (
+	helloOK struct {
+		Version  uint16 `cbor:"version"`
+		Features uint32 `cbor:"features"`
+		Channels uint16 `cbor:"channels,omitempty"` // data connections; version 2
+	}
+	refused struct {
+		Reasons []string `cbor:"reasons"`
+	}
+	reason struct {
+		Reason string `cbor:"reason"`
+	}
+	// tookMsg is the payload of PREPARED and RUNNING: how long the loading of
+	// the state, or the start, took. Older peers send none.
+	tookMsg struct {
+		Microseconds uint64 `cbor:"us"`
+	}
+	verdictMsg struct {
+		Verdict string `cbor:"verdict"`
+	}
+)
+
+// Verdicts of a destination on a session.
+const (
+	verdictUnknown = "unknown" // never heard of it, or forgotten: says nothing
+	verdictRunning = "running"
+	verdictAborted = "aborted"
+)
+
+var controlDecoder = func() cbor.DecMode {
+	m, err := cbor.DecOptions{
+		MaxNestedLevels: 4, MaxArrayElements: 256, MaxMapPairs: 64,
+		IndefLength: cbor.IndefLengthForbidden, UTF8: cbor.UTF8RejectInvalid,
+	}.DecMode()
+	if err != nil {
+		panic(err) // constant options
+	}
+	return m
+}()
+
+func decodeControl(t frameType, b []byte, v any) error {
+	if err := controlDecoder.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %v: %v", ErrProtocol, t, err)
+	}
+	return nil
+}
+
+// decodeTook returns the milliseconds of a PREPARED or RUNNING; 0 if the peer
+// does not say.
+func decodeTook(r reply) (ms float64, err error) {
+	if len(r.payload) == 0 {
+		return 0, nil
+	}
+	var took tookMsg
+	err = decodeControl(r.typ, r.payload, &took)
+	return float64(took.Microseconds) / 1000, err
+}
+
+// clip bounds and cleans text for, or from, the peer: it ends up in one line
+// of a terminal.
+func clip(s string) string {
+	out := make([]rune, 0, min(len(s), maxReason))
+	for _, r := range s {
+		if len(out) == maxReason {
+			return string(out) + "…"
+		}
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			r = ' '
+		}
+		out = append(out, r)
+	}
+	return string(out)
+}
+
+// reasonsOf turns an error into what a refusal lists: the members of a joined
+// error one by one.
+func reasonsOf(err error) []string {
+	var list []string
+	var walk func(error)
+	walk = func(e error) {
+		if len(list) == maxReasons {
+			return
+		}
+		if j, ok := e.(interface{ Unwrap() []error }); ok {
+			for _, m := range j.Unwrap() {
+				walk(m)
+			}
+			return
+		}
+		list = append(list, clip(e.Error()))
+	}
+	walk(err)
+	return list
+}
+
+// refusal turns a peer's list back into one error.
+func refusal(reasons []string) error {
+	if len(reasons) == 0 {
+		return fmt.Errorf("%w without a reason", ErrRefused)
+	}
+	errs := make([]error, 0, len(reasons))
+	for _, r := range reasons[:min(len(reasons), maxReasons)] {
+		errs = append(errs, errors.New(clip(r)))
+	}
+	return &RefusedError{Reasons: errs}
+}
+
+// RefusedError lists every incompatibility that the destination found. It
+// matches [ErrRefused].
+type RefusedError struct{ Reasons []error }
+
+// Error joins the reasons into one line.
+func (e *RefusedError) Error() string {
+	s := ErrRefused.Error() + ": "
+	for i, r := range e.Reasons {
+		if i > 0 {
+			s += "; "
+		}
+		s += r.Error()
+	}
+	return s
+}
+
+// Is makes errors.Is(err, ErrRefused) true.
+func (e *RefusedError) Is(target error) bool { return target == ErrRefused }

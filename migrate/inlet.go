@@ -1,0 +1,228 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"syscall"
+	"time"
+)
+
+// inlet is one connection that pages come by, and what it takes to put them
+// into memory. One goroutine serves it.
+type inlet struct {
+	conn    *conn
+	session *session
+	number  int // from 1
+
+	meta     spanMeta
+	iov      [][]byte
+	unpacker unpacker
+}
+
+// roundWait is the barrier that ends a round: nothing of what follows it is read
+// from any channel before all that precedes it has landed. So a page that is
+// sent again lands after its older content, whatever channels the two took.
+type roundWait struct {
+	number uint64
+	quiet  bool          // nothing is confirmed
+	open   chan struct{} // closed when the last channel has arrived
+}
+
+// join takes a data connection into the session.
+func (s *session) join(number int, c *conn) (*inlet, error) {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	switch {
+	case s.ended:
+		return nil, fmt.Errorf("%w: data channel %d of session %v, which has ended", ErrProtocol, number, s.id)
+	case number < 1 || number > len(s.inlets):
+		return nil, fmt.Errorf("%w: data channel %d, the session has %d", ErrProtocol, number, len(s.inlets))
+	case s.inlets[number-1] != nil:
+		return nil, fmt.Errorf("%w: data channel %d is connected already", ErrProtocol, number)
+	}
+	in := &inlet{conn: c, session: s, number: number}
+	c.life = s.life
+	s.inlets[number-1] = in
+	s.lanes.Add(1)
+	if s.missing--; s.missing == 0 {
+		close(s.all)
+	}
+	return in, nil
+}
+
+// awaitChannels waits until all data connections have come.
+func (s *session) awaitChannels(ctx context.Context) error {
+	t := time.NewTimer(s.timeout)
+	defer t.Stop()
+	select {
+	case <-s.all:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+	}
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	return fmt.Errorf("%d of %d data channels did not come within %v", s.missing, len(s.inlets), s.timeout)
+}
+
+// serve takes what comes by a data connection until its last ROUND, or the
+// session's end.
+func (in *inlet) serve() {
+	s := in.session
+	defer s.lanes.Done()
+	defer in.unpacker.close()
+	select {
+	case <-s.ready:
+	case <-s.over:
+		return
+	}
+	if err := in.receive(s.machine()); err != nil {
+		s.fail(fmt.Errorf("data channel %d: %w", in.number, lost(err)), isLoss(err))
+	}
+}
+
+func (in *inlet) receive(target Target) error {
+	for {
+		f, err := in.conn.readHeader()
+		if err != nil {
+			return err
+		}
+		switch {
+		case f.typ == framePages, f.typ == framePacked:
+			err = in.apply(target, f)
+		case f.typ == frameRound && f.length == 0 && f.flags == flagLast:
+			return nil
+		case f.typ == frameRound && f.length == 0 && f.flags&^flagQuiet == 0:
+			err = in.session.endRound(f.first, f.flags&flagQuiet != 0)
+		default:
+			err = in.session.unexpected(f, "PAGES, PACKED or ROUND")
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// endRound returns when the ROUND of every channel has come; the last one
+// confirms it to the source.
+func (s *session) endRound(number uint64, quiet bool) error {
+	s.dataMu.Lock()
+	if s.arrived == 0 {
+		s.round = roundWait{number: number, quiet: quiet, open: make(chan struct{})}
+	}
+	round := s.round
+	if round.number != number || round.quiet != quiet {
+		s.dataMu.Unlock()
+		return fmt.Errorf("%w: ROUND %d by one channel, %d by another", ErrProtocol, number, round.number)
+	}
+	s.arrived++
+	last := s.arrived == len(s.inlets)
+	if last {
+		s.arrived = 0
+	}
+	s.dataMu.Unlock()
+	if last {
+		var err error
+		if !quiet {
+			err = s.echo(number)
+		}
+		close(round.open)
+		return err
+	}
+	t := time.NewTicker(s.timeout)
+	defer t.Stop()
+	for {
+		select {
+		case <-round.open:
+			return nil
+		case <-s.over:
+			return errOver
+		case <-t.C:
+			// The other channels are on their way here, or dead.
+			if s.life.idle() >= s.timeout {
+				return fmt.Errorf("round %d did not end by every channel: the peer has been silent for %v", number, s.timeout)
+			}
+		}
+	}
+}
+
+var errOver = errors.New("the session has ended")
+
+// isLoss says that a connection broke, which has its reason elsewhere.
+func isLoss(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, errOver)
+}
+
+// fail ends the session because a channel failed. If its connection was lost,
+// the source may be about to say why by that of control: it gets a moment.
+func (s *session) fail(err error, loss bool) {
+	s.dataMu.Lock()
+	first := s.failure == nil && !s.ended
+	if first {
+		s.failure = err
+	}
+	s.dataMu.Unlock()
+	if !first {
+		return
+	}
+	end := func() {
+		s.conn.interrupt(err)
+		s.stopChannels()
+	}
+	if !loss {
+		end()
+		return
+	}
+	time.AfterFunc(reasonGrace, func() {
+		select {
+		case <-s.over:
+		default:
+			end()
+		}
+	})
+}
+
+// landed waits until nothing more comes by the data connections.
+func (s *session) landed() error {
+	s.lanes.Wait()
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	return s.failure
+}
+
+// stopChannels ends what comes by the data connections.
+func (s *session) stopChannels() {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	if !s.ended {
+		s.ended = true
+		close(s.over)
+	}
+	for _, in := range s.inlets {
+		if in != nil {
+			in.conn.Close()
+		}
+	}
+}
+
+// endChannels is stopChannels, and waits: afterwards nothing writes to memory.
+func (s *session) endChannels() {
+	s.stopChannels()
+	s.lanes.Wait()
+}
+
+// received is the number of bytes that came in on all connections.
+func (s *session) received() uint64 {
+	n := s.conn.received.Load()
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	for _, in := range s.inlets {
+		if in != nil {
+			n += in.conn.received.Load()
+		}
+	}
+	return n
+}

@@ -1,0 +1,43 @@
+package migrate
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// limiter spreads bytes over time, those of all channels together. A nil
+// limiter does not.
+type limiter struct {
+	rate uint64 // bytes a second
+
+	mu   sync.Mutex // guards next
+	next time.Time
+}
+
+// reserve books n bytes and returns when their time is over.
+func (l *limiter) reserve(n uint64) time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.next.Before(now) {
+		l.next = now
+	}
+	l.next = l.next.Add(time.Duration(float64(n) / float64(l.rate) * float64(time.Second)))
+	return l.next
+}
+
+// wait returns when n bytes more have had their time.
+func (l *limiter) wait(ctx context.Context, n uint64) error {
+	if l == nil || n == 0 {
+		return nil
+	}
+	t := time.NewTimer(time.Until(l.reserve(n)))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

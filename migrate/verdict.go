@@ -1,0 +1,72 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+)
+
+func (s *session) prepared() {
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	s.state = statePrepared
+}
+
+// commit takes the right to run. An error means that it was not taken and
+// never will be.
+func (s *session) commit() error {
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	switch s.state {
+	case stateRunning:
+		return nil // a query came first
+	case statePrepared:
+	default:
+		return errors.New("the right to run was given up before COMMIT came")
+	}
+	if err := s.target.Start(s.paused); err != nil {
+		s.state = stateAborted
+		return fmt.Errorf("start the guest: %w", err)
+	}
+	s.state = stateRunning
+	return nil
+}
+
+// queried answers a query. A source asks only after COMMIT has left it, so for
+// a session that is prepared the question is the COMMIT that did not arrive.
+func (s *session) queried() string {
+	if s.isState(statePrepared) {
+		_ = s.commit() // the state says how it went
+		s.conn.Close() // wake the reader that waits for COMMIT
+	}
+	switch {
+	case s.isState(stateRunning):
+		return verdictRunning
+	case s.isState(stateAborted):
+		return verdictAborted
+	}
+	return verdictUnknown
+}
+
+func (s *session) isState(want sessionState) bool {
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	return s.state == want
+}
+
+// finish ends the session: the machine that runs, or nil after the abort has
+// become final and the machine was discarded. Nothing is written to its memory
+// any more by then.
+func (s *session) finish() Target {
+	s.endChannels()
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	if s.state == stateRunning {
+		return s.target
+	}
+	s.state = stateAborted
+	if s.target != nil {
+		_ = s.target.Discard() // it never ran; its memory goes with the process at worst
+		s.target = nil
+	}
+	return nil
+}
