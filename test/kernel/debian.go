@@ -9,17 +9,50 @@ import (
 	"strings"
 )
 
+// CloudKernel is Debian's package of the kernel of its cloud images: made for
+// guests, its drivers modules.
+const CloudKernel = "linux-image-cloud-amd64"
+
 // DebianKernel returns the path of the kernel of Debian's cloud images, a
 // bzImage, from the package linux-image-cloud-amd64. apt fetches it into the
 // user's cache once; it need not be installed.
 func DebianKernel() (string, error) {
-	return fromDebian("vmlinuz-cloud-amd64",
-		`$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)`, "boot/vmlinuz-*")
+	return fromDebian("vmlinuz-cloud-amd64", behind(CloudKernel), "boot/vmlinuz-*")
+}
+
+// Busybox returns the path of a static busybox with all its applets, from the
+// package busybox-static.
+func Busybox() (string, error) {
+	return fromDebian("busybox", "busybox-static", "*bin/busybox")
+}
+
+// behind is the package that a package stands for and depends on, as the
+// shell takes it: linux-image-amd64 is always the newest linux-image-VERSION-amd64.
+func behind(pkg string) string {
+	return `$(apt-cache depends ` + pkg + ` | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)`
 }
 
 // fromDebian returns the path of name in the cache. If it is not there, it is
 // the one file of a package, both given as the shell takes them.
 func fromDebian(name, pkg, file string) (string, error) {
+	return inCache(name, func(tmp string) (string, error) {
+		if err := unpackDebian(tmp, pkg); err != nil {
+			return "", err
+		}
+		found, err := filesBelow(filepath.Join(tmp, "x"), file)
+		if err == nil && len(found) != 1 {
+			err = fmt.Errorf("%s has %d files %s, not one", pkg, len(found), file)
+		}
+		if err != nil {
+			return "", err
+		}
+		return found[0], nil
+	})
+}
+
+// inCache returns the path of name in the user's cache. If it is not there,
+// fetch makes it, a file or directory, below a directory for the purpose.
+func inCache(name string, fetch func(tmp string) (path string, err error)) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		cache = "/var/cache"
@@ -37,11 +70,51 @@ func fromDebian(name, pkg, file string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	// The rename makes a file of two tests at once whole in both.
-	cmd := exec.Command("sh", "-ec", "apt-get download "+pkg+"; dpkg-deb -x *.deb x; mv x/"+file+" ../"+name)
-	cmd.Dir = tmp
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("fetch %s from Debian (run apt-get update?): %w: %s", name, err, strings.TrimSpace(string(out)))
+	made, err := fetch(tmp)
+	if err != nil {
+		return "", fmt.Errorf("fetch %s from Debian (run apt-get update?): %w", name, err)
+	}
+	// The rename makes what two tests fetch at once whole in both; for a
+	// directory, the second finds the first one's.
+	if err := os.Rename(made, path); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", err
 	}
 	return path, nil
+}
+
+// unpackDebian fetches a package, given as the shell takes it, and unpacks it
+// into dir/x.
+func unpackDebian(dir, pkg string) error {
+	cmd := exec.Command("sh", "-ec", "apt-get download "+pkg+"; dpkg-deb -x *.deb x; rm *.deb")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("apt-get download %s: %w: %s", pkg, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// filesBelow are the files below dir whose path relative to it matches; a
+// pattern's * stands for a / too if it comes first.
+func filesBelow(dir, pattern string) (found []string, err error) {
+	end, anywhere := strings.CutPrefix(pattern, "*")
+	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		matches := anywhere && strings.HasSuffix(rel, end)
+		if !anywhere {
+			if matches, err = filepath.Match(pattern, rel); err != nil {
+				return err
+			}
+		}
+		if matches {
+			found = append(found, path)
+		}
+		return nil
+	})
+	return found, err
 }
