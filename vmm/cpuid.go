@@ -12,6 +12,7 @@ import (
 const (
 	leafVendor       = 0x0
 	leafFeatures     = 0x1
+	leafDescriptors  = 0x2
 	leafCaches       = 0x4
 	leafPower        = 0x6
 	leafExtended     = 0x7
@@ -22,8 +23,13 @@ const (
 	leafTiles        = 0x1d
 	leafTileMultiply = 0x1e
 	leafTopologyV2   = 0x1f
+	leafKVM          = 0x40000000
 	leafKVMFeatures  = 0x40000001
+	leafExtendedMax  = 0x80000000
 	leafAMDFeatures  = 0x80000001
+	leafBrand        = 0x80000002 // to 0x80000004
+	leafAMDCaches1   = 0x80000005
+	leafAMDCaches2   = 0x80000006
 	leafAMDPower     = 0x80000007
 	leafAMDSizes     = 0x80000008
 	leafSVM          = 0x8000000a

@@ -17,6 +17,7 @@ import (
 type Config struct {
 	Name    string         // "": vm
 	CPUs    int            // 0: 1
+	CPU     string         // the processor, one of CPUModels; "": CPUHost
 	Memory  uint64         // bytes; 0: 256 MiB
 	Backing memory.Backing // "": memory.DefaultBacking
 	// Kernel is an ELF file with a PVH entry, or a bzImage. nil: the demo guest
@@ -86,6 +87,10 @@ func defaultCmdline(c *Config) string {
 // host.
 func NewSpec(c Config) (spec Spec, err error) {
 	c = c.withDefaults()
+	model, err := baselineOf(c.CPU)
+	if err != nil {
+		return spec, err
+	}
 	sys, err := kvm.Open()
 	if err != nil {
 		return spec, err
@@ -94,6 +99,11 @@ func NewSpec(c Config) (spec Spec, err error) {
 	cpuid, err := supportedCPUID(sys)
 	if err != nil {
 		return spec, err
+	}
+	if model != nil {
+		if cpuid, err = model.cpuid(cpuid, c.Memory); err != nil {
+			return spec, err
+		}
 	}
 	spec = Spec{Version: SpecVersion, Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
 		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack, Devices: c.Devices, CPUID: cpuid}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +22,7 @@ type runFlags struct {
 	noUnpack bool
 	cmdline  string
 	cpus     int
+	cpu      string
 	memory   sizeFlag
 	backing  string
 }
@@ -59,6 +62,7 @@ On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	flags.BoolVar(&f.noUnpack, "no-unpack", false, "let a bzImage unpack itself in the guest")
 	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line, instead of console=ttyS0 and, with --disk and no --initrd, root=/dev/vda; the demo guest takes `WORDS`, see help there")
 	flags.IntVar(&f.cpus, "cpus", 1, "`N` vCPUs")
+	flags.StringVar(&f.cpu, "cpu", vmm.CPUHost, "the guest's processor: this host's, or a baseline that others have as well, `MODEL` "+strings.Join(vmm.CPUModels()[1:], " or "))
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
 	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
 	return cmd
@@ -72,6 +76,10 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 		err = fmt.Errorf("--memory-backing: %w", err)
 	case f.cpus < 1:
 		err = fmt.Errorf("--cpus %d: at least 1 is needed", f.cpus)
+	case f.cpus > vmm.MaxCPUs:
+		err = fmt.Errorf("--cpus %d: %d are possible", f.cpus, vmm.MaxCPUs)
+	case !slices.Contains(vmm.CPUModels(), f.cpu):
+		err = fmt.Errorf("--cpu %q: %s are known", f.cpu, strings.Join(vmm.CPUModels(), ", "))
 	case f.kernel == "" && (f.initrd != "" || f.noUnpack):
 		err = fmt.Errorf("--initrd and --no-unpack are for a --kernel")
 	case f.memory < memory.MinSize || f.memory > memory.MaxSize || f.memory%memory.PageSize != 0:
@@ -86,7 +94,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	if err != nil {
 		return vmm.Config{}, usagef(cmd, "%v", err)
 	}
-	return vmm.Config{CPUs: f.cpus, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
+	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
 		NoUnpack: f.noUnpack, Devices: devices}, nil
 }
 

@@ -10,7 +10,7 @@ import (
 // CPUs, its IOAPIC and the pin of every ISA interrupt.
 func TestMPTable(t *testing.T) {
 	le := binary.LittleEndian
-	for _, cpus := range []int{1, 2, 8, 15, 16, 254} {
+	for _, cpus := range []int{1, 2, 8, 15, 16, 32, 254} {
 		t.Run(fmt.Sprint(cpus), func(t *testing.T) {
 			m := newMemory(t, 1<<20)
 			if err := WriteMPTable(m, cpus); err != nil {
