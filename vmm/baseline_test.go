@@ -285,8 +285,6 @@ func TestBaselinesRun(t *testing.T) {
 				return
 			}
 			check(t, err)
-			r := run(t, vm, con)
-			con.await(t, "B")
 			set := vm.machine.spec.CPUID
 			got, err := vm.machine.vcpus[1].kvm.GetCPUID2()
 			check(t, err)
@@ -295,6 +293,8 @@ func TestBaselinesRun(t *testing.T) {
 			} else if e := leafOf(got, leafTopology, 1); model != CPUHost && (e.Edx != 1 || e.Ebx != 2) {
 				t.Errorf("topology of vCPU 1: %+v", e)
 			}
+			r := run(t, vm, con)
+			con.await(t, "B")
 			next := receiving(t, ReceiveConfig{})
 			if res := r.migrateTo(t, next.Addr().String()); res.Status != "completed" {
 				t.Fatalf("%+v", res)
@@ -326,6 +326,7 @@ func Test32VCPUs(t *testing.T) {
 			t.Fatalf("%d of %d have woken", word(t, m, apCountAt), cpus-1)
 		}
 	}
+	check(t, m.Pause())
 	for id := range uint32(cpus) {
 		lapic, err := m.vcpus[id].kvm.GetLAPIC()
 		check(t, err)
@@ -333,7 +334,6 @@ func Test32VCPUs(t *testing.T) {
 			t.Errorf("vCPU %d has APIC id %d", id, got)
 		}
 	}
-	check(t, m.Pause())
 }
 
 func ExampleCPUModels() {
