@@ -222,6 +222,7 @@ func TestSetBalloon(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	is(next, 2<<20)
+	vm.ends(t, Migrated, "")
 	refused(t, vm.SetBalloon(0), "moved away")
 
 	bare := obeying(t)

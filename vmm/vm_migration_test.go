@@ -31,7 +31,7 @@ func receiving(t *testing.T, cfg ReceiveConfig) *ran {
 // migrateTo moves a guest and returns how that went.
 func (r *ran) migrateTo(t *testing.T, addr string) migrate.Result {
 	t.Helper()
-	m, err := r.StartMigration(addr, migrate.Options{VerifyPages: true})
+	m, err := r.StartMigration(addr, migrate.Options{VerifyPages: true, DowntimeLimit: patience})
 	check(t, err)
 	return result(t, m)
 }
@@ -343,7 +343,7 @@ func unknownHandoff(t *testing.T) (src, dst *ran, m *migrate.Migration, p *cutAt
 	src = obeying(t)
 	dst = receiving(t, ReceiveConfig{})
 	p = newCut(t, dst.Addr().String())
-	m, err := src.StartMigration(p.ln.Addr().String(), migrate.Options{})
+	m, err := src.StartMigration(p.ln.Addr().String(), migrate.Options{DowntimeLimit: patience})
 	check(t, err)
 	for deadline := within(t); src.Info().State != StateHandoffUnknown; time.Sleep(time.Millisecond) {
 		if deadline.Err() != nil {
