@@ -85,10 +85,7 @@ func TestIRQChip(t *testing.T) {
 
 func TestPIT2(t *testing.T) {
 	vm := newVM(t)
-	if err := vm.CreatePIT2(PITSpeakerDummy); err == nil {
-		t.Error("a PIT without interrupt chips")
-	}
-	check(t, vm.CreateIRQChip())
+	check(t, vm.CreateIRQChip()) // Linux 6.1 makes a PIT without it, later ones refuse
 	check(t, vm.CreatePIT2(PITSpeakerDummy))
 	state := must(vm.GetPIT2())(t)
 	state.Channels[0].Count, state.Channels[0].Mode = 0x1234, 2
