@@ -27,15 +27,34 @@ type roundSample struct {
 	d     time.Duration
 }
 
+// What a round must have moved for its throughput to be that of the link, and
+// not of how long a goroutine waits for its turn on a busy host: so many bytes,
+// or so many if it took long.
+const (
+	significantBytes = 1 << 20
+	slowBytes        = 64 << 10
+)
+
+// tells says whether a round's throughput is worth believing.
+func (s roundSample) tells() bool {
+	return s.bytes >= significantBytes || s.bytes >= slowBytes && s.d >= windowTime
+}
+
+// add returns the sum of s and others.
+func (s roundSample) add(others []roundSample) roundSample {
+	for _, o := range others {
+		s.bytes += o.bytes
+		s.d += o.d
+	}
+	return s
+}
+
 // The window is as short as it can be without its figure being noise: it ends
 // where the rounds in it have moved so much or lasted so long.
 const (
 	windowBytes = 8 << 20
 	windowTime  = 250 * time.Millisecond
 )
-
-// maxWindow bounds the rounds that are kept, since some move nothing.
-const maxWindow = 64
 
 // switchCost is what a stop takes besides the pages.
 type switchCost struct {
@@ -63,13 +82,20 @@ func (e *estimator) echoed(d time.Duration) { e.rtt = min(e.rtt, d) }
 // round takes a round's measure. A round trip of it moved nothing: it must not
 // make the rounds of a guest that hardly writes look like a slow link.
 func (e *estimator) round(bytes uint64, d time.Duration) {
-	d -= min(d, e.rtt)
 	e.surge /= 2
 	e.holdOff = max(0, e.holdOff-1)
-	e.window = append(e.window, roundSample{bytes, d})
-	if len(e.window) > maxWindow {
-		e.window = slices.Delete(e.window, 1, 2) // the first may be the only one that says something
+	d -= min(d, e.rtt)
+	sample := roundSample{bytes, d}
+	if !sample.tells() {
+		if len(e.window) == 0 || !e.window[0].tells() { // better than nothing
+			e.window = append(e.window[:0], sample.add(e.window))
+		}
+		return
 	}
+	if len(e.window) > 0 && !e.window[0].tells() {
+		e.window = e.window[:0]
+	}
+	e.window = append(e.window, sample)
 	var sum roundSample
 	for i, s := range slices.Backward(e.window) {
 		sum.bytes += s.bytes
@@ -84,11 +110,7 @@ func (e *estimator) round(bytes uint64, d time.Duration) {
 // throughput is bytes of page content a second over the window, 0 if nothing
 // has been moved yet.
 func (e *estimator) throughput() float64 {
-	var sum roundSample
-	for _, s := range e.window {
-		sum.bytes += s.bytes
-		sum.d += s.d
-	}
+	sum := roundSample{}.add(e.window)
 	return float64(sum.bytes) / max(sum.d.Seconds(), 1e-6)
 }
 

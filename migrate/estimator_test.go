@@ -37,8 +37,13 @@ func TestThroughputIsOfTheLastRounds(t *testing.T) {
 	if got := e.throughput(); got <= 0 {
 		t.Errorf("%.1f after rounds without pages", got)
 	}
-	if len(e.window) > maxWindow {
+	if len(e.window) > windowBytes/significantBytes {
 		t.Errorf("the window has %d rounds", len(e.window))
+	}
+	// A link that has become slow is noticed, if little is sent over it.
+	e.round(100<<10, time.Second)
+	if got := e.throughput() / (1 << 10); got != 100 {
+		t.Errorf("%.1f KiB/s over a slow link", got)
 	}
 }
 
@@ -50,6 +55,7 @@ func TestIdleRoundsAreNoSlowLink(t *testing.T) {
 	for range 200 {
 		e.echoed(10 * time.Millisecond)
 		e.round(PageSize, 11*time.Millisecond)
+		e.round(2*PageSize, 400*time.Millisecond) // a host that is busy
 	}
 	if got := e.downtime(1); got > 100*time.Millisecond {
 		t.Errorf("a stop with one page left is estimated at %v", got)
@@ -82,6 +88,10 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	}
 	for range 20 {
 		e.round(1<<20, 10*time.Millisecond)
+	}
+	e.gaveUp(0, 100, Downtime{}, 0)
+	for range 20 {
+		e.round(PageSize, time.Millisecond) // any round counts
 	}
 	if e.surge != 0 || !e.mayTry(0, time.Hour) {
 		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)
