@@ -262,7 +262,7 @@ func TestHostileChannels(t *testing.T) {
 	for name, s := range map[string]*stream{
 		"STATE on a data channel":  new(stream).frame(header{typ: frameState}, []byte("state")),
 		"COMMIT on a data channel": new(stream).frame(header{typ: frameCommit}, nil),
-		"unknown flag of ROUND":    new(stream).frame(round(0, 2), nil),
+		"unknown flag of ROUND":    new(stream).frame(round(0, 4), nil),
 		"ROUND with a payload":     new(stream).frame(round(0, 0), []byte{1}),
 		"span out of memory":       new(stream).frame(header{typ: framePages, slot: 1, first: 64, count: 3}, pagesPayload(3, 1, 0)),
 		"unknown codec":            new(stream).frame(header{typ: framePacked, flags: 9, count: 1}, append(meta(1), 1, 2, 3)),

@@ -1,59 +1,21 @@
 package test
 
 import (
-	"bufio"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/govmm/govmm/vmm/memory"
 )
 
-// benchMiB is the size of the idle guest's filled memory, and of the raw copy.
-const benchMiB = 2048
-
-// rawRole makes the test binary one end of the raw copy, so that both ends are
-// processes of their own, as they are in a migration.
-const rawRole = "GOVMM_TEST_RAW_TCP"
-
-// BenchmarkMigrateIdle migrates an idle guest whose memory holds 2 GiB that are
-// not zero, and copies as much over raw TCP, turn by turn on loopback. The raw
-// copy has what the migration has: source memory of the same backing that is
-// populated, one connection, large writes, and a receiver whose memory is
-// fresh, so that its page faults count on both sides of the ratio.
-func BenchmarkMigrateIdle(b *testing.B) {
-	needKVM(b)
-	h := newHost(b)
-	src := h.start("run", "m0", "--memory", fmt.Sprintf("%dM", benchMiB+128),
-		"--cmdline", fmt.Sprintf("fill=%dM verify=0 tick=1", benchMiB))
-	src.out.awaitText(b, 0, "filled ")
-	raw := newRawSource(b)
-	var rawRates, moveRates, downtimes []float64
-	n := 0
-	for b.Loop() {
-		rawRates = append(rawRates, raw.copyOnce(b))
-		_, addr := h.receive(fmt.Sprintf("m%d", n+1))
-		r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr)
-		if exit != 0 {
-			b.Fatalf("%+v", r)
-		}
-		n++
-		moveRates = append(moveRates, float64(r.PagesSent*pageSize)/(float64(r.TotalMS)/1000))
-		downtimes = append(downtimes, r.DowntimeMS)
+// Sizes of the benchmarks in MiB; GOVMM_BENCH_MIB takes another for the filled
+// guest.
+func filledMiB() int {
+	if n, err := strconv.Atoi(os.Getenv("GOVMM_BENCH_MIB")); err == nil && n > 0 {
+		return n
 	}
-	rate, base := median(moveRates), median(rawRates)
-	b.ReportMetric(base/1e9, "raw-GB/s")
-	b.ReportMetric(rate/1e9, "migration-GB/s")
-	b.ReportMetric(rate/base, "of-raw-TCP")
-	b.ReportMetric(median(downtimes), "downtime-ms")
-	b.ReportMetric(0, "ns/op") // says nothing: it is both turns
+	return 3072
 }
 
 func median(v []float64) float64 {
@@ -62,143 +24,159 @@ func median(v []float64) float64 {
 	return v[len(v)/2]
 }
 
-// rawSource is the process that sends raw memory, again and again.
-type rawSource struct {
-	in  io.Writer
-	out *bufio.Reader
+// turns collects the durations of several ways to do one thing, turn by turn.
+type turns struct {
+	b     *testing.B
+	names []string
+	took  map[string][]float64
 }
 
-func rawProcess(b *testing.B, role string) (*exec.Cmd, io.WriteCloser, *bufio.Reader) {
-	exe, err := os.Executable()
-	if err != nil {
-		b.Fatal(err)
+func newTurns(b *testing.B) *turns { return &turns{b: b, took: map[string][]float64{}} }
+
+func (t *turns) add(name string, d time.Duration) {
+	if t.took[name] == nil {
+		t.names = append(t.names, name)
 	}
-	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), rawRole+"="+role)
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	return cmd, in, bufio.NewReader(out)
+	t.took[name] = append(t.took[name], d.Seconds())
 }
 
-func newRawSource(b *testing.B) *rawSource {
-	cmd, in, out := rawProcess(b, "send")
-	b.Cleanup(func() {
-		in.Close()
-		_ = cmd.Wait() // it has done its work
-	})
-	if _, err := out.ReadString('\n'); err != nil { // populated
-		b.Fatal(err)
+// ratio reports how many times as fast as base name was, turn by turn, as the
+// median.
+func (t *turns) ratio(name, base, unit string) {
+	var r []float64
+	for i, d := range t.took[name] {
+		r = append(r, t.took[base][i]/d)
 	}
-	return &rawSource{in, out}
+	t.b.ReportMetric(median(r), unit)
 }
 
-// copyOnce sends all to a fresh receiver and returns bytes a second, from
-// dialling to the receiver's word that it has all.
-func (r *rawSource) copyOnce(b *testing.B) float64 {
-	cmd, in, out := rawProcess(b, "receive")
-	defer func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Error(err)
-		}
-	}()
-	addr, err := out.ReadString('\n')
-	if err != nil {
-		b.Fatal(err)
+func (t *turns) report(mib int) {
+	t.b.ReportMetric(0, "ns/op") // says nothing: it is all turns
+	for _, name := range t.names {
+		t.b.Logf("%-16s %6.2f s, %5.2f GB/s (median of %d)", name, median(t.took[name]), float64(mib)*1.048576e-3/median(t.took[name]), len(t.took[name]))
 	}
-	if _, err := io.WriteString(r.in, addr); err != nil {
-		b.Fatal(err)
-	}
-	line, err := r.out.ReadString('\n')
-	if err != nil {
-		b.Fatal(err)
-	}
-	ns, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
-	if err != nil {
-		b.Fatal(err)
-	}
-	return benchMiB * mib / (float64(ns) / 1e9)
 }
 
-// rawChunk is what raw TCP is written and read by: of 256 KiB, 1, 4 and 16 MiB
-// the one at which it was fastest.
-const rawChunk = 1 << 20
-
-// rawMain is the helper process.
-func rawMain(role string) error {
-	mem, err := memory.New(benchMiB*mib, memory.DefaultBacking)
-	if err != nil {
-		return err
-	}
-	defer mem.Close()
-	if role == "receive" {
-		return rawReceive(mem)
-	}
-	for slot, s := range mem.Slots() {
-		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
-		for i := 0; i < len(all); i += 8 {
-			all[i] = byte(i>>12) | 1
+// BenchmarkEngine moves memory that is full and that nothing writes, by one
+// and by two connections: through the migration engine alone, without KVM, and
+// over raw TCP from the same kind of memory into the same kind.
+func BenchmarkEngine(b *testing.B) {
+	size := filledMiB()
+	engine, raw := newSender(b, "migrate", "arrive", size, size), newSender(b, "send", "receive", size, size)
+	t := newTurns(b)
+	for b.Loop() {
+		for _, n := range []int{1, 2} {
+			t.add(fmt.Sprintf("raw TCP, %d", n), raw.send(n))
+			t.add(fmt.Sprintf("engine, %d", n), engine.send(n))
 		}
 	}
-	fmt.Println("ready")
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		began := time.Now()
-		if err := rawSend(mem, in.Text()); err != nil {
-			return err
-		}
-		fmt.Println(time.Since(began).Nanoseconds())
-	}
-	return in.Err()
+	t.ratio("engine, 1", "raw TCP, 1", "of-raw-1")
+	t.ratio("engine, 2", "raw TCP, 2", "of-raw-2")
+	t.ratio("engine, 2", "engine, 1", "two-to-one")
+	t.report(size)
 }
 
-func rawSend(mem *memory.Memory, addr string) error {
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		return err
+// BenchmarkEngineSparse moves 16 GiB of which 100 MiB were touched.
+func BenchmarkEngineSparse(b *testing.B) {
+	engine := newSender(b, "migrate", "arrive", 16<<10, 100)
+	t := newTurns(b)
+	for b.Loop() {
+		t.add("engine", engine.send(2))
 	}
-	defer c.Close()
-	for slot, s := range mem.Slots() {
-		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
-		for at := 0; at < len(all); at += rawChunk {
-			if _, err := c.Write(all[at:min(at+rawChunk, len(all))]); err != nil {
-				return err
+	b.ReportMetric(median(t.took["engine"])*1000, "ms")
+	t.report(100)
+}
+
+// BenchmarkMigrateFilled migrates a guest of 3 GiB whose memory is full and
+// that slowly rewrites 4 MiB of it, by one and by two connections; in turn with
+// it go raw TCP, and QEMU with the same guest.
+func BenchmarkMigrateFilled(b *testing.B) {
+	needKVM(b)
+	h := newHost(b)
+	size := filledMiB()
+	cmdline := fmt.Sprintf("fill=%dM dirty=4M rate=1000 tick=1", size)
+	src := h.start("run", "m0", "--memory", fmt.Sprintf("%dM", size+128), "--cmdline", cmdline)
+	src.out.awaitText(b, 0, "filled ")
+	raw := newSender(b, "send", "receive", size, size)
+	qsrc := startQEMU(b, size+128, 1, cmdline, false)
+	qsrc.out.awaitText(b, 0, "filled ")
+	t := newTurns(b)
+	n := 0
+	for b.Loop() {
+		for _, channels := range []int{1, 2} {
+			t.add(fmt.Sprintf("raw TCP, %d", channels), raw.send(channels))
+			_, addr := h.receive(fmt.Sprintf("m%d", n+1))
+			r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr, "--channels", strconv.Itoa(channels))
+			if exit != 0 {
+				b.Fatalf("%+v", r)
 			}
+			n++
+			t.add(fmt.Sprintf("govmm, %d", channels), time.Duration(r.TotalMS)*time.Millisecond)
+			qdst := startQEMU(b, size+128, 1, cmdline, true)
+			t.add(fmt.Sprintf("QEMU, %d", channels), qsrc.migrate(qdst, channels).Total)
+			qsrc.end()
+			qsrc = qdst
 		}
 	}
-	_, err = io.ReadFull(c, make([]byte, 1))
-	return err
+	for _, c := range []string{"1", "2"} {
+		t.ratio("govmm, "+c, "raw TCP, "+c, "of-raw-"+c)
+		t.ratio("govmm, "+c, "QEMU, "+c, "of-QEMU-"+c)
+	}
+	t.report(size)
 }
 
-func rawReceive(mem *memory.Memory) error {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	fmt.Println(ln.Addr())
-	c, err := ln.Accept()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for slot, s := range mem.Slots() {
-		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
-		for at := 0; at < len(all); at += rawChunk {
-			if _, err := io.ReadFull(c, all[at:min(at+rawChunk, len(all))]); err != nil {
-				return err
-			}
+// BenchmarkMigrateBusy migrates a guest of 1 GiB that rewrites 64 MiB flat out
+// with a downtime limit of 300 ms, in turn with QEMU.
+func BenchmarkMigrateBusy(b *testing.B) {
+	needKVM(b)
+	h := newHost(b)
+	const cmdline = "fill=900M dirty=64M rate=0 tick=1"
+	src := h.start("run", "m0", "--memory", "1024M", "--cmdline", cmdline)
+	src.out.awaitText(b, 0, "filled ")
+	qsrc := startQEMU(b, 1024, 1, cmdline, false)
+	qsrc.out.awaitText(b, 0, "filled ")
+	t := newTurns(b)
+	var down, bytes []float64
+	n := 0
+	for b.Loop() {
+		_, addr := h.receive(fmt.Sprintf("m%d", n+1))
+		r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr)
+		if exit != 0 {
+			b.Fatalf("%+v", r)
 		}
+		n++
+		t.add("govmm", time.Duration(r.TotalMS)*time.Millisecond)
+		qdst := startQEMU(b, 1024, 1, cmdline, true)
+		q := qsrc.migrate(qdst, 1)
+		t.add("QEMU", q.Total)
+		qsrc.end()
+		qsrc = qdst
+		down = append(down, r.DowntimeMS/max(float64(q.Downtime.Milliseconds()), 1))
+		bytes = append(bytes, float64(r.BytesSent)/float64(q.Bytes))
 	}
-	_, err = c.Write([]byte{1})
-	return err
+	t.ratio("govmm", "QEMU", "of-QEMU")
+	b.ReportMetric(median(down), "downtime-of-QEMU")
+	b.ReportMetric(median(bytes), "bytes-of-QEMU")
+	t.report(1024)
+}
+
+// BenchmarkMigrateSparse migrates a guest of 16 GiB that has touched 100 MiB.
+func BenchmarkMigrateSparse(b *testing.B) {
+	needKVM(b)
+	h := newHost(b)
+	src := h.start("run", "m0", "--memory", "16G", "--cmdline", "fill=100M tick=1")
+	src.out.awaitText(b, 0, "filled ")
+	var ms []float64
+	n := 0
+	for b.Loop() {
+		_, addr := h.receive(fmt.Sprintf("m%d", n+1))
+		r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr)
+		if exit != 0 {
+			b.Fatalf("%+v", r)
+		}
+		n++
+		ms = append(ms, float64(r.TotalMS))
+	}
+	b.ReportMetric(median(ms), "ms")
+	b.ReportMetric(0, "ns/op")
 }

@@ -1,0 +1,194 @@
+package test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/guest"
+)
+
+// qemu is a QEMU that runs our demo guest, for comparisons: the same ELF and
+// command line. Where /dev/kvm does not open it interprets the guest (TCG); its
+// migration is the same code then.
+type qemu struct {
+	tb  testing.TB
+	cmd *exec.Cmd
+	out *lines // the guest's serial port
+	qmp net.Conn
+	dec *json.Decoder
+	end func() // kills it
+}
+
+// qemuAccel returns the accelerator that there is.
+func qemuAccel() string {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return "tcg"
+	}
+	f.Close()
+	return "kvm"
+}
+
+// startQEMU starts one; incoming says that it waits for a guest.
+func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool) *qemu {
+	tb.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		tb.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
+	}
+	dir, err := os.MkdirTemp("", "gq")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	elf, socket := filepath.Join(dir, "demo.elf"), filepath.Join(dir, "qmp")
+	if err := os.WriteFile(elf, guest.ELF, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	accel, cpu := qemuAccel(), "max"
+	if accel == "kvm" {
+		cpu = "host,-arch-capabilities"
+	}
+	args := []string{"-accel", accel, "-cpu", cpu, "-M", "pc", "-m", fmt.Sprintf("%dM", memMiB), "-smp", fmt.Sprint(cpus),
+		"-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", elf, "-append", cmdline,
+		"-qmp", "unix:" + socket + ",server=on,wait=off"}
+	if incoming {
+		args = append(args, "-incoming", "defer")
+	}
+	q := &qemu{tb: tb, cmd: exec.Command("qemu-system-x86_64", args...), out: newLines()}
+	q.cmd.Stderr = os.Stderr
+	stdout, err := q.cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := q.cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	read := make(chan struct{})
+	go func() {
+		q.out.from(stdout)
+		close(read)
+	}()
+	q.end = sync.OnceFunc(func() {
+		_ = q.cmd.Process.Kill()
+		<-read
+		_ = q.cmd.Wait() // killed
+		if q.qmp != nil {
+			q.qmp.Close()
+		}
+	})
+	tb.Cleanup(q.end)
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		if q.qmp, err = net.Dial("unix", socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			tb.Fatal(err)
+		}
+	}
+	q.dec = json.NewDecoder(q.qmp)
+	var greeting map[string]any
+	if err := q.dec.Decode(&greeting); err != nil {
+		tb.Fatal(err)
+	}
+	q.do("qmp_capabilities", nil)
+	return q
+}
+
+// do executes a QMP command and returns its answer; events are passed over.
+func (q *qemu) do(command string, arguments any) json.RawMessage {
+	q.tb.Helper()
+	msg := map[string]any{"execute": command}
+	if arguments != nil {
+		msg["arguments"] = arguments
+	}
+	if err := json.NewEncoder(q.qmp).Encode(msg); err != nil {
+		q.tb.Fatal(err)
+	}
+	for {
+		var answer struct {
+			Return json.RawMessage `json:"return"`
+			Error  *struct {
+				Desc string `json:"desc"`
+			} `json:"error"`
+			Event string `json:"event"`
+		}
+		if err := q.dec.Decode(&answer); err != nil {
+			q.tb.Fatalf("QMP %s: %v", command, err)
+		}
+		switch {
+		case answer.Error != nil:
+			q.tb.Fatalf("QMP %s: %s", command, answer.Error.Desc)
+		case answer.Event == "":
+			return answer.Return
+		}
+	}
+}
+
+// qemuResult is what QEMU says of a migration.
+type qemuResult struct {
+	Total    time.Duration
+	Downtime time.Duration
+	Bytes    uint64
+}
+
+// migrate moves the guest to dst by n connections: more than one is multifd.
+// Bandwidth is not limited, the downtime is to 300 ms.
+func (q *qemu) migrate(dst *qemu, n int) qemuResult {
+	q.tb.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		q.tb.Fatal(err)
+	}
+	uri := "tcp:" + ln.Addr().String()
+	ln.Close()
+	for _, end := range []*qemu{dst, q} {
+		parameters := map[string]any{"downtime-limit": downtimeLimit, "max-bandwidth": int64(1) << 40}
+		if n > 1 {
+			end.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "multifd", "state": true}}})
+			parameters["multifd-channels"] = n
+		}
+		end.do("migrate-set-parameters", parameters)
+	}
+	dst.do("migrate-incoming", map[string]any{"uri": uri})
+	q.do("migrate", map[string]any{"uri": uri})
+	for deadline := time.Now().Add(10 * patience); ; time.Sleep(5 * time.Millisecond) {
+		var info struct {
+			Status    string `json:"status"`
+			TotalTime int64  `json:"total-time"`
+			Downtime  int64  `json:"downtime"`
+			Error     string `json:"error-desc"`
+			RAM       struct {
+				Transferred uint64 `json:"transferred"`
+			} `json:"ram"`
+		}
+		if err := json.Unmarshal(q.do("query-migrate", nil), &info); err != nil {
+			q.tb.Fatal(err)
+		}
+		switch {
+		case info.Status == "completed":
+			return qemuResult{time.Duration(info.TotalTime) * time.Millisecond, time.Duration(info.Downtime) * time.Millisecond, info.RAM.Transferred}
+		case info.Status == "failed" || time.Now().After(deadline):
+			q.tb.Fatalf("QEMU's migration is %s: %s", info.Status, info.Error)
+		}
+	}
+}
+
+// The harness itself works: a guest of QEMU's moves both ways.
+func TestQEMUHarness(t *testing.T) {
+	for _, n := range []int{1, 2} {
+		src := startQEMU(t, 128, 1, "fill=8M dirty=1M rate=100 tick=1", false)
+		src.out.awaitText(t, 0, "filled ")
+		dst := startQEMU(t, 128, 1, "fill=8M dirty=1M rate=100 tick=1", true)
+		if r := src.migrate(dst, n); r.Bytes < 8*mib || r.Total == 0 {
+			t.Errorf("%d connections: %+v", n, r)
+		}
+		dst.out.awaitTick(t, 0, "at the destination", func(tick) bool { return true })
+	}
+}

@@ -1,0 +1,309 @@
+package test
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// Helper processes, which are this test binary with a role: both ends of a raw
+// copy over TCP, and both ends of the migration engine over memory that no
+// guest runs in. They are processes of their own, as the ends of a migration.
+const (
+	rawRole = "GOVMM_TEST_RAW_TCP"     // send, receive, migrate, arrive
+	rawMiB  = "GOVMM_TEST_RAW_MIB"     // of memory
+	rawFill = "GOVMM_TEST_RAW_FILL"    // MiB of it that the sender fills
+	rawConn = "GOVMM_TEST_RAW_STREAMS" // connections that the receiver waits for
+)
+
+// rawChunk is what raw TCP is written and read by: of 256 KiB, 1, 4 and 16 MiB
+// the one at which it was fastest.
+const rawChunk = 1 << 20
+
+// helper is such a process.
+type helper struct {
+	b   *testing.B
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func startHelper(b *testing.B, role string, env ...string) *helper {
+	b.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	h := &helper{b: b, cmd: exec.Command(exe)}
+	h.cmd.Env = append(append(os.Environ(), rawRole+"="+role), env...)
+	h.cmd.Stderr = os.Stderr
+	if h.in, err = h.cmd.StdinPipe(); err != nil {
+		b.Fatal(err)
+	}
+	out, err := h.cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	h.out = bufio.NewReader(out)
+	if err := h.cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	return h
+}
+
+func (h *helper) end() {
+	h.in.Close()
+	if err := h.cmd.Wait(); err != nil {
+		h.b.Error(err)
+	}
+}
+
+// ask writes a line, if there is one, and returns the next.
+func (h *helper) ask(line string) string {
+	h.b.Helper()
+	if line != "" {
+		if _, err := io.WriteString(h.in, line+"\n"); err != nil {
+			h.b.Fatal(err)
+		}
+	}
+	answer, err := h.out.ReadString('\n')
+	if err != nil {
+		h.b.Fatal(err)
+	}
+	return strings.TrimSpace(answer)
+}
+
+// sender is a helper that sends the same memory again and again.
+type sender struct {
+	*helper
+	mib, fill int
+	receiver  string // role of the other end
+}
+
+// newSender starts one with so much memory, of which fill is not zero.
+func newSender(b *testing.B, role, receiver string, mib, fill int) *sender {
+	s := &sender{startHelper(b, role, fmt.Sprintf("%s=%d", rawMiB, mib), fmt.Sprintf("%s=%d", rawFill, fill)), mib, fill, receiver}
+	b.Cleanup(s.end)
+	s.ask("") // populated
+	return s
+}
+
+// send sends all to a fresh receiver by n connections and returns how long it
+// took, from dialling to the receiver's word that it has all.
+func (s *sender) send(n int, more ...string) time.Duration {
+	s.b.Helper()
+	r := startHelper(s.b, s.receiver, fmt.Sprintf("%s=%d", rawMiB, s.mib), fmt.Sprintf("%s=%d", rawConn, n))
+	defer r.end()
+	line := fmt.Sprintf("%s %d %s", r.ask(""), n, strings.Join(more, " "))
+	ns, err := strconv.ParseInt(s.ask(line), 10, 64)
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	return time.Duration(ns)
+}
+
+func envInt(name string) uint64 {
+	n, _ := strconv.ParseUint(os.Getenv(name), 10, 32) // the benchmark has set it
+	return n
+}
+
+// rawMain is the helper process.
+func rawMain(role string) error {
+	if role == "arrive" {
+		return engineReceive()
+	}
+	mem, err := memory.New(envInt(rawMiB)*mib, memory.DefaultBacking)
+	if err != nil {
+		return err
+	}
+	defer mem.Close()
+	if role == "receive" {
+		return rawReceive(mem, int(envInt(rawConn)))
+	}
+	left := envInt(rawFill) * mib
+	for slot, s := range mem.Slots() {
+		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
+		for i := 0; i < len(all) && left > 0; i, left = i+8, left-8 {
+			all[i] = byte(i>>12) | 1
+		}
+	}
+	fmt.Println("ready")
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		var addr, compress string
+		var n int
+		_, _ = fmt.Sscan(in.Text(), &addr, &n, &compress) // compress may be missing
+		began := time.Now()
+		if role == "migrate" {
+			err = engineSend(mem, addr, n, migrate.Compression(compress))
+		} else {
+			err = rawSend(mem, addr, n)
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Println(time.Since(began).Nanoseconds())
+	}
+	return in.Err()
+}
+
+// eachChunk calls f for the chunks of memory that the stream i of n carries:
+// every nth run of 4 MiB.
+func eachChunk(mem *memory.Memory, i, n int, f func([]byte) error) error {
+	const run = 4 << 20
+	for slot, s := range mem.Slots() {
+		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
+		for at := 0; at < len(all); at += rawChunk {
+			if at/run%n != i {
+				continue
+			}
+			if err := f(all[at:min(at+rawChunk, len(all))]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// each runs f for n streams at once.
+func each(n int, f func(i int) error) error {
+	errs := make([]error, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { errs[i] = f(i) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+func rawSend(mem *memory.Memory, addr string, n int) error {
+	return each(n, func(i int) error {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte{byte(i)}); err != nil {
+			return err
+		}
+		if err := eachChunk(mem, i, n, func(b []byte) error {
+			_, err := c.Write(b)
+			return err
+		}); err != nil {
+			return err
+		}
+		_, err = io.ReadFull(c, make([]byte, 1))
+		return err
+	})
+}
+
+func rawReceive(mem *memory.Memory, n int) error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(ln.Addr())
+	return each(n, func(int) error {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		var i [1]byte
+		if _, err := io.ReadFull(c, i[:]); err != nil {
+			return err
+		}
+		if err := eachChunk(mem, int(i[0]), n, func(b []byte) error {
+			_, err := io.ReadFull(c, b)
+			return err
+		}); err != nil {
+			return err
+		}
+		_, err = c.Write([]byte{1})
+		return err
+	})
+}
+
+// still is memory as a machine that stands still: what the engine alone can do
+// with it, without KVM, a guest or a VMM.
+type still struct{ *memory.Memory }
+
+func (s still) Slots() []migrate.Slot {
+	var out []migrate.Slot
+	for _, m := range s.Memory.Slots() {
+		out = append(out, migrate.Slot{GPA: m.GPA, Pages: m.Size / pageSize})
+	}
+	return out
+}
+
+func (s still) Bytes(slot int, first, n uint64) []byte { return s.SlotBytes(slot, first, n) }
+func (s still) StartDirtyLog() error                   { return nil }
+func (s still) StopDirtyLog() error                    { return nil }
+func (s still) FetchDirtyLog(_ int, bitmap []uint64) error {
+	clear(bitmap)
+	return nil
+}
+func (s still) ClearDirtyLog(int, uint64, uint64, []uint64) error { return nil }
+func (s still) ManualProtect() bool                               { return true }
+func (s still) FetchVMMDirty(slot int, bitmap []uint64) error     { return s.FetchDirty(slot, bitmap) }
+func (s still) MigrationConfig() ([]byte, error) {
+	return binary.LittleEndian.AppendUint64(nil, s.Size()), nil
+}
+func (s still) PauseForHandoff(context.Context) (bool, error) { return true, nil }
+func (s still) YieldForHandoff() error                        { return nil }
+func (s still) ResumeAfterAbort() error                       { return nil }
+func (s still) SaveState() ([]byte, error)                    { return make([]byte, 16<<10), nil }
+func (s still) LoadState([]byte) error                        { return nil }
+func (s still) Start(bool) error                              { return nil }
+func (s still) Discard() error                                { return s.Close() }
+
+type stillBuilder struct{}
+
+func (stillBuilder) Build(_ context.Context, config []byte) (migrate.Target, error) {
+	mem, err := memory.New(binary.LittleEndian.Uint64(config), memory.DefaultBacking)
+	if err != nil {
+		return nil, err
+	}
+	return still{mem}, nil
+}
+
+func engineSend(mem *memory.Memory, addr string, channels int, c migrate.Compression) error {
+	return migrate.New(still{mem}, addr, migrate.Options{Channels: channels, Compression: c}).Run(context.Background())
+}
+
+func engineReceive() error {
+	host := "127.0.0.1"
+	if h := os.Getenv(rawHost); h != "" {
+		host = h
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
+	if err != nil {
+		return err
+	}
+	r := migrate.NewReceiver(stillBuilder{}, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- r.Serve(ctx, ln) }()
+	fmt.Println(ln.Addr())
+	<-r.Arrived()
+	_, _ = io.Copy(io.Discard, os.Stdin) // until nobody wants it any more
+	cancel()
+	return <-served
+}
+
+// rawHost is the address that the engine's destination listens on.
+const rawHost = "GOVMM_TEST_RAW_HOST"
