@@ -44,11 +44,20 @@ type helper struct {
 
 func startHelper(b *testing.B, role string, env ...string) *helper {
 	b.Helper()
+	return startHelperIn(b, "", role, env...)
+}
+
+// startHelperIn is startHelper in a network namespace; "": in this one.
+func startHelperIn(b *testing.B, netns, role string, env ...string) *helper {
+	b.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		b.Fatal(err)
 	}
 	h := &helper{b: b, cmd: exec.Command(exe)}
+	if netns != "" {
+		h.cmd = exec.Command("ip", "netns", "exec", netns, exe)
+	}
 	h.cmd.Env = append(append(os.Environ(), rawRole+"="+role), env...)
 	h.cmd.Stderr = os.Stderr
 	if h.in, err = h.cmd.StdinPipe(); err != nil {
@@ -92,11 +101,14 @@ type sender struct {
 	*helper
 	mib, fill int
 	receiver  string // role of the other end
+	netns     string // where the receiver is, and
+	host      string // its address there
 }
 
 // newSender starts one with so much memory, of which fill is not zero.
 func newSender(b *testing.B, role, receiver string, mib, fill int) *sender {
-	s := &sender{startHelper(b, role, fmt.Sprintf("%s=%d", rawMiB, mib), fmt.Sprintf("%s=%d", rawFill, fill)), mib, fill, receiver}
+	s := &sender{helper: startHelper(b, role, fmt.Sprintf("%s=%d", rawMiB, mib), fmt.Sprintf("%s=%d", rawFill, fill)),
+		mib: mib, fill: fill, receiver: receiver}
 	b.Cleanup(s.end)
 	s.ask("") // populated
 	return s
@@ -106,7 +118,7 @@ func newSender(b *testing.B, role, receiver string, mib, fill int) *sender {
 // took, from dialling to the receiver's word that it has all.
 func (s *sender) send(n int, more ...string) time.Duration {
 	s.b.Helper()
-	r := startHelper(s.b, s.receiver, fmt.Sprintf("%s=%d", rawMiB, s.mib), fmt.Sprintf("%s=%d", rawConn, n))
+	r := startHelperIn(s.b, s.netns, s.receiver, fmt.Sprintf("%s=%d", rawMiB, s.mib), fmt.Sprintf("%s=%d", rawConn, n), rawHost+"="+s.host)
 	defer r.end()
 	line := fmt.Sprintf("%s %d %s", r.ask(""), n, strings.Join(more, " "))
 	ns, err := strconv.ParseInt(s.ask(line), 10, 64)
@@ -134,12 +146,8 @@ func rawMain(role string) error {
 	if role == "receive" {
 		return rawReceive(mem, int(envInt(rawConn)))
 	}
-	left := envInt(rawFill) * mib
-	for slot, s := range mem.Slots() {
-		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
-		for i := 0; i < len(all) && left > 0; i, left = i+8, left-8 {
-			all[i] = byte(i>>12) | 1
-		}
+	if err := fillFrom(mem, envInt(rawFill)*mib); err != nil {
+		return err
 	}
 	fmt.Println("ready")
 	in := bufio.NewScanner(os.Stdin)
@@ -159,6 +167,27 @@ func rawMain(role string) error {
 		fmt.Println(time.Since(began).Nanoseconds())
 	}
 	return in.Err()
+}
+
+// fillFrom fills the first n bytes of memory with what a guest's memory is made
+// of, as far as this process has it: its own program, over and over.
+func fillFrom(mem *memory.Memory, n uint64) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	program, err := os.ReadFile(exe)
+	if err != nil {
+		return err
+	}
+	for slot, s := range mem.Slots() {
+		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
+		for at := 0; at < len(all) && n > 0; {
+			c := copy(all[at:], program[:min(n, uint64(len(program)))])
+			at, n = at+c, n-uint64(c)
+		}
+	}
+	return nil
 }
 
 // eachChunk calls f for the chunks of memory that the stream i of n carries:
