@@ -61,7 +61,7 @@ func ends(t *testing.T, h *host, vm *proc, how string) {
 		h.must("stop", "linux", "--force")
 		outcome = "stopped"
 	case "button":
-		h.must("stop", "linux")
+		h.must("stop", "--force", "linux")
 		outcome = "powered off"
 	case "force":
 		h.must("stop", "linux", "--force")
@@ -78,7 +78,7 @@ func ends(t *testing.T, h *host, vm *proc, how string) {
 		n := vm.out.len()
 		vm.out.await(t, 0, "second boot", func(string) bool { return strings.Count(vm.out.tail(1<<20), "Linux version") > 1 || vm.out.len() > 2*n })
 		vm.awaitBoot()
-		h.must("stop", "linux")
+		h.must("stop", "--force", "linux")
 		outcome = "powered off"
 	case "panic":
 		vm.sysrq("c")
