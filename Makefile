@@ -6,7 +6,7 @@ FUZZTIME ?= 5
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build demo test accept setup lint unit fuzz bench test-kernel guest clean help
+.PHONY: build demo test accept setup lint unit fuzz bench test-kernel guest clean help test-svm emulated
 
 build: ## bin/govmm: static, with the version from git
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
@@ -14,7 +14,7 @@ build: ## bin/govmm: static, with the version from git
 demo: build ## migrate a guest between two processes here
 	bin/govmm demo
 
-test: setup lint unit fuzz ## everything CI runs, set-up included (Debian 12 with Go)
+test: setup lint unit fuzz emulated ## everything CI runs, set-up included (Debian 12 with Go)
 	@if [ "$$(. /etc/os-release && echo $$ID$$VERSION_ID)" = debian12 ]; then $(MAKE) guest; fi
 
 accept: setup ## the long runs of what CI runs in short
@@ -33,6 +33,12 @@ lint: ## gofmt, go vet, staticcheck, go.mod
 
 unit: ## the tests, under the race detector; where /dev/kvm opens none may be skipped
 	go run ./test/run -race -p 1 -timeout 20m ./...
+
+emulated: ## where there is no /dev/kvm, some tests on an emulated machine that has it
+	go run ./test/run -svm=absent
+
+test-svm: ## many more of them, on any machine with QEMU
+	go run ./test/run -svm
 
 fuzz: ## every fuzz target for FUZZTIME seconds
 	test/fuzz.sh $(FUZZTIME)

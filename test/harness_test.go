@@ -78,8 +78,14 @@ func count(short, n int) int {
 }
 
 // patience bounds every wait; it is long because the machine may be slow, and
-// reached only when something is broken.
-const patience = 60 * time.Second
+// reached only when something is broken. An emulated machine (test/svm) is
+// slower still.
+var patience = func() time.Duration {
+	if os.Getenv("GOVMM_SVM") != "" {
+		return 10 * time.Minute
+	}
+	return time.Minute
+}()
 
 // host is a place where VMs have names: a runtime directory of its own.
 type host struct {

@@ -4,6 +4,10 @@
 // arguments, prints what failed in full and one line for everything else.
 //
 //	go run ./test/run -race ./...
+//
+// With the one argument -svm it runs a choice of the tests on an emulated
+// machine with KVM instead, with -svm=short a smaller one, and with -svm=absent
+// that if there is no KVM here. No test may be skipped there.
 package main
 
 import (
@@ -15,6 +19,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/govmm/govmm/test/kernel"
 )
 
 // allowed is what the reason of a skip contains if it may be skipped where KVM
@@ -22,33 +28,53 @@ import (
 const allowed = "needs VT-x or SVM"
 
 func main() {
+	r := report{out: os.Stdout, pending: map[testID]*strings.Builder{}}
 	kvm := openKVM()
-	if kvm != nil {
-		loud(fmt.Sprintf("%v: tests that need KVM are skipped, and prove nothing here", kvm))
+	var err error
+	switch arg := strings.Join(os.Args[1:], " "); {
+	case arg == "-svm=absent" && kvm == nil:
+		loud("/dev/kvm opens: the tests have run on it, not on an emulated machine")
+		return
+	case arg == "-svm=absent", arg == "-svm=short":
+		r.strict = true
+		err = onSVM(&r, short, kernel.NoACPI)
+	case arg == "-svm":
+		r.strict = true
+		err = onSVM(&r, long, kernel.NoACPI, kernel.ACPI)
+	default:
+		if kvm != nil {
+			loud(fmt.Sprintf("%v: tests that need KVM are skipped, and prove nothing here", kvm))
+		}
+		err = r.goTest(os.Args[1:]...)
 	}
-	cmd := exec.Command("go", append([]string{"test", "-json"}, os.Args[1:]...)...)
+	bad := r.summary(kvm == nil)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test/run:", err)
+	}
+	if err != nil || bad {
+		os.Exit(1)
+	}
+}
+
+// goTest runs go test and reports what it says.
+func (r *report) goTest(args ...string) error {
+	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "test/run:", err)
-		os.Exit(1)
+		return err
 	}
-	r := report{out: os.Stdout, pending: map[testID]*strings.Builder{}}
 	err = r.read(stdout)
 	if wait := cmd.Wait(); err == nil {
 		err = wait
 	}
-	bad := r.summary(kvm == nil)
-	switch {
-	case err != nil:
-		fmt.Fprintln(os.Stderr, "test/run: go test:", err)
-		os.Exit(1)
-	case bad:
-		os.Exit(1)
+	if err != nil {
+		return fmt.Errorf("go test: %w", err)
 	}
+	return nil
 }
 
 func openKVM() error {
@@ -78,6 +104,7 @@ type report struct {
 	passed  int
 	failed  []testID
 	skips   []skip
+	strict  bool // KVM and SVM are there: nothing may be skipped
 }
 
 type skip struct {
@@ -178,10 +205,10 @@ func (r *report) summary(kvm bool) (bad bool) {
 	for _, id := range r.failed {
 		_, _ = fmt.Fprintf(r.out, "FAIL: %s %s\n", id.pkg, id.test)
 	}
-	if !kvm {
+	if !kvm && !r.strict {
 		return false
 	}
-	wrong := slices.DeleteFunc(slices.Clone(r.skips), func(s skip) bool { return strings.Contains(s.reason, allowed) })
+	wrong := slices.DeleteFunc(slices.Clone(r.skips), func(s skip) bool { return !r.strict && strings.Contains(s.reason, allowed) })
 	for _, s := range wrong {
 		_, _ = fmt.Fprintf(r.out, "FAIL: %s %s was skipped although /dev/kvm opens: %s\n", s.pkg, s.test, s.reason)
 	}

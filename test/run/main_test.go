@@ -48,4 +48,18 @@ not json
 	if r.summary(false) || strings.Contains(out.String(), "TestLazy") {
 		t.Errorf("without KVM skips are not failures:\n%s", &out)
 	}
+	r.strict = true
+	if !r.summary(false) || !strings.Contains(out.String(), "FAIL: p TestSVM") {
+		t.Errorf("on the emulated machine no skip is accepted:\n%s", &out)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	p := part{pkg: "./p", run: "^TestA$", skip: []leftOut{{"TestB", "slow"}, {"TestC", "slow"}}}
+	got := strings.Join(p.arguments("/bin/svm"), " ")
+	for _, want := range []string{"-exec /bin/svm -timeout", "-run ^TestA$", "-skip ^(TestB|TestC)$ ./p"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is not in %q", want, got)
+		}
+	}
 }

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/govmm/govmm/test/kernel"
+)
+
+// part is a package's tests that run on the emulated machine.
+type part struct {
+	pkg  string
+	run  string // the tests, as -run takes them; empty: all
+	skip []leftOut
+}
+
+// leftOut is a test that fails there and only there.
+type leftOut struct{ name, reason string }
+
+// tooSlow are the tests of ./vmm that trip there over time alone.
+var tooSlow = []leftOut{
+	{"TestHandoffUnknown", "migrations whose precopy has to end within a minute, which an emulated guest and a busy host do not promise"},
+}
+
+// The tests that `make test` runs where there is no /dev/kvm: chosen for what
+// they say within a quarter of an hour on two processors.
+var short = []part{
+	{pkg: "./kvm"},
+	{pkg: "./vmm", run: "^(TestVMMigrates|TestDemoGuestMigrates|TestPausedArrivesPaused|TestStateRoundTrip|TestStateOfEverything|TestDirtyLog|TestVMEnds|TestVMReboots)$"},
+	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestLinuxBoots)$/^($|noacpi-2-initramfs-sysrq$)"},
+}
+
+// The tests of `make test-svm`.
+var long = []part{
+	{pkg: "./kvm"},
+	{pkg: "./vmm", skip: tooSlow},
+	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestBackings|TestPowerOff|TestReboot|TestLinuxBoots|TestLinuxRootDiskMoves|TestDebianKernel)$"},
+}
+
+// onSVM has the parts run, each on an emulated machine of its own; what is
+// compiled or fetched is so here, where it is fast and there is a network.
+func onSVM(r *report, parts []part, kernels ...kernel.Variant) error {
+	loud("KVM IN AN EMULATED MACHINE WITH SVM: what follows is right or wrong as on a real one, and its times mean nothing")
+	dir, err := os.MkdirTemp("", "govmm-svm-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	svm, govmm := filepath.Join(dir, "svm"), filepath.Join(dir, "govmm")
+	for path, pkg := range map[string]string{svm: "./test/svm", govmm: "./cmd/govmm"} {
+		cmd := exec.Command("go", "build", "-o", path, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+		}
+	}
+	for _, k := range kernels {
+		if _, err := kernel.Build(k); err != nil {
+			return err
+		}
+	}
+	if _, _, err := kernel.CloudGuest(); err != nil {
+		return err
+	}
+	if err := os.Setenv("GOVMM_BINARY", govmm); err != nil {
+		return err
+	}
+	var failed []string
+	for _, p := range parts {
+		for _, s := range p.skip {
+			r.print(fmt.Sprintf("left out: %s %s: %s\n", p.pkg, s.name, s.reason))
+		}
+		if err := r.goTest(p.arguments(svm)...); err != nil {
+			failed = append(failed, fmt.Sprintf("%s: %v", p.pkg, err))
+		}
+	}
+	if failed != nil {
+		return fmt.Errorf("%s", strings.Join(failed, "; "))
+	}
+	return nil
+}
+
+// arguments of go test. Its own time-out and the machine's are for what hangs.
+func (p part) arguments(svm string) []string {
+	args := []string{"-count=1", "-vet=off", "-timeout", "40m", "-exec", svm + " -timeout 45m"}
+	if p.run != "" {
+		args = append(args, "-run", p.run)
+	}
+	var names []string
+	for _, s := range p.skip {
+		names = append(names, s.name)
+	}
+	if names != nil {
+		args = append(args, "-skip", "^("+strings.Join(names, "|")+")$")
+	}
+	return append(args, p.pkg)
+}
