@@ -19,6 +19,8 @@ type Downtime struct {
 	// StateMS is the saving of the machine's state, as far as the last pages
 	// did not hide it.
 	StateMS float64 `json:"state_ms"`
+	// YieldMS is the flushing and unlocking of the disks at the source.
+	YieldMS float64 `json:"yield_ms"`
 	// LoadMS is the loading of the state, as the destination measured it.
 	LoadMS float64 `json:"load_ms"`
 	// ResumeMS is from COMMIT to vCPUs that run, as the destination measured it.
@@ -58,8 +60,8 @@ func (w *stopwatch) sofar() time.Duration { return time.Since(w.began) }
 // itself cannot have taken longer than the time in which it was waited for.
 func (w *stopwatch) finish() (total time.Duration, parts Downtime) {
 	now := time.Now()
-	waited := milliseconds(now.Sub(w.last))
 	p := w.parts
+	waited := p.WireMS + milliseconds(now.Sub(w.last))
 	p.LoadMS = min(max(p.LoadMS, 0), waited)
 	p.ResumeMS = min(max(p.ResumeMS, 0), waited-p.LoadMS)
 	p.WireMS = waited - p.LoadMS - p.ResumeMS
@@ -91,6 +93,7 @@ func (p plan) note(took time.Duration, parts Downtime) string {
 		{"the last sync of the dirty log", parts.LastSyncMS, p.parts.LastSyncMS},
 		{"the last pages and their way", parts.PagesMS + parts.WireMS, p.parts.PagesMS + p.parts.WireMS},
 		{"loading the state at the destination", parts.LoadMS, p.parts.LoadMS},
+		{"flushing the disks", parts.YieldMS, p.parts.YieldMS},
 		{"resuming there", parts.ResumeMS, p.parts.ResumeMS},
 	} {
 		if by := c.took - c.expected; worst == "" || by > over {

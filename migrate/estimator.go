@@ -71,6 +71,20 @@ var startCost = switchCost{
 	load: 4 * time.Millisecond, start: time.Millisecond, state: 32 << 10,
 }
 
+// fade halves what a cost was measured above the cost that is believed without
+// measuring: a stop that once took long because the host was busy does not
+// rule out all later ones.
+func (c *switchCost) fade() {
+	for _, d := range []struct{ now, usual *time.Duration }{
+		{&c.pause, &startCost.pause}, {&c.save, &startCost.save}, {&c.sync, &startCost.sync},
+		{&c.load, &startCost.load}, {&c.start, &startCost.start},
+	} {
+		if *d.now > *d.usual {
+			*d.now -= (*d.now - *d.usual) / 2
+		}
+	}
+}
+
 func newEstimator(rtt time.Duration) *estimator {
 	return &estimator{rtt: rtt, cost: startCost}
 }
@@ -84,6 +98,7 @@ func (e *estimator) echoed(d time.Duration) { e.rtt = min(e.rtt, d) }
 func (e *estimator) round(bytes uint64, d time.Duration) {
 	e.surge /= 2
 	e.holdOff = max(0, e.holdOff-1)
+	e.cost.fade()
 	d -= min(d, e.rtt)
 	sample := roundSample{bytes, d}
 	if !sample.tells() {
@@ -141,7 +156,7 @@ func (e *estimator) plan(pages uint64) Downtime {
 
 // total is the sum of the parts.
 func (d Downtime) total() time.Duration {
-	return duration(d.PauseMS + d.LastSyncMS + d.PagesMS + d.StateMS + d.LoadMS + d.ResumeMS + d.WireMS)
+	return duration(d.PauseMS + d.LastSyncMS + d.PagesMS + d.StateMS + d.YieldMS + d.LoadMS + d.ResumeMS + d.WireMS)
 }
 
 // downtime is the estimate with so many pages left, and with those that will

@@ -96,6 +96,17 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	if e.surge != 0 || !e.mayTry(0, time.Hour) {
 		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)
 	}
+	// One that took long on a busy host does not rule out all later ones.
+	e.gaveUp(0, 0, Downtime{PauseMS: 5000, LastSyncMS: 5000, StateMS: 5000}, 5000)
+	if e.downtime(0) < 10*time.Second {
+		t.Errorf("15 s measured, %v believed", e.downtime(0))
+	}
+	for range 30 {
+		e.round(1<<20, 10*time.Millisecond)
+	}
+	if !e.mayTry(0, limit) {
+		t.Errorf("30 rounds later a stop is still estimated at %v", e.downtime(0))
+	}
 	for range 100 {
 		e.gaveUp(0, 1, Downtime{}, 0)
 	}

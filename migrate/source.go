@@ -165,6 +165,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	err = p.converge(l.ctx)
 	if err == nil {
 		err = m.yield()
+		p.watch.lap(&p.watch.parts.YieldMS)
 	}
 	if err == nil {
 		err = m.commit(l.ctx)

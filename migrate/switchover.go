@@ -93,8 +93,8 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	if err != nil {
 		return err
 	}
-	took, err := decodeTook(r)
-	p.watch.parts.LoadMS = took
+	p.watch.lap(&p.watch.parts.WireMS) // with the loading, which is taken out at the end
+	p.watch.parts.LoadMS, err = decodeTook(r)
 	return err
 }
 

@@ -25,6 +25,8 @@ type Builder struct {
 	Vsock *vsock.Config
 	// Backing is what guest memory is made of here; "": as at the source.
 	Backing memory.Backing
+	// Tracking is how writes are tracked when the guest moves on; "": TrackAuto.
+	Tracking DirtyTracking
 	// Name is the machine's name here; "": as at the source.
 	Name string
 	Logf func(format string, args ...any) // as for NewMachine
@@ -50,6 +52,7 @@ func (b *Builder) build(config []byte) (*target, error) {
 	if b.Backing != "" {
 		spec.Backing = b.Backing
 	}
+	spec.Tracking = b.Tracking
 	if b.Name != "" {
 		spec.Name = b.Name
 	}

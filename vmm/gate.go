@@ -4,6 +4,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // hold is a reason for which the vCPUs stand still. They run when there is
@@ -155,6 +156,32 @@ func (g *gate) rest() {
 	g.rests++
 	g.closed.Store(true)
 	g.kick()
+}
+
+// flush gets every vCPU out of the guest once, or has waited for that as long as
+// patience. It is a rest that ends when all have come.
+func (g *gate) flush(patience time.Duration) {
+	g.gateMu.Lock()
+	defer g.gateMu.Unlock()
+	if g.parked == g.live {
+		return
+	}
+	late := false
+	timer := time.AfterFunc(patience, func() {
+		g.gateMu.Lock()
+		defer g.gateMu.Unlock()
+		late = true
+		g.stopped.Broadcast()
+	})
+	defer timer.Stop()
+	g.rests++
+	g.closed.Store(true)
+	g.kick()
+	for g.parked < g.live && !g.ended && !late {
+		g.stopped.Wait()
+	}
+	g.rests--
+	g.reopen()
 }
 
 func (g *gate) unrest() {

@@ -70,7 +70,8 @@ type Machine struct {
 	threads sync.WaitGroup
 
 	caps         caps
-	msrs         []uint32 // those that a saved vCPU carries
+	rings        *dirtyRings // nil: the log is a bitmap
+	msrs         []uint32    // those that a saved vCPU carries
 	resetControl atomic.Uint32
 
 	exitMu sync.Mutex // guards exit
@@ -145,6 +146,13 @@ func newMachineWith(spec Spec, ends Ends, logf func(string, ...any), b *backends
 	if err := m.setSlots(0); err != nil {
 		return nil, err
 	}
+	if m.rings != nil {
+		var pages []uint64
+		for _, s := range m.mem.Slots() {
+			pages = append(pages, s.Size/memory.PageSize)
+		}
+		m.rings = newDirtyRings(m.vm, pages)
+	}
 	if err := m.connect(); err != nil {
 		return nil, err
 	}
@@ -168,6 +176,14 @@ func (m *Machine) enableCaps() error {
 		return err
 	}
 	flags &= wantedDirtyLog
+	ring, err := m.chooseTracking(flags)
+	if err != nil {
+		return err
+	}
+	if ring {
+		flags = 0 // they exclude one another, see kvm.VM.EnableDirtyRing
+		m.rings = newDirtyRings(m.vm, nil)
+	}
 	// INITIALLY_SET spares the walk over all page tables when logging starts.
 	// It is no use without manual protection and the kernel refuses it.
 	m.caps.dirtyLog = flags & (kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet)
@@ -254,6 +270,9 @@ func (m *Machine) createVCPUs() error {
 		c := &vcpu{machine: m, kvm: v}
 		m.vcpus = append(m.vcpus, c)
 		m.gate.vcpus = append(m.gate.vcpus, v)
+		if m.rings != nil {
+			m.rings.vcpus = append(m.rings.vcpus, v)
+		}
 		// The frequency first: the kernel derives CPUID leaves from it.
 		khz, err := v.TSCKHz()
 		if err != nil {

@@ -1,6 +1,9 @@
 package vmm
 
 import (
+	"errors"
+	"time"
+
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/memory"
@@ -24,14 +27,34 @@ func (r guestRAM) Bytes(slot int, first, n uint64) []byte { return r.SlotBytes(s
 
 // StartDirtyLog turns logging on. With KVM_DIRTY_LOG_INITIALLY_SET, which was
 // enabled when the VM was made, every page then counts as dirty, and is
-// write-protected when it is cleared, not now.
-func (m *Machine) StartDirtyLog() error { return m.setSlots(kvm.MemLogDirtyPages) }
+// write-protected when it is cleared, not now. With rings every page is
+// write-protected here, and none counts as dirty.
+func (m *Machine) StartDirtyLog() error {
+	if m.rings != nil {
+		if err := m.rings.drop(); err != nil {
+			return err
+		}
+	}
+	return m.setSlots(kvm.MemLogDirtyPages)
+}
 
 // StopDirtyLog turns logging off.
-func (m *Machine) StopDirtyLog() error { return m.setSlots(0) }
+func (m *Machine) StopDirtyLog() error {
+	err := m.setSlots(0)
+	if m.rings != nil {
+		err = errors.Join(err, m.rings.drop())
+	}
+	return err
+}
 
 // FetchDirtyLog reads KVM's log of a slot, see [migrate.DirtyLog].
+// With rings the vCPUs leave the guest once before: processors that
+// buffer what was written (Intel's PML) hand it over then.
 func (m *Machine) FetchDirtyLog(slot int, bitmap []uint64) error {
+	if m.rings != nil {
+		m.gate.flush(flushTime)
+		return m.rings.fetch(slot, bitmap)
+	}
 	return m.vm.GetDirtyLog(uint32(slot), bitmap)
 }
 
@@ -39,6 +62,11 @@ func (m *Machine) FetchDirtyLog(slot int, bitmap []uint64) error {
 func (m *Machine) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error {
 	return m.vm.ClearDirtyLog(uint32(slot), first, uint32(n), bitmap)
 }
+
+// flushTime bounds the wait for vCPUs to leave the guest. Only the last fetch
+// must have all of them out, and then they stand still; a vCPU that waits for
+// something that the migration holds is not waited for.
+const flushTime = 10 * time.Millisecond
 
 // ManualProtect says whether the kernel leaves clearing to ClearDirtyLog.
 func (m *Machine) ManualProtect() bool { return m.caps.dirtyLog&kvm.DirtyLogManualProtect != 0 }

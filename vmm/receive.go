@@ -17,11 +17,12 @@ import (
 // ReceiveConfig says how a guest is received. What machine it is, the guest
 // brings along.
 type ReceiveConfig struct {
-	Name    string         // "": as at the source
-	Listen  string         // host:port; port 0: any free one, see VM.Addr
-	Backing memory.Backing // "": as at the source
-	Serial  serial.Backend // as in Config
-	Console serial.Backend // as in Config, for a guest that has a virtio console
+	Name     string         // "": as at the source
+	Listen   string         // host:port; port 0: any free one, see VM.Addr
+	Backing  memory.Backing // "": as at the source
+	Tracking DirtyTracking  // "": TrackAuto
+	Serial   serial.Backend // as in Config
+	Console  serial.Backend // as in Config, for a guest that has a virtio console
 	// Disks, Nets and Vsock take the place of the source's, one for one; nil:
 	// the same paths and taps as there. See [Builder].
 	Disks []blk.Config
@@ -44,6 +45,9 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 			return nil, err
 		}
 	}
+	if _, err := ParseDirtyTracking(string(cfg.Tracking)); err != nil {
+		return nil, err
+	}
 	ln, err := stdnet.Listen("tcp", cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s for a migration: %w", cfg.Listen, err)
@@ -52,7 +56,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.listener = ln
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm:      v,
-		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Vsock: cfg.Vsock, Backing: cfg.Backing, Name: cfg.Name, Logf: v.logf},
+		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Vsock: cfg.Vsock, Backing: cfg.Backing, Tracking: cfg.Tracking, Name: cfg.Name, Logf: v.logf},
 	}, v.logf)
 	return v, nil
 }

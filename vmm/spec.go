@@ -48,6 +48,8 @@ type Spec struct {
 	// Needs are the KVM capabilities without which the state of this machine
 	// cannot be loaded.
 	Needs []uint32 `cbor:"needs"`
+	// Tracking is this host's choice and stays here; "": auto.
+	Tracking DirtyTracking `cbor:"-"`
 }
 
 // Validate reports everything about the spec that no host could make a machine

@@ -51,6 +51,8 @@ func (c *vcpu) handle() {
 		c.portAccess(c.kvm.IO())
 	case kvm.ExitMMIO:
 		c.memoryAccess(c.kvm.MMIO())
+	case kvm.ExitDirtyRingFull:
+		c.ringFull()
 	case kvm.ExitShutdown:
 		c.crash(c.tripleFault())
 	case kvm.ExitInternalError:
@@ -66,6 +68,19 @@ func (c *vcpu) handle() {
 		c.kvm.SetHypercallResult(^uint64(enosys - 1))
 	default:
 		c.crash(fmt.Errorf("vCPU %d: KVM_RUN ended with %v, which govmm did not ask for%s", c.kvm.ID(), reason, c.where()))
+	}
+}
+
+// ringFull makes room in the dirty rings. What it finds is kept for the next
+// fetch.
+func (c *vcpu) ringFull() {
+	r := c.machine.rings
+	if r == nil {
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_DIRTY_RING_FULL of a machine without rings", c.kvm.ID()))
+		return
+	}
+	if err := r.harvest(); err != nil {
+		c.crash(fmt.Errorf("vCPU %d: make room in a full dirty ring: %w", c.kvm.ID(), err))
 	}
 }
 

@@ -20,6 +20,8 @@ type Config struct {
 	CPU     string         // the processor, one of CPUModels; "": CPUHost
 	Memory  uint64         // bytes; 0: 256 MiB
 	Backing memory.Backing // "": memory.DefaultBacking
+	// Tracking is how the guest's writes are tracked when it is migrated; "": TrackAuto.
+	Tracking DirtyTracking
 	// Kernel is an ELF file with a PVH entry, or a bzImage. nil: the demo guest
 	// of package guest, with its default command line if Cmdline is empty.
 	Kernel []byte
@@ -106,7 +108,7 @@ func NewSpec(c Config) (spec Spec, err error) {
 		}
 	}
 	spec = Spec{Version: SpecVersion, Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
-		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack, Devices: c.Devices, CPUID: cpuid}
+		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack, Devices: c.Devices, CPUID: cpuid, Tracking: c.Tracking}
 	if err := spec.Validate(); err != nil {
 		return spec, err
 	}

@@ -23,14 +23,17 @@ import (
 // hostFlags are those of the commands whose process is the VM's: run and
 // receive.
 type hostFlags struct {
-	serial  string
-	console string
-	socket  string
+	serial   string
+	console  string
+	socket   string
+	tracking string
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH, unix:PATH or null")
 	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: there is none")
+	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(vmm.TrackAuto),
+		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock where govmm ps looks")
 }
 
@@ -38,6 +41,9 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 func (f *hostFlags) check() error {
 	if !validLine(f.serial) {
 		return fmt.Errorf("--serial %q: stdio, file:PATH, unix:PATH or null is wanted", f.serial)
+	}
+	if _, err := vmm.ParseDirtyTracking(f.tracking); err != nil {
+		return fmt.Errorf("--dirty-tracking: %w", err)
 	}
 	switch {
 	case f.console != "none" && !validLine(f.console):

@@ -119,8 +119,8 @@ func printResult(out io.Writer, r migrate.Result) error {
 // downtimeText says where the downtime went, and what else is to be known of it.
 func downtimeText(r migrate.Result) string {
 	d := r.Downtime
-	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, load %s, resume %s, wire %s", formatMS(d.PauseMS),
-		formatMS(d.LastSyncMS), formatMS(d.PagesMS), formatMS(d.StateMS), formatMS(d.LoadMS), formatMS(d.ResumeMS), formatMS(d.WireMS))
+	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, disks %s, load %s, resume %s, wire %s", formatMS(d.PauseMS),
+		formatMS(d.LastSyncMS), formatMS(d.PagesMS), formatMS(d.StateMS), formatMS(d.YieldMS), formatMS(d.LoadMS), formatMS(d.ResumeMS), formatMS(d.WireMS))
 	if r.StopsUndone > 0 {
 		parts += fmt.Sprintf("; %d earlier stops undone", r.StopsUndone)
 	}

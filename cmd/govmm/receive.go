@@ -42,7 +42,7 @@ own hosts reach.`,
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 				return vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listen: f.listen, Serial: h.serial, Console: h.console,
-					Disks: here.disks, Nets: here.nets, Vsock: here.vsock, Logf: h.logf})
+					Disks: here.disks, Nets: here.nets, Vsock: here.vsock, Tracking: vmm.DirtyTracking(f.tracking), Logf: h.logf})
 			})
 		},
 	}

@@ -95,7 +95,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 		return vmm.Config{}, usagef(cmd, "%v", err)
 	}
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
-		NoUnpack: f.noUnpack, Devices: devices}, nil
+		NoUnpack: f.noUnpack, Devices: devices, Tracking: vmm.DirtyTracking(f.tracking)}, nil
 }
 
 // readImage reads a file of at most so many bytes; "" is none.

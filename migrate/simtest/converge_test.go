@@ -13,14 +13,14 @@ import (
 // arrives by itself.
 func stubborn() Config {
 	return Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3,
-		Dirty: 1024, Rate: 8000, Fill: 1024}
+		Dirty: 1024, Rate: 4000, Fill: 1024}
 }
 
 func slowly() migrate.Options {
 	o := options()
 	o.VerifyPages = false
-	o.BandwidthLimit = 16 << 20 // 4096 pages a second
-	o.DowntimeLimit = 60 * time.Millisecond
+	o.BandwidthLimit = 8 << 20 // 2048 pages a second
+	o.DowntimeLimit = 250 * time.Millisecond
 	return o
 }
 
@@ -87,7 +87,7 @@ func TestTheThrottleEndsWithTheMigration(t *testing.T) {
 	for name, end := range map[string]func(*Machine, *Builder, *migrate.Options) (cancel bool){
 		"cancelled": func(*Machine, *Builder, *migrate.Options) bool { return true },
 		"timed out": func(_ *Machine, _ *Builder, o *migrate.Options) bool {
-			o.Timeout = 3 * time.Second
+			o.Timeout = 6 * time.Second
 			o.DowntimeLimit = time.Millisecond // never
 			return false
 		},
@@ -197,7 +197,7 @@ func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr, r := receiver(t, &Builder{World: w})
-	o := slowly() // 8 MiB at 16 MiB/s, where 60 ms are allowed
+	o := slowly() // 8 MiB at 8 MiB/s, where 250 ms are allowed
 	mig := migrate.New(m, addr, o)
 	if err := mig.Run(context.Background()); err != nil {
 		t.Fatal(err)
