@@ -104,3 +104,10 @@ func (b bitmap) nextClear(from, end uint64) uint64 {
 	}
 	return min(from, end)
 }
+
+// or sets every bit that is set in src, which is no longer.
+func (b bitmap) or(src bitmap) {
+	for i, word := range src {
+		b[i] |= word
+	}
+}

@@ -19,9 +19,10 @@ type Receiver struct {
 	timeout time.Duration // for a silent source
 	arrived chan Target
 
-	sessionMu sync.Mutex // guards active, taken, verdicts, order
+	sessionMu sync.Mutex // guards active, taken, probes, verdicts, order
 	active    *session   // the migration under way
 	taken     bool       // a guest has arrived: no further migration
+	probes    int        // under way
 	verdicts  map[sessionID]*session
 	order     []sessionID // of verdicts, oldest first
 }
@@ -119,6 +120,10 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		return
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
+	case h.purpose == purposeProbe:
+		if err = r.serveProbe(ctx, c, h); err == nil {
+			return
+		}
 	case h.purpose != purposeMigrate:
 		err = fmt.Errorf("%w: a connection for an unknown purpose (%d)", ErrProtocol, h.purpose)
 	}

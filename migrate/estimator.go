@@ -16,7 +16,7 @@ type estimator struct {
 	// and the stop itself; it is halved with every round since.
 	surge uint64
 	// holdOff is how many rounds must pass before the next try, failed how
-	// many tries in a row were given up.
+	// many tries were given up.
 	holdOff, failed int
 }
 
@@ -180,7 +180,7 @@ func (e *estimator) gaveUp(expected, found uint64, parts Downtime, state int) {
 		e.surge = max(e.surge, found-expected)
 	}
 	e.failed++
-	e.holdOff = 1 << min(e.failed, maxHoldOff)
+	e.holdOff = e.failed
 	e.cost.pause, e.cost.sync = duration(parts.PauseMS), duration(parts.LastSyncMS)
 	if state > 0 {
 		e.cost.save, e.cost.state = duration(parts.StateMS), state
@@ -190,8 +190,10 @@ func (e *estimator) gaveUp(expected, found uint64, parts Downtime, state int) {
 	}
 }
 
-// maxHoldOff bounds the pause between two tries to 2^6 rounds.
-const maxHoldOff = 6
+// maxTries is how often a stop that would take too long is undone. A guest, or a
+// host, that makes the estimate wrong every time is handed over in the end, and
+// the result says what it took and why.
+const maxTries = 4
 
 // mayTry says whether the guest should be stopped now.
 func (e *estimator) mayTry(pages uint64, limit time.Duration) bool {

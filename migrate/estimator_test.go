@@ -82,9 +82,8 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 		c.load != 14*time.Millisecond || c.state != 5000 || e.surge != 1900 {
 		t.Errorf("learnt %+v, a surge of %d", e.cost, e.surge)
 	}
-	e.round(1<<20, 10*time.Millisecond)
 	if e.mayTry(0, time.Hour) {
-		t.Error("the next try comes with the next round")
+		t.Error("the next try comes without a round")
 	}
 	for range 20 {
 		e.round(1<<20, 10*time.Millisecond)
@@ -106,12 +105,6 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	}
 	if !e.mayTry(0, limit) {
 		t.Errorf("30 rounds later a stop is still estimated at %v", e.downtime(0))
-	}
-	for range 100 {
-		e.gaveUp(0, 1, Downtime{}, 0)
-	}
-	if e.holdOff != 1<<maxHoldOff {
-		t.Errorf("100 tries later the next waits %d rounds", e.holdOff)
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 )
 
 // switchover stops the guest and sends all that is left, and the state. again
-// is true when the guest runs on because more was left than the estimate said:
-// the limit is not broken with open eyes.
+// is true when the guest runs on because more was left than the estimate said
+// and the limit would have been broken.
 //
 // The state is saved while the last pages fly. Saving it may write RAM (KVM
 // does, for some MSRs), so the last sync of all comes after it, and what that
@@ -31,7 +31,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	if err := p.sync(); err != nil {
 		return false, err
 	}
-	if left := p.tracker.Remaining(); wasRunning && p.est.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
+	if left := p.tracker.Remaining(); wasRunning && p.est.failed < maxTries && p.est.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
 		return true, p.goOn(expected, left)
 	}
 	// Wherever the guest goes on, it goes on at full speed.

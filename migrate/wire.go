@@ -47,6 +47,7 @@ const (
 	purposeMigrate purpose = 1 // the control connection of a migration
 	purposeQuery   purpose = 2 // asks for the verdict on a session
 	purposeData    purpose = 3 // one of the data connections; since version 2
+	purposeProbe   purpose = 4 // measures the way to the destination
 )
 
 // sessionID is the nonce that the source draws for one migration.
@@ -169,6 +170,9 @@ const (
 	frameVerdict                        // destination: the answer to a query
 )
 
+// frameProbe is from the source of a probe: bytes to be thrown away.
+const frameProbe frameType = 32
+
 func (t frameType) String() string {
 	switch t {
 	case frameConfig:
@@ -187,6 +191,8 @@ func (t frameType) String() string {
 		return "ABORT"
 	case framePacked:
 		return "PACKED"
+	case frameProbe:
+		return "PROBE"
 	case frameHelloOK:
 		return "HELLO_OK"
 	case frameRefused:

@@ -222,7 +222,7 @@ func TestRingMigrates(t *testing.T) {
 			t.Fatal("the machine has no rings")
 		}
 		there := receiving(t, ReceiveConfig{Tracking: tracking})
-		m, err := here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true})
+		m, err := here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true, DowntimeLimit: patience})
 		check(t, err)
 		if r := result(t, m); r.Status != "completed" {
 			t.Fatalf("%+v", r)
@@ -266,7 +266,9 @@ func TestSmallRings(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	here.con.awaitPart(t, "tick 4 ")
-	m, err = here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true})
+	check(t, there.Stop())
+	there = receiving(t, ReceiveConfig{})
+	m, err = here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true, DowntimeLimit: patience})
 	check(t, err)
 	if r := result(t, m); r.Status != "completed" {
 		t.Fatalf("%+v", r)

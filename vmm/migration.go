@@ -33,23 +33,8 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 	}
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
-	switch {
-	case v.life == lifeMigrated:
-		return nil, stateError("the guest has moved away")
-	case v.life == lifeEnded:
-		return nil, stateError("the VM has stopped")
-	case v.machine == nil:
-		return nil, stateError("no guest has arrived yet")
-	case v.outgoing != nil && !v.outgoing.isSettled():
-		return nil, stateError("a migration to %s is under way", v.outgoing.addr)
-	}
-	if v.isStopping() {
-		return nil, stateError("the VM is being stopped")
-	}
-	select {
-	case <-v.machine.Done():
-		return nil, stateError("the guest has ended")
-	default:
+	if err := v.migratable(); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	o := &outgoing{Migration: migrate.New(v.machine.Source(), addr, opt), addr: addr, hints: opt.Hints,
@@ -57,6 +42,32 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 	v.outgoing = o
 	go v.drive(ctx, o)
 	return o.Migration, nil
+}
+
+// migratable says why the guest's writes cannot be logged now, for a migration
+// or a measurement. lifeMu is held.
+func (v *VM) migratable() error {
+	switch {
+	case v.life == lifeMigrated:
+		return stateError("the guest has moved away")
+	case v.life == lifeEnded:
+		return stateError("the VM has stopped")
+	case v.machine == nil:
+		return stateError("no guest has arrived yet")
+	case v.measuring != nil:
+		return errMeasuring
+	case v.outgoing != nil && !v.outgoing.isSettled():
+		return stateError("a migration to %s is under way", v.outgoing.addr)
+	}
+	if v.isStopping() {
+		return stateError("the VM is being stopped")
+	}
+	select {
+	case <-v.machine.Done():
+		return stateError("the guest has ended")
+	default:
+	}
+	return nil
 }
 
 // drive runs a migration to its end. The VM waits for it: see endMigration and
@@ -148,10 +159,11 @@ func (o *outgoing) takeBack() error {
 	return nil // the verdict came after all: it does not run there
 }
 
-// endMigration ends a migration under way because the guest has ended, and
+// endMigration ends a migration, or measurement, under way because the guest has ended, and
 // waits for it. It has not handed the guest over: a guest that is handed over
 // stands still.
 func (v *VM) endMigration(cause error) {
+	v.endMeasurement(cause)
 	if o := v.lastMigration(); o != nil {
 		o.cancel(cause)
 		<-o.settled
@@ -162,6 +174,7 @@ func (v *VM) endMigration(cause error) {
 // waits for it. If it is too late to cancel, the destination's word is waited
 // for as long as the connection lives; nobody is asked again.
 func (v *VM) cancelMigration() {
+	v.endMeasurement(errStopping)
 	o := v.lastMigration()
 	if o == nil {
 		return

@@ -135,14 +135,15 @@ type VM struct {
 
 	// lifeMu guards all below. It is not held while a vCPU, a peer or a disk is
 	// waited for.
-	lifeMu   sync.Mutex
-	life     life
-	machine  *Machine      // what runs, or is to run; nil until something has arrived
-	incoming *Machine      // what is being received
-	changed  chan struct{} // closed when machine or life changes
-	outgoing *outgoing     // the last migration from here, nil if there was none
-	arriving bool          // what was received is just being started
-	refusing bool          // PowerOff ends a VM without a guest: none may arrive
+	lifeMu    sync.Mutex
+	life      life
+	machine   *Machine      // what runs, or is to run; nil until something has arrived
+	incoming  *Machine      // what is being received
+	changed   chan struct{} // closed when machine or life changes
+	measuring *measurement  // under way, nil if none is
+	outgoing  *outgoing     // the last migration from here, nil if there was none
+	arriving  bool          // what was received is just being started
+	refusing  bool          // PowerOff ends a VM without a guest: none may arrive
 }
 
 // life is how far a VM has come.

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm"
@@ -33,6 +35,16 @@ func (c *controller) StartMigration(addr string, opt migrate.Options) (api.Migra
 		return nil, apiError(err)
 	}
 	return m, nil
+}
+
+func (c *controller) MeasureDirtyRate(ctx context.Context, interval time.Duration) (migrate.DirtyRate, error) {
+	rate, err := c.vm.MeasureDirtyRate(ctx, interval)
+	return rate, apiError(err)
+}
+
+func (c *controller) EstimateMigration(ctx context.Context, addr string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error) {
+	e, err := c.vm.EstimateMigration(ctx, addr, opt, interval)
+	return e, apiError(err)
 }
 
 func (c *controller) Migration() api.Migration {

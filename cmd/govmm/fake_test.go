@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
@@ -211,4 +212,19 @@ func (c *cli) start(args ...string) (p *running) {
 		c.t.Fatal(err)
 	}
 	return p
+}
+
+func (f *fakeVM) MeasureDirtyRate(_ context.Context, interval time.Duration) (migrate.DirtyRate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
+		Samples: []migrate.DirtySample{{AfterMS: 8, Pages: 4}, {AfterMS: 1000, Pages: 512}}}, nil
+}
+
+func (f *fakeVM) EstimateMigration(_ context.Context, to string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.to, f.opt = to, opt
+	return migrate.Estimate{Converges: opt.DowntimeLimit > 20e6, Note: "too fast", Rounds: 3, TotalMS: 1234, DowntimeMS: 21.5, BandwidthBytes: 1 << 30,
+		RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), BytesPerSecond: 2 << 20}}, nil
 }

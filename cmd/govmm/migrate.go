@@ -31,6 +31,8 @@ type migrateFlags struct {
 	compress  string
 	progress  string
 	cancel    bool
+	estimate  bool
+	interval  time.Duration
 	verify    bool
 	hints     string
 	hintWait  time.Duration
@@ -56,6 +58,9 @@ on without it.`,
 			if err != nil {
 				return err
 			}
+			if f.estimate {
+				return f.runEstimate(cmd, args, req)
+			}
 			return f.run(cmd, args, req)
 		},
 	}
@@ -74,6 +79,8 @@ on without it.`,
 	flags.IntVar(&f.channels, "channels", def.Channels, "`N` connections that carry pages, 1 to "+strconv.Itoa(migrate.MaxChannels))
 	flags.StringVar(&f.compress, "compress", string(def.Compression), "compress pages by `METHOD`: zstd, lz4 or none; pays on slow links")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
+	flags.BoolVar(&f.estimate, "estimate", false, "move nothing: say what the migration would take")
+	flags.DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "`TIME` for which --estimate watches what the guest writes")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
 	_ = flags.MarkHidden("verify-pages") // for tests: the downtime grows by the hashing of all memory
@@ -93,6 +100,10 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	switch {
 	case f.progress != "auto" && f.progress != "none":
 		err = fmt.Errorf("--progress %q: auto or none is wanted", f.progress)
+	case f.cancel && f.estimate:
+		err = errors.New("--cancel and --estimate exclude each other")
+	case f.estimate && checkInterval(f.interval) != nil:
+		err = checkInterval(f.interval)
 	case f.cancel && f.to != "":
 		err = errors.New("--cancel and --to exclude each other")
 	case f.cancel:

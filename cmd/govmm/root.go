@@ -41,7 +41,7 @@ while they run.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef(cmd, "%v; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newRun(), newReceive(), newMigrate(), newPS(), newInfo(), newPause(), newResume(), newStop(), newBalloon(),
+	root.AddCommand(newRun(), newReceive(), newMigrate(), newDirtyRate(), newPS(), newInfo(), newPause(), newResume(), newStop(), newBalloon(),
 		newDemo(), newVersion(), newCompletion())
 	return root
 }

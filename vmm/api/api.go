@@ -11,6 +11,7 @@ package api
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -42,6 +43,10 @@ type Controller interface {
 	// StartMigration begins to move the guest to addr ("host:port") and
 	// returns without waiting.
 	StartMigration(addr string, opt migrate.Options) (Migration, error)
+	// MeasureDirtyRate watches for an interval what the guest writes.
+	MeasureDirtyRate(ctx context.Context, interval time.Duration) (migrate.DirtyRate, error)
+	// EstimateMigration foretells what a migration to addr would take.
+	EstimateMigration(ctx context.Context, addr string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error)
 	// Migration returns the migration that runs or was the last to run, and
 	// nil before the first.
 	Migration() Migration

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
@@ -183,4 +184,19 @@ func serve(t *testing.T, dir, name string, vm *fakeVM) (c *api.Client, stop func
 	}
 	t.Cleanup(stop)
 	return api.Open(claim.Socket()), stop
+}
+
+func (f *fakeVM) MeasureDirtyRate(_ context.Context, interval time.Duration) (migrate.DirtyRate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
+		Samples: []migrate.DirtySample{{AfterMS: 8, Pages: 4}, {AfterMS: 1000, Pages: 512}}}, f.err
+}
+
+func (f *fakeVM) EstimateMigration(_ context.Context, to string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.addr, f.opt = to, opt
+	return migrate.Estimate{Converges: opt.DowntimeLimit > 20e6, Note: "too fast", Rounds: 3, TotalMS: 1234, DowntimeMS: 21.5, BandwidthBytes: 1 << 30,
+		RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), BytesPerSecond: 2 << 20}}, f.err
 }

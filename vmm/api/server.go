@@ -67,14 +67,16 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 // JSON as every other error is.
 func (s *Server) routes() http.Handler {
 	table := map[string]map[string]handler{
-		"/v1/info":             {http.MethodGet: s.getInfo},
-		"/v1/pause":            {http.MethodPost: s.postPause},
-		"/v1/resume":           {http.MethodPost: s.postResume},
-		"/v1/stop":             {http.MethodPost: s.postStop},
-		"/v1/power-button":     {http.MethodPost: s.postPowerButton},
-		"/v1/balloon":          {http.MethodGet: s.getBalloon, http.MethodPut: s.putBalloon},
-		"/v1/migration":        {http.MethodGet: s.getMigration, http.MethodPost: s.postMigration, http.MethodDelete: s.deleteMigration},
-		"/v1/migration/events": {http.MethodGet: s.getEvents},
+		"/v1/info":               {http.MethodGet: s.getInfo},
+		"/v1/pause":              {http.MethodPost: s.postPause},
+		"/v1/resume":             {http.MethodPost: s.postResume},
+		"/v1/stop":               {http.MethodPost: s.postStop},
+		"/v1/power-button":       {http.MethodPost: s.postPowerButton},
+		"/v1/balloon":            {http.MethodGet: s.getBalloon, http.MethodPut: s.putBalloon},
+		"/v1/dirty-rate":         {http.MethodPost: s.postDirtyRate},
+		"/v1/migration/estimate": {http.MethodPost: s.postEstimate},
+		"/v1/migration":          {http.MethodGet: s.getMigration, http.MethodPost: s.postMigration, http.MethodDelete: s.deleteMigration},
+		"/v1/migration/events":   {http.MethodGet: s.getEvents},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		methods, ok := table[r.URL.Path]

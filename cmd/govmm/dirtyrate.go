@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/api"
+)
+
+// dirtyRateFlags are the flags of govmm dirty-rate.
+type dirtyRateFlags struct {
+	clientFlags
+	interval time.Duration
+}
+
+func newDirtyRate() *cobra.Command {
+	f := dirtyRateFlags{clientFlags: clientFlags{passOver: []string{receiving}}}
+	cmd := &cobra.Command{
+		Use:   "dirty-rate [NAME]",
+		Short: "Measure how fast a VM writes its memory",
+		Long: `Measure how fast a VM writes its memory: how many different pages within a second,
+and how many of them within a half, a quarter and so on. The guest runs on; each
+page's first write costs it a few microseconds meanwhile.`,
+		Args: oneName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkInterval(f.interval); err != nil {
+				return usagef(cmd, "%v", err)
+			}
+			return f.run(cmd, args)
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "measure for this `TIME`, 10ms to 1m")
+	return cmd
+}
+
+func checkInterval(d time.Duration) error {
+	if d < migrate.MinRateInterval || d > migrate.MaxRateInterval {
+		return fmt.Errorf("--interval %v: %v to %v are possible", d, migrate.MinRateInterval, migrate.MaxRateInterval)
+	}
+	return nil
+}
+
+func (f *dirtyRateFlags) run(cmd *cobra.Command, args []string) error {
+	c, err := f.client(cmd.Context(), args)
+	if err != nil {
+		return fmt.Errorf("%s: %w", tried(cmd, args), err)
+	}
+	rate, err := c.DirtyRate(cmd.Context(), api.DirtyRateRequest{Interval: api.Duration(f.interval)})
+	if err != nil {
+		return fmt.Errorf("%s: %w", tried(cmd, args), advise(err))
+	}
+	if f.json {
+		return printJSON(cmd.OutOrStdout(), rate)
+	}
+	return printDirtyRate(cmd.OutOrStdout(), rate)
+}
+
+func printDirtyRate(out io.Writer, r migrate.DirtyRate) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	row := func(cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
+	row("WITHIN", "PAGES", "WRITTEN")
+	for _, s := range r.Samples {
+		row(formatMS(s.AfterMS), strconv.FormatUint(s.Pages, 10), formatBytes(s.Pages*migrate.PageSize))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%s/s over %s, of %s of memory\n", formatBytes(r.BytesPerSecond), formatMS(r.IntervalMS), formatBytes(r.RAMBytes))
+	return err
+}
+
+// estimate prints what a migration would take; --json prints one object.
+func (f *migrateFlags) runEstimate(cmd *cobra.Command, args []string, req api.MigrateRequest) error {
+	c, err := f.client(cmd.Context(), args)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)
+	}
+	e, err := c.Estimate(cmd.Context(), api.EstimateRequest{MigrateRequest: req, Interval: api.Duration(f.interval)})
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.tried(cmd, args), advise(err))
+	}
+	if f.json {
+		return printJSON(cmd.OutOrStdout(), e)
+	}
+	return printEstimate(cmd.OutOrStdout(), e)
+}
+
+func printEstimate(out io.Writer, e migrate.Estimate) error {
+	outcome := fmt.Sprintf("would complete: total ~%s, %d rounds, downtime ~%s", formatMS(e.TotalMS), e.Rounds, formatMS(e.DowntimeMS))
+	if !e.Converges {
+		outcome = "would not converge: " + e.Note
+	}
+	_, err := fmt.Fprintf(out, "%s\n%s of %s have content; the link carries %s/s, the guest writes %s/s (over %s)\n", outcome, formatBytes(e.DataBytes),
+		formatBytes(e.RAMBytes), formatBytes(e.BandwidthBytes), formatBytes(e.DirtyRate.BytesPerSecond), formatMS(e.DirtyRate.IntervalMS))
+	return err
+}

@@ -1,0 +1,206 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"time"
+)
+
+// Bounds of the time for which a dirty rate is measured.
+const (
+	MinRateInterval     = 10 * time.Millisecond
+	MaxRateInterval     = time.Minute
+	DefaultRateInterval = time.Second
+)
+
+// DirtyRate is how a guest writes its memory.
+type DirtyRate struct {
+	IntervalMS float64 `json:"interval_ms"` // what was measured
+	// Pages is how many different pages were written within the interval.
+	Pages    uint64 `json:"pages"`
+	RAMBytes uint64 `json:"ram_bytes"`
+	// BytesPerSecond is Pages over the interval, in bytes a second. A guest
+	// that writes the same pages again and again has a lower one the longer it
+	// is watched: Samples show that.
+	BytesPerSecond uint64 `json:"bytes_per_second"`
+	// Samples grow: so many pages had been written after so long.
+	Samples []DirtySample `json:"samples"`
+}
+
+// DirtySample is one point of a [DirtyRate].
+type DirtySample struct {
+	AfterMS float64 `json:"after_ms"`
+	Pages   uint64  `json:"pages"`
+}
+
+// rateSamples is how often the log is looked at: after the interval and its
+// half, quarter and so on, since a round may take milliseconds or seconds.
+const rateSamples = 8
+
+// MeasureDirtyRate watches for an interval which pages are written. It turns
+// the log on and off again: nothing else may use it meanwhile. The guest pays
+// what it pays in a migration's round, a fault for each page's first write.
+func MeasureDirtyRate(ctx context.Context, ram RAM, log DirtyLog, interval time.Duration) (rate DirtyRate, err error) {
+	if interval < MinRateInterval || interval > MaxRateInterval {
+		return rate, fmt.Errorf("measure the dirty rate for %v: %v to %v are possible", interval, MinRateInterval, MaxRateInterval)
+	}
+	defer func() {
+		if serr := log.StopDirtyLog(); serr != nil {
+			err = errors.Join(err, fmt.Errorf("stop the dirty log: %w", serr))
+		}
+	}()
+	if err := log.StartDirtyLog(); err != nil {
+		return rate, fmt.Errorf("start the dirty log: %w", err)
+	}
+	w := newWatcher(ram.Slots(), log)
+	if err := w.arm(); err != nil {
+		return rate, err
+	}
+	began := time.Now()
+	for n := range rateSamples {
+		if err := sleep(ctx, time.Until(began.Add(interval>>(rateSamples-1-n)))); err != nil {
+			return rate, err
+		}
+		after := time.Since(began)
+		pages, err := w.look()
+		if err != nil {
+			return rate, err
+		}
+		rate.Samples = append(rate.Samples, DirtySample{milliseconds(after), pages})
+		rate.IntervalMS, rate.Pages = milliseconds(after), pages
+	}
+	for _, s := range ram.Slots() {
+		rate.RAMBytes += s.Pages * PageSize
+	}
+	rate.BytesPerSecond = uint64(float64(rate.Pages*PageSize) / duration(rate.IntervalMS).Seconds())
+	return rate, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// watcher counts the pages that were written since it armed them all.
+type watcher struct {
+	slots []Slot
+	log   DirtyLog
+	seen  []bitmap
+	bits  bitmap // scratch, as long as the largest slot
+}
+
+func newWatcher(slots []Slot, log DirtyLog) *watcher {
+	w := &watcher{slots: slots, log: log}
+	var longest uint64
+	for _, s := range slots {
+		w.seen = append(w.seen, newBitmap(s.Pages))
+		longest = max(longest, s.Pages)
+	}
+	w.bits = newBitmap(longest)
+	return w
+}
+
+// arm has every write from now on reported: what the log has is cleared. No
+// content is read here, so nothing has to be kept of it.
+func (w *watcher) arm() error {
+	for slot, s := range w.slots {
+		b := w.bits[:bitmapWords(s.Pages)]
+		if err := w.fetch(slot, b); err != nil {
+			return err
+		}
+		if w.log.ManualProtect() {
+			if err := w.log.ClearDirtyLog(slot, 0, s.Pages, b); err != nil {
+				return fmt.Errorf("clear KVM's dirty log of slot %d: %w", slot, err)
+			}
+		}
+		if err := w.log.FetchVMMDirty(slot, b); err != nil {
+			return fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
+		}
+	}
+	return nil
+}
+
+func (w *watcher) fetch(slot int, b bitmap) error {
+	clear(b)
+	if err := w.log.FetchDirtyLog(slot, b); err != nil {
+		return fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, err)
+	}
+	return nil
+}
+
+// look returns how many pages have been written so far. Whether a fetch takes
+// the bits (without manual protection) or leaves them makes no difference: they
+// are collected in seen.
+func (w *watcher) look() (pages uint64, err error) {
+	for slot, s := range w.slots {
+		b, seen := w.bits[:bitmapWords(s.Pages)], w.seen[slot]
+		if err := w.fetch(slot, b); err != nil {
+			return 0, err
+		}
+		seen.or(b)
+		clear(b)
+		if err := w.log.FetchVMMDirty(slot, b); err != nil {
+			return 0, fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
+		}
+		seen.or(b)
+		for i, word := range seen {
+			pages += uint64(bits.OnesCount64(word & wordMask(uint64(i), 0, s.Pages)))
+		}
+	}
+	return pages, nil
+}
+
+// dirtied is how many pages a guest of this rate writes within d: between the
+// samples and beyond the last one on a straight line, and never more than it
+// has.
+func (r DirtyRate) dirtied(d time.Duration) uint64 {
+	var before DirtySample // nothing after no time
+	at := milliseconds(d)
+	for i, s := range r.Samples {
+		if at <= s.AfterMS || i == len(r.Samples)-1 {
+			span := max(s.AfterMS-before.AfterMS, 0.001)
+			pages := float64(before.Pages) + (at-before.AfterMS)/span*float64(s.Pages-before.Pages)
+			return uint64(min(pages, float64(r.RAMBytes/PageSize)))
+		}
+		before = s
+	}
+	return 0
+}
+
+// populatedPages counts the pages that a migration would send with their
+// content, and those that it would have to look at and find zero.
+func populatedPages(ctx context.Context, ram RAM) (data, zero uint64, err error) {
+	var populated [maxSpan / 64]uint64
+	for slot, s := range ram.Slots() {
+		for first := uint64(0); first < s.Pages; first += maxSpan {
+			if err := context.Cause(ctx); err != nil {
+				return 0, 0, err
+			}
+			n := min(maxSpan, s.Pages-first)
+			words := populated[:bitmapWords(n)]
+			if err := ram.Populated(slot, first, n, words); err != nil {
+				return 0, 0, err
+			}
+			span := ram.Bytes(slot, first, n)
+			forRuns(slices.Clone(words), func(start, end int) {
+				for page := start; page < end; page++ {
+					if isZero(span[page*PageSize:][:PageSize]) {
+						zero++
+					} else {
+						data++
+					}
+				}
+			})
+		}
+	}
+	return data, zero, nil
+}

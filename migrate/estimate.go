@@ -1,0 +1,113 @@
+package migrate
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Estimate is what a migration is expected to take, foretold from what the
+// guest writes and what the way to the destination carries. Nothing is moved.
+type Estimate struct {
+	// Converges says that the rounds shrink until the downtime limit can be
+	// kept; if not, Rounds and TotalMS are up to where that was clear.
+	Converges  bool    `json:"converges"`
+	Note       string  `json:"note,omitempty"` // why not
+	Rounds     int     `json:"rounds"`         // in which the guest runs
+	TotalMS    float64 `json:"total_ms"`
+	DowntimeMS float64 `json:"downtime_ms"`
+	// BandwidthBytes a second were measured, RTTMS is a round trip.
+	BandwidthBytes uint64  `json:"bandwidth_bytes"`
+	RTTMS          float64 `json:"rtt_ms"`
+	// RAMBytes is all of the guest's memory, DataBytes what of it has content
+	// other than zeros.
+	RAMBytes  uint64    `json:"ram_bytes"`
+	DataBytes uint64    `json:"data_bytes"`
+	DirtyRate DirtyRate `json:"dirty_rate"`
+}
+
+// EstimateMigration foretells what a migration of src to the [Receiver] at addr
+// would take under opt: it counts what there is to send, watches for an
+// interval what the guest writes, and sends the receiver bytes for it to throw
+// away. The log of src must not be in use. It fails with [ErrNoProbe] at a
+// receiver that is too old to be probed.
+func EstimateMigration(ctx context.Context, src Source, addr string, opt Options, interval time.Duration) (Estimate, error) {
+	if err := opt.Validate(); err != nil {
+		return Estimate{}, err
+	}
+	opt = opt.withDefaults()
+	// The link first: it needs no guest, and it may refuse.
+	link, err := probeLinks(ctx, addr, opt.Channels, opt.PeerTimeout)
+	if err != nil {
+		return Estimate{}, err
+	}
+	began := time.Now()
+	data, _, err := populatedPages(ctx, src)
+	if err != nil {
+		return Estimate{}, err
+	}
+	looking := time.Since(began)
+	rate, err := MeasureDirtyRate(ctx, src, src, interval)
+	if err != nil {
+		return Estimate{}, err
+	}
+	return predict(prediction{link: link, rate: rate, data: data, looking: looking}, opt), nil
+}
+
+// prediction is what an estimate is made from.
+type prediction struct {
+	link    linkSpeed
+	rate    DirtyRate
+	data    uint64        // pages with content
+	looking time.Duration // to look at all memory
+}
+
+// setupTime is what it takes to build a machine, about.
+const setupTime = 20 * time.Millisecond
+
+// predict plays the rounds of [precopy] through, with the same rules.
+func predict(in prediction, opt Options) Estimate {
+	e := Estimate{BandwidthBytes: uint64(in.link.bandwidth), RTTMS: milliseconds(in.link.rtt),
+		RAMBytes: in.rate.RAMBytes, DataBytes: in.data * PageSize, DirtyRate: in.rate}
+	full := max(in.link.bandwidth, 1)
+	rounds := full
+	if opt.BandwidthLimit > 0 {
+		rounds = min(full, float64(opt.BandwidthLimit))
+	}
+	est := newEstimator(in.link.rtt)
+	total := setupTime + in.link.rtt
+	for left := in.data; ; {
+		took := seconds(float64(left*PageSize)/rounds) + in.link.rtt
+		if e.Rounds == 0 {
+			took += in.looking
+		}
+		total += took
+		e.Rounds++
+		est.round(uint64(rounds*took.Seconds()), took)
+		before := left
+		left = in.rate.dirtied(took)
+		if est.downtime(left) <= opt.DowntimeLimit {
+			e.Converges = true
+			// What is sent while the guest stands still is not throttled.
+			last := newEstimator(in.link.rtt)
+			last.round(uint64(full), time.Second)
+			stop := last.downtime(left)
+			e.DowntimeMS = milliseconds(stop)
+			total += stop
+			break
+		}
+		if opt.MaxRounds > 0 && e.Rounds >= opt.MaxRounds || total >= opt.Timeout || e.Rounds > 1 && left >= before-before/100 {
+			e.DowntimeMS = milliseconds(est.downtime(left))
+			e.Note = fmt.Sprintf("the guest writes %d MiB in the time of a round, and the downtime would be %v where %v are allowed",
+				left*PageSize>>20, est.downtime(left).Round(time.Millisecond), opt.DowntimeLimit)
+			break
+		}
+	}
+	e.TotalMS = milliseconds(total)
+	return e
+}
+
+// seconds is a bounded duration.
+func seconds(s float64) time.Duration {
+	return time.Duration(min(s, forever.Seconds()) * float64(time.Second))
+}

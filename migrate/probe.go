@@ -1,0 +1,238 @@
+package migrate
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A probe measures what the way to a receiver carries. The source opens a
+// connection of purpose 4 and sends PROBE frames, which the receiver reads into
+// memory that is as fresh as a migration's and throws away; ROUND is echoed as
+// in a migration.
+
+const (
+	maxProbeFrame = 1 << 20 // bytes of one PROBE frame
+	maxProbeBytes = 1 << 30 // bytes of one connection, after which it is closed
+	// maxProbes bounds how many probes a receiver serves at one time.
+	maxProbes = 4
+	// maxProbeTime bounds a probe as a whole.
+	maxProbeTime = 30 * time.Second
+
+	// probeTime is how long the source sends, probeBytes how much it sends at
+	// most, probeWarm how much first, so that the connection has got up to speed.
+	probeTime  = 400 * time.Millisecond
+	probeBytes = 256 << 20
+	probeWarm  = 4 << 20
+)
+
+// ErrNoProbe: the receiver is too old to be probed.
+var ErrNoProbe = errors.New("the receiver cannot be probed: it is of an older version")
+
+// linkSpeed is what a probe found.
+type linkSpeed struct {
+	bandwidth float64 // bytes a second, from memory to memory
+	rtt       time.Duration
+}
+
+// probeLinks measures the way by as many connections as a migration would have.
+func probeLinks(ctx context.Context, addr string, n int, timeout time.Duration) (all linkSpeed, err error) {
+	type found struct {
+		linkSpeed
+		err error
+	}
+	n = min(n, maxProbes)
+	each := make(chan found, n)
+	for range n {
+		go func() {
+			s, err := probeLink(ctx, addr, timeout)
+			each <- found{s, err}
+		}()
+	}
+	for range n {
+		f := <-each
+		if err == nil {
+			err = f.err
+		}
+		all.bandwidth += f.bandwidth
+		all.rtt = max(all.rtt, f.rtt)
+	}
+	return all, err
+}
+
+// probeLink measures the way to the receiver at addr by one connection.
+func probeLink(ctx context.Context, addr string, timeout time.Duration) (s linkSpeed, err error) {
+	h := hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1}
+	if _, err := rand.Read(h.session[:]); err != nil {
+		return s, fmt.Errorf("draw a session: %w", err)
+	}
+	c, err := dial(ctx, addr, h, timeout)
+	if err != nil {
+		return s, err
+	}
+	l := newLink(ctx, c)
+	defer l.close()
+	asked := time.Now()
+	if _, err := l.await(l.ctx, frameHelloOK, timeout); err != nil {
+		if errors.Is(err, ErrRefused) && isUnknownPurpose(err) {
+			err = ErrNoProbe
+		}
+		return s, fmt.Errorf("probe %s: %w", addr, err)
+	}
+	s.rtt = time.Since(asked)
+	p := prober{link: l, timeout: timeout, buf: make([]byte, maxProbeFrame)}
+	for i := range p.buf {
+		p.buf[i] = byte(i>>12) | 1 // not zeros, and not worth compressing
+	}
+	if _, err := p.send(probeWarm, probeTime); err != nil {
+		return s, fmt.Errorf("probe %s: %w", addr, l.explain(err))
+	}
+	began := time.Now()
+	n, err := p.send(probeBytes, probeTime)
+	if err != nil {
+		return s, fmt.Errorf("probe %s: %w", addr, l.explain(err))
+	}
+	s.bandwidth = float64(n) / max(time.Since(began).Seconds(), 1e-6)
+	return s, nil
+}
+
+// isUnknownPurpose recognises the refusal of a receiver that does not know the
+// purpose; its words are those of version 1.
+func isUnknownPurpose(err error) bool {
+	refused := (*RefusedError)(nil)
+	if !errors.As(err, &refused) {
+		return false
+	}
+	for _, r := range refused.Reasons {
+		if r.Error() == fmt.Sprintf("%v: a connection for an unknown purpose (%d)", ErrProtocol, purposeProbe) {
+			return true
+		}
+	}
+	return false
+}
+
+// prober sends on one connection.
+type prober struct {
+	link    *link
+	timeout time.Duration
+	buf     []byte
+	round   uint64
+}
+
+// send sends n bytes, or for so long, and returns how many have landed.
+func (p *prober) send(n int, d time.Duration) (sent int, err error) {
+	for began := time.Now(); sent < n && time.Since(began) < d; sent += len(p.buf) {
+		if err := p.link.conn.writeFrame(header{typ: frameProbe}, p.buf); err != nil {
+			return sent, err
+		}
+	}
+	p.round++
+	if err := p.link.conn.writeFrame(header{typ: frameRound, first: p.round}); err != nil {
+		return sent, err
+	}
+	_, err = p.link.await(p.link.ctx, frameRound, p.timeout)
+	return sent, err
+}
+
+// serveProbe answers a probe: a bounded number of bytes, in a bounded time.
+func (r *Receiver) serveProbe(ctx context.Context, c *conn, h hello) error {
+	version, err := h.negotiate()
+	if err != nil {
+		return err
+	}
+	if err := r.beginProbe(); err != nil {
+		return err
+	}
+	defer r.endProbe()
+	late := time.AfterFunc(maxProbeTime, func() { c.Close() })
+	defer late.Stop()
+	if err := c.writeControl(frameHelloOK, helloOK{Version: version}); err != nil {
+		return err
+	}
+	sink, err := newSink()
+	if err != nil {
+		return err
+	}
+	defer sink.free()
+	for total := 0; ; {
+		f, err := c.readHeader()
+		if err != nil {
+			return nil // it has what it wanted, or has gone
+		}
+		switch {
+		case f.typ == frameProbe && f.length <= maxProbeFrame && total+int(f.length) <= maxProbeBytes:
+			total += int(f.length)
+			if err := c.readFull(sink.next(int(f.length))); err != nil {
+				return nil
+			}
+		case f.typ == frameRound && f.length == 0:
+			if err := c.writeFrame(header{typ: frameRound, first: f.first}); err != nil {
+				return nil
+			}
+		case f.typ == frameAbort:
+			return nil
+		default:
+			return fmt.Errorf("%w: a probe sent %v of %d bytes after %d", ErrProtocol, f.typ, f.length, total)
+		}
+		if err := context.Cause(ctx); err != nil {
+			return nil
+		}
+	}
+}
+
+// beginProbe makes room for a probe; it does not disturb a migration.
+func (r *Receiver) beginProbe() error {
+	r.sessionMu.Lock()
+	defer r.sessionMu.Unlock()
+	switch {
+	case r.taken:
+		return errors.New("a guest has arrived here already")
+	case r.active != nil:
+		return errors.New("a migration to this destination is under way")
+	case r.probes == maxProbes:
+		return fmt.Errorf("%d others are measuring the way here", r.probes)
+	}
+	r.probes++
+	return nil
+}
+
+func (r *Receiver) endProbe() {
+	r.sessionMu.Lock()
+	defer r.sessionMu.Unlock()
+	r.probes--
+}
+
+// sink is memory to receive into that is populated as it is written, as a
+// guest's memory is at a destination: that costs as much as receiving.
+type sink struct {
+	mem []byte
+	at  int
+}
+
+const sinkBytes = 32 << 20
+
+func newSink() (*sink, error) {
+	mem, err := unix.Mmap(-1, 0, sinkBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes to receive into: %w", sinkBytes, err)
+	}
+	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE) // as guest memory has it; some kernels do without
+	return &sink{mem: mem}, nil
+}
+
+// next returns n bytes, at most maxProbeFrame, that have not been touched.
+func (s *sink) next(n int) []byte {
+	if s.at+n > len(s.mem) {
+		_ = unix.Madvise(s.mem, unix.MADV_DONTNEED) // else the figure is too good
+		s.at = 0
+	}
+	b := s.mem[s.at : s.at+n]
+	s.at += n
+	return b
+}
+
+func (s *sink) free() { _ = unix.Munmap(s.mem) }
