@@ -348,16 +348,18 @@ func (l *lines) ticks() (all []tick) {
 
 // result is what migrate --json prints.
 type result struct {
-	Status     string  `json:"status"`
-	Error      string  `json:"error"`
-	TotalMS    int64   `json:"total_ms"`
-	SetupMS    int64   `json:"setup_ms"`
-	DowntimeMS float64 `json:"downtime_ms"`
-	BytesSent  uint64  `json:"bytes_sent"`
-	RAMBytes   uint64  `json:"ram_bytes"`
-	PagesSent  uint64  `json:"pages_sent"`
-	PagesZero  uint64  `json:"pages_zero"`
-	PagesHole  uint64  `json:"pages_hole"`
+	Status       string             `json:"status"`
+	Error        string             `json:"error"`
+	TotalMS      int64              `json:"total_ms"`
+	SetupMS      int64              `json:"setup_ms"`
+	DowntimeMS   float64            `json:"downtime_ms"`
+	Downtime     map[string]float64 `json:"downtime"`
+	DowntimeNote string             `json:"downtime_note"`
+	BytesSent    uint64             `json:"bytes_sent"`
+	RAMBytes     uint64             `json:"ram_bytes"`
+	PagesSent    uint64             `json:"pages_sent"`
+	PagesZero    uint64             `json:"pages_zero"`
+	PagesHole    uint64             `json:"pages_hole"`
 
 	PagesHinted    uint64 `json:"pages_hinted"`
 	HintsReceived  uint64 `json:"hints_received"`
