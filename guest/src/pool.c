@@ -334,7 +334,7 @@ static void announce(u64 now)
 	put(&l, " s: ");
 	put_size(&l, in_state[BLOCK_FULL] * PAGE);
 	put(&l, " full, ");
-	put_size(&l, in_state[BLOCK_FREE] * PAGE);
+	put_size(&l, (pool_pages - in_state[BLOCK_FULL]) * PAGE);
 	put(&l, " free");
 	serial_line(&l);
 	pool_told = 0;

@@ -1,0 +1,199 @@
+package test
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// newImage makes a disk image of zeros.
+func newImage(t testing.TB, bytes int64) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.img")
+	f, err := os.Create(path)
+	if err == nil {
+		err = f.Truncate(bytes)
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// locks says whether a process has an image locked for writing.
+func locks(pid int, image string) bool {
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return false // it has ended
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())); err != nil || to != image {
+			continue
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd.Name()))
+		if err != nil {
+			continue
+		}
+		for s := bufio.NewScanner(strings.NewReader(string(text))); s.Scan(); {
+			if w := strings.Fields(s.Text()); len(w) > 4 && w[0] == "lock:" && w[2] == "OFDLCK" && w[4] == "WRITE" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// watchLocks looks at who has the image's lock until stop is called, which
+// returns how often both processes had it in one look, which has to be never,
+// and how often either had.
+func watchLocks(image string, a, b int) (stop func() (both, one int)) {
+	done := make(chan struct{})
+	var watcher sync.WaitGroup
+	var both, one int
+	watcher.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			inA, inB := locks(a, image), locks(b, image)
+			if inA || inB {
+				one++
+			}
+			// The two are not looked at in one moment: it may have moved between.
+			if inA && inB && locks(a, image) {
+				both++
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	return func() (int, int) {
+		close(done)
+		watcher.Wait()
+		return both, one
+	}
+}
+
+// awaitDisk waits until the guest has written its disk and read all of it back,
+// twice, since line from; nothing may be wrong.
+func awaitDisk(t testing.TB, l *lines, from int, pages uint64) {
+	t.Helper()
+	first, next := l.awaitTick(t, from, "any", func(tick) bool { return true })
+	l.awaitTick(t, next, "the disk written and read", func(k tick) bool {
+		if k.more["dbad"] != 0 {
+			t.Fatalf("the disk: %+v", k)
+		}
+		return k.more["dwrites"] >= first.more["dwrites"]+2*pages && k.more["dreads"] >= first.more["dreads"]+2*pages
+	})
+}
+
+// The guest writes, flushes, reads and checks a disk flat out while it moves
+// there and back. The disk's lock is held by the one that runs, and by nobody
+// else; what is on the disk in the end is what the guest wrote.
+func TestDiskMoves(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	const size = 2 * mib
+	image := newImage(t, 3*size)
+	here := h.start("run", "d0", "--memory", "64M", "--disk", image, "--cmdline",
+		"fill=8M dirty=2M rate=500 verify=1 tick=0.5 disk=2M drate=0")
+	awaitDisk(t, here.out, 0, size/pageSize)
+	for i := range count(2, 10) {
+		there, addr := h.receive(fmt.Sprintf("d%d", i+1))
+		stop := watchLocks(image, here.cmd.Process.Pid, there.cmd.Process.Pid)
+		r, exit := h.migrate(fmt.Sprintf("d%d", i), "--to", addr)
+		if exit != 0 || r.Status != "completed" {
+			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
+		}
+		awaitDisk(t, there.out, 0, size/pageSize)
+		both, one := stop()
+		if both != 0 || one == 0 {
+			t.Errorf("of %d looks at the disk's lock %d found it held by both", one, both)
+		}
+		if !locks(there.cmd.Process.Pid, image) {
+			t.Error("the guest runs without the disk's lock")
+		}
+		if _, errs, exit := h.run("run", "other", "--disk", image); exit == 0 || !strings.Contains(errs, "lock") {
+			t.Errorf("another VM with the same disk: exit %d, %q", exit, errs)
+		}
+		checkIRQs(t, there.out)
+		here = there
+	}
+	h.must("stop", fmt.Sprintf("d%d", count(2, 10)))
+	here.wait()
+	checkImage(t, image, size/pageSize)
+}
+
+// checkIRQs fails if devices do not interrupt: the guest would still find its
+// answers, but late.
+func checkIRQs(t testing.TB, l *lines) {
+	t.Helper()
+	all := l.ticks()
+	if first, last := all[0], all[len(all)-1]; last.more["irqs"] <= first.more["irqs"] {
+		t.Errorf("no interrupt of a device after the move: %d, then %d", first.more["irqs"], last.more["irqs"])
+	}
+}
+
+// checkImage looks at the disk from outside: every page is the guest's, of its
+// last round or the one before, and rounds only fall from the first page on.
+// The one exception are the few requests that were in flight.
+func checkImage(t testing.TB, image string, pages int) {
+	t.Helper()
+	b, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const inFlight = 4 * 16
+	word := func(page, i int) uint64 { return binary.LittleEndian.Uint64(b[page*pageSize+8*i:]) }
+	newest := word(0, 1)
+	old := 0
+	for i := range pages {
+		if want := uint64(0x6776)<<48 | 1<<31 | uint64(i); word(i, 0) != want {
+			t.Fatalf("disk page %d begins with %#x, not with %#x", i, word(i, 0), want)
+		}
+		switch round := word(i, 1); {
+		case round == newest && old > inFlight:
+			t.Errorf("disk page %d is of round %d, after %d pages of the round before", i, round, old)
+		case round == newest:
+		case round+1 == newest:
+			old++
+		default:
+			t.Fatalf("disk page %d is of round %d, the first of round %d", i, round, newest)
+		}
+	}
+	for i, v := range b[pages*pageSize:] {
+		if v != 0 {
+			t.Fatalf("byte %d, past what the guest writes, is %#x", pages*pageSize+i, v)
+		}
+	}
+}
+
+// A disk that another VM has at the moment of the move keeps the guest where it
+// is, and its lock with it.
+func TestDiskTakenAtTheDestination(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	image, taken := newImage(t, 4*mib), newImage(t, 4*mib)
+	h.start("run", "other", "--memory", "64M", "--disk", taken, "--cmdline", "tick=1").out.awaitText(t, 0, "tick 1 ")
+	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
+		"fill=8M dirty=2M rate=500 verify=1 tick=0.5 disk=2M drate=0")
+	awaitDisk(t, here.out, 0, 2*mib/pageSize)
+	_, addr := h.receive("there", "--disk", taken)
+	if r, exit := h.migrate("here", "--to", addr); exit == 0 {
+		t.Fatalf("it moved to a disk that another VM has: %+v", r)
+	}
+	if !locks(here.cmd.Process.Pid, image) {
+		t.Error("the guest that stayed has lost its disk's lock")
+	}
+	awaitDisk(t, here.out, here.out.len(), 2*mib/pageSize)
+}
