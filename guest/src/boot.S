@@ -98,7 +98,11 @@ long_mode:
 	subl $8, %eax /* the ABI's alignment at a function's entry */
 	pushq $SEL_USER_DATA
 	pushq %rax
-	pushq $0x202 /* interrupts on, IOPL 0 */
+	/*
+	 * Interrupts on, and IOPL 3: ports need the bitmap where a KVM forces IOPL to 0, and IOPL where an emulator (QEMU,
+	 * of a CPU with SVM) no longer takes the TSS for one after KVM has restored it, busy.
+	 */
+	pushq $0x3202
 	pushq $SEL_USER_CODE
 	pushq $cpu_main
 	movl %ebx, %esi

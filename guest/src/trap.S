@@ -88,7 +88,7 @@ fatal:
 	movq %cr2, %rsi
 	pushq $SEL_USER_DATA
 	pushq $trap_stack_end - 8
-	pushq $0x2
+	pushq $0x3002 /* interrupts off, IOPL 3 */
 	pushq $SEL_USER_CODE
 	pushq $trap_report
 	iretq
