@@ -106,12 +106,12 @@ func TestDiskMoves(t *testing.T) {
 	const size = 2 * mib
 	image := newImage(t, 3*size)
 	here := h.start("run", "d0", "--memory", "64M", "--disk", image, "--cmdline",
-		"fill=8M dirty=2M rate=500 verify=1 tick=0.5 disk=2M drate=0")
+		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 	awaitDisk(t, here.out, 0, size/pageSize)
 	for i := range count(2, 10) {
 		there, addr := h.receive(fmt.Sprintf("d%d", i+1))
 		stop := watchLocks(image, here.cmd.Process.Pid, there.cmd.Process.Pid)
-		r, exit := h.migrate(fmt.Sprintf("d%d", i), "--to", addr)
+		r, exit := h.migrate(fmt.Sprintf("d%d", i), "--to", addr, "--downtime-limit", "3s")
 		if exit != 0 || r.Status != "completed" {
 			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
 		}
@@ -129,7 +129,7 @@ func TestDiskMoves(t *testing.T) {
 		checkIRQs(t, there.out)
 		here = there
 	}
-	h.must("stop", fmt.Sprintf("d%d", count(2, 10)))
+	h.must("stop", "--force", fmt.Sprintf("d%d", count(2, 10)))
 	here.wait()
 	checkImage(t, image, size/pageSize)
 }
@@ -186,7 +186,7 @@ func TestDiskTakenAtTheDestination(t *testing.T) {
 	image, taken := newImage(t, 4*mib), newImage(t, 4*mib)
 	h.start("run", "other", "--memory", "64M", "--disk", taken, "--cmdline", "tick=1").out.awaitText(t, 0, "tick 1 ")
 	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
-		"fill=8M dirty=2M rate=500 verify=1 tick=0.5 disk=2M drate=0")
+		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 	awaitDisk(t, here.out, 0, 2*mib/pageSize)
 	_, addr := h.receive("there", "--disk", taken)
 	if r, exit := h.migrate("here", "--to", addr); exit == 0 {
