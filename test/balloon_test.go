@@ -1,0 +1,91 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// rss is a process's resident memory in bytes.
+func rss(t testing.TB, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "VmRSS:")
+	fields := strings.Fields(after)
+	if len(fields) == 0 {
+		t.Fatalf("process %d has no VmRSS", pid)
+	}
+	kib, err := strconv.Atoi(fields[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// awaitBallooned waits until the guest's balloon holds that much.
+func awaitBallooned(t testing.TB, l *lines, from, bytes int) (tick, int) {
+	t.Helper()
+	return l.awaitTick(t, from, fmt.Sprintf("%d bytes in the balloon", bytes), func(k tick) bool {
+		if k.more["stale"] != 0 {
+			t.Errorf("pages that the host had taken came back with an old content: %+v", k)
+		}
+		return k.more["ballooned"] == uint64(bytes/pageSize)
+	})
+}
+
+// Of a pool that is full the balloon takes 64 MiB, and the VMM's memory shrinks
+// by as much; given back they are used again. Then the balloon is filled while
+// the guest moves, after its pages have been sent, and emptied right after:
+// what was punched out reads as zero there, or the guest would say so.
+func TestBalloonMoves(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	const size = 64 * mib
+	here := h.start("run", "b0", "--memory", "256M", "--cmdline",
+		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 pool=80M keep=80M reports=0")
+	here.out.awaitText(t, 0, "is ready in")
+	pid := here.cmd.Process.Pid
+	full := rss(t, pid)
+	h.must("balloon", "b0", "--target", "64M")
+	_, at := awaitBallooned(t, here.out, here.out.len(), size)
+	if less := full - rss(t, pid); less < size*9/10 || less > size*11/10 {
+		t.Errorf("with 64 MiB in the balloon the VMM has %d KiB less", less>>10)
+	}
+	h.must("balloon", "b0", "--target", "0")
+	_, at = awaitBallooned(t, here.out, at, 0)
+	here.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/pageSize })
+	if less := full - rss(t, pid); less > size/10 {
+		t.Errorf("with nothing in the balloon the VMM has %d KiB less than before", less>>10)
+	}
+
+	there, addr := h.receive("b1")
+	// 88 MiB of the guest's go at 4 MiB/s: the balloon grows meanwhile.
+	mig := h.start("migrate", "b0", "--to", addr, "--bandwidth-limit", "4M", "--downtime-limit", "3s", "--json")
+	for h.info("b0").State != "migrating" {
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(5 * time.Second) // some of it has been sent
+	h.must("balloon", "b0", "--target", "64M")
+	awaitBallooned(t, here.out, here.out.len(), size)
+	if s := h.info("b0").State; s != "migrating" {
+		t.Errorf("the balloon is full, and the VM no longer migrating but %s", s)
+	}
+	if mig.wait() != 0 {
+		t.Fatalf("migrate exits %d", mig.exit)
+	}
+	_, at = awaitBallooned(t, there.out, 0, size)
+	h.must("balloon", "b1", "--target", "0")
+	_, at = awaitBallooned(t, there.out, at, 0)
+	k, at := there.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/pageSize })
+	if k.more["zeroed"] != 2*size/pageSize || k.more["stale"] != 0 {
+		t.Errorf("of %d pages that were in the balloon %d came back as zeros, %d as they had been",
+			2*size/pageSize, k.more["zeroed"], k.more["stale"])
+	}
+	awaitVerified(t, there.out, at, 8*mib/pageSize)
+}
