@@ -44,7 +44,7 @@ func newHintRig(t *testing.T, driver simtest.Driver, change func(*simtest.Config
 		m.Balloon.Driver = driver
 	}
 	opt := migrate.DefaultOptions()
-	opt.Hints, opt.VerifyPages, opt.HintWait = migrate.HintsOn, true, 20*time.Second
+	opt.Hints, opt.VerifyPages, opt.HintWait = migrate.HintsOn, true, migrate.MaxHintWait
 	return &hintRig{t, w, m, opt}
 }
 
@@ -247,7 +247,7 @@ func TestCancelDuringHints(t *testing.T) {
 	if commands := r.guest.Balloon.Commands(); !slices.Equal(commands, []uint32{2, 0, 1}) || !r.guest.Running() {
 		t.Errorf("announced %v, the guest runs: %v", commands, r.guest.Running())
 	}
-	r.opt.HintWait = time.Minute
+	r.opt.HintWait = migrate.MaxHintWait
 	if got := r.send(); got.PagesHinted == 0 {
 		t.Errorf("%+v", got)
 	}
@@ -331,9 +331,7 @@ func TestThePauseWhileAHintIsServed(t *testing.T) {
 // hostile answers with what no driver may say.
 type hostile struct {
 	*simtest.Machine
-	simtest.Balloon // for the methods that are not shadowed
-	sink            migrate.HintSink
-	said            chan struct{}
+	sink migrate.HintSink
 }
 
 func (h *hostile) HintSource() migrate.HintSource {

@@ -66,6 +66,8 @@ const (
 	defaultClearBitmapShift = 18
 	defaultPeerTimeout      = 10 * time.Second
 	defaultHintWait         = time.Second
+	// MaxHintWait is half of what a destination takes for silence.
+	MaxHintWait = defaultPeerTimeout / 2
 )
 
 // DefaultOptions returns the options that a zero value stands for, spelt out.
@@ -131,6 +133,9 @@ func (o Options) Validate() error {
 	}
 	if o.HintWait < 0 {
 		bad("hint wait %v: must not be negative", o.HintWait)
+	}
+	if o.HintWait > MaxHintWait {
+		bad("hint wait %v: at most %v, since the destination hears nothing meanwhile", o.HintWait, MaxHintWait)
 	}
 	if o.PeerTimeout < 0 {
 		bad("peer timeout %v: must not be negative", o.PeerTimeout)

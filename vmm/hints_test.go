@@ -111,7 +111,7 @@ func (r *ran) moveHinted(t *testing.T, opt migrate.Options) (*ran, migrate.Resul
 func TestDemoGuestHints(t *testing.T) {
 	r := hintsOf(t, "fill=8M dirty=1M rate=50 verify=1 tick=1 pool=64M hintrace reports=0")
 	for n := range 3 {
-		next, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: 10 * time.Second})
+		next, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: migrate.MaxHintWait})
 		if res.PagesHinted == 0 || res.HintsReceived < 4<<20/migrate.PageSize || res.HintsOff != "" {
 			t.Errorf("migration %d: %+v", n, res)
 		}
@@ -144,7 +144,7 @@ func TestHintsOfAGuestThatReboots(t *testing.T) {
 		t.Fatalf("%+v", res)
 	}
 	r.con.awaitThat(t, "a second pool", func(out string) bool { return strings.Count(out, "is ready in") == 2 })
-	r, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: 10 * time.Second})
+	r, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: migrate.MaxHintWait})
 	if res.PagesHinted == 0 {
 		t.Errorf("after the reboot: %+v", res)
 	}
