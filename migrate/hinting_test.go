@@ -229,18 +229,20 @@ func TestTheDriverIsResetWhileItHints(t *testing.T) {
 // and the next one gets hints under another id.
 func TestCancelDuringHints(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Pace: time.Millisecond}, nil)
-	if err := r.guest.Resume(); err != nil {
-		t.Fatal(err)
-	}
-	m, _ := r.start(r.guest)
+	var migration atomic.Pointer[migrate.Migration]
 	var served atomic.Int32
 	r.guest.Balloon.Served = func() {
-		if served.Add(1) == 10 {
+		if m := migration.Load(); m != nil && served.Add(1) == 10 {
 			if err := m.Cancel(); err != nil {
 				t.Error(err)
 			}
 		}
 	}
+	if err := r.guest.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	m, _ := r.start(r.guest)
+	migration.Store(m)
 	if err := m.Run(context.Background()); !errors.Is(err, migrate.ErrCancelled) {
 		t.Fatal(err)
 	}
