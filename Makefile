@@ -14,7 +14,7 @@ build: ## bin/govmm: static, with the version from git
 demo: build ## migrate a guest between two processes here
 	bin/govmm demo
 
-test: setup lint unit fuzz emulated ## everything CI runs, set-up included (Debian 12 with Go)
+test: setup lint unit fuzz ## everything CI runs, set-up included (Debian 12 with Go)
 	@if [ "$$(. /etc/os-release && echo $$ID$$VERSION_ID)" = debian12 ]; then $(MAKE) guest; fi
 
 accept: setup ## the long runs of what CI runs in short
@@ -28,16 +28,18 @@ setup: ## install what the tests need
 lint: ## gofmt, go vet, staticcheck, go.mod
 	@test -z "$$(gofmt -l .)" || { echo "gofmt these:"; gofmt -l .; exit 1; }
 	go vet ./...
+	go vet -tags svm ./test/svm
 	go run $(STATICCHECK) ./...
 	go mod tidy -diff
 
 unit: ## the tests, under the race detector; where /dev/kvm opens none may be skipped
 	go run ./test/run -race -p 1 -timeout 20m ./...
 
-emulated: ## where there is no /dev/kvm, some tests on an emulated machine that has it
+emulated: ## some tests on KVM in an emulated machine, where there is no /dev/kvm
 	go run ./test/run -svm=absent
 
 test-svm: ## many more of them, on any machine with QEMU
+	go test -tags svm -count=1 -run TestMachine -timeout 15m ./test/svm
 	go run ./test/run -svm
 
 fuzz: ## every fuzz target for FUZZTIME seconds

@@ -26,8 +26,8 @@ var tooSlow = []leftOut{
 	{"TestVMMigrates", "likewise: the stop alone was estimated at four seconds on a busy host, and the limit is the default"},
 }
 
-// The tests that `make test` runs where there is no /dev/kvm: chosen for what
-// they say within a quarter of an hour on two processors.
+// The tests of `make emulated`: chosen for what they say within a quarter of an
+// hour on two processors.
 var short = []part{
 	{pkg: "./kvm"},
 	{pkg: "./vmm", run: "^(TestDemoGuestMigrates|TestPausedArrivesPaused|TestStateRoundTrip|TestStateOfEverything|TestDirtyLog|TestVMEnds|TestVMReboots)$"},
