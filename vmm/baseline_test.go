@@ -26,7 +26,8 @@ type processor struct {
 
 var hygonLeaf = leaf(0, 0, 0xd, 0x6f677948, 0x656e6975, 0x6e65476e)
 
-// The registers of processors as their makers' and others' lists have them.
+// Synthetic processors, written for the test after what those that they are named
+// for have: no dumps of real ones. What a baseline does not look at is missing.
 var (
 	core2       = processor{"Core 2 E8400", intelLeaf, 0x1067a, 0x0008e3fd, 0xbfebfbff, 0, 0x00000001, 0x20100800, 0, 36, 0x01007efb}
 	nehalem     = processor{"Core i7-920", intelLeaf, 0x106a5, 0x0098e3bd, 0xbfebfbff, 0, 0x00000001, 0x28100800, 0, 36, 0x01007efb}

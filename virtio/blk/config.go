@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/govmm/govmm/virtio"
 )
 
 const (
@@ -45,7 +47,7 @@ func ParseConfig(option string) (Config, error) {
 		return Config{}, fmt.Errorf("disk %q: %s", option, fmt.Sprintf(format, a...))
 	}
 	seen := map[string]bool{}
-	for i, item := range splitOption(option) {
+	for i, item := range virtio.SplitOption(option) {
 		key, value, has := strings.Cut(item, "=")
 		if i == 0 && !has && key != "readonly" && key != "direct" {
 			key, value, has = "path", item, true
@@ -84,25 +86,6 @@ func ParseConfig(option string) (Config, error) {
 		return fail("%v", err)
 	}
 	return c, nil
-}
-
-// splitOption splits at single commas; two are one that belongs to the item.
-func splitOption(s string) []string {
-	var items []string
-	var item strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] != ',':
-			item.WriteByte(s[i])
-		case i+1 < len(s) && s[i+1] == ',':
-			item.WriteByte(',')
-			i++
-		default:
-			items = append(items, item.String())
-			item.Reset()
-		}
-	}
-	return append(items, item.String())
 }
 
 func parseSwitch(value string, has bool) (bool, error) {

@@ -5,6 +5,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/govmm/govmm/virtio"
 )
 
 const (
@@ -40,7 +42,7 @@ func ParseConfig(option string) (Config, error) {
 		return Config{}, fmt.Errorf("vsock %q: %s", option, fmt.Sprintf(format, a...))
 	}
 	seen := map[string]bool{}
-	for i, item := range splitOption(option) {
+	for i, item := range virtio.SplitOption(option) {
 		key, value, has := strings.Cut(item, "=")
 		if i == 0 && !has {
 			key, value = "path", item
@@ -66,25 +68,6 @@ func ParseConfig(option string) (Config, error) {
 		return fail("%v", err)
 	}
 	return c, nil
-}
-
-// splitOption splits at single commas; two are one that belongs to the item.
-func splitOption(s string) []string {
-	var items []string
-	var item strings.Builder
-	for i := 0; i < len(s); i++ {
-		switch {
-		case s[i] != ',':
-			item.WriteByte(s[i])
-		case i+1 < len(s) && s[i+1] == ',':
-			item.WriteByte(',')
-			i++
-		default:
-			items = append(items, item.String())
-			item.Reset()
-		}
-	}
-	return append(items, item.String())
 }
 
 // Validate says what is wrong with the values; no file is looked at.
