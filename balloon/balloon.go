@@ -77,7 +77,8 @@ type Config struct {
 
 // Balloon is the device. It implements virtio.Device.
 type Balloon struct {
-	cfg Config
+	cfg          Config
+	keepReported bool
 
 	config   sync.Mutex // guards the fields down to sink
 	state    State

@@ -120,6 +120,23 @@ func TestReporting(t *testing.T) {
 	r.needsReset(false)
 }
 
+// What tests ask for: reported pages are left alone, inflated ones are not.
+func TestKeepReported(t *testing.T) {
+	r := newRig(t, allOf)
+	r.fill()
+	r.b.KeepReported()
+	r.send(report, nil, []virtiotest.Buffer{{GPA: 512 * 4096, Len: 512 * 4096}})
+	r.wait(report)
+	if got := r.mem.punched(); got != nil {
+		t.Errorf("punched %v of what was to be kept", got)
+	}
+	r.pfns(inflate, 5)
+	if got, want := r.mem.punched(), pages(5, 1); !slices.Equal(got, want) {
+		t.Errorf("punched %v by inflation, want %v", got, want)
+	}
+	r.needsReset(false)
+}
+
 // A driver that does not hint may have its reporting queue in the hint queue's
 // place.
 func TestReportingQueueInThePlaceOfHints(t *testing.T) {

@@ -7,7 +7,7 @@ import "github.com/govmm/govmm/virtio"
 // expects a pattern in free pages they stay as they are, since a page that was
 // punched out reads as zero.
 func (b *Balloon) report(c *virtio.Chain) uint32 {
-	if b.poison() != 0 {
+	if b.keepReported || b.poison() != 0 {
 		return 0
 	}
 	for i := range c.Writable {
@@ -18,6 +18,11 @@ func (b *Balloon) report(c *virtio.Chain) uint32 {
 	}
 	return 0
 }
+
+// KeepReported is for tests: what the guest reports as free stays where it is
+// from now on, which section 5.5.6.7 allows; what it inflates goes as ever. It
+// is called before the guest runs.
+func (b *Balloon) KeepReported() { b.keepReported = true }
 
 // wholePages is the part of a range that is whole pages; n may be 0.
 func wholePages(gpa, n uint64) (first, bytes uint64) {

@@ -41,6 +41,7 @@ type Machine struct {
 	sys   *kvm.System
 	vm    *kvm.VM
 	mem   *memory.Memory
+	stale bool // mem holds something before a kernel is loaded
 	ports Bus
 	mmio  Bus
 

@@ -25,6 +25,7 @@ type runFlags struct {
 	cpu      string
 	memory   sizeFlag
 	backing  string
+	prefill  bool
 }
 
 func newRun() *cobra.Command {
@@ -65,6 +66,8 @@ On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	flags.StringVar(&f.cpu, "cpu", vmm.CPUHost, "the guest's processor: this host's, or a baseline that others have as well, `MODEL` "+strings.Join(vmm.CPUModels()[1:], " or "))
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
 	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
+	flags.BoolVar(&f.prefill, "prefill", false, "fill the guest's memory with a pattern before the kernel is loaded")
+	_ = flags.MarkHidden("prefill") // for tests: no memory is a hole or zero by itself
 	return cmd
 }
 
@@ -95,7 +98,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 		return vmm.Config{}, usagef(cmd, "%v", err)
 	}
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
-		NoUnpack: f.noUnpack, Devices: devices, Tracking: vmm.DirtyTracking(f.tracking)}, nil
+		NoUnpack: f.noUnpack, Prefill: f.prefill, Devices: devices, Tracking: vmm.DirtyTracking(f.tracking)}, nil
 }
 
 // readImage reads a file of at most so many bytes; "" is none.

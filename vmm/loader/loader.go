@@ -78,6 +78,10 @@ type Options struct {
 	Reserved []Region
 	// NoUnpack lets a bzImage unpack itself in the guest.
 	NoUnpack bool
+	// Stale says that mem may hold something already: what of an ELF file's
+	// segments the file does not cover is cleared then. Fresh memory is zero
+	// and stays unpopulated there. A bzImage clears its own.
+	Stale bool
 }
 
 // Mode is the CPU mode in which a kernel starts.
@@ -232,6 +236,22 @@ func LoadPVH(mem Memory, kernel []byte, opt Options) (Entry, error) {
 		if err := mem.WriteAt(s.data, s.gpa); err != nil {
 			return Entry{}, fmt.Errorf("load kernel segment %d: %w", s.index, err)
 		}
+		if opt.Stale {
+			if err := clearRAM(mem, s.gpa+uint64(len(s.data)), s.gpa+s.size); err != nil {
+				return Entry{}, fmt.Errorf("clear the rest of kernel segment %d: %w", s.index, err)
+			}
+		}
 	}
 	return Entry{RIP: img.entry, RBX: entry}, nil
+}
+
+// clearRAM writes zeros to [gpa, end).
+func clearRAM(mem Memory, gpa, end uint64) error {
+	var zeros [1 << 16]byte
+	for ; gpa < end; gpa += min(uint64(len(zeros)), end-gpa) {
+		if err := mem.WriteAt(zeros[:min(uint64(len(zeros)), end-gpa)], gpa); err != nil {
+			return err
+		}
+	}
+	return nil
 }
