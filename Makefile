@@ -6,7 +6,7 @@ FUZZTIME ?= 5
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build demo test accept setup lint unit fuzz bench test-kernel guest clean help test-svm emulated
+.PHONY: build demo test accept setup lint unit model fuzz bench test-kernel guest clean help test-svm emulated
 
 build: ## bin/govmm: static, with the version from git
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
@@ -14,7 +14,7 @@ build: ## bin/govmm: static, with the version from git
 demo: build ## migrate a guest between two processes here
 	bin/govmm demo
 
-test: setup lint unit fuzz ## everything CI runs, set-up included (Debian 12 with Go)
+test: setup lint unit model fuzz ## everything CI runs, set-up included (Debian 12 with Go)
 	@if [ "$$(. /etc/os-release && echo $$ID$$VERSION_ID)" = debian12 ]; then $(MAKE) guest; fi
 
 accept: setup ## the long runs of what CI runs in short
@@ -41,6 +41,9 @@ emulated: ## some tests on KVM in an emulated machine, where there is no /dev/kv
 test-svm: ## many more of them, on any machine with QEMU
 	go test -tags svm -count=1 -run TestMachine -timeout 15m ./test/svm
 	go run ./test/run -svm
+
+model: ## the proof: spin visits every state of hints and handoff (a few minutes, under 2 GiB)
+	go run ./test/model
 
 fuzz: ## every fuzz target for FUZZTIME seconds
 	test/fuzz.sh $(FUZZTIME)

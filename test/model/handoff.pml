@@ -1,0 +1,340 @@
+/*
+ * Who may run the guest? The source, the destination and a network that loses
+ * messages, while either side may crash, time out or be cancelled at any step.
+ * docs/proof.md explains this file to readers who have never seen Promela.
+ *
+ * Two migrations are tried one after the other, so that what is left on the
+ * wire of the first can meet the second. Messages of one connection arrive in
+ * order or not at all; a query is a connection of its own.
+ *
+ * After calm nothing is lost any more and nobody crashes, and a time-out comes
+ * only when nothing else can happen: then somebody must get to run.
+ *
+ * -DNO_..., one at a time, leaves a rule out.
+ */
+
+#define ONCE 2		/* migrations */
+
+mtype = { STATE, COMMIT, ABORT, PREPARED, RUNNING, FAILED, UNKNOWN, ABORTED };
+
+/* A session's connection, and the queries. The number is the session's nonce. */
+chan toDst = [2] of { mtype, byte };
+chan toSrc = [2] of { mtype, byte };
+chan query = [2] of { byte };
+chan verdict = [1] of { mtype, byte };
+
+bit calm;		/* the network and the machines are well from here on */
+bit dstRestarted;	/* the destination crashed, and listens again, without memory */
+
+bit srcRuns = 1;
+bit dstRuns;
+bit dstRan;		/* the guest has run at the destination, whatever became of it */
+byte session;		/* the source's */
+bit committed;		/* Migration.committed */
+bit cancelled;
+
+/* The destination, of each session. */
+#define NONE 0
+#define RECEIVING 1
+#define READY 2
+#define RUNS 3
+#define GAVEUP 4
+byte state[ONCE + 1];
+
+inline srcResumes() {
+	assert(!dstRan);		/* never two, and never back to an old copy */
+	srcRuns = 1
+}
+
+inline dstStarts(s) {
+	assert(!srcRuns);		/* never two */
+	state[s] = RUNS;
+	dstRuns = 1;
+	dstRan = 1
+}
+
+/* session.commit: one step, under verdictMu. */
+inline commit(s) {
+	if
+	:: dstStarts(s)
+	:: state[s] = GAVEUP		/* Target.Start failed */
+	fi
+}
+
+#define SILENCE (!calm || timeout)
+
+active proctype source() {
+	mtype m;
+	byte s;
+
+precopy:
+	if
+	:: atomic { session < ONCE -> session++; committed = 0; cancelled = 0; s = 0 }
+	:: goto endRunning		/* it has had enough */
+	fi;
+	/* Before the stop nothing can go wrong: it runs. */
+	srcRuns = 0;			/* Source.PauseForHandoff */
+	if
+	:: toDst!STATE(session)
+	:: !calm			/* lost */
+	fi;
+	do				/* link.await(PREPARED) */
+	:: atomic { toSrc?m,s ->
+		if
+		:: s == session && m == PREPARED -> goto prepared
+		:: s == session && m == FAILED -> goto back
+		:: else			/* of a connection that is closed */
+		fi }
+	:: SILENCE -> goto back		/* lost, or PeerTimeout */
+	:: cancelled -> goto back
+	od;
+
+prepared:				/* Migration.commit: under handoffMu, as Cancel is */
+#ifdef NO_EXCLUSION
+	if
+	:: cancelled -> goto back
+	:: else
+	fi;
+	committed = 1;
+#else
+	atomic { if
+	:: cancelled -> goto back
+	:: else -> committed = 1
+	fi };
+#endif
+#ifdef NO_STOP
+	srcResumes();
+#endif
+	if				/* Migration.sendCommit */
+	:: toDst!COMMIT(session)
+	:: !calm
+	fi;
+	do
+	:: atomic { toSrc?m,s ->
+		if
+		:: s == session && m == RUNNING -> goto endGone
+		:: s == session && m == FAILED -> goto back
+		:: else
+		fi }
+#ifdef NO_EXCLUSION
+	:: cancelled -> goto back
+#endif
+#ifdef NO_WAIT
+	:: SILENCE -> goto back
+#else
+	:: SILENCE -> break
+#endif
+	od;
+#ifdef NO_ASKING
+	goto endStuck;
+#endif
+
+ask:					/* Migration.askUntilKnown */
+	if
+	:: query!session
+	:: !calm
+	fi;
+	do
+	:: atomic { verdict?m,s ->
+		if
+		:: s == session && m == RUNNING -> goto endGone
+		:: s == session && m == ABORTED -> goto back
+#ifdef NO_UNKNOWN
+		:: s == session && m == UNKNOWN -> goto back
+#else
+		:: s == session && m == UNKNOWN -> goto again
+#endif
+		:: else
+		fi }
+	:: SILENCE -> goto ask
+#ifdef FORCE
+	:: true -> goto back		/* govmm resume --force */
+#endif
+	od;
+again:
+	if
+	:: dstRestarted && calm -> goto endStuck	/* it would ask for ever; a human must look */
+	:: else -> goto ask
+	fi;
+
+back:					/* Migration.takeBack */
+	atomic { srcResumes() };
+	if				/* link.end */
+	:: !committed && nfull(toDst) -> toDst!ABORT(session)
+	:: true				/* lost */
+	fi;
+	goto precopy;
+endRunning:
+	false;
+endGone:
+	false;
+endStuck:
+	false
+}
+
+/* The destination's connection goroutine: Receiver.takeMigration. */
+
+#define HERE (state[cur] != NONE)	/* it has not crashed */
+
+inline tell(m) {	/* to the source; it may have closed, or die */
+	if
+	:: atomic { HERE && nfull(toSrc) -> toSrc!m(cur) }
+	:: !calm
+	:: full(toSrc)
+	:: !HERE
+	fi
+}
+
+inline giveUp() {	/* session.finish: unless it runs */
+	if
+	:: state[cur] == READY -> state[cur] = GAVEUP
+	:: else
+	fi
+}
+
+active proctype destination() {
+	mtype m;
+	byte s, cur;
+
+endIdle:
+	atomic { toDst?m,s ->
+		if
+		:: m == STATE -> cur = s; state[cur] = RECEIVING
+		:: else -> s = 0; goto endIdle	/* of a connection that is closed */
+		fi };
+	atomic { if			/* Target.LoadState */
+	:: HERE -> state[cur] = READY	/* session.prepared */
+	:: HERE -> state[cur] = GAVEUP; goto failed
+	:: !HERE -> goto endIdle
+	fi };
+#ifdef NO_VERDICT_FIRST
+	dstRuns = 1; dstRan = 1;	/* vCPUs run, and the verdict follows */
+	assert(!srcRuns);
+#endif
+	tell(PREPARED);
+	do
+	:: atomic { toDst?m,s ->
+		if
+		:: s == cur && m == COMMIT ->
+			if
+			:: state[cur] == READY -> commit(cur); break
+			:: else -> break
+			fi
+		:: s == cur && m == ABORT -> giveUp(); break
+		:: else
+		fi }
+#ifndef NO_PATIENCE_LIMIT
+	:: atomic { SILENCE ->
+#ifdef NO_FINAL
+		goto tooEarly }
+#else
+		giveUp(); break }
+#endif
+#endif
+	:: state[cur] != READY -> break	/* a query came first, or a crash */
+	od;
+#ifdef NO_IRREVERSIBLE
+	if
+	:: atomic { toDst?m,s ->
+		if
+		:: s == cur && m == COMMIT && state[cur] == GAVEUP -> commit(cur)
+		:: else
+		fi }
+	:: true
+	fi;
+#endif
+	if
+	:: state[cur] == RUNS -> tell(RUNNING); goto taken
+	:: state[cur] == GAVEUP -> goto failed
+	:: state[cur] == NONE -> goto endIdle
+	fi;
+#ifdef NO_FINAL
+tooEarly:
+	tell(FAILED);
+	giveUp();
+	if
+	:: state[cur] == RUNS -> goto taken
+	:: else -> goto endIdle
+	fi;
+#endif
+failed:	tell(FAILED);			/* session.tellFailure */
+#ifdef NO_MEMORY
+	atomic { if
+	:: state[cur] == GAVEUP -> state[cur] = NONE
+	:: else
+	fi };
+#endif
+	goto endIdle;
+taken:					/* no further migration; what comes is refused */
+endTaken: do
+	:: atomic { state[cur] == RUNS && nempty(toDst) -> toDst?m,s; s = 0 }
+	:: state[cur] == NONE -> goto endIdle
+	od
+}
+
+/* Queries: Receiver.answer and session.queried. */
+active proctype answers() {
+	mtype m;
+	byte s;
+end:	do
+	:: atomic { query?s ->
+#ifdef NO_NONCE
+		s = (state[2] != NONE -> 2 : s);
+#endif
+		if
+#ifndef NO_PATIENCE_LIMIT
+		:: state[s] == READY -> commit(s)
+#endif
+		:: else
+		fi;
+		if
+		:: state[s] == RUNS -> m = RUNNING
+		:: state[s] == GAVEUP -> m = ABORTED
+		:: else -> m = UNKNOWN
+		fi };
+		if
+		:: verdict!m,s
+		:: !calm
+		:: full(verdict)
+		fi;
+		s = 0
+	od
+}
+
+/* The user. */
+active proctype user() {
+end:	do
+	:: atomic { !calm &&
+#ifndef NO_EXCLUSION
+	   !committed &&
+#endif
+	   !cancelled && session > 0 -> cancelled = 1 }	/* Migration.Cancel */
+	od
+}
+
+#ifdef LIVE
+/* Never none able to run while both are alive and connected. */
+ltl able { [] (calm -> <> (srcRuns || dstRuns || (dstRestarted && committed))) }
+#endif
+
+/* The network, and what befalls the machines. */
+active proctype world() {
+	mtype m;
+	byte s;
+end:	do
+	:: atomic { !calm && nempty(toDst) -> toDst?m,s; s = 0 }
+	:: atomic { !calm && nempty(toSrc) -> toSrc?m,s; s = 0 }
+	:: atomic { !calm && nempty(query) -> query?s; s = 0 }
+	:: atomic { !calm && nempty(verdict) -> verdict?m,s; s = 0 }
+	:: !calm -> calm = 1
+	:: atomic { !calm && !dstRestarted ->		/* the destination crashes */
+		dstRestarted = 1;
+		dstRuns = 0;
+		state[1] = NONE;
+		state[2] = NONE;
+		do			/* its connections end */
+		:: toDst?m,s
+		:: empty(toDst) -> break
+		od }
+	od
+}
