@@ -338,7 +338,9 @@ inline pick() {
 #endif
 	atomic {
 		clearReturns(p / 2);
-#ifndef NO_R4_LATE
+#ifdef NO_R4_LATE
+		toSend = toSend & (~BIT(p) | W);
+#else
 		toSend = toSend & ~BIT(p);
 #endif
 #if !defined(NO_R1) && !defined(NO_R1_RETURN)
@@ -492,6 +494,9 @@ precopy:
 	do
 	:: pick()
 	:: picked -> read()
+#ifdef NO_R4_LATE
+	:: atomic { late -> toSend = toSend & ~W; late = 0 }
+#endif
 	:: !toSend && !picked -> break
 	od;
 	assert(same || spare)		/* the page is not lost */

@@ -22,6 +22,7 @@ import (
 func main() {
 	dir := flag.String("dir", "test/model", "directory of the models")
 	trail := flag.String("trail", "", "print the trail of the variant that leaves this rule out")
+	only := flag.String("run", "", "check only the cases whose name has this in it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -31,7 +32,16 @@ func main() {
 		}
 		return
 	}
-	if !checkAll(ctx, *dir) {
+	var chosen []modelCase
+	for _, c := range cases {
+		if strings.Contains(c.name(), *only) {
+			chosen = append(chosen, c)
+		}
+	}
+	if len(chosen) == 0 {
+		fail(fmt.Errorf("no case has %q in its name", *only))
+	}
+	if !checkAll(ctx, *dir, chosen) {
 		os.Exit(1)
 	}
 }
@@ -64,8 +74,8 @@ func printTrail(ctx context.Context, dir, without string) error {
 	return fmt.Errorf("no variant leaves out %q", without)
 }
 
-// checkAll runs every case, two at a time, and says whether all came out right.
-func checkAll(ctx context.Context, dir string) bool {
+// checkAll runs cases, two at a time, and says whether all came out right.
+func checkAll(ctx context.Context, dir string, cases []modelCase) bool {
 	const workers = 2
 	lines := make([]string, len(cases))
 	next := make(chan int)
@@ -78,7 +88,7 @@ func checkAll(ctx context.Context, dir string) bool {
 			for i := range next {
 				line, ok := checkOne(ctx, dir, cases[i])
 				lines[i] = line
-				fmt.Fprintf(os.Stderr, "model: %d of %d: %s\n", i+1, len(cases), cases[i].name())
+				fmt.Fprintf(os.Stderr, "model: %d of %d: %s\n", i+1, len(cases), strings.ReplaceAll(line, "\t", "  "))
 				mu.Lock()
 				good = good && ok
 				mu.Unlock()
