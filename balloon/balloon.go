@@ -80,12 +80,14 @@ type Balloon struct {
 	cfg          Config
 	keepReported bool
 
-	config   sync.Mutex // guards the fields down to sink
-	state    State
-	active   bool
-	features uint64 // negotiated
-	notifier virtio.Notifier
-	sink     HintSink
+	config    sync.Mutex // guards the fields down to waiting
+	state     State
+	active    bool
+	features  uint64 // negotiated
+	notifier  virtio.Notifier
+	sink      HintSink
+	hintQueue *virtio.Queue // nil: nobody hints
+	waiting   uint32        // a command id that is not announced yet; 0: none
 
 	// What follows belongs to the transport's calls, one at a time.
 	workers []*virtio.Worker

@@ -36,7 +36,10 @@ func (b *Balloon) QueueSizes() []uint16 {
 // found by being enabled where there should be none.
 func (b *Balloon) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
 	b.config.Lock()
-	b.active, b.features, b.notifier = true, features, n
+	b.active, b.features, b.notifier, b.waiting = true, features, n, 0
+	if features&FeatureFreePageHint != 0 {
+		b.hintQueue = queues[hintQueue]
+	}
 	b.config.Unlock()
 
 	b.workers = []*virtio.Worker{
@@ -76,6 +79,7 @@ func (b *Balloon) Reset() {
 
 	b.config.Lock()
 	b.active, b.features, b.notifier = false, 0, nil
+	b.hintQueue, b.waiting = nil, 0
 	b.state.Actual, b.state.Poison, b.state.Command = 0, 0, CommandStop
 	sink := b.sink
 	b.config.Unlock()

@@ -72,7 +72,35 @@ func (b *Balloon) NewHintID() (uint32, error) {
 
 // AnnounceHints asks the guest for hints under an id from [Balloon.NewHintID].
 // The guest answers in its own time, or not at all.
-func (b *Balloon) AnnounceHints(id uint32) { b.command(id) }
+//
+// The id is announced when all that the driver had queued before is consumed,
+// so that none of it counts. To look at the ids in there would not do: a START
+// points to a variable of the driver (Linux: cmd_id_active), and one that is
+// read late says what the driver answers to by then.
+func (b *Balloon) AnnounceHints(id uint32) {
+	b.config.Lock()
+	b.waiting = id
+	q := b.hintQueue
+	b.config.Unlock()
+	if q != nil {
+		q.Signal()
+	}
+}
+
+// announceWaiting announces the id that waits for it, if there is one.
+func (b *Balloon) announceWaiting() {
+	b.config.Lock()
+	id := b.waiting
+	b.waiting = 0
+	if id != 0 {
+		b.state.Command = id
+	}
+	n := b.notifier
+	b.config.Unlock()
+	if id != 0 && n != nil {
+		n.ConfigChanged()
+	}
+}
 
 // StopHints asks the guest to end its answer. It keeps the pages that it has
 // hinted until [Balloon.DoneHints].
@@ -83,7 +111,10 @@ func (b *Balloon) StopHints() { b.command(CommandStop) }
 func (b *Balloon) DoneHints() { b.command(CommandDone) }
 
 func (b *Balloon) command(id uint32) {
-	b.changeConfig(func(s *State) { s.Command = id })
+	b.changeConfig(func(s *State) {
+		s.Command = id
+		b.waiting = 0
+	})
 }
 
 // hinting returns the sink and whether id is what the guest was asked for.
@@ -137,6 +168,8 @@ func (h *hintServer) serve() {
 			return
 		}
 		if !ok {
+			h.tell()
+			h.b.announceWaiting()
 			return
 		}
 		taken++

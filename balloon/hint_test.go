@@ -136,6 +136,56 @@ func TestHintsUnderAnOldID(t *testing.T) {
 	s.expect(t)
 }
 
+// A driver's START points to a variable, which holds the id that it answers to
+// now and not the one that it answered to then. What was queued before an id is
+// announced does not count under it, whatever it says when it is read.
+func TestHintsQueuedBeforeTheAnnouncement(t *testing.T) {
+	r, s := hinter(t)
+	variable := r.put(binary.LittleEndian.AppendUint32(nil, balloon.CommandStop))
+	assign := func(id uint32) {
+		check(t, r.mem.WriteAt(binary.LittleEndian.AppendUint32(nil, id), variable.GPA))
+	}
+	old := r.announce()
+	assign(old)
+	// The device is slow: it has not looked at the queue yet.
+	for range 2 {
+		for _, b := range []virtiotest.Buffer{variable, {GPA: 4096, Len: 4096}} {
+			readable, writable := []virtiotest.Buffer{b}, []virtiotest.Buffer(nil)
+			if b != variable {
+				readable, writable = nil, readable
+			}
+			if _, ok := r.drivers[hint].Add(readable, writable); !ok {
+				t.Fatal("the queue is full")
+			}
+		}
+	}
+	r.b.DoneHints() // that migration has ended
+	<-r.changed
+	id := r.announce() // and this is another
+	assign(id)
+	r.send(hint, []virtiotest.Buffer{variable}, nil)
+	r.free(2, 1)
+	r.wait(hint)
+	s.expect(t, "late 1", "late 1", fmt.Sprint("start ", id), fmt.Sprint(id, ": 2+1"))
+}
+
+// An id that waits for its announcement is forgotten with the next command.
+func TestHintsStoppedBeforeTheAnnouncement(t *testing.T) {
+	r, _ := hinter(t)
+	check(t, r.b.Pause(ctx(t)))
+	id, err := r.b.NewHintID()
+	check(t, err)
+	r.b.AnnounceHints(id)
+	r.b.StopHints()
+	<-r.changed
+	check(t, r.b.Resume())
+	r.free(1, 1)
+	r.wait(hint)
+	if got := r.readConfig(8); got != balloon.CommandStop {
+		t.Errorf("the driver reads command id %d after the stop", got)
+	}
+}
+
 func TestHintsInBulk(t *testing.T) {
 	r, s := hinter(t)
 	id := r.announce()

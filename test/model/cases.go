@@ -42,6 +42,7 @@ var cases = []modelCase{
 	{model: "hints", without: "NO_R3_ARM", defines: "-DPAGES=2 -DHINTS -DQUEUE=2"},
 	{model: "hints", without: "NO_R3_CLEAR", defines: "-DPAGES=2 -DHINTS -DQUEUE=2"},
 	{model: "hints", without: "NO_R3_DANCE", defines: "-DPAGES=2 -DHINTS -DQUEUE=3"},
+	{model: "hints", without: "NO_R3_DRAIN", defines: "-DPAGES=2 -DHINTS -DQUEUE=3 -DEARLIER -DONE_ID"},
 	{model: "hints", without: "NO_R4", defines: "-DPAGES=2"},
 	{model: "hints", without: "NO_R4_LATE", defines: "-DPAGES=2"},
 	{model: "hints", without: "NO_R5", defines: "-DPAGES=2 -DIO"},

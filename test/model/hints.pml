@@ -125,25 +125,30 @@ end:	do
 mtype = { START, PAGE, STOPPED };
 chan queue = [QUEUE] of { mtype };
 
-#define STOP 0		/* commands that are no ids */
-#define DONE 4
+#define STOP 0		/* no id: STOP, or DONE */
 #define OLD 3		/* an id of an earlier migration */
 
 byte command = STOP;	/* what the device asks for */
 byte startID;		/* the driver's variable that STARTs point to */
-byte lastID;		/* announced last */
-bit clean = 1;		/* nothing in the queue answers to lastID, and nothing will */
+byte waiting;		/* an id that is announced when the queue was found empty; 0: none */
+bit ended;		/* hinter.state is hintsEnded */
 
 /* The balloon driver, as Linux has it. */
 active proctype driver() {
 	xs queue;
+#ifdef EARLIER
+	atomic { if
+	:: startID = OLD; goto endst	/* in the middle of its answer to that */
+	:: true
+	fi };
+#endif
 end:	do
-	:: atomic { running && startID != command && command != STOP && command != DONE ->
+	:: atomic { running && startID != command && command != STOP ->
 		startID = command };
 endst:	  atomic { running && nfull(queue) -> queue!START };
 endpg:	  do
 	  :: atomic { running && nfull(queue) ->	/* w is free */
-		spare = spare || startID == 1 && !since1 || startID == 2 && !since2;
+		spare = spare || startID == 1 && !since1 || startID == 2 && !since2 || startID == OLD && epoch;
 		queue!PAGE }
 	  :: atomic { running && nfull(queue) -> queue!STOPPED; break }
 	  od
@@ -170,18 +175,26 @@ inline hint() {		/* Tracker.Hint, under mutex */
 	fi
 }
 
+inline announce(id) {
+	command = id;
+	if
+	:: id == 1 -> since1 = 0
+	:: id == 2 -> since2 = 0
+	fi
+}
+
 /* The goroutine of the hint queue: hintServer and its sink. */
 active proctype hints() {
 	xr queue;
 	byte answering;		/* hintServer.id */
-	bit begun;		/* the driver answers to lastID */
+	bit begun;		/* START with the current id has come */
 	mtype m;
 end:	do
 	:: atomic { queue?m ->
 		if
 		:: m == STOPPED ->
 			answering = STOP;
-			clean = clean || begun;
+			ended = ended || begun;
 			begun = 0;
 			m = 0
 		:: m == PAGE && answering == STOP -> m = 0
@@ -190,9 +203,8 @@ end:	do
 		if
 		:: atomic { m == START ->	/* hintServer.command */
 			m = 0;
-			begun = startID == lastID;
 			if
-			:: startID == command -> answering = startID
+			:: startID == command -> answering = startID; begun = 1
 			:: else -> answering = STOP
 			fi }
 		:: atomic { m == PAGE ->	/* hintServer.tell */
@@ -204,6 +216,7 @@ endtell:			atomic { !mutex -> hint() }
 			fi }
 		:: m == 0
 		fi
+	:: atomic { waiting && empty(queue) -> announce(waiting); waiting = 0 }	/* Balloon.announceWaiting */
 	od
 }
 #endif
@@ -361,10 +374,10 @@ inline read() {
 	}
 }
 
-#ifdef NO_R3_DANCE	/* STOP, and the wait for the driver's own */
-#define DANCED true
+#ifdef NO_R3_DANCE	/* the wait for the driver's own STOP */
+#define ANSWERED true
 #else
-#define DANCED clean
+#define ANSWERED ended
 #endif
 
 inline beginHintEpoch(id) {
@@ -389,8 +402,26 @@ inline beginHintEpoch(id) {
 	atomic { writtenSince = 0; epoch = id; mutex = 0 }
 }
 
+#ifdef HINTS
+inline ask(id) {	/* hinter.ask */
+	beginHintEpoch(id);
+	atomic {	/* Balloon.AnnounceHints */
+		asked = id;
+		ended = 0;
+#ifdef NO_R3_DRAIN
+		announce(id)
+#else
+		waiting = id
+#endif
+	}
+}
+#endif
+
 active proctype migration() {
 	byte p;
+#ifdef HINTS
+	byte asked;		/* the last id */
+#endif
 	bit picked;		/* w was picked, and is not read yet */
 #ifdef IO
 	bit seenHole;
@@ -417,12 +448,6 @@ active proctype migration() {
 		:: skip
 		fi;
 #endif
-#if defined(HINTS) && defined(EARLIER)
-		if
-		:: clean = 0; startID = OLD; lastID = OLD; command = DONE
-		:: skip
-		fi
-#endif
 	}
 
 precopy:
@@ -439,14 +464,10 @@ precopy:
 	:: atomic { late -> toSend = toSend & ~W; late = 0 }
 #endif
 #ifdef HINTS
-	:: atomic { command == lastID && lastID != STOP -> command = STOP }	/* Balloon.StopHints */
-	:: DANCED && (lastID == STOP || lastID == OLD) ->
-		beginHintEpoch(1);
-		atomic { lastID = 1; command = 1; since1 = 0; clean = 0 }	/* Balloon.AnnounceHints */
+	:: atomic { asked -> command = STOP; waiting = 0 }	/* Balloon.StopHints */
+	:: asked == 0 -> ask(1)
 #ifndef ONE_ID
-	:: DANCED && lastID == 1 ->
-		beginHintEpoch(2);
-		atomic { lastID = 2; command = 2; since2 = 0; clean = 0 }
+	:: asked == 1 && ANSWERED -> ask(2)
 #endif
 #endif
 	:: !picked -> break
