@@ -23,7 +23,8 @@ type HintSource interface {
 	// NewHintID returns an id that this guest was never given before, on any
 	// host. An error is the reason why the guest cannot be asked.
 	NewHintID() (uint32, error)
-	// AnnounceHints asks for hints under an id from NewHintID.
+	// AnnounceHints asks for hints under an id from NewHintID. What the guest
+	// had said before the call does not count under it.
 	AnnounceHints(id uint32)
 	// StopHints asks the guest to end its answer. It keeps what it hinted.
 	StopHints()

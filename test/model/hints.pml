@@ -45,7 +45,7 @@ byte epoch;		/* hintEpoch.id; 0: not active */
 
 /* What the guest may expect of w at the destination. */
 bit same;		/* it holds the last write */
-bit spare;		/* hinted, and not written since that id was announced */
+bit spare;		/* hinted, and not written since that id was announced; with EARLIER, since it was hinted */
 #ifdef HINTS
 bit since1 = 1;		/* written since id 1 was announced, or not announced yet */
 bit since2 = 1;
@@ -135,7 +135,6 @@ bit ended;		/* hinter.state is hintsEnded */
 
 /* The balloon driver, as Linux has it. */
 active proctype driver() {
-	xs queue;
 #ifdef EARLIER
 	atomic { if
 	:: startID = OLD; goto endst	/* in the middle of its answer to that */
@@ -148,7 +147,11 @@ end:	do
 endst:	  atomic { running && nfull(queue) -> queue!START };
 endpg:	  do
 	  :: atomic { running && nfull(queue) ->	/* w is free */
-		spare = spare || startID == 1 && !since1 || startID == 2 && !since2 || startID == OLD && epoch;
+#ifdef EARLIER
+		spare = 1;
+#else
+		spare = spare || startID == 1 && !since1 || startID == 2 && !since2;
+#endif
 		queue!PAGE }
 	  :: atomic { running && nfull(queue) -> queue!STOPPED; break }
 	  od
@@ -185,7 +188,6 @@ inline announce(id) {
 
 /* The goroutine of the hint queue: hintServer and its sink. */
 active proctype hints() {
-	xr queue;
 	byte answering;		/* hintServer.id */
 	bit begun;		/* START with the current id has come */
 	mtype m;
