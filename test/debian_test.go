@@ -131,7 +131,7 @@ func TestDebianKernel(t *testing.T) {
 			}
 			vm.sees(len(net) > 0)
 			vm.does("word=kept; dd if=/dev/urandom of=/file bs=1M count=16 2>/dev/null; md5sum /file >/sum")
-			vm.does("(while :; do md5sum -c /sum >/dev/null || echo BAD >/dev/ttyS0; done) &")
+			vm.does("(while :; do md5sum -c /sum >/dev/null || echo BAD >/dev/ttyS0; done) & true")
 			next, addr := h.receive("at1", net...)
 			got, exit := h.migrate("at0", "--to", addr, "--downtime-limit", "3s")
 			if exit != 0 || got.Status != "completed" {
