@@ -34,7 +34,7 @@ func TestOlderKernels(t *testing.T) {
 			if r := result(t, m); r.Status != "completed" {
 				t.Fatalf("%+v", r)
 			}
-			there.con.awaitPart(t, "tick 6 ")
+			there.con.awaitThat(t, "four ticks", func(out string) bool { return strings.Count(out, " bad=") >= 4 })
 			if text := there.con.text(); strings.Contains(text, "bad page") || !strings.Contains(text, " bad=0 ") {
 				t.Error(text)
 			}

@@ -222,8 +222,8 @@ func TestNewVMRefuses(t *testing.T) {
 	needKVM(t)
 	for says, cfg := range map[string]Config{
 		"300 vCPUs":                 {CPUs: 300},
-		"the kernel is not an ELF":  {Kernel: []byte("#!/bin/sh\n")},
-		"load the kernel":           {Kernel: []byte("\x7fELF and nothing more")},
+		"kernel: not an ELF file":   {Kernel: []byte("#!/bin/sh\n")},
+		"ELF file cut short":        {Kernel: []byte("\x7fELF and nothing more")},
 		"memory of 5 bytes":         {Memory: 5},
 		"MiB in all":                {Memory: memory.MaxSize},
 		`name "a b"`:                {Name: "a b"},
