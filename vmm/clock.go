@@ -149,12 +149,18 @@ func (m *Machine) loadTSC(s *MachineState) error {
 			saved = append(saved, *v.TSCOffset)
 		}
 	}
-	if here == nil || len(saved) < len(s.VCPUs) {
+	known := len(saved) == len(s.VCPUs)
+	if here == nil || !known {
 		saved = make([]uint64, len(s.VCPUs)) // all in step
+	}
+	if here == nil {
 		err = m.writeTSC(c)
 	} else {
-		var base uint64
-		if base, err = m.baseOffset(c, saved[0], *here); err == nil {
+		base := saved[0]
+		if !known || !c.sameBoot() {
+			base, err = m.baseOffset(c, *here)
+		}
+		if err == nil {
 			err = m.setOffsets(base, saved)
 		}
 	}
@@ -177,11 +183,9 @@ func (m *Machine) loadTSC(s *MachineState) error {
 	return nil
 }
 
-// baseOffset returns the offset of vCPU 0.
-func (m *Machine) baseOffset(c *ClockState, saved, here uint64) (uint64, error) {
-	if c.sameBoot() {
-		return saved, nil
-	}
+// baseOffset returns the offset with which vCPU 0's TSC goes on with real time;
+// here is the one that it has.
+func (m *Machine) baseOffset(c *ClockState, here uint64) (uint64, error) {
 	tsc, now, err := sample(func() (uint64, error) { return guestTSC(m.vcpus[0].kvm) })
 	return here + c.tscAt(now) - tsc, err
 }
@@ -204,10 +208,16 @@ func (c *ClockState) tscAt(now int64) uint64 {
 	return c.TSC + passed/msec*c.TSCKHz + passed%msec*c.TSCKHz/msec
 }
 
-// writeTSC is for kernels older than 5.16 at either end. The kernel takes
-// values that are written shortly after one another, and differ by no more than
-// the time between, for one: the TSCs stay in step.
+// writeTSC is for a kernel older than 5.16 here. The kernel takes a value that
+// is within a second of what the last one written to any vCPU has become for
+// that one, so that the TSCs stay in step. The last one is that of a new vCPU,
+// so something far from both comes first.
 func (m *Machine) writeTSC(c *ClockState) error {
+	const minute = 60_000 // milliseconds
+	far := []kvm.MSR{{Index: msrTSC, Data: c.tscAt(time.Now().UnixNano()) + minute*c.TSCKHz}}
+	if _, err := m.vcpus[0].kvm.SetMSRs(far); err != nil {
+		return err
+	}
 	for _, v := range m.vcpus {
 		if _, err := v.kvm.SetMSRs([]kvm.MSR{{Index: msrTSC, Data: c.tscAt(time.Now().UnixNano())}}); err != nil {
 			return err

@@ -100,6 +100,40 @@ func TestClocksGoOn(t *testing.T) {
 	}
 }
 
+// TestTSCIsWritten is how it is set where its offset cannot be: the kernel would
+// take a TSC that is less than a second off for one that is to be in step.
+func TestTSCIsWritten(t *testing.T) {
+	m := newMachine(t, 2, justCount, nil)
+	if !setsTSC(t) {
+		t.Skip("needs VT-x or SVM: this KVM does not let TSCs be set")
+	}
+	for _, ahead := range []time.Duration{100 * time.Millisecond, time.Hour} {
+		s, err := m.SaveState()
+		check(t, err)
+		c := s.Clock
+		c.TSC += uint64(ahead.Milliseconds()) * c.TSCKHz
+		began := time.Now()
+		check(t, m.writeTSC(&c))
+		most := 5*time.Millisecond + time.Since(began)
+		var each []uint64
+		for _, v := range m.vcpus {
+			tsc, at, err := sample(func() (uint64, error) { return guestTSC(v.kvm) })
+			check(t, err)
+			if off := time.Duration((float64(tsc) - float64(c.tscAt(at))) / float64(c.TSCKHz) * 1e6); off.Abs() > most {
+				t.Errorf("%v ahead: the TSC of vCPU %d is off by %v", ahead, v.kvm.ID(), off)
+			}
+			offset, err := tscOffset(v.kvm)
+			check(t, err)
+			if offset != nil {
+				each = append(each, *offset)
+			}
+		}
+		if len(each) == 2 && each[0] != each[1] {
+			t.Errorf("%v ahead: offsets %v, not in step", ahead, each)
+		}
+	}
+}
+
 // TestTSCsKeepTheirDistance: what a guest has set one TSC off from another
 // stays.
 func TestTSCsKeepTheirDistance(t *testing.T) {
