@@ -58,6 +58,8 @@ func (v *VM) migratable() error {
 		return errMeasuring
 	case v.outgoing != nil && !v.outgoing.isSettled():
 		return stateError("a migration to %s is under way", v.outgoing.addr)
+	case v.outgoing != nil && v.outgoing.succeeded(): // Run is just about to say so
+		return stateError("the guest has moved away")
 	}
 	if v.isStopping() {
 		return stateError("the VM is being stopped")

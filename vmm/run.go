@@ -112,6 +112,7 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 	case <-m.Done():
 		v.endMigration(&EndedError{m.Exit()})
 	case <-v.left:
+		<-v.lastMigration().settled
 	case <-ctx.Done():
 		v.cancelMigration()
 	}

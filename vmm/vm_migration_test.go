@@ -403,3 +403,25 @@ func TestHandoffUnknown(t *testing.T) {
 		dst.is(t, StateRunning)
 	})
 }
+
+// A VM that hears that its guest has left, before the migration has told all
+// that it has to tell, has moved away and was not stopped.
+func TestLeftBeforeSettled(t *testing.T) {
+	m := newMachine(t, 1, justCount, nil)
+	v := newVM("test", nil, nil, t.Logf)
+	o := &outgoing{addr: "elsewhere", machine: m, settled: make(chan struct{})}
+	v.machine, v.outgoing = m, o
+	close(v.left)
+	time.AfterFunc(300*time.Millisecond, func() { close(o.settled) })
+	out, again, err := v.watch(t.Context())
+	check(t, err)
+	if out.Kind != Migrated || again {
+		t.Errorf("the VM %v: %s", out.Kind, out.Text)
+	}
+	v.lifeMu.Lock()
+	defer v.lifeMu.Unlock()
+	v.life = lifeRunning
+	if err := v.migratable(); !errors.Is(err, ErrState) {
+		t.Errorf("a guest that has moved away can be moved: %v", err)
+	}
+}
