@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -192,6 +193,93 @@ func BenchmarkMigrateBusy(b *testing.B) {
 	b.ReportMetric(median(down), "downtime-of-QEMU")
 	b.ReportMetric(median(bytes), "bytes-of-QEMU")
 	t.report(1024)
+}
+
+// BenchmarkMigrateIdle is the downtime of a guest that does nothing, in turn
+// with QEMU: as each says itself.
+func BenchmarkMigrateIdle(b *testing.B) {
+	needKVM(b)
+	h := newHost(b)
+	const cmdline = "fill=16M tick=0"
+	src := h.start("run", "m0", "--memory", "512M", "--cmdline", cmdline)
+	src.out.awaitText(b, 0, "filled ")
+	qsrc := startQEMU(b, 512, 1, cmdline, false)
+	qsrc.out.awaitText(b, 0, "filled ")
+	var ours, theirs []float64
+	n := 0
+	for b.Loop() {
+		_, addr := h.receive(fmt.Sprintf("m%d", n+1))
+		r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr)
+		if exit != 0 {
+			b.Fatalf("%+v", r)
+		}
+		n++
+		ours = append(ours, r.DowntimeMS)
+		qdst := startQEMU(b, 512, 1, cmdline, true)
+		theirs = append(theirs, float64(qsrc.migrate(qdst, 1).Downtime.Milliseconds()))
+		qsrc.end()
+		qsrc = qdst
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(ours), "downtime-ms")
+	b.ReportMetric(median(theirs), "QEMU-downtime-ms")
+}
+
+// BenchmarkWriteSpeed is the share of its speed that a guest which writes flat
+// out keeps while rounds run over a link of 100 MB/s, in turn with QEMU: by the
+// guest's own count, in the ticks that the source printed meanwhile.
+func BenchmarkWriteSpeed(b *testing.B) {
+	needKVM(b)
+	h := newHost(b)
+	const cmdline, limit = "fill=400M dirty=16M rate=0 tick=0.5", 100 << 20
+	// speed is pages a second between the first and the last tick from a line on.
+	speed := func(l *lines, from int) float64 {
+		var all []tick
+		for _, s := range l.snapshot()[from:] {
+			if k, ok := parseTick(s); ok {
+				all = append(all, k)
+			}
+		}
+		if len(all) < 2 {
+			b.Fatalf("%d ticks in that time", len(all))
+		}
+		first, last := all[0], all[len(all)-1]
+		return float64(last.writes-first.writes) / max(last.up-first.up, 1e-3)
+	}
+	// share has the guest run alone for some ticks, and then while move moves it.
+	share := func(l *lines, move func()) float64 {
+		from := l.len()
+		for range 5 {
+			_, from = l.awaitTick(b, from, "another", func(tick) bool { return true })
+		}
+		alone := speed(l, from-5)
+		from = l.len()
+		move()
+		return speed(l, from) / alone
+	}
+	var ours, theirs []float64
+	for b.Loop() {
+		n := len(ours)
+		src := h.start("run", fmt.Sprintf("w%d", n), "--memory", "512M", "--cmdline", cmdline)
+		src.out.awaitText(b, 0, "filled ")
+		dst, addr := h.receive(fmt.Sprintf("w%d-there", n))
+		ours = append(ours, share(src.out, func() {
+			if r, exit := h.migrate(fmt.Sprintf("w%d", n), "--to", addr, "--bandwidth-limit", strconv.Itoa(limit)); exit != 0 {
+				b.Fatalf("%+v", r)
+			}
+		}))
+		dst.kill(syscall.SIGKILL)
+		qsrc := startQEMU(b, 512, 1, cmdline, false)
+		qsrc.out.awaitText(b, 0, "filled ")
+		qdst := startQEMU(b, 512, 1, cmdline, true)
+		qsrc.bandwidth = limit
+		theirs = append(theirs, share(qsrc.out, func() { qsrc.migrate(qdst, 1) }))
+		qsrc.end()
+		qdst.end()
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(100*median(ours), "%-kept")
+	b.ReportMetric(100*median(theirs), "%-kept-by-QEMU")
 }
 
 // BenchmarkMigrateSparse migrates a guest of 16 GiB that has touched 100 MiB.

@@ -24,6 +24,8 @@ type qemu struct {
 	qmp net.Conn
 	dec *json.Decoder
 	end func() // kills it
+
+	bandwidth int64 // that migrate may use, in bytes a second; 0: all
 }
 
 // qemuAccel returns the accelerator that there is.
@@ -139,7 +141,7 @@ type qemuResult struct {
 }
 
 // migrate moves the guest to dst by n connections: more than one is multifd.
-// Bandwidth is not limited, the downtime is to 300 ms.
+// The downtime is limited to 300 ms.
 func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	q.tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -148,8 +150,12 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	}
 	uri := "tcp:" + ln.Addr().String()
 	ln.Close()
+	bandwidth := q.bandwidth
+	if bandwidth == 0 {
+		bandwidth = 1 << 40
+	}
 	for _, end := range []*qemu{dst, q} {
-		parameters := map[string]any{"downtime-limit": downtimeLimit, "max-bandwidth": int64(1) << 40}
+		parameters := map[string]any{"downtime-limit": downtimeLimit, "max-bandwidth": bandwidth}
 		if n > 1 {
 			end.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "multifd", "state": true}}})
 			parameters["multifd-channels"] = n

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -139,6 +140,8 @@ func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(strin
 	} else {
 		logf("%s runs; its API socket is %s", claim.Name(), claim.Socket())
 	}
+	// What building took, a kernel's content more than once, is not needed again.
+	go debug.FreeOSMemory()
 	outcome, err := vm.Run(ctx) // closes the backend: a terminal is as it was
 	server.Shutdown()
 	return outcome, errors.Join(err, <-served)
