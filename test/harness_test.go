@@ -81,7 +81,7 @@ func count(short, n int) int {
 // reached only when something is broken. An emulated machine (test/svm) is
 // slower still.
 var patience = func() time.Duration {
-	if os.Getenv("GOVMM_SVM") != "" {
+	if emulated() {
 		return 10 * time.Minute
 	}
 	return time.Minute
