@@ -156,8 +156,9 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	}
 	for _, end := range []*qemu{dst, q} {
 		parameters := map[string]any{"downtime-limit": downtimeLimit, "max-bandwidth": bandwidth}
+		// Off, too, since one that came by multifd has it on.
+		end.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "multifd", "state": n > 1}}})
 		if n > 1 {
-			end.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "multifd", "state": true}}})
 			parameters["multifd-channels"] = n
 		}
 		end.do("migrate-set-parameters", parameters)

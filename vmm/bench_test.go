@@ -1,6 +1,8 @@
 package vmm
 
 import (
+	"fmt"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -32,11 +34,21 @@ func BenchmarkPauseResume(b *testing.B) {
 	}
 }
 
-// BenchmarkState saves, encodes, decodes and loads two vCPUs: what a migration
-// adds to the downtime besides memory.
+// BenchmarkState saves, encodes, decodes and loads vCPUs, on one processor and
+// on all that there are: what a migration adds to the downtime besides memory.
 func BenchmarkState(b *testing.B) {
-	m := newCounting(b)
-	check(b, m.Pause())
+	for _, cpus := range []int{2, 8, 32} {
+		for _, procs := range []int{1, runtime.GOMAXPROCS(0)} {
+			b.Run(fmt.Sprintf("vcpus=%d/processors=%d", cpus, procs), func(b *testing.B) {
+				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+				benchmarkState(b, cpus)
+			})
+		}
+	}
+}
+
+func benchmarkState(b *testing.B, cpus int) {
+	m := newMachine(b, cpus, justCount, nil)
 	var save, load time.Duration
 	for b.Loop() {
 		twin, err := NewMachine(m.Spec(), Ends{}, nil)

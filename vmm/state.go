@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/govmm/govmm/kvm"
@@ -88,12 +91,13 @@ func (m *Machine) SaveState() (*MachineState, error) {
 	if s.Clock, err = m.saveClock(); err != nil {
 		return nil, err
 	}
-	for _, c := range m.vcpus {
-		v, err := m.saveVCPU(c.kvm)
-		if err != nil {
-			return nil, err
-		}
-		s.VCPUs = append(s.VCPUs, v)
+	s.VCPUs = make([]VCPUState, len(m.vcpus))
+	err = m.eachVCPU(func(i int, v *kvm.VCPU) (err error) {
+		s.VCPUs[i], err = m.saveVCPU(v)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	s.Chips, err = m.saveChips()
 	return s, err
@@ -121,18 +125,14 @@ func (m *Machine) LoadState(s *MachineState) error {
 	if len(s.VCPUs) != len(m.vcpus) {
 		return fmt.Errorf("machine state of %d vCPUs: the machine has %d", len(s.VCPUs), len(m.vcpus))
 	}
-	for i, c := range m.vcpus {
-		if err := m.loadRegisters(c.kvm, &s.VCPUs[i]); err != nil {
-			return err
-		}
+	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRegisters(v, &s.VCPUs[i]) }); err != nil {
+		return err
 	}
 	if err := m.loadClock(s); err != nil {
 		return err
 	}
-	for i, c := range m.vcpus {
-		if err := m.loadRest(c.kvm, &s.VCPUs[i]); err != nil {
-			return err
-		}
+	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRest(v, &s.VCPUs[i]) }); err != nil {
+		return err
 	}
 	if err := m.loadChips(&s.Chips); err != nil {
 		return err
@@ -151,6 +151,31 @@ func (m *Machine) LoadState(s *MachineState) error {
 		return err
 	}
 	return m.uart.LoadState(s.Serial)
+}
+
+// eachVCPU calls f for every vCPU, with its index, on all processors: the ioctls
+// of one vCPU wait for none of another's. The error is that of the first vCPU
+// that has one.
+func (m *Machine) eachVCPU(f func(i int, v *kvm.VCPU) error) error {
+	errs := make([]error, len(m.vcpus))
+	var next atomic.Int64
+	var all sync.WaitGroup
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < len(m.vcpus); i = int(next.Add(1)) - 1 {
+			errs[i] = f(i, m.vcpus[i].kvm)
+		}
+	}
+	for range min(runtime.GOMAXPROCS(0), len(m.vcpus)) - 1 {
+		all.Go(work)
+	}
+	work()
+	all.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *Machine) saveChips() (s ChipState, err error) {
