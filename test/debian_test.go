@@ -42,8 +42,8 @@ while :; do setsid cttyhack sh; done
 `
 
 // debianFiles are Debian's cloud kernel and an initial RAM disk with busybox
-// and the kernel's drivers.
-func debianFiles(t testing.TB) (bzImage, initrd string) {
+// and the kernel's drivers, and more files if there are.
+func debianFiles(t testing.TB, more ...kernel.File) (bzImage, initrd string) {
 	t.Helper()
 	bzImage, files, err := kernel.CloudGuest()
 	if err != nil {
@@ -52,7 +52,7 @@ func debianFiles(t testing.TB) (bzImage, initrd string) {
 	for _, d := range []string{"proc", "sys", "etc", "etc/acpi", "etc/acpi/PWRF"} {
 		files = append(files, kernel.File{Name: d, Mode: 0o040755})
 	}
-	files = append(files,
+	files = append(append(files, more...),
 		kernel.File{Name: "init", Data: []byte(debianInit)},
 		// The name that busybox's acpid gives the button's event.
 		kernel.File{Name: "etc/acpi/PWRF/00000080", Data: []byte("#!/bin/sh\necho the button >/dev/ttyS0\n/bin/busybox poweroff -f\n")})

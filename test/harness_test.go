@@ -112,6 +112,8 @@ type proc struct {
 	in   io.WriteCloser
 	done chan struct{}
 	exit int // valid after done
+
+	reportAt int64 // where in guest memory report found it
 }
 
 func (h *host) command(args ...string) *exec.Cmd {

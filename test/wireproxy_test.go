@@ -15,6 +15,7 @@ const (
 	frameRound    = 3
 	frameState    = 5
 	frameCommit   = 6
+	frameReady    = 66
 	framePrepared = 67
 	frameRunning  = 68
 )

@@ -1,0 +1,191 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// take locks an image as a third process that uses it would, and returns what
+// gives it up. The lock is fcntl(2)'s F_OFD_SETLK, as QEMU's and ours are.
+func take(image string) (giveUp func() error, err error) {
+	f, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", image, err)
+	}
+	return f.Close, nil
+}
+
+// takeAt takes an image when the proxy's migration has come to a frame, before
+// that is passed on.
+type takeAt struct {
+	image  string
+	typ    byte
+	mu     sync.Mutex // guards all below
+	giveUp func() error
+	err    error
+	came   bool
+}
+
+func (k *takeAt) hook(_ bool, typ byte, _ uint64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if typ == k.typ && !k.came {
+		k.came = true
+		k.giveUp, k.err = take(k.image)
+	}
+	return true
+}
+
+// free gives the image up, which has to have been taken.
+func (k *takeAt) free(t testing.TB) {
+	t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.came || k.err != nil {
+		t.Fatalf("the image was not taken: frame %d came: %v, %v", k.typ, k.came, k.err)
+	}
+	if err := k.giveUp(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The destination's disk is taken by a third process when all is PREPARED, so
+// that nothing but the start can notice: the guest goes on at the source, with
+// its disk's lock, and moves when the disk is free again.
+func TestDiskTakenAfterPrepared(t *testing.T) {
+	needKVM(t)
+	for _, m := range []struct {
+		name string
+		typ  byte
+	}{{"PREPARED", framePrepared}, {"COMMIT", frameCommit}} {
+		t.Run(m.name, func(t *testing.T) {
+			h := newHost(t)
+			image, elsewhere := newImage(t, 4*mib), newImage(t, 4*mib)
+			here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
+				"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
+			awaitDisk(t, here.out, 0, 2*mib/pageSize)
+			there, addr := h.receive("there", "--disk", elsewhere)
+			third := &takeAt{image: elsewhere, typ: m.typ}
+			proxy := newWireProxy(t, addr, third.hook)
+			r, exit := h.migrate("here", "--to", proxy.addr, "--downtime-limit", "3s")
+			if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, elsewhere) || !strings.Contains(r.Error, "another process or disk uses it") {
+				t.Fatalf("exit %d, %+v; expected was one that names the disk", exit, r)
+			}
+			if s := h.info("here").State; s != "running" {
+				t.Errorf("the source is %q", s)
+			}
+			if !locks(here.cmd.Process.Pid, image) {
+				t.Error("the guest that stayed has lost its disk's lock")
+			}
+			awaitDisk(t, here.out, here.out.len(), 2*mib/pageSize)
+			if there.out.len() != 0 {
+				t.Errorf("the guest ran at the destination: %q", there.out.tail(3))
+			}
+			third.free(t)
+			copyImage(t, image, elsewhere)
+			if r, exit := h.migrate("here", "--to", addr, "--downtime-limit", "3s"); exit != 0 || r.Status != "completed" {
+				t.Fatalf("with the disk free: exit %d, %+v", exit, r)
+			}
+			there.out.awaitTick(t, 0, "at the destination", func(tick) bool { return true })
+			if !locks(there.cmd.Process.Pid, elsewhere) {
+				t.Error("the guest runs without its disk's lock")
+			}
+		})
+	}
+}
+
+// copyImage makes b's content a's. The guest writes meanwhile, which only
+// matters to who reads b.
+func copyImage(t testing.TB, a, b string) {
+	t.Helper()
+	content, err := os.ReadFile(a)
+	if err == nil {
+		err = os.WriteFile(b, content, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The one disk that both sides share is taken by a third process in the moment
+// in which nobody has its lock. The destination does not run; nor does the
+// source, which would write to a disk that another writes to. When the disk is
+// free, resume is all that it takes.
+func TestSharedDiskTakenInBetween(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	image := newImage(t, 4*mib)
+	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
+		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
+	awaitDisk(t, here.out, 0, 2*mib/pageSize)
+	there, addr := h.receive("there")
+	third := &takeAt{image: image, typ: frameCommit}
+	r, exit := h.migrate("here", "--to", newWireProxy(t, addr, third.hook).addr, "--downtime-limit", "3s")
+	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, image) {
+		t.Fatalf("exit %d, %+v; expected was one that names the disk", exit, r)
+	}
+	if s := h.info("here").State; s != "paused" {
+		t.Errorf("the source, whose disk another has, is %q", s)
+	}
+	if _, errs, exit := h.run("resume", "here"); exit != 1 || !strings.Contains(errs, image) {
+		t.Errorf("resume without the disk: exit %d, %q", exit, errs)
+	}
+	if there.out.len() != 0 {
+		t.Errorf("the guest ran at the destination: %q", there.out.tail(3))
+	}
+	third.free(t)
+	from := here.out.len()
+	h.must("resume", "here")
+	if !locks(here.cmd.Process.Pid, image) {
+		t.Error("the guest runs without its disk's lock")
+	}
+	awaitDisk(t, here.out, from, 2*mib/pageSize)
+}
+
+// A tap that another has attached at the destination is named before READY, in
+// one breath with whatever else is wrong there.
+func TestTapTakenAtTheDestination(t *testing.T) {
+	needKVM(t)
+	needRoot(t)
+	h := newHost(t)
+	name := func(what string) string { return fmt.Sprintf("gv%s%d", what, os.Getpid()%1e6) }
+	busy, own := name("b"), name("o")
+	h.start("run", "other", "--memory", "64M", "--net", "tap="+busy, "--cmdline", "tick=1").out.awaitText(t, 0, "tick 1 ")
+	here := h.start("run", "here", "--memory", "64M", "--disk", newImage(t, mib), "--net", "tap="+own, "--cmdline", "fill=8M tick=0.5")
+	here.out.awaitText(t, 0, "tick 1 ")
+	gone := filepath.Join(t.TempDir(), "gone.img")
+	_, addr := h.receive("there", "--net", "tap="+busy, "--disk", gone)
+	var mu sync.Mutex
+	var ready bool
+	proxy := newWireProxy(t, addr, func(toSource bool, typ byte, _ uint64) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		ready = ready || toSource && typ == frameReady || !toSource && typ != frameConfig
+		return true
+	})
+	r, exit := h.migrate("here", "--to", proxy.addr, "--downtime-limit", "3s")
+	if exit != 1 || r.Status != "failed" {
+		t.Fatalf("exit %d, %+v", exit, r)
+	}
+	for _, says := range []string{"tap " + busy, "another process has it", gone} {
+		if !strings.Contains(r.Error, says) {
+			t.Errorf("the error is %q, without %q", r.Error, says)
+		}
+	}
+	mu.Lock()
+	if ready {
+		t.Error("it was not said before READY")
+	}
+	mu.Unlock()
+	here.out.awaitTick(t, here.out.len(), "at the source", func(tick) bool { return true })
+}
