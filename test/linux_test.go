@@ -64,16 +64,22 @@ func (l *linux) prepare(t testing.TB) (f files) {
 // run starts the guest on a host.
 func (l *linux) run(h *host, name string, f files) *proc {
 	h.t.Helper()
-	cmdline := "console=ttyS0 " + kernel.Cmdline
 	args := []string{"run", name, "--cpus", fmt.Sprint(l.cpus), "--memory", l.memory, "--memory-backing", "memfd", "--kernel", f.kernel}
 	if f.root != "" {
-		cmdline += " root=/dev/vda rootfstype=ext2 ro init=/init"
 		args = append(args, "--disk", "path="+f.root+",readonly")
 	} else {
 		args = append(args, "--initrd", f.initrd)
 	}
-	cmdline = strings.TrimSpace(cmdline+" "+l.kernel) + " -- " + l.words
-	return h.start(append(append(args, "--cmdline", cmdline), l.args...)...)
+	return h.start(append(append(args, "--cmdline", l.cmdline(f)), l.args...)...)
+}
+
+// cmdline is the kernel's command line.
+func (l *linux) cmdline(f files) string {
+	s := "console=ttyS0 " + kernel.Cmdline
+	if f.root != "" {
+		s += " root=/dev/vda rootfstype=ext2 ro init=/init"
+	}
+	return strings.TrimSpace(s+" "+l.kernel) + " -- " + l.words
 }
 
 // report reads the counters of the guest's first process out of the memory of

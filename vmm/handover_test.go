@@ -1,6 +1,8 @@
 package vmm
 
 import (
+	"fmt"
+	stdnet "net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,6 +121,50 @@ func TestResetKeepsTheDisk(t *testing.T) {
 	}
 }
 
+// TestResetKeepsTheTap: it stays the interface that it is, with its settings and
+// its place in a bridge, and nobody can take it in between. A tap that was made
+// by the VMM would vanish as soon as it is closed.
+func TestResetKeepsTheTap(t *testing.T) {
+	needKVM(t)
+	if os.Geteuid() != 0 {
+		t.Skip("root is needed to make a tap")
+	}
+	name := fmt.Sprintf("gvreset%d", os.Getpid()%1e6)
+	options, err := net.ParseOptions("tap=" + name + ",mac=52:54:00:0a:0b:0c")
+	check(t, err)
+	cfg := testConfig(1, obey)
+	cfg.Devices.Nets = []NetSpec{{Options: options}}
+	vm := running(t, cfg, "B")
+	device := vm.machine.backends.nets[0]
+	before, err := stdnet.InterfaceByName(name)
+	check(t, err)
+	for i := range 3 {
+		vm.con.keys("r")
+		vm.con.await(t, strings.Repeat("B", i+2))
+		if vm.machine.backends.nets[0] != device {
+			t.Error("the tap was opened again")
+		}
+		after, err := stdnet.InterfaceByName(name)
+		check(t, err)
+		if after.Index != before.Index {
+			t.Errorf("the tap was interface %d and is %d", before.Index, after.Index)
+		}
+		if tap, err := net.OpenTap(options); err == nil {
+			t.Error("somebody else can have the tap")
+			check(t, tap.Close())
+		} else if !strings.Contains(err.Error(), "another process has it") {
+			t.Error(err)
+		}
+	}
+	if err := vm.Stop(); err != nil {
+		t.Error(err)
+	}
+	vm.ends(t, Stopped, "")
+	if _, err := stdnet.InterfaceByName(name); err == nil {
+		t.Error("the tap is left behind")
+	}
+}
+
 // TestAllDevicesRoundTrip: save, load, save again gives equal bytes.
 func TestAllDevicesRoundTrip(t *testing.T) {
 	m := fromSpec(t, allDevices(t, image(t, "a.img", 1<<20)), nil)
@@ -161,6 +207,23 @@ func TestDestinationNamesAll(t *testing.T) {
 	refuses(Builder{}, "it has 4096 bytes, the guest's has 1048576", "gone.img")
 	other := image(t, "other.img", 1<<20)
 	refuses(Builder{Disks: []blk.Config{{Path: other}}, Nets: []net.Options{{}}}, "the guest has 2 disks, 1 are given", "the guest has 0 network devices, 1 are given")
+	if os.Geteuid() == 0 {
+		busy, err := net.ParseOptions(fmt.Sprintf("tap=gvbusy%d", os.Getpid()%1e6))
+		check(t, err)
+		tap, err := net.OpenTap(busy)
+		check(t, err)
+		defer func() { check(t, tap.Close()) }()
+		withNet := spec
+		withNet.Devices.Nets = []NetSpec{{Options: busy, Features: 1}}
+		encoded, err := withNet.Encode()
+		check(t, err)
+		_, err = (&Builder{}).build(encoded)
+		for _, s := range []string{"tap " + busy.Tap, "another process has it", "gone.img"} {
+			if err == nil || !strings.Contains(err.Error(), s) {
+				t.Errorf("error %v, want %q in it", err, s)
+			}
+		}
+	}
 	refuses(Builder{Disks: []blk.Config{{Path: other, ReadOnly: true}, {Path: other}}}, "readonly is the guest's")
 	to, err := (&Builder{Disks: []blk.Config{{Path: image(t, "x.img", 1<<20)}, {Path: other}}}).build(config)
 	check(t, err)

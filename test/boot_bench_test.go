@@ -1,0 +1,82 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/test/kernel"
+)
+
+// BenchmarkLinuxBoots takes the time from the start of the process to the
+// guest's first process, in turn with QEMU on the two machines that it has for
+// that, all with the same kernel, initial RAM disk, command line and memory.
+// QEMU gets no devices but the serial port; govmm's guest has its entropy
+// source and balloon besides.
+func BenchmarkLinuxBoots(b *testing.B) {
+	needKVM(b)
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		b.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
+	}
+	l := linux{variant: kernel.NoACPI, cpus: 1, memory: "192M", program: "memhog", words: "size=1M"}
+	f := l.prepare(b)
+	h := newHost(b)
+	t := newTurns(b)
+	n := 0
+	for b.Loop() {
+		n++
+		t.add("govmm", untilInit(b, h.command("run", fmt.Sprintf("b%d", n), "--cpus", "1", "--memory", l.memory,
+			"--kernel", f.kernel, "--initrd", f.initrd, "--cmdline", l.cmdline(f))))
+		for _, machine := range [][]string{
+			{"microvm,acpi=off", "-bios", "/usr/share/qemu/qboot.rom"},
+			{"pc"},
+		} {
+			if len(machine) > 2 {
+				if _, err := os.Stat(machine[2]); err != nil {
+					continue
+				}
+			}
+			args := append([]string{"-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", l.memory, "-smp", "1", "-nodefaults", "-display", "none",
+				"-no-reboot", "-serial", "stdio", "-kernel", f.kernel, "-initrd", f.initrd, "-append", l.cmdline(f), "-M"}, machine...)
+			name, _, _ := strings.Cut(machine[0], ",")
+			t.add("QEMU "+name, untilInit(b, exec.Command("qemu-system-x86_64", args...)))
+		}
+	}
+	for _, base := range t.names[1:] {
+		t.ratio("govmm", base, "of-"+base[len("QEMU "):])
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, name := range t.names {
+		b.Logf("%-22s %6.2f s to the first process (median of %d)", name, median(t.took[name]), len(t.took[name]))
+	}
+}
+
+// untilInit starts a VMM, takes the time until its guest's kernel says that it
+// runs the first process, and ends it.
+func untilInit(b *testing.B, cmd *exec.Cmd) time.Duration {
+	b.Helper()
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	p := &proc{t: b, cmd: cmd, out: newLines(), done: make(chan struct{})}
+	go func() {
+		p.out.from(stdout)
+		_ = cmd.Wait() // killed
+		close(p.done)
+	}()
+	defer func() {
+		_ = cmd.Process.Kill()
+		<-p.done
+	}()
+	p.awaitLong(0, "Run /init as init process")
+	return time.Since(began)
+}
