@@ -19,7 +19,8 @@ const CPUHost = "host"
 func CPUModels() []string { return []string{CPUHost, "x86-64-v2", "x86-64-v3"} }
 
 // baseline is a processor that is put together of nothing but what a level has
-// and a guest of KVM needs, and so is the same on every host.
+// and a guest of KVM needs, and so is the same on every host of a vendor but for
+// what features copies.
 type baseline struct {
 	name string
 	avx  bool // level 3

@@ -63,8 +63,9 @@ func (p processor) as(t *testing.T, model string) []kvm.CPUIDEntry {
 	return list
 }
 
-// TestBaselineIsTheSame on all hosts of a vendor that have the level: all that is
-// passed to KVM_SET_CPUID2, of every vCPU.
+// TestBaselineIsTheSame on each of these processors of a vendor that has the
+// level: all that is passed to KVM_SET_CPUID2, of four vCPUs. Nothing of the
+// host gets through by accident; what real hosts have is not the question.
 func TestBaselineIsTheSame(t *testing.T) {
 	for _, c := range []struct {
 		model string
@@ -90,7 +91,8 @@ func TestBaselineIsTheSame(t *testing.T) {
 	}
 }
 
-// TestBaselineFeatures: exactly those of the level, and what a guest needs.
+// TestBaselineFeatures: exactly those of the level, as the psABI's table 3.1 has
+// them, by Linux's names for them, and what a guest needs.
 func TestBaselineFeatures(t *testing.T) {
 	const base = "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2"
 	for _, c := range []struct {
