@@ -27,6 +27,7 @@ type machine struct {
 	qemu    string
 	memory  string
 	cpus    int
+	threads string // single or multi
 	verbose bool
 }
 
@@ -173,7 +174,7 @@ func (m *machine) arguments(dir, vmlinuz, initrd, log string) []string {
 		security = "passthrough"
 	}
 	return []string{
-		"-accel", "tcg,thread=single", "-cpu", "max,-la57,-pku", "-smp", strconv.Itoa(m.cpus), "-m", m.memory, "-machine", "q35",
+		"-accel", "tcg,thread=" + m.threads, "-cpu", "max,-la57,-pku", "-smp", strconv.Itoa(m.cpus), "-m", m.memory, "-machine", "q35",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:" + log,
 		"-kernel", vmlinuz, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet mitigations=off nokaslr tsc=reliable panic=-1 nowatchdog random.trust_cpu=on",
