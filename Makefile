@@ -6,7 +6,7 @@ FUZZTIME ?= 5
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build demo test accept setup lint unit model fuzz bench test-kernel guest clean help test-svm emulated
+.PHONY: build demo test accept setup lint unit model fuzz bench compare-hints test-kernel guest clean help test-svm emulated
 
 build: ## bin/govmm: static, with the version from git
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
@@ -52,9 +52,13 @@ bench: ## speeds: compare two of one run, quote the ratio
 	go test -run '^$$' -bench . -timeout 60m ./test
 	go test -run '^$$' -bench . -p 1 -timeout 60m $$(go list ./... | grep -v '/test$$')
 
+compare-hints: ## what QEMU and govmm lose of a guest that rewrites what it hints; GOVMM_ACCEPT=1: 100 migrations each
+	go test -count=1 -run '^$$' -bench CompareHints -benchtime 1x -timeout 300m ./test
+
 test-kernel: ## build the Linux test kernel into the user's cache, if it is not there
 	test/kernel/build.sh noacpi
 	test/kernel/build.sh acpi
+	test/kernel/build.sh poison
 
 guest: ## rebuild the demo guest; fails if the committed binary differs
 	$(MAKE) -C guest check
@@ -64,4 +68,4 @@ clean: ## remove what was built
 	$(MAKE) -C guest clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -366,6 +366,7 @@ type result struct {
 	PagesHinted    uint64 `json:"pages_hinted"`
 	HintsReceived  uint64 `json:"hints_received"`
 	HintsRewritten uint64 `json:"hints_rewritten"`
+	HintWaitMS     int64  `json:"hint_wait_ms"`
 	HintsOff       string `json:"hints_off"`
 
 	Rounds []struct {

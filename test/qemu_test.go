@@ -38,8 +38,9 @@ func qemuAccel() string {
 	return "kvm"
 }
 
-// startQEMU starts one; incoming says that it waits for a guest.
-func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool) *qemu {
+// startQEMU starts one; incoming says that it waits for a guest, more what else
+// is to be on its command line.
+func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, more ...string) *qemu {
 	tb.Helper()
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		tb.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
@@ -63,6 +64,7 @@ func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool) *
 	if incoming {
 		args = append(args, "-incoming", "defer")
 	}
+	args = append(args, more...)
 	q := &qemu{tb: tb, cmd: exec.Command("qemu-system-x86_64", args...), out: newLines()}
 	q.cmd.Stderr = os.Stderr
 	stdout, err := q.cmd.StdoutPipe()

@@ -34,7 +34,7 @@ void hint_init(struct virtio *d)
 	virtio_queue(d, &hints, QUEUE);
 }
 
-static bool say(u32 command)
+static bool say(u32 command, bool kick)
 {
 	if (commands_out == COMMANDS)
 		return false;
@@ -45,7 +45,8 @@ static bool say(u32 command)
 		return false;
 	commands_sent++;
 	commands_out++;
-	queue_kick(&hints);
+	if (kick)
+		queue_kick(&hints);
 	return true;
 }
 
@@ -73,8 +74,8 @@ void hint_command(u32 command)
 	at = 0;
 }
 
-/* Hints a block: true if it was worth a look at the clock. */
-static bool hint(struct block *b, bool *kick)
+/* Hints a block: true if it was worth a look at the clock. quiet: the device is not to hear of it yet. */
+static bool hint(struct block *b, bool *kick, bool quiet)
 {
 	if (block_state(b) == BLOCK_FULL && (b->note & NOTE_RETAKEN))
 		block_free(b); /* it was taken back in the last round, has been checked ever since, and goes through it again */
@@ -90,9 +91,10 @@ static bool hint(struct block *b, bool *kick)
 		return false;
 	/*
 	 * Now the buffer is available, and the block is the guest's again. By turns the device can know of the buffer
-	 * before the pages are rewritten, or only after, unless it is looking anyway: both are allowed.
+	 * before the pages are rewritten, or only after, unless it is looking anyway: both are allowed. Of the first
+	 * blocks it knows nothing until all of them are rewritten.
 	 */
-	if (turn / hint_race % 2) {
+	if (!quiet && turn / hint_race % 2) {
 		queue_kick(&hints);
 		*kick = false;
 	}
@@ -107,20 +109,21 @@ void hint_step(u64 *next)
 		if (token == TOKEN_COMMAND)
 			commands_out--;
 	if (stopping)
-		stopping = !say(COMMAND_STOP);
+		stopping = !say(COMMAND_STOP, true);
 	if (stopping || current == COMMAND_STOP)
 		return;
+	bool first = starting && hint_race;
 	if (starting) {
-		starting = !say(current);
+		starting = !say(current, !first);
 		if (starting)
 			return;
 	}
-	bool kick = false, enough = false;
+	bool kick = first, enough = false;
 	for (u32 n = 0; n < AT_ONCE && !enough && at < pool_blocks && hints.room > 1; n++)
-		enough = hint(&pool[at++], &kick);
+		enough = hint(&pool[at++], &kick, first) && !first;
 	if (kick)
 		queue_kick(&hints);
-	if (at >= pool_blocks && say(COMMAND_STOP)) {
+	if (at >= pool_blocks && say(COMMAND_STOP, true)) {
 		current = COMMAND_STOP;
 		hint_rounds++;
 		turn++; /* other blocks are taken back in the next round */

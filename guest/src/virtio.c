@@ -17,6 +17,7 @@ enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_DEVICE = 4 };
 #define COMMON_CONFIG_VECTOR 16
 #define COMMON_QUEUES 18
 #define COMMON_STATUS 20
+#define COMMON_GENERATION 21
 #define COMMON_QUEUE_SELECT 22
 #define COMMON_QUEUE_SIZE 24
 #define COMMON_QUEUE_VECTOR 26
@@ -104,6 +105,7 @@ bool virtio_open(struct virtio *d, u16 type, u64 wanted, u32 line)
 	u8 vectors[2] = {VEC_DEVICES + line, VEC_DEVICES + line + 1};
 	d->messages = pci_msix(d->function, vectors, 2);
 	d->there = true;
+	d->generation = ~0U;
 	if (d->messages) {
 		mmio_write16(d->common + COMMON_CONFIG_VECTOR, 0);
 		if (mmio_read16(d->common + COMMON_CONFIG_VECTOR) != 0)
@@ -155,19 +157,26 @@ void virtio_start(struct virtio *d)
 	add_status(d, STATUS_DRIVER_OK);
 }
 
-/* Interrupts are trusted for speed only: the configuration is read every so often without one. */
+/*
+ * Interrupts are trusted for speed only: every so often the configuration's generation is looked at without one. The
+ * configuration itself is not read for nothing: QEMU's balloon has command id 0 in it, which is STOP, from the moment
+ * that it has read the driver's START, though it has not told the driver to stop.
+ */
 bool virtio_changed(struct virtio *d, u64 now, u64 *next)
 {
 	u64 period = clock_ms(d->messages ? TRUST_MS : LOOK_MS);
 	u32 interrupts = device_interrupts[d->line];
-	bool due = is_due(now, &d->look_due, period);
+	bool interrupted = interrupts != d->seen, due = is_due(now, &d->look_due, period);
 	if (due)
 		d->look_due = now + period;
 	sooner(next, d->look_due);
-	if (!due && interrupts == d->seen)
+	if (!due && !interrupted)
 		return false;
 	d->seen = interrupts;
-	return true;
+	u32 generation = mmio_read8(d->common + COMMON_GENERATION);
+	bool changed = generation != d->generation || (interrupted && d->messages == 2);
+	d->generation = generation;
+	return changed;
 }
 
 u32 virtio_config32(struct virtio *d, u32 offset)

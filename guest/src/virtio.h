@@ -45,6 +45,7 @@ struct virtio {
 	u32 line;     /* its first entry in device_interrupts */
 	u32 messages; /* MSI-X entries in use: 2, 1 (both in one), 0: it must be looked at */
 	u32 seen;     /* configuration interrupts */
+	u32 generation; /* of the configuration, when it was last read; more than 8 bits: never */
 	u64 look_due;
 };
 
