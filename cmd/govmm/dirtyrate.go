@@ -94,7 +94,11 @@ func (f *migrateFlags) runEstimate(cmd *cobra.Command, args []string, req api.Mi
 }
 
 func printEstimate(out io.Writer, e migrate.Estimate) error {
-	outcome := fmt.Sprintf("would complete: total ~%s, %d rounds, downtime ~%s", formatMS(e.TotalMS), e.Rounds, formatMS(e.DowntimeMS))
+	rounds := "1 round"
+	if e.Rounds != 1 {
+		rounds = fmt.Sprintf("%d rounds", e.Rounds)
+	}
+	outcome := fmt.Sprintf("would complete: total ~%s, %s, downtime ~%s", formatMS(e.TotalMS), rounds, formatMS(e.DowntimeMS))
 	if !e.Converges {
 		outcome = "would not converge: " + e.Note
 	}
