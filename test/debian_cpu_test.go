@@ -50,7 +50,6 @@ func TestDebianSees(t *testing.T) {
 			if got := vm.does("grep -m1 'model name' /proc/cpuinfo"); !strings.Contains(got, "govmm "+c.model) {
 				t.Errorf("the processor's name is %q", got)
 			}
-			vm.quietly(0)
 			h.must("stop", "--force", "at0")
 		})
 	}

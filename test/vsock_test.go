@@ -78,7 +78,7 @@ func TestLinuxVsock(t *testing.T) {
 	h := newHost(t)
 	path := func(i int) string { return filepath.Join(h.dir, fmt.Sprintf("v%d", i)) }
 	vm := &shell{proc: h.start("run", "at0", "--memory", "256M", "--kernel", bzImage, "--initrd", initrd,
-		"--cmdline", "console=ttyS0 panic=-1", "--vsock", "path="+path(0)+",cid=42")}
+		"--cmdline", debianCmdline(), "--vsock", "path="+path(0)+",cid=42")}
 	vm.awaitLong(0, "init: ready")
 	vm.does("/vsockecho listen 1234 & true")
 	vm.awaitLong(0, "vsockecho: listening on 1234")
