@@ -189,8 +189,9 @@ func TestDiskTakenAtTheDestination(t *testing.T) {
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 	awaitDisk(t, here.out, 0, 2*mib/pageSize)
 	_, addr := h.receive("there", "--disk", taken)
-	if r, exit := h.migrate("here", "--to", addr); exit == 0 {
-		t.Fatalf("it moved to a disk that another VM has: %+v", r)
+	r, exit := h.migrate("here", "--to", addr, "--downtime-limit", "3s")
+	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, taken+": lock: another process or disk uses it") {
+		t.Fatalf("exit %d, %+v; expected was one that names the disk", exit, r)
 	}
 	if !locks(here.cmd.Process.Pid, image) {
 		t.Error("the guest that stayed has lost its disk's lock")

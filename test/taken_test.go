@@ -92,11 +92,13 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 				t.Errorf("the guest ran at the destination: %q", there.out.tail(3))
 			}
 			third.free(t)
+			h.must("pause", "here")
 			copyImage(t, image, elsewhere)
 			if r, exit := h.migrate("here", "--to", addr, "--downtime-limit", "3s"); exit != 0 || r.Status != "completed" {
 				t.Fatalf("with the disk free: exit %d, %+v", exit, r)
 			}
-			there.out.awaitTick(t, 0, "at the destination", func(tick) bool { return true })
+			h.must("resume", "there")
+			awaitDisk(t, there.out, 0, 2*mib/pageSize)
 			if !locks(there.cmd.Process.Pid, elsewhere) {
 				t.Error("the guest runs without its disk's lock")
 			}
@@ -104,8 +106,7 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 	}
 }
 
-// copyImage makes b's content a's. The guest writes meanwhile, which only
-// matters to who reads b.
+// copyImage makes b's content a's, whose guest is paused.
 func copyImage(t testing.TB, a, b string) {
 	t.Helper()
 	content, err := os.ReadFile(a)
@@ -170,7 +171,7 @@ func TestTapTakenAtTheDestination(t *testing.T) {
 	proxy := newWireProxy(t, addr, func(toSource bool, typ byte, _ uint64) bool {
 		mu.Lock()
 		defer mu.Unlock()
-		ready = ready || toSource && typ == frameReady || !toSource && typ != frameConfig
+		ready = ready || toSource && typ == frameReady || !toSource && typ == framePages
 		return true
 	})
 	r, exit := h.migrate("here", "--to", proxy.addr, "--downtime-limit", "3s")
