@@ -97,7 +97,7 @@ func BenchmarkCompareHints(b *testing.B) {
 	for _, c := range hintLosses {
 		b.Run(fmt.Sprintf("shift=%d", c.shift), func(b *testing.B) {
 			h := newHost(b)
-			n := count(3, 100)
+			n := count(2, 100)
 			var theirs, ours, rewritten, rewrittenHere, kept []uint64
 			for b.Loop() {
 				for i := range n {

@@ -26,6 +26,8 @@ static u32 at;      /* next block to hint */
 static u32 turn;    /* counts hinted blocks */
 static bool stopping; /* STOP is to be said */
 static bool starting; /* and then `current` */
+static bool over = true; /* DONE has come since an id */
+static bool anew;        /* the first answer since: what was taken back in one before goes through it again */
 
 #define TOKEN_COMMAND 1
 
@@ -65,11 +67,15 @@ void hint_command(u32 command)
 	last = command;
 	stopping = current != COMMAND_STOP;
 	current = COMMAND_STOP;
-	if (command == COMMAND_DONE)
+	if (command == COMMAND_DONE) {
 		release();
+		over = true;
+	}
 	if (command == COMMAND_STOP || command == COMMAND_DONE)
 		return;
 	current = command;
+	anew = over;
+	over = false;
 	starting = true;
 	at = 0;
 }
@@ -77,8 +83,8 @@ void hint_command(u32 command)
 /* Hints a block: true if it was worth a look at the clock. quiet: the device is not to hear of it yet. */
 static bool hint(struct block *b, bool *kick, bool quiet)
 {
-	if (block_state(b) == BLOCK_FULL && (b->note & NOTE_RETAKEN))
-		block_free(b); /* it was taken back in the last round, has been checked ever since, and goes through it again */
+	if (anew && block_state(b) == BLOCK_FULL && (b->note & NOTE_RETAKEN))
+		block_free(b); /* it was taken back under an id before DONE, and has been checked ever since */
 	if ((block_state(b) != BLOCK_FREE && block_state(b) != BLOCK_HINTED) || !block_version(b))
 		return false;
 	struct piece p = {block_page(b, 0), b->pages * PAGE};
