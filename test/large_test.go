@@ -1,0 +1,96 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// largeMiB is the size of a large guest: 8 GiB in the long runs, and what
+// GOVMM_LARGE_MIB says anywhere.
+func largeMiB() int {
+	if n, err := strconv.Atoi(os.Getenv("GOVMM_LARGE_MIB")); err == nil && n > 0 {
+		return n
+	}
+	return count(2048, 8192)
+}
+
+// inUse is what of such a guest is in use: 200 MiB of 8 GiB.
+func inUse(mib int) int { return mib * 200 / 8192 }
+
+// fewBytes checks that a migration sent hardly more than what is in use.
+func fewBytes(t *testing.T, r result, used int) {
+	t.Helper()
+	t.Logf("%d MiB in use of %d: %d bytes sent, %.1f%% more; %d pages sent, %d zero, %d holes, %d hinted of %d named, %d ms, of them %d waiting for hints",
+		used, r.RAMBytes/mib, r.BytesSent, (float64(r.BytesSent)/float64(used*mib)-1)*100,
+		r.PagesSent, r.PagesZero, r.PagesHole, r.PagesHinted, r.HintsReceived, r.TotalMS, r.HintWaitMS)
+	if r.BytesSent > uint64(used)*mib*105/100 {
+		t.Errorf("%d bytes sent", r.BytesSent)
+	}
+}
+
+// A large guest that has touched little is sent as what it has touched.
+func TestLargeFreshGuest(t *testing.T) {
+	needKVM(t)
+	size := largeMiB()
+	used := inUse(size)
+	h := newHost(t)
+	here := h.start("run", "l0", "--memory", fmt.Sprintf("%dM", size), "--cmdline", fmt.Sprintf("fill=%dM verify=1 tick=1", used))
+	here.out.awaitText(t, 0, "filled ")
+	there, addr := h.receive("l1")
+	r, exit := h.migrate("l0", "--to", addr)
+	if exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	fewBytes(t, r, used)
+	awaitVerified(t, there.out, 0, uint64(used)*mib/pageSize)
+}
+
+// A large guest that had filled most of its memory and freed nearly all of that
+// is sent as what it kept: hints spare the rest, whatever is in it.
+func TestLargeFreedGuest(t *testing.T) {
+	needKVM(t)
+	size := largeMiB()
+	used := inUse(size)
+	h := newHost(t)
+	here := h.start("run", "l0", "--memory", fmt.Sprintf("%dM", size), "--cmdline",
+		fmt.Sprintf("pool=%dM keep=%dM verify=1 tick=1 reports=0", size*3/4, used))
+	here.out.awaitText(t, 0, "is ready in")
+	there, addr := h.receive("l1")
+	r, exit := h.migrate("l0", "--to", addr, "--hints", "on", "--hint-wait", "5s")
+	if exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	// Blocks of 4 MiB are kept or freed as a whole.
+	fewBytes(t, r, (used+3)&^3)
+	first, at := there.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	there.out.awaitTick(t, at, "the pool checked", func(k tick) bool { return k.more["checked"] >= first.more["checked"]+k.more["pool"] })
+}
+
+// BenchmarkLargeFreshGuest migrates a large guest and one of 512 MiB that have
+// touched as much, in turn, and reports the time of the one over the other's.
+func BenchmarkLargeFreshGuest(b *testing.B) {
+	needKVM(b)
+	h := newHost(b)
+	size := largeMiB()
+	sizes := map[string]int{"small": 512, "large": size}
+	for name, mib := range sizes {
+		src := h.start("run", name+"0", "--memory", fmt.Sprintf("%dM", mib), "--cmdline", fmt.Sprintf("fill=%dM tick=1", inUse(size)))
+		src.out.awaitText(b, 0, "filled ")
+	}
+	t := newTurns(b)
+	for n := 0; b.Loop(); n++ {
+		for _, name := range []string{"small", "large"} {
+			_, addr := h.receive(fmt.Sprintf("%s%d", name, n+1))
+			r, exit := h.migrate(fmt.Sprintf("%s%d", name, n), "--to", addr)
+			if exit != 0 {
+				b.Fatalf("%+v", r)
+			}
+			t.add(name, time.Duration(r.TotalMS)*time.Millisecond)
+		}
+	}
+	t.ratio("small", "large", "large-to-small")
+	t.report(inUse(size))
+}
