@@ -216,9 +216,9 @@ func (b *backends) openNet(s *NetSpec, logf func(string, ...any)) error {
 	if err != nil {
 		return errors.Join(err, tap.Close())
 	}
-	b.nets, b.taps = append(b.nets, dev), append(b.taps, tap.Name())
+	b.nets, b.taps = append(b.nets, dev), append(b.taps, tap.Interface())
 	if missing := s.Features &^ dev.Features(); missing != 0 {
-		return fmt.Errorf("tap %s: this host's kernel lacks offloads that the guest was offered (features %#x)", tap.Name(), missing)
+		return fmt.Errorf("%s: this host's kernel lacks offloads that the guest was offered (features %#x)", tap.Name(), missing)
 	}
 	if s.Features == 0 {
 		s.Features = dev.Features()

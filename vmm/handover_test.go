@@ -156,6 +156,9 @@ func TestResetKeepsTheTap(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if i := vm.Info(); len(i.Devices.Nets) != 1 || i.Devices.Nets[0].Tap != name {
+		t.Errorf("the tap is told as %+v", i.Devices.Nets)
+	}
 	if err := vm.Stop(); err != nil {
 		t.Error(err)
 	}
