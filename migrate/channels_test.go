@@ -155,6 +155,30 @@ func TestStateWaitsForEveryChannel(t *testing.T) {
 	}
 }
 
+// Rounds without a page end as all others do: one that is to be confirmed is,
+// once; one that is quiet is not, and holds up nothing.
+func TestRoundsWithoutPages(t *testing.T) {
+	p := newPipeSession(t)
+	p.open(2, 0, true)
+	for n := uint64(0); n < 6; n += 2 {
+		for _, c := range p.data {
+			p.write(c, new(stream).frame(round(n, 0), nil))
+		}
+		if h := p.read(p.control, frameRound); h.first != n {
+			t.Errorf("round %d is confirmed instead of %d", h.first, n)
+		}
+		for _, c := range p.data {
+			p.write(c, new(stream).frame(round(n+1, flagQuiet), nil))
+		}
+	}
+	// Had a quiet one been confirmed, that would come before PREPARED.
+	for _, c := range p.data {
+		p.write(c, new(stream).frame(round(6, flagLast), nil))
+	}
+	p.write(p.control, new(stream).frame(header{typ: frameState}, []byte("state")))
+	p.read(p.control, framePrepared)
+}
+
 // Who does not belong to the session is refused, and the session goes on.
 func TestDataChannelsThatDoNotBelong(t *testing.T) {
 	p := newPipeSession(t)

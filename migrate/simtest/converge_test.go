@@ -56,6 +56,57 @@ func TestAStubbornGuestIsGivenUp(t *testing.T) {
 	}
 }
 
+// fetches calls look before each fetch of the dirty log.
+type fetches struct {
+	*Machine
+	look func()
+}
+
+func (f fetches) FetchDirtyLog(slot int, bitmap []uint64) error {
+	f.look()
+	return f.Machine.FetchDirtyLog(slot, bitmap)
+}
+
+// A guest that writes nothing, and a limit below what any stop is believed to
+// take: rounds in which nothing is dirty follow each other. None of them hangs,
+// and none says anything of the bandwidth, which stays what round 0 has measured.
+func TestRoundsInWhichNothingIsDirty(t *testing.T) {
+	const rounds = 50
+	w := newWorld(t)
+	m, err := NewMachine(w, stubborn()) // and never resumed
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _ := receiver(t, &Builder{World: w})
+	o := options()
+	o.Channels, o.DowntimeLimit, o.MaxRounds = 2, time.Millisecond, rounds
+	var mig *migrate.Migration
+	seen := map[uint64]int{}
+	mig = migrate.New(fetches{m, func() {
+		if p := mig.Progress(); p.Round > 1 { // it is filed at the end of a round
+			seen[p.BandwidthBytes]++
+		}
+	}}, addr, o)
+	if err := mig.Run(context.Background()); !errors.Is(err, migrate.ErrNotConverged) {
+		t.Fatalf("Run: %v", err)
+	}
+	r := mig.Result()
+	if len(r.Rounds) != rounds || r.Rounds[0].PagesSent < 1024 {
+		t.Fatalf("%d rounds, the first %+v", len(r.Rounds), r.Rounds[0])
+	}
+	for _, round := range r.Rounds[1:] {
+		if round.DirtyPages != 0 || round.PagesSent != 0 {
+			t.Errorf("a round of a guest that writes nothing: %+v", round)
+		}
+	}
+	if len(seen) != 1 || seen[mig.Progress().BandwidthBytes] < rounds-2 || seen[0] != 0 {
+		t.Errorf("the bandwidth of round 0 does not stay: %v", seen)
+	}
+	if err := w.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
 // With it the guest arrives, and runs at full speed on both sides of the move.
 func TestAutoConverge(t *testing.T) {
 	w := newWorld(t)
