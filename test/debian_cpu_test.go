@@ -10,7 +10,8 @@ import (
 
 // TestDebianSees: what others make of a baseline. glibc's loader knows the
 // x86-64 levels by itself, and says which the processor has; Linux names the
-// features.
+// features. On an emulated SVM the guest's kernel does without XSAVE, and so
+// without what needs it: the third level is seen in part there.
 func TestDebianSees(t *testing.T) {
 	needSVM(t)
 	loader, err := os.ReadFile("/lib64/ld-linux-x86-64.so.2")
@@ -26,15 +27,20 @@ func TestDebianSees(t *testing.T) {
 		{"x86-64-v2", "x86-64-v2", "x86-64-v3", "cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3 pni"},
 		{"x86-64-v3", "x86-64-v3", "x86-64-v4", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"},
 	} {
+		if c.model == "x86-64-v3" && os.Getenv("GOVMM_SVM") != "" {
+			c.has, c.flags = "x86-64-v2", "bmi1 bmi2 f16c abm movbe"
+		}
 		t.Run(c.model, func(t *testing.T) {
 			h := newHost(t)
 			vm := &shell{proc: h.start("run", "at0", "--memory", "256M", "--cpu", c.model, "--kernel", bzImage, "--initrd", initrd,
-				"--cmdline", "console=ttyS0 panic=-1")}
+				"--cmdline", debianCmdline())}
 			vm.awaitLong(0, "init: ready")
 			levels := map[string]string{}
 			for line := range strings.SplitSeq(vm.does("/ld.so --help | grep x86-64-v"), "\n") {
 				name, verdict, _ := strings.Cut(strings.TrimSpace(line), " ")
-				levels[name] = verdict
+				if strings.HasPrefix(name, "x86-64-v") {
+					levels[name] = verdict
+				}
 			}
 			t.Logf("glibc: %v", levels)
 			if !strings.Contains(levels[c.has], "supported") || strings.Contains(levels[c.not], "supported") {
