@@ -99,6 +99,13 @@ func TestDiskLockMoves(t *testing.T) {
 	cannotLock(t, to.backends.acquire())
 }
 
+// machineOf is the machine that a VM has now; a reset gives it another.
+func machineOf(vm *VM) *Machine {
+	vm.lifeMu.Lock()
+	defer vm.lifeMu.Unlock()
+	return vm.machine
+}
+
 // TestResetKeepsTheDisk: nobody can take it in between.
 func TestResetKeepsTheDisk(t *testing.T) {
 	needKVM(t)
@@ -106,10 +113,10 @@ func TestResetKeepsTheDisk(t *testing.T) {
 	path := image(t, "a.img", 1<<20)
 	cfg.Devices.Disks = []DiskSpec{{Config: blk.Config{Path: path}}}
 	vm := running(t, cfg, "B")
-	disk := vm.machine.backends.disks[0]
+	disk := machineOf(vm.VM).backends.disks[0]
 	vm.con.keys("r")
 	vm.con.await(t, "BB")
-	if vm.machine.backends.disks[0] != disk {
+	if machineOf(vm.VM).backends.disks[0] != disk {
 		t.Error("the disk was opened again")
 	}
 	other, err := blk.Open(blk.Config{Path: path}, t.Logf)
@@ -135,13 +142,13 @@ func TestResetKeepsTheTap(t *testing.T) {
 	cfg := testConfig(1, obey)
 	cfg.Devices.Nets = []NetSpec{{Options: options}}
 	vm := running(t, cfg, "B")
-	device := vm.machine.backends.nets[0]
+	device := machineOf(vm.VM).backends.nets[0]
 	before, err := stdnet.InterfaceByName(name)
 	check(t, err)
 	for i := range 3 {
 		vm.con.keys("r")
 		vm.con.await(t, strings.Repeat("B", i+2))
-		if vm.machine.backends.nets[0] != device {
+		if machineOf(vm.VM).backends.nets[0] != device {
 			t.Error("the tap was opened again")
 		}
 		after, err := stdnet.InterfaceByName(name)
