@@ -70,6 +70,10 @@ func TestThereAndBack(t *testing.T) {
 			last = all[len(all)-1]
 		}
 		k, _ := awaitVerified(t, there.out, 0, owned)
+		// A line that a slow guest was printing is cut: the source has its begin.
+		if cut, ok := parseTick(here.out.tail(1) + there.out.snapshot()[0]); ok {
+			last = cut
+		}
 		arrived := there.out.ticks()
 		if arrived[0].n != last.n+1 {
 			t.Errorf("migration %d: tick %d follows tick %d", i, arrived[0].n, last.n)
@@ -103,9 +107,9 @@ func TestGuestRunsDuringPrecopy(t *testing.T) {
 	h := newHost(t)
 	p := h.start("run", "src", "--cpus", "1", "--memory", "256M",
 		"--cmdline", "fill=128M dirty=8M rate=2000 verify=1 tick=0.5")
-	p.out.awaitText(t, 0, "filled ")
+	from := p.out.awaitText(t, 0, "filled ")
 	there, addr := h.receive("dst")
-	before, from := p.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	before, from := p.out.awaitTick(t, from, "with writes", func(k tick) bool { return k.writes > 0 })
 	mig := h.start("migrate", "src", "--to", addr, "--bandwidth-limit", "32M", "--json")
 	// 128 MiB at 32 MiB/s: about four seconds of precopy.
 	for range 4 {
