@@ -44,7 +44,7 @@ func TestHintraceThereAndBack(t *testing.T) {
 		hinted = k.more["hinted"]
 		here = there
 	}
-	if answered*4 < n {
+	if answered*2 < n {
 		t.Errorf("of %d migrations hints counted in %d", n, answered)
 	}
 	for _, line := range here.out.snapshot() {
