@@ -21,6 +21,7 @@ func (in *inlet) apply(target Target, f header) error {
 		return err
 	}
 	span := target.Bytes(int(f.slot), f.first, uint64(f.count))
+	in.session.ahead.span(f, in.meta.data[:spanWords(f.count)], pages)
 	if f.typ == framePacked {
 		err = in.unpack(f, span, int(f.length)-len(meta), pages)
 	} else if pages > 0 {

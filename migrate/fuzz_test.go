@@ -57,6 +57,11 @@ func (h *heapTarget) Zero(slot int, first, n uint64) error {
 	return nil
 }
 
+func (h *heapTarget) Prefault(slot int, first, n uint64) error {
+	h.Bytes(slot, first, n) // panics outside
+	return nil
+}
+
 func (h *heapTarget) LoadState(b []byte) error {
 	if string(b) == "bad" {
 		return errors.New("this state cannot be loaded")

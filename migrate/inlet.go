@@ -125,8 +125,8 @@ func (s *session) endRound(number uint64, quiet bool) error {
 	}
 	s.dataMu.Unlock()
 	if last {
-		var err error
-		if !quiet {
+		err := s.ahead.settle()
+		if !quiet && err == nil {
 			err = s.echo(number)
 		}
 		close(round.open)
@@ -188,6 +188,9 @@ func (s *session) fail(err error, loss bool) {
 // landed waits until nothing more comes by the data connections.
 func (s *session) landed() error {
 	s.lanes.Wait()
+	if err := s.ahead.settle(); err != nil {
+		return err
+	}
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
 	return s.failure
@@ -212,6 +215,7 @@ func (s *session) stopChannels() {
 func (s *session) endChannels() {
 	s.stopChannels()
 	s.lanes.Wait()
+	s.ahead.end()
 }
 
 // received is the number of bytes that came in on all connections.

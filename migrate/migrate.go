@@ -113,6 +113,11 @@ type Builder interface {
 // Target is a machine that is being received.
 type Target interface {
 	RAM
+	// Prefault populates pages [first, first+n), whose content stays as it is:
+	// zero, for a hole. It returns when that is done, and may be called while
+	// other pages are written. An error says that it cannot be done here;
+	// pages may have been populated all the same.
+	Prefault(slot int, first, n uint64) error
 	// LoadState restores every device and vCPU. Called once, after the last
 	// page has landed; no vCPU has run.
 	LoadState(state []byte) error

@@ -26,6 +26,7 @@ type session struct {
 	timeout time.Duration
 	life    *liveness
 	slots   []Slot
+	ahead   *ahead // nil: not done here
 	wrong   []string
 	nWrong  uint64
 
@@ -150,6 +151,7 @@ func (s *session) build(ctx context.Context, r *Receiver) (Target, error) {
 	if err := s.awaitChannels(ctx); err != nil {
 		return nil, err
 	}
+	s.ahead = newAhead(target, len(s.inlets))
 	// Before a channel can end a round, and say so by this connection.
 	err = s.conn.writeFrame(header{typ: frameReady})
 	close(s.ready)

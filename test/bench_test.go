@@ -78,6 +78,31 @@ func BenchmarkEngine(b *testing.B) {
 	t.report(size)
 }
 
+// BenchmarkEngineBesideQEMU moves the memory of BenchmarkEngine, in turn with QEMU,
+// whose guest has filled as much and is then idle: by one connection, and by two
+// (QEMU's multifd). Where there is no KVM QEMU interprets the guest; its migration
+// is the same code, and the guest needs next to nothing of a processor.
+func BenchmarkEngineBesideQEMU(b *testing.B) {
+	size := filledMiB()
+	engine := newSender(b, "migrate", "arrive", size, size)
+	cmdline := fmt.Sprintf("fill=%dM tick=0", size)
+	qsrc := startQEMU(b, size+128, 1, cmdline, false)
+	qsrc.out.awaitText(b, 0, "filled ")
+	t := newTurns(b)
+	for b.Loop() {
+		for _, n := range []int{1, 2} {
+			t.add(fmt.Sprintf("engine, %d", n), engine.send(n))
+			qdst := startQEMU(b, size+128, 1, cmdline, true)
+			t.add(fmt.Sprintf("QEMU, %d", n), qsrc.migrate(qdst, n).Total)
+			qsrc.end()
+			qsrc = qdst
+		}
+	}
+	t.ratio("engine, 1", "QEMU, 1", "of-QEMU-1")
+	t.ratio("engine, 2", "QEMU, 2", "of-QEMU-2")
+	t.report(size)
+}
+
 // BenchmarkEngineSparse moves 16 GiB of which 100 MiB were touched.
 func BenchmarkEngineSparse(b *testing.B) {
 	engine := newSender(b, "migrate", "arrive", 16<<10, 100)

@@ -170,6 +170,17 @@ func allZero(p []byte) bool {
 	return true
 }
 
+// Prefault makes holes pages of zeros, as it does for [migrate.Target].
+func (m *Memory) Prefault(slot int, first, n uint64) error {
+	s := m.slots[slot]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := first; i < first+n; i++ {
+		s.pages[i].populated = true
+	}
+	return nil
+}
+
 // Armed tells whether the next guest write to the page faults and is recorded
 // by KVM, and Reported whether KVM's log has the page now.
 func (m *Memory) Armed(slot int, page uint64) (armed, reported bool) {

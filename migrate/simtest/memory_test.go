@@ -154,3 +154,15 @@ func TestHistoryKeepsTheLastWrites(t *testing.T) {
 		t.Errorf("history %v", h)
 	}
 }
+
+func TestPrefaultedPagesAreNoHoles(t *testing.T) {
+	m := one(t, Layout{ManualProtect: true})
+	if err := m.Prefault(0, 2, 3); err != nil {
+		t.Fatal(err)
+	}
+	populated := make([]uint64, 2)
+	if err := m.Populated(0, 0, 70, populated); err != nil || populated[0] != 7<<2 {
+		t.Errorf("populated %#x, error %v", populated[0], err)
+	}
+	wantLog(t, m, "after Prefault", 0, 0)
+}
