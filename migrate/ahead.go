@@ -16,25 +16,33 @@ import (
 // that is mostly zeros, or that skips some memory, closes it. What was populated
 // in vain is given back when the round ends (settle): holes stay holes.
 //
-// It works in blocks of 2 MiB, a huge page. Each is populated once at most,
-// and by one at a time: two that fault the same huge page in would both clear one.
+// It works in blocks of 2 MiB, a huge page, each of which is populated once at
+// most. Data does not wait for the block that it lands in: at worst two threads
+// clear a page for it, of which the kernel keeps one.
 type ahead struct {
-	target Target
+	target prefaulter
 	slots  []Slot
 	base   []uint64 // number of a slot's first block
 	slack  uint64   // blocks that spans of several connections may be out of order by
 
 	mu      sync.Mutex // guards all below; not held while memory is populated
 	changed sync.Cond
-	taken   bitmap   // blocks that have been populated, here or by data, or are being
-	vain    bitmap   // of those, blocks that were populated here and have had no data
-	busy    []uint64 // by populating goroutine: its block, from 1; 0: none
-	next    uint64   // block to populate next, if
-	limit   uint64   // it is below this one
-	window  uint64   // how far limit is ahead of what has come
-	expect  uint64   // block behind the last span
+	taken   bitmap // blocks that have been populated, here or by data, or are being
+	vain    bitmap // of those, blocks that were populated here and have had no data
+	busy    int    // helpers that populate something
+	next    uint64 // block to populate next, if
+	limit   uint64 // it is below this one
+	window  uint64 // how far limit is ahead of what has come
+	expect  uint64 // block behind the last span
 	ended   bool
 	helpers sync.WaitGroup
+}
+
+// prefaulter is the part of a [Target] that is populated.
+type prefaulter interface {
+	Slots() []Slot
+	Prefault(slot int, first, n uint64) error
+	Zero(slot int, first, n uint64) error
 }
 
 const (
@@ -44,18 +52,24 @@ const (
 	maxAhead = 32
 )
 
-// newAhead starts as many helpers as there are processors to spare, and no more
-// than can be of use. It returns nil if there are none.
-func newAhead(target Target, channels int) *ahead {
-	spare := min(runtime.GOMAXPROCS(0)-channels, 2*channels)
-	if spare <= 0 || channels == 0 {
+// newAhead starts as many helpers as there are processors to spare. It returns
+// nil if there are none.
+func newAhead(target prefaulter, channels int) *ahead {
+	spare := spareProcessors(channels)
+	if spare == 0 {
 		return nil
 	}
 	return startAhead(target, channels, spare)
 }
 
-func startAhead(target Target, channels, helpers int) *ahead {
-	a := &ahead{target: target, slots: target.Slots(), busy: make([]uint64, helpers), slack: uint64(channels) * maxSpan / aheadPages}
+// spareProcessors is how many processors are left when each channel has one, and
+// no more than can be of use to them.
+func spareProcessors(channels int) int {
+	return max(0, min(runtime.GOMAXPROCS(0)-channels, 2*channels))
+}
+
+func startAhead(target prefaulter, channels, helpers int) *ahead {
+	a := &ahead{target: target, slots: target.Slots(), slack: uint64(channels) * maxSpan / aheadPages}
 	a.changed.L = &a.mu
 	blocks := uint64(0)
 	for _, s := range a.slots {
@@ -64,14 +78,13 @@ func startAhead(target Target, channels, helpers int) *ahead {
 	}
 	a.taken, a.vain = newBitmap(blocks), newBitmap(blocks)
 	a.base = append(a.base, blocks)
-	for i := range helpers {
-		a.helpers.Go(func() { a.help(i) })
+	for range helpers {
+		a.helpers.Go(a.help)
 	}
 	return a
 }
 
-// span says that the data pages of a span are about to land, pages of them. It
-// returns when nobody populates the memory that they land in.
+// span says that the data pages of a span are about to land, pages of them.
 func (a *ahead) span(f header, data []uint64, pages int) {
 	if a == nil {
 		return
@@ -80,21 +93,15 @@ func (a *ahead) span(f header, data []uint64, pages int) {
 	defer a.mu.Unlock()
 	first := a.base[f.slot] + f.first/aheadPages
 	behind := a.base[f.slot] + (f.first+uint64(f.count)-1)/aheadPages + 1
-	mine := func(block uint64) bool { // has data pages of the span
-		from := (block - a.base[f.slot]) * aheadPages
-		lo, hi := max(from, f.first)-f.first, min(from+aheadPages, f.first+uint64(f.count))-f.first
-		return bitmap(data).nextSet(lo, hi) < hi
-	}
 	for b := first; b < behind; b++ {
-		if mine(b) {
+		from := (b - a.base[f.slot]) * aheadPages
+		lo, hi := max(from, f.first)-f.first, min(from+aheadPages, f.first+uint64(f.count))-f.first
+		if bitmap(data).nextSet(lo, hi) < hi {
 			a.taken.setRange(b, 1)
 			a.vain.clearRange(b, 1)
 		}
 	}
 	a.foretell(first, behind, uint64(pages), uint64(f.count))
-	for a.populating(first, behind, mine) {
-		a.changed.Wait()
-	}
 }
 
 // foretell moves the window by what a span tells.
@@ -115,18 +122,8 @@ func (a *ahead) foretell(first, behind, pages, count uint64) {
 	a.changed.Broadcast()
 }
 
-// populating says that a helper is at work on one of the blocks.
-func (a *ahead) populating(first, behind uint64, mine func(uint64) bool) bool {
-	for _, b := range a.busy {
-		if b > first && b <= behind && mine(b-1) {
-			return true
-		}
-	}
-	return false
-}
-
 // help populates blocks until the end.
-func (a *ahead) help(helper int) {
+func (a *ahead) help() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for {
@@ -143,12 +140,12 @@ func (a *ahead) help(helper int) {
 		}
 		a.taken.setRange(b, 1)
 		a.vain.setRange(b, 1)
-		a.busy[helper] = b + 1
+		a.busy++
 		slot, first, n := a.block(b)
 		a.mu.Unlock()
 		err := a.target.Prefault(slot, first, n)
 		a.mu.Lock()
-		a.busy[helper] = 0
+		a.busy--
 		if err != nil { // an older kernel, or no memory: landing data will tell
 			a.ended = true
 		}
@@ -165,6 +162,17 @@ func (a *ahead) block(b uint64) (slot int, first, n uint64) {
 	return slot, first, min(aheadPages, a.slots[slot].Pages-first)
 }
 
+// forget makes all blocks such as have never been populated. It is called after
+// settle, when they are.
+func (a *ahead) forget() {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.taken)
+}
+
 // settle ends a round: what was populated in vain becomes a hole again. It is
 // called while nothing lands.
 func (a *ahead) settle() error {
@@ -174,7 +182,7 @@ func (a *ahead) settle() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.window, a.limit, a.expect = 0, 0, 0
-	for a.populating(0, a.base[len(a.slots)], func(uint64) bool { return true }) {
+	for a.busy > 0 {
 		a.changed.Wait()
 	}
 	end := a.base[len(a.slots)]

@@ -170,6 +170,7 @@ func (r *Receiver) serveProbe(ctx context.Context, c *conn, h hello) error {
 				return nil
 			}
 		case f.typ == frameRound && f.length == 0:
+			sink.warm(r.probing())
 			if err := c.writeFrame(header{typ: frameRound, first: f.first}); err != nil {
 				return nil
 			}
@@ -200,17 +201,26 @@ func (r *Receiver) beginProbe() error {
 	return nil
 }
 
+// probing is the number of probes that are served now.
+func (r *Receiver) probing() int {
+	r.sessionMu.Lock()
+	defer r.sessionMu.Unlock()
+	return r.probes
+}
+
 func (r *Receiver) endProbe() {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
 	r.probes--
 }
 
-// sink is memory to receive into that is populated as it is written, as a
-// guest's memory is at a destination: that costs as much as receiving.
+// sink is memory to receive into that is populated as a guest's memory is at a
+// destination: that costs as much as receiving.
 type sink struct {
-	mem []byte
-	at  int
+	mem   []byte
+	at    int
+	ahead *ahead
+	full  [maxProbeFrame / PageSize / wordBits]uint64 // a frame's data pages: all
 }
 
 const sinkBytes = 32 << 20
@@ -221,18 +231,54 @@ func newSink() (*sink, error) {
 		return nil, fmt.Errorf("map %d bytes to receive into: %w", sinkBytes, err)
 	}
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE) // as guest memory has it; some kernels do without
-	return &sink{mem: mem}, nil
+	s := &sink{mem: mem}
+	for i := range s.full {
+		s.full[i] = ^uint64(0)
+	}
+	return s, nil
+}
+
+// warm ends the time in which the probes of one migration arrive: from now on the
+// sink is populated as by one of so many channels.
+func (s *sink) warm(channels int) {
+	if helpers := spareProcessors(channels) / channels; s.ahead == nil && helpers > 0 {
+		s.ahead = startAhead(s, 1, helpers)
+	}
+}
+
+// Slots, Prefault and Zero are for [ahead].
+
+func (s *sink) Slots() []Slot { return []Slot{{Pages: sinkBytes / PageSize}} }
+
+func (s *sink) pages(first, n uint64) []byte { return s.mem[first*PageSize : (first+n)*PageSize] }
+
+func (s *sink) Prefault(_ int, first, n uint64) error {
+	return unix.Madvise(s.pages(first, n), unix.MADV_POPULATE_WRITE)
+}
+
+func (s *sink) Zero(_ int, first, n uint64) error {
+	return unix.Madvise(s.pages(first, n), unix.MADV_DONTNEED)
 }
 
 // next returns n bytes, at most maxProbeFrame, that have not been touched.
 func (s *sink) next(n int) []byte {
+	if n == 0 {
+		return nil
+	}
 	if s.at+n > len(s.mem) {
+		_ = s.ahead.settle()
 		_ = unix.Madvise(s.mem, unix.MADV_DONTNEED) // else the figure is too good
+		s.ahead.forget()
 		s.at = 0
 	}
+	first, pages := s.at/PageSize, (n+PageSize-1)/PageSize
+	s.ahead.span(header{first: uint64(first), count: uint32(pages)}, s.full[:], pages)
 	b := s.mem[s.at : s.at+n]
-	s.at += n
+	s.at += pages * PageSize
 	return b
 }
 
-func (s *sink) free() { _ = unix.Munmap(s.mem) }
+func (s *sink) free() {
+	s.ahead.end()
+	_ = unix.Munmap(s.mem)
+}

@@ -61,7 +61,8 @@ func (t *turns) report(mib int) {
 
 // BenchmarkEngine moves memory that is full and that nothing writes, by one
 // and by two connections: through the migration engine alone, without KVM, and
-// over raw TCP from the same kind of memory into the same kind.
+// over raw TCP from the same kind of memory into the same kind. Beside that is
+// what an estimate foretells of it.
 func BenchmarkEngine(b *testing.B) {
 	size := filledMiB()
 	engine, raw := newSender(b, "migrate", "arrive", size, size), newSender(b, "send", "receive", size, size)
@@ -70,8 +71,11 @@ func BenchmarkEngine(b *testing.B) {
 		for _, n := range []int{1, 2} {
 			t.add(fmt.Sprintf("raw TCP, %d", n), raw.send(n))
 			t.add(fmt.Sprintf("engine, %d", n), engine.send(n))
+			t.add(fmt.Sprintf("foretold, %d", n), engine.send(n, foretell))
 		}
 	}
+	t.ratio("foretold, 1", "engine, 1", "of-foretold-1")
+	t.ratio("foretold, 2", "engine, 2", "of-foretold-2")
 	t.ratio("engine, 1", "raw TCP, 1", "of-raw-1")
 	t.ratio("engine, 2", "raw TCP, 2", "of-raw-2")
 	t.ratio("engine, 2", "engine, 1", "two-to-one")

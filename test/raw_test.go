@@ -156,15 +156,19 @@ func rawMain(role string) error {
 		var n int
 		_, _ = fmt.Sscan(in.Text(), &addr, &n, &compress) // compress may be missing
 		began := time.Now()
-		if role == "migrate" {
-			err = engineSend(mem, addr, n, migrate.Compression(compress))
-		} else {
+		switch {
+		case role == "send":
 			err = rawSend(mem, addr, n)
+		case compress == foretell:
+			began, err = engineEstimate(mem, addr, n)
+		default:
+			err = engineSend(mem, addr, n, migrate.Compression(compress))
 		}
+		took := time.Since(began)
 		if err != nil {
 			return err
 		}
-		fmt.Println(time.Since(began).Nanoseconds())
+		fmt.Println(took.Nanoseconds())
 	}
 	return in.Err()
 }
@@ -314,6 +318,16 @@ func engineSend(mem *memory.Memory, addr string, channels int, c migrate.Compres
 	return migrate.New(still{mem}, addr, migrate.Options{Channels: channels, Compression: c}).Run(context.Background())
 }
 
+// foretell, in the place of a compression, asks for an estimate.
+const foretell = "foretell"
+
+// engineEstimate returns when a migration that ends now would have begun, if it
+// took what is foretold of it.
+func engineEstimate(mem *memory.Memory, addr string, channels int) (began time.Time, err error) {
+	e, err := migrate.EstimateMigration(context.Background(), still{mem}, addr, migrate.Options{Channels: channels}, 100*time.Millisecond)
+	return time.Now().Add(-time.Duration(e.TotalMS * float64(time.Millisecond))), err
+}
+
 func engineReceive() error {
 	host := "127.0.0.1"
 	if h := os.Getenv(rawHost); h != "" {
@@ -328,7 +342,6 @@ func engineReceive() error {
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
 	fmt.Println(ln.Addr())
-	<-r.Arrived()
 	_, _ = io.Copy(io.Discard, os.Stdin) // until nobody wants it any more
 	cancel()
 	return <-served
