@@ -13,8 +13,10 @@ import (
 // Nobody says what will come; what came foretells it, as with a file that is
 // read in order. While spans come one behind another and are full of data, the
 // memory behind them is populated, up to a window that grows with them; a span
-// that is mostly zeros, or that skips some memory, closes it. What was populated
-// in vain is given back when the round ends (settle): holes stay holes.
+// of which more than an eighth is zeros, or that skips some memory, closes it. What
+// was populated in vain is given back when the round ends (settle): holes stay
+// holes, but for those of a block that has data too, which a huge page would fill
+// as well.
 //
 // It works in blocks of 2 MiB, a huge page, each of which is populated once at
 // most. Data does not wait for the block that it lands in: at worst two threads
@@ -112,7 +114,7 @@ func (a *ahead) foretell(first, behind, pages, count uint64) {
 	} else {
 		a.expect, a.window = behind, 0
 	}
-	if 2*pages >= count {
+	if 8*pages >= 7*count {
 		a.window = min(a.window+max(1, 2*pages/aheadPages), maxAhead)
 	} else {
 		a.window = 0
