@@ -107,12 +107,16 @@ func (l *link) fence(s *sender, round int) error {
 // every data connection has come. Version 1 needs no word for it, since STATE
 // follows the pages there.
 func (l *link) endPages(s *sender, round int) error {
-	if l.data[0] == l.conn {
+	if !l.overtakes() {
 		return nil
 	}
 	l.flushed.Store(true)
 	return s.flush(round, flagLast)
 }
+
+// overtakes says that the state may be sent before the last pages: they go by
+// connections of their own, and the destination waits for all of them.
+func (l *link) overtakes() bool { return l.data[0] != l.conn }
 
 // sent is the number of bytes that went out on all connections.
 func (l *link) sent() uint64 {

@@ -33,6 +33,7 @@ type heapTarget struct {
 	mem       [2][]byte
 	started   bool
 	discarded bool
+	prepared  []byte
 	loaded    []byte
 }
 
@@ -62,7 +63,18 @@ func (h *heapTarget) Prefault(slot int, first, n uint64) error {
 	return nil
 }
 
+func (h *heapTarget) PrepareState(b []byte) error {
+	if string(b) == "worse" {
+		return errors.New("this state cannot be read")
+	}
+	h.prepared = b
+	return nil
+}
+
 func (h *heapTarget) LoadState(b []byte) error {
+	if !bytes.Equal(b, h.prepared) {
+		h.t.Error("loads another state than was prepared")
+	}
 	if string(b) == "bad" {
 		return errors.New("this state cannot be loaded")
 	}

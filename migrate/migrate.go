@@ -118,8 +118,11 @@ type Target interface {
 	// other pages are written. An error says that it cannot be done here;
 	// pages may have been populated all the same.
 	Prefault(slot int, first, n uint64) error
+	// PrepareState does what can be done of LoadState without reading or
+	// writing the guest's memory, some of which has not landed yet.
+	PrepareState(state []byte) error
 	// LoadState restores every device and vCPU. Called once, after the last
-	// page has landed; no vCPU has run.
+	// page has landed, with what PrepareState was called with; no vCPU has run.
 	LoadState(state []byte) error
 	// Start gives the machine the right to run: its vCPUs enter the guest, or
 	// stay stopped when paused is true. An error means that no instruction of

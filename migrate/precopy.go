@@ -99,7 +99,8 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	began, dirtied := time.Now(), p.tracker.Dirtied()
 	p.m.meter.beginRound(n, p.tracker.Remaining())
 	// Fetched just before it is sent, a page that was written since the round
-	// began goes once, not now and again in the next round.
+	// began goes now and not in the next round: rounds are fewer
+	// (docs/hints.md).
 	if err := p.sender.send(ctx, p.sender.limit, func(slot int) error {
 		if !p.m.opt.SyncOncePerRound {
 			before := p.tracker.SlotRemaining(slot)

@@ -213,11 +213,14 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 			}
 		case f.typ == frameState:
 			state, err := s.conn.readPayload(f, maxState)
-			if err == nil {
-				err = s.landed()
-			}
 			if err != nil {
 				return nil, lost(err)
+			}
+			if err := target.PrepareState(state); err != nil {
+				return nil, fmt.Errorf("load the machine's state: %w", err)
+			}
+			if err := s.landed(); err != nil {
+				return nil, s.reason(err)
 			}
 			if s.nWrong > 0 {
 				return nil, fmt.Errorf("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
@@ -235,6 +238,17 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 			return nil, lost(err)
 		}
 	}
+}
+
+// reason waits a moment for what the source says of a data connection that was
+// lost while nobody listened to the one of control.
+func (s *session) reason(err error) error {
+	if isLoss(err) { // fail has set the end of this wait
+		if _, said := s.next(); errors.As(said, new(toldError)) {
+			return said
+		}
+	}
+	return lost(err)
 }
 
 // echo confirms a round. Nothing else is written while pages come.

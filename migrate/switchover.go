@@ -11,7 +11,7 @@ import (
 // is true when the guest runs on because more was left than the estimate said
 // and the limit would have been broken.
 //
-// The state is saved while the last pages fly. Saving it may write RAM (KVM
+// The state is saved, and sent, while the last pages fly. Saving it may write RAM (KVM
 // does, for some MSRs), so the last sync of all comes after it, and what that
 // finds goes too (R5).
 func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error) {
@@ -41,10 +41,12 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 
 	m.meter.beginRound(n, p.tracker.Remaining())
 	p.hints.done() // it travels in the state
-	saved := p.save()
+	early := !m.opt.VerifyPages && p.link.overtakes()
+	saved := p.save(early)
 	err = p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.PagesMS)
-	s := <-saved // also after an error: the guest must not be resumed meanwhile
+	// Also after an error: the guest must not be resumed, nor ABORT be sent, meanwhile.
+	s := <-saved
 	p.watch.lap(&p.watch.parts.StateMS)
 	if err = errors.Join(err, s.err); err != nil {
 		return false, err
@@ -54,11 +56,14 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 		return false, err
 	}
 	m.meter.dirtied(max(p.tracker.Remaining(), before) - before)
+	if early {
+		s.state = nil
+	}
 	return false, p.finish(ctx, n, s.state)
 }
 
-// finish sends what the last sync found, and the state, and waits until the
-// destination has loaded it.
+// finish sends what the last sync found, and the state if there is one that has
+// not been sent, and waits until the destination has loaded it.
 func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	m := p.m
 	if p.tracker.Remaining() > 0 {
@@ -80,12 +85,10 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 		}
 		timeout += time.Duration(m.Result().RAMBytes / hashRate * uint64(time.Second))
 	}
-	h := header{typ: frameState}
-	if p.wasPaused {
-		h.flags |= flagPaused
-	}
-	if err := p.link.conn.writeFrame(h, state); err != nil {
-		return err
+	if state != nil {
+		if err := p.sendState(state); err != nil {
+			return err
+		}
 	}
 	m.meter.endRound()
 	p.watch.lap(&p.watch.parts.PagesMS)
@@ -96,6 +99,14 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	p.watch.lap(&p.watch.parts.WireMS) // with the loading, which is taken out at the end
 	p.watch.parts.LoadMS, err = decodeTook(r)
 	return err
+}
+
+func (p *precopy) sendState(state []byte) error {
+	h := header{typ: frameState}
+	if p.wasPaused {
+		h.flags |= flagPaused
+	}
+	return p.link.conn.writeFrame(h, state)
 }
 
 // hashRate is how many bytes a second any machine can hash.
@@ -113,8 +124,11 @@ type savedState struct {
 	err   error
 }
 
-// save saves the state in the background. Exactly one value comes.
-func (p *precopy) save() <-chan savedState {
+// save saves the state in the background, and sends it if it may overtake the
+// last pages: the destination prepares for it while they fly, and loads it when
+// they have landed. Exactly one value comes, after which nothing is written to the
+// connection of control.
+func (p *precopy) save(send bool) <-chan savedState {
 	saved := make(chan savedState, 1)
 	go func() {
 		state, err := p.m.src.SaveState()
@@ -123,6 +137,8 @@ func (p *precopy) save() <-chan savedState {
 			err = fmt.Errorf("save the machine's state: %w", err)
 		case len(state) > maxState:
 			err = fmt.Errorf("the machine's state has %d bytes, at most %d can be sent", len(state), maxState)
+		case send:
+			err = p.sendState(state)
 		}
 		saved <- savedState{state, err}
 	}()
@@ -134,7 +150,7 @@ func (p *precopy) save() <-chan savedState {
 func (p *precopy) goOn(expected, left uint64) error {
 	var size int
 	if p.est.failed == 0 {
-		s := <-p.save()
+		s := <-p.save(false)
 		if s.err != nil {
 			return s.err
 		}

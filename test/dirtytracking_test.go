@@ -21,10 +21,12 @@ func BenchmarkDirtyTracking(b *testing.B) {
 			for _, way := range ways {
 				p := h.start("run", way+"0", "--cpus", "2", "--memory", "256M", "--dirty-tracking", way, "--cmdline", work.cmdline)
 				p.out.awaitText(b, 0, "filled ")
+				h.must("pause", way+"0")
 			}
 			totals, downs := map[string][]float64{}, map[string][]float64{}
 			for b.Loop() {
 				for _, way := range ways {
+					h.must("resume", fmt.Sprintf("%s%d", way, at[way])) // the other stands still
 					next := at[way] + 1
 					_, addr := h.receive(fmt.Sprintf("%s%d", way, next), "--dirty-tracking", way)
 					r, exit := h.migrate(fmt.Sprintf("%s%d", way, at[way]), "--to", addr)
@@ -32,6 +34,7 @@ func BenchmarkDirtyTracking(b *testing.B) {
 						b.Fatalf("%s: %+v", way, r)
 					}
 					at[way] = next
+					h.must("pause", fmt.Sprintf("%s%d", way, next))
 					totals[way] = append(totals[way], float64(r.TotalMS))
 					downs[way] = append(downs[way], r.DowntimeMS)
 				}

@@ -300,6 +300,7 @@ func (s still) PauseForHandoff(context.Context) (bool, error) { return true, nil
 func (s still) YieldForHandoff() error                        { return nil }
 func (s still) ResumeAfterAbort() error                       { return nil }
 func (s still) SaveState() ([]byte, error)                    { return make([]byte, 16<<10), nil }
+func (s still) PrepareState([]byte) error                     { return nil }
 func (s still) LoadState([]byte) error                        { return nil }
 func (s still) Start(bool) error                              { return nil }
 func (s still) Discard() error                                { return s.Close() }

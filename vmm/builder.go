@@ -77,7 +77,7 @@ func (b *Builder) build(config []byte) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{guestRAM{m.mem}, m}, nil
+	return &target{guestRAM: guestRAM{m.mem}, Machine: m}, nil
 }
 
 // fitsHere compares a spec with this host.

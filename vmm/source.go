@@ -78,6 +78,7 @@ func (s *source) SaveState() ([]byte, error) {
 type target struct {
 	guestRAM
 	*Machine
+	prepared *MachineState // by PrepareState
 }
 
 var _ migrate.Target = (*target)(nil)
@@ -85,14 +86,21 @@ var _ migrate.Target = (*target)(nil)
 // Slots is the memory's: a Machine has none.
 func (t *target) Slots() []migrate.Slot { return t.guestRAM.Slots() }
 
-// LoadState decodes and loads the state.
-func (t *target) LoadState(state []byte) error {
+// PrepareState decodes the state, and looks whether it can be this machine's.
+func (t *target) PrepareState(state []byte) error {
 	s, err := DecodeState(state)
 	if err != nil {
 		return err
 	}
-	return t.Machine.LoadState(s)
+	if err := t.fits(s); err != nil {
+		return err
+	}
+	t.prepared = s
+	return nil
 }
+
+// LoadState loads what has been prepared.
+func (t *target) LoadState([]byte) error { return t.Machine.LoadState(t.prepared) }
 
 // Start lets the guest run here.
 func (t *target) Start(paused bool) error { return t.Machine.Start(paused) }

@@ -119,11 +119,8 @@ func (m *Machine) LoadState(s *MachineState) error {
 	if m.gate.held()&holdStart == 0 {
 		return ErrStarted
 	}
-	if s.Version != StateVersion {
-		return fmt.Errorf("machine state of version %d: this govmm knows version %d", s.Version, StateVersion)
-	}
-	if len(s.VCPUs) != len(m.vcpus) {
-		return fmt.Errorf("machine state of %d vCPUs: the machine has %d", len(s.VCPUs), len(m.vcpus))
+	if err := m.fits(s); err != nil {
+		return err
 	}
 	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRegisters(v, &s.VCPUs[i]) }); err != nil {
 		return err
@@ -151,6 +148,22 @@ func (m *Machine) LoadState(s *MachineState) error {
 		return err
 	}
 	return m.uart.LoadState(s.Serial)
+}
+
+// fits says why the state cannot be one of this machine.
+func (m *Machine) fits(s *MachineState) error {
+	if s.Version != StateVersion {
+		return fmt.Errorf("machine state of version %d: this govmm knows version %d", s.Version, StateVersion)
+	}
+	if len(s.VCPUs) != len(m.vcpus) {
+		return fmt.Errorf("machine state of %d vCPUs: the machine has %d", len(s.VCPUs), len(m.vcpus))
+	}
+	for i, v := range m.vcpus {
+		if s.VCPUs[i].ID != uint32(v.kvm.ID()) {
+			return fmt.Errorf("machine state: vCPU %d in the place of %d", s.VCPUs[i].ID, v.kvm.ID())
+		}
+	}
+	return nil
 }
 
 // eachVCPU calls f for every vCPU, with its index, on all processors: the ioctls

@@ -73,9 +73,6 @@ func (m *Machine) saveVCPU(v *kvm.VCPU) (s VCPUState, err error) {
 // the processor and the APIC's base decide what other values are valid. XCRS
 // before XSAVE: XCR0 says which components may be loaded.
 func (m *Machine) loadRegisters(v *kvm.VCPU, s *VCPUState) error {
-	if s.ID != uint32(v.ID()) {
-		return fmt.Errorf("machine state: vCPU %d in the place of %d", s.ID, v.ID())
-	}
 	switch {
 	case s.Sregs2 != nil && m.caps.sregs2:
 		if err := v.SetSregs2(*s.Sregs2); err != nil {

@@ -37,13 +37,14 @@ type Config struct {
 // Steps are called at the steps of a machine's life. A nil hook is not
 // called; an error of a hook is the step's.
 type Steps struct {
-	Config func() error
-	Pause  func(context.Context) error // after the vCPUs have stopped
-	Save   func() error
-	Yield  func() error // before COMMIT
-	Load   func() error
-	Start  func() error // before any vCPU enters the guest
-	Resume func() error
+	Config  func() error
+	Pause   func(context.Context) error // after the vCPUs have stopped
+	Save    func() error
+	Yield   func() error // before COMMIT
+	Prepare func() error // some pages may not have landed
+	Load    func() error
+	Start   func() error // before any vCPU enters the guest
+	Resume  func() error
 }
 
 // Machine is a simulated machine. It implements [migrate.Source] and
@@ -61,11 +62,12 @@ type Machine struct {
 	// writing, throttled the most that it ever was.
 	throttle, throttled atomic.Int32
 
-	mu     sync.Mutex // guards the fields below; held while vCPUs start and stop
-	phase  phase
-	wasRun bool // before PauseForHandoff
-	loaded bool
-	cpus   []*vcpu
+	mu       sync.Mutex // guards the fields below; held while vCPUs start and stop
+	phase    phase
+	wasRun   bool // before PauseForHandoff
+	prepared *state
+	loaded   bool
+	cpus     []*vcpu
 }
 
 // phase is where a machine is in its life.
@@ -319,23 +321,38 @@ func (m *Machine) SaveState() ([]byte, error) {
 	return json.Marshal(s)
 }
 
-// LoadState implements [migrate.Target].
-func (m *Machine) LoadState(saved []byte) error {
+// PrepareState implements [migrate.Target].
+func (m *Machine) PrepareState(saved []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.phase != building || m.loaded {
-		return fmt.Errorf("load the state of a simulated machine: it is %s, loaded: %v", m.phase, m.loaded)
+	if m.phase != building || m.prepared != nil {
+		return fmt.Errorf("prepare a simulated machine: it is %s, prepared: %v", m.phase, m.prepared != nil)
+	}
+	if err := call(m.Steps.Prepare); err != nil {
+		return err
+	}
+	s := new(state)
+	if err := json.Unmarshal(saved, s); err != nil {
+		return fmt.Errorf("prepare a simulated machine: %w", err)
+	}
+	if len(s.CPUs) != len(m.cpus) {
+		return fmt.Errorf("prepare a simulated machine: the state is of %d vCPUs, here are %d", len(s.CPUs), len(m.cpus))
+	}
+	m.prepared = s
+	return nil
+}
+
+// LoadState implements [migrate.Target].
+func (m *Machine) LoadState([]byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != building || m.loaded || m.prepared == nil {
+		return fmt.Errorf("load the state of a simulated machine: it is %s, prepared: %v, loaded: %v", m.phase, m.prepared != nil, m.loaded)
 	}
 	if err := call(m.Steps.Load); err != nil {
 		return err
 	}
-	var s state
-	if err := json.Unmarshal(saved, &s); err != nil {
-		return fmt.Errorf("load the state of a simulated machine: %w", err)
-	}
-	if len(s.CPUs) != len(m.cpus) {
-		return fmt.Errorf("load the state of a simulated machine: it is of %d vCPUs, here are %d", len(s.CPUs), len(m.cpus))
-	}
+	s := m.prepared
 	m.clock.last.Store(s.Clock)
 	for i, v := range m.cpus {
 		if err := v.load(s.CPUs[i]); err != nil {

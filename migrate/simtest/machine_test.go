@@ -131,6 +131,7 @@ func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
 		{name: "build", destination: Builder{Refuse: []error{broken}}},
 		{name: "pause", source: Steps{Pause: func(context.Context) error { return broken }}},
 		{name: "save", source: Steps{Save: fail}},
+		{name: "prepare", destination: Builder{Steps: Steps{Prepare: fail}}},
 		{name: "load", destination: Builder{Steps: Steps{Load: fail}}},
 		{name: "start", destination: Builder{Steps: Steps{Start: fail}}},
 	} {
