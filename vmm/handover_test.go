@@ -57,6 +57,7 @@ func handOver(t *testing.T, m *Machine) (migrate.Source, *target) {
 	check(t, to.Machine.Memory().WriteAt(ram, 0))
 	state, err := src.SaveState()
 	check(t, err)
+	check(t, to.PrepareState(state))
 	check(t, to.LoadState(state))
 	return src, to
 }
