@@ -26,6 +26,8 @@ type qemu struct {
 	end func() // kills it
 
 	bandwidth int64 // that migrate may use, in bytes a second; 0: all
+
+	events map[string]time.Time // the last of each name that do came across
 }
 
 // qemuAccel returns the accelerator that there is.
@@ -65,7 +67,7 @@ func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, m
 		args = append(args, "-incoming", "defer")
 	}
 	args = append(args, more...)
-	q := &qemu{tb: tb, cmd: exec.Command("qemu-system-x86_64", args...), out: newLines()}
+	q := &qemu{tb: tb, cmd: exec.Command("qemu-system-x86_64", args...), out: newLines(), events: map[string]time.Time{}}
 	q.cmd.Stderr = os.Stderr
 	stdout, err := q.cmd.StdoutPipe()
 	if err != nil {
@@ -105,7 +107,8 @@ func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, m
 	return q
 }
 
-// do executes a QMP command and returns its answer; events are passed over.
+// do executes a QMP command and returns its answer; of events it notes when they
+// happened.
 func (q *qemu) do(command string, arguments any) json.RawMessage {
 	q.tb.Helper()
 	msg := map[string]any{"execute": command}
@@ -121,7 +124,8 @@ func (q *qemu) do(command string, arguments any) json.RawMessage {
 			Error  *struct {
 				Desc string `json:"desc"`
 			} `json:"error"`
-			Event string `json:"event"`
+			Event     string `json:"event"`
+			Timestamp struct{ Seconds, Microseconds int64 }
 		}
 		if err := q.dec.Decode(&answer); err != nil {
 			q.tb.Fatalf("QMP %s: %v", command, err)
@@ -132,13 +136,15 @@ func (q *qemu) do(command string, arguments any) json.RawMessage {
 		case answer.Event == "":
 			return answer.Return
 		}
+		q.events[answer.Event] = time.Unix(answer.Timestamp.Seconds, answer.Timestamp.Microseconds*1000)
 	}
 }
 
-// qemuResult is what QEMU says of a migration.
+// qemuResult is what is known of a migration by QEMU.
 type qemuResult struct {
-	Total    time.Duration
-	Downtime time.Duration
+	Total    time.Duration // until the source has sent all, as it says
+	Downtime time.Duration // from STOP at the source to RESUME at the destination
+	Sent     time.Duration // the downtime as QEMU has it: until the source has sent all
 	Bytes    uint64
 }
 
@@ -182,9 +188,28 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 		}
 		switch {
 		case info.Status == "completed":
-			return qemuResult{time.Duration(info.TotalTime) * time.Millisecond, time.Duration(info.Downtime) * time.Millisecond, info.RAM.Transferred}
+			dst.awaitRunning()
+			return qemuResult{time.Duration(info.TotalTime) * time.Millisecond, dst.events["RESUME"].Sub(q.events["STOP"]),
+				time.Duration(info.Downtime) * time.Millisecond, info.RAM.Transferred}
 		case info.Status == "failed" || time.Now().After(deadline):
 			q.tb.Fatalf("QEMU's migration is %s: %s", info.Status, info.Error)
+		}
+	}
+}
+
+// awaitRunning returns when the guest runs; its RESUME has been noted then.
+func (q *qemu) awaitRunning() {
+	q.tb.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		var status struct{ Running bool }
+		if err := json.Unmarshal(q.do("query-status", nil), &status); err != nil {
+			q.tb.Fatal(err)
+		}
+		if _, resumed := q.events["RESUME"]; resumed && status.Running {
+			return
+		}
+		if time.Now().After(deadline) {
+			q.tb.Fatal("QEMU's guest has arrived and does not run")
 		}
 	}
 }
@@ -195,8 +220,10 @@ func TestQEMUHarness(t *testing.T) {
 		src := startQEMU(t, 128, 1, "fill=8M dirty=1M rate=100 tick=1", false)
 		src.out.awaitText(t, 0, "filled ")
 		dst := startQEMU(t, 128, 1, "fill=8M dirty=1M rate=100 tick=1", true)
-		if r := src.migrate(dst, n); r.Bytes < 8*mib || r.Total == 0 {
+		if r := src.migrate(dst, n); r.Bytes < 8*mib || r.Total == 0 || r.Downtime <= 0 || r.Downtime > patience {
 			t.Errorf("%d connections: %+v", n, r)
+		} else {
+			t.Logf("%d connections: %+v", n, r)
 		}
 		dst.out.awaitTick(t, 0, "at the destination", func(tick) bool { return true })
 	}
