@@ -17,9 +17,9 @@ func (l *linux) underQEMU(tb testing.TB, f files, hints bool) qemuResult {
 	tb.Helper()
 	const size = 256 * mib // as linuxHints
 	dir := tb.TempDir()
-	start := func(name string, fill byte, incoming bool) (*qemu, string) {
+	start := func(name string, content []byte, incoming bool) (*qemu, string) {
 		memory := filepath.Join(dir, fmt.Sprint(name, hints))
-		if err := os.WriteFile(memory, bytes.Repeat([]byte{fill}, size), 0o600); err != nil {
+		if err := os.WriteFile(memory, content, 0o600); err != nil {
 			tb.Fatal(err)
 		}
 		balloon := "virtio-balloon-pci"
@@ -45,10 +45,10 @@ func (l *linux) underQEMU(tb testing.TB, f files, hints bool) qemuResult {
 		tb.Fatalf("no %s under QEMU", what)
 		return kernel.Report{}
 	}
-	src, memory := start("source", 0x5a, false)
+	src, memory := start("source", bytes.Repeat([]byte{0x5a}, size), false)
 	defer src.end()
 	booted := await(memory, "first process", func(r kernel.Report) bool { return r.Verified > 0 })
-	dst, memory := start("destination", 0, true)
+	dst, memory := start("destination", nil, true) // fresh: QEMU makes it as large as it is to be
 	defer dst.end()
 	moved := src.migrate(dst, 1)
 	after := await(memory, "pass at the destination", func(r kernel.Report) bool { return r.Passes >= booted.Passes+2 })

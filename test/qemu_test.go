@@ -142,7 +142,7 @@ func (q *qemu) do(command string, arguments any) json.RawMessage {
 
 // qemuResult is what is known of a migration by QEMU.
 type qemuResult struct {
-	Total    time.Duration // until the source has sent all, as it says
+	Total    time.Duration // from the word to migrate to RESUME at the destination
 	Downtime time.Duration // from STOP at the source to RESUME at the destination
 	Sent     time.Duration // the downtime as QEMU has it: until the source has sent all
 	Bytes    uint64
@@ -172,14 +172,14 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 		end.do("migrate-set-parameters", parameters)
 	}
 	dst.do("migrate-incoming", map[string]any{"uri": uri})
+	began := time.Now()
 	q.do("migrate", map[string]any{"uri": uri})
 	for deadline := time.Now().Add(10 * patience); ; time.Sleep(5 * time.Millisecond) {
 		var info struct {
-			Status    string `json:"status"`
-			TotalTime int64  `json:"total-time"`
-			Downtime  int64  `json:"downtime"`
-			Error     string `json:"error-desc"`
-			RAM       struct {
+			Status   string `json:"status"`
+			Downtime int64  `json:"downtime"`
+			Error    string `json:"error-desc"`
+			RAM      struct {
 				Transferred uint64 `json:"transferred"`
 			} `json:"ram"`
 		}
@@ -189,7 +189,7 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 		switch {
 		case info.Status == "completed":
 			dst.awaitRunning()
-			return qemuResult{time.Duration(info.TotalTime) * time.Millisecond, dst.events["RESUME"].Sub(q.events["STOP"]),
+			return qemuResult{dst.events["RESUME"].Sub(began), dst.events["RESUME"].Sub(q.events["STOP"]),
 				time.Duration(info.Downtime) * time.Millisecond, info.RAM.Transferred}
 		case info.Status == "failed" || time.Now().After(deadline):
 			q.tb.Fatalf("QEMU's migration is %s: %s", info.Status, info.Error)
