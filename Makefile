@@ -18,7 +18,7 @@ test: setup lint unit model fuzz ## everything CI runs, set-up included (Debian 
 	@if [ "$$(. /etc/os-release && echo $$ID$$VERSION_ID)" = debian12 ]; then $(MAKE) guest; fi
 
 accept: setup ## the long runs of what CI runs in short
-	GOVMM_ACCEPT=1 go run ./test/run -count=1 -timeout 60m ./test/...
+	GOVMM_ACCEPT=1 go run ./test/run -count=1 -timeout 180m ./test/...
 	go test -count=1 -run NoPageIsLost -timeout 30m ./migrate -rapid.checks=5000
 	go test -count=1 -run HintEpochsLoseNothing -v -timeout 30m ./migrate -sched.steps=20000000
 
@@ -33,7 +33,7 @@ lint: ## gofmt, go vet, staticcheck, go.mod
 	go mod tidy -diff
 
 unit: ## the tests, under the race detector; where /dev/kvm opens none may be skipped
-	go run ./test/run -race -p 1 -timeout 20m ./...
+	go run ./test/run -race -p 1 -timeout 60m ./...
 
 emulated: ## some tests on KVM in an emulated machine, where there is no /dev/kvm
 	go run ./test/run -svm=absent

@@ -14,6 +14,7 @@ import (
 // there are.
 func TestLinuxBoots(t *testing.T) {
 	needKVM(t)
+	t.Parallel()
 	for _, c := range []struct {
 		variant kernel.Variant
 		cpus    int
@@ -38,6 +39,7 @@ func TestLinuxBoots(t *testing.T) {
 			from = "disk"
 		}
 		t.Run(fmt.Sprintf("%s-%d-%s-%s", c.variant, c.cpus, from, c.end), func(t *testing.T) {
+			t.Parallel()
 			l := linux{variant: c.variant, cpus: c.cpus, memory: "192M", program: "memhog", words: "size=4M", root: c.root}
 			h := newHost(t)
 			vm := l.run(h, "linux", l.prepare(t))

@@ -12,6 +12,7 @@ import (
 func TestLinuxMovesWithEverything(t *testing.T) {
 	needKVM(t)
 	needRoot(t)
+	t.Parallel()
 	l := linux{variant: kernel.NoACPI, cpus: 2, memory: "256M", program: "memhog", words: "size=32M idle=100"}
 	here := []string{"--console", "null"}
 	l.args = append([]string{"--disk", content(t, 8*mib), "--net", "tap"}, here...)
@@ -37,6 +38,7 @@ func TestLinuxMovesWithEverything(t *testing.T) {
 // of it than its memory holds; each word read is checked.
 func TestLinuxRootDiskMoves(t *testing.T) {
 	needKVM(t)
+	t.Parallel()
 	l := linux{variant: kernel.NoACPI, cpus: 1, memory: "96M", program: "diskread", root: true, pages: 96 * mib / pageSize}
 	f := l.prepare(t)
 	h := newHost(t)

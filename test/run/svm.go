@@ -95,7 +95,7 @@ func (p part) arguments(svm string) []string {
 	if p.linux {
 		threads = "multi"
 	}
-	args := []string{"-count=1", "-vet=off", "-timeout", "40m", "-exec", svm + " -timeout 45m -threads " + threads}
+	args := []string{"-count=1", "-vet=off", "-parallel", "1", "-timeout", "40m", "-exec", svm + " -timeout 45m -threads " + threads}
 	if p.run != "" {
 		args = append(args, "-run", p.run)
 	}
