@@ -369,6 +369,12 @@ type result struct {
 	HintWaitMS     int64  `json:"hint_wait_ms"`
 	HintsOff       string `json:"hints_off"`
 
+	Channels         int      `json:"channels"`
+	ChannelBytes     []uint64 `json:"channel_bytes"`
+	Compression      string   `json:"compression"`
+	CompressionRatio float64  `json:"compression_ratio"`
+	ThrottlePercent  int      `json:"throttle_percent"`
+
 	Rounds []struct {
 		N          int    `json:"n"`
 		DurationMS int64  `json:"duration_ms"`

@@ -58,10 +58,14 @@ func startGuest() (*wire, error) {
 	if err != nil {
 		return nil, err
 	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range files { // in order
 		data, err := os.ReadFile(f)
 		if err == nil {
-			err = unix.InitModule(data, "")
+			err = unix.InitModule(data, moduleParameters(string(cmdline), f))
 		}
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("load %s: %w", f, err)
@@ -82,6 +86,19 @@ func startGuest() (*wire, error) {
 		return nil, err
 	}
 	return &wire{rw: port}, nil
+}
+
+// moduleParameters are what the kernel's command line has for a module, whose
+// file is NUMBER-NAME.ko: NAME.PARAMETER=VALUE.
+func moduleParameters(cmdline, file string) string {
+	_, name, _ := strings.Cut(strings.TrimSuffix(filepath.Base(file), ".ko"), "-")
+	var own []string
+	for _, word := range strings.Fields(cmdline) {
+		if p, ok := strings.CutPrefix(word, name+"."); ok {
+			own = append(own, p)
+		}
+	}
+	return strings.Join(own, " ")
 }
 
 // hostRoot makes the host's files the root, with the kernel's own on top.

@@ -28,6 +28,7 @@ type machine struct {
 	memory  string
 	cpus    int
 	threads string // single or multi
+	params  string // more of the kernel's command line
 	verbose bool
 }
 
@@ -177,7 +178,7 @@ func (m *machine) arguments(dir, vmlinuz, initrd, log string) []string {
 		"-accel", "tcg,thread=" + m.threads, "-cpu", "max,-la57,-pku", "-smp", strconv.Itoa(m.cpus), "-m", m.memory, "-machine", "q35",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "file:" + log,
 		"-kernel", vmlinuz, "-initrd", initrd,
-		"-append", "console=ttyS0 quiet mitigations=off nokaslr tsc=reliable panic=-1 nowatchdog random.trust_cpu=on",
+		"-append", "console=ttyS0 quiet mitigations=off nokaslr tsc=reliable panic=-1 nowatchdog random.trust_cpu=on " + m.params,
 		"-virtfs", "local,path=/,mount_tag=root,multidevs=remap,security_model=" + security,
 		"-chardev", "socket,id=line,path=" + filepath.Join(dir, "line"),
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=line,name=" + portName,

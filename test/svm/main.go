@@ -42,6 +42,7 @@ func main() {
 	flag.StringVar(&m.memory, "memory", "3G", "the machine's memory, as `QEMU` takes it")
 	flag.IntVar(&m.cpus, "cpus", 2, "the machine's `CPUs`")
 	flag.StringVar(&m.threads, "threads", "single", "QEMU's threads: `single` for all CPUs, or multi, one for each, which guests with Linux need")
+	flag.StringVar(&m.params, "params", "", "`PARAMETERS` of the machine's kernel and modules: kvm_amd.npt=0 is a KVM that shadows page tables")
 	flag.BoolVar(&m.verbose, "v", false, "show the log of the machine's kernel")
 	timeout := flag.Duration("timeout", 30*time.Minute, "end the machine after this `time`")
 	flag.Usage = func() {

@@ -1,0 +1,125 @@
+package test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+// way is how a guest is moved: what tracks its writes where it is, and what
+// govmm migrate was told.
+type way struct {
+	tracking string
+	channels int
+	compress string
+	hints    string
+	shift    int
+}
+
+// ways are some that have each value of every option, or all that there are.
+func ways() (all []way) {
+	if !full() {
+		return []way{
+			{"bitmap", 1, "zstd", "on", 18},
+			{"ring", 3, "none", "on", 6},
+			{"bitmap", 16, "lz4", "off", 6},
+			{"ring", 1, "lz4", "on", 12},
+			{"ring", 16, "zstd", "off", 18},
+			{"bitmap", 3, "none", "on", 12},
+		}
+	}
+	for _, tracking := range []string{"bitmap", "ring"} {
+		for _, compress := range []string{"none", "zstd", "lz4"} {
+			for i, channels := range []int{1, 3, 16} {
+				for j, hints := range []string{"on", "off"} {
+					all = append(all, way{tracking, channels, compress, hints, []int{18, 6, 12}[(i+j)%3]})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// TestEveryWay: a guest that writes flat out, has pages that turn zero, hints
+// memory and rewrites some of what it hinted, moves on and on, each time in
+// another way. Every page is hashed at both sides, and checked by the guest.
+func TestEveryWay(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	const owned = 32 * mib / pageSize
+	all := ways()
+	here := h.start("run", "w0", "--cpus", "2", "--memory", "192M", "--dirty-tracking", all[0].tracking, "--cmdline",
+		"fill=32M dirty=8M rate=0 zeros=5 verify=1 tick=1 pool=96M keep=16M hintrace reports=0")
+	here.out.awaitText(t, 0, "is ready in")
+	awaitVerified(t, here.out, 0, owned)
+	for i, w := range all {
+		next := all[(i+1)%len(all)]
+		there, addr := h.receive(fmt.Sprintf("w%d", i+1), "--dirty-tracking", next.tracking)
+		r, exit := h.migrate(fmt.Sprintf("w%d", i), "--to", addr, "--verify-pages", "--channels", fmt.Sprint(w.channels),
+			"--compress", w.compress, "--hints", w.hints, "--clear-bitmap-shift", fmt.Sprint(w.shift))
+		if exit != 0 || r.Status != "completed" {
+			t.Fatalf("%+v: exit %d, %+v", w, exit, r)
+		}
+		if here.wait() != 0 {
+			t.Errorf("%+v: the source exits %d", w, here.exit)
+		}
+		if r.Channels != w.channels || len(r.ChannelBytes) != w.channels || slices.Contains(r.ChannelBytes, 0) {
+			t.Errorf("%+v: %d channels, with bytes %d", w, r.Channels, r.ChannelBytes)
+		}
+		if compressed := r.CompressionRatio > 1; r.Compression != w.compress || compressed != (w.compress != "none") {
+			t.Errorf("%+v: compression %s, pages are %.2f times shorter", w, r.Compression, r.CompressionRatio)
+		}
+		if w.hints == "off" && r.HintsReceived > 0 {
+			t.Errorf("%+v: %d pages were hinted", w, r.HintsReceived)
+		}
+		awaitChecked(t, there.out, owned)
+		here = there
+	}
+}
+
+// TestAutoConverge: a guest that writes faster than the link is arrives only
+// with --auto-converge, and is throttled no longer where it then runs: there,
+// and here if the migration was given up.
+func TestAutoConverge(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	src := h.startDemo("src", 2, 128, 64, 48)
+	unthrottled := pace(t, src.out, 0)
+	slowly := func(addr string, more ...string) (result, int) {
+		return h.migrate(append([]string{"src", "--to", addr, "--bandwidth-limit", "64M", "--downtime-limit", "50ms"}, more...)...)
+	}
+
+	_, addr := h.receive("dst")
+	r, exit := slowly(addr, "--auto-converge", "--timeout", "12s", "--downtime-limit", "1ms")
+	if exit != 1 || r.Status != "failed" || r.ThrottlePercent == 0 {
+		t.Errorf("a limit that no guest can keep: exit %d, %+v", exit, r)
+	}
+	if after := pace(t, src.out, src.out.len()); after < unthrottled/3 {
+		t.Errorf("given up, the guest writes %.0f pages a second, and %.0f before", after, unthrottled)
+	}
+
+	r, exit = slowly(addr, "--max-rounds", "6")
+	if exit != 1 || r.ThrottlePercent != 0 {
+		t.Errorf("without it: exit %d, %+v", exit, r)
+	}
+	there, addr := h.receive("there")
+	r, exit = slowly(addr, "--auto-converge", "--timeout", "10m")
+	if exit != 0 || r.ThrottlePercent == 0 {
+		t.Fatalf("with it: exit %d, %+v", exit, r)
+	}
+	t.Logf("throttled to %d%%, %d rounds, downtime %.1f ms", r.ThrottlePercent, len(r.Rounds), r.DowntimeMS)
+	if after := pace(t, there.out, 0); after < unthrottled/3 {
+		t.Errorf("where it arrived the guest writes %.0f pages a second, and %.0f before", after, unthrottled)
+	}
+	awaitVerified(t, there.out, 0, 64*mib/pageSize)
+}
+
+// pace is the pages a second that the demo guest writes, by its own clock, from
+// the second tick after line from on, for two ticks.
+func pace(t testing.TB, l *lines, from int) float64 {
+	t.Helper()
+	_, from = l.awaitTick(t, from, "any", func(tick) bool { return true })
+	first, from := l.awaitTick(t, from, "any", func(tick) bool { return true })
+	last, _ := l.awaitTick(t, from, "two on", func(k tick) bool { return k.n >= first.n+2 })
+	return float64(last.writes-first.writes) / (last.up - first.up)
+}
