@@ -9,9 +9,9 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// stubborn is a guest that writes faster than the link of slowly: it never
+// tireless is a guest that writes faster than the link of slowly: it never
 // arrives by itself.
-func stubborn() Config {
+func tireless() Config {
 	return Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3,
 		Dirty: 1024, Rate: 4000, Fill: 1024}
 }
@@ -24,9 +24,9 @@ func slowly() migrate.Options {
 	return o
 }
 
-func startStubborn(t *testing.T, w *World) *Machine {
+func startTireless(t *testing.T, w *World) *Machine {
 	t.Helper()
-	m, err := NewMachine(w, stubborn())
+	m, err := NewMachine(w, tireless())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,9 +37,9 @@ func startStubborn(t *testing.T, w *World) *Machine {
 }
 
 // Without the throttle such a guest is given up, and has not been slowed down.
-func TestAStubbornGuestIsGivenUp(t *testing.T) {
+func TestATirelessGuestIsGivenUp(t *testing.T) {
 	w := newWorld(t)
-	m := startStubborn(t, w)
+	m := startTireless(t, w)
 	addr, _ := receiver(t, &Builder{World: w})
 	o := slowly()
 	o.MaxRounds = 6
@@ -73,7 +73,7 @@ func (f fetches) FetchDirtyLog(slot int, bitmap []uint64) error {
 func TestRoundsInWhichNothingIsDirty(t *testing.T) {
 	const rounds = 50
 	w := newWorld(t)
-	m, err := NewMachine(w, stubborn()) // and never resumed
+	m, err := NewMachine(w, tireless()) // and never resumed
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestRoundsInWhichNothingIsDirty(t *testing.T) {
 // With it the guest arrives, and runs at full speed on both sides of the move.
 func TestAutoConverge(t *testing.T) {
 	w := newWorld(t)
-	m := startStubborn(t, w)
+	m := startTireless(t, w)
 	addr, r := receiver(t, &Builder{World: w})
 	o := slowly()
 	o.AutoConverge = true
@@ -158,7 +158,7 @@ func TestTheThrottleEndsWithTheMigration(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			m, err := NewMachine(w, stubborn())
+			m, err := NewMachine(w, tireless())
 			if err != nil {
 				t.Fatal(err)
 			}

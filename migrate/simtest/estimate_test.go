@@ -54,7 +54,7 @@ func TestMeasureDirtyRate(t *testing.T) {
 // a limit on the bandwidth decides it.
 func TestEstimateMigration(t *testing.T) {
 	w := newWorld(t)
-	m := startStubborn(t, w)
+	m := startTireless(t, w)
 	addr, r := receiver(t, &Builder{World: w})
 	o := slowly()
 	o.BandwidthLimit, o.DowntimeLimit = 4<<20, 30*time.Second // 4 MiB are a second
