@@ -365,6 +365,7 @@ type result struct {
 
 	PagesHinted    uint64 `json:"pages_hinted"`
 	HintsReceived  uint64 `json:"hints_received"`
+	HintsLate      uint64 `json:"hints_late"`
 	HintsRewritten uint64 `json:"hints_rewritten"`
 	HintWaitMS     int64  `json:"hint_wait_ms"`
 	HintsOff       string `json:"hints_off"`
@@ -383,6 +384,9 @@ type result struct {
 		BytesSent  uint64 `json:"bytes_sent"`
 	} `json:"rounds"`
 }
+
+// inTime are the pages that were hinted before they were sent.
+func (r *result) inTime() uint64 { return r.HintsReceived - r.HintsLate }
 
 // migrate runs govmm migrate --json to its end.
 func (h *host) migrate(args ...string) (result, int) {
