@@ -100,6 +100,22 @@ func TestDiskLockMoves(t *testing.T) {
 	cannotLock(t, to.backends.acquire())
 }
 
+// TestNewVMLocksTheDisk, so that a VM whose disk is another's never seems to
+// run; it is free again when the VM has gone, whether that ever ran or not.
+func TestNewVMLocksTheDisk(t *testing.T) {
+	needKVM(t)
+	cfg := testConfig(1, obey)
+	cfg.Devices = Devices{Disks: []DiskSpec{{Config: blk.Config{Path: image(t, "a.img", 1<<20)}}}}
+	vm, err := NewVM(cfg)
+	check(t, err)
+	_, err = NewVM(cfg)
+	cannotLock(t, err)
+	check(t, vm.Stop())
+	vm, err = NewVM(cfg)
+	check(t, err)
+	check(t, vm.Stop())
+}
+
 // machineOf is the machine that a VM has now; a reset gives it another.
 func machineOf(vm *VM) *Machine {
 	vm.lifeMu.Lock()

@@ -176,8 +176,8 @@ func newVM(name string, port, console serial.Backend, logf func(string, ...any))
 	return v
 }
 
-// NewVM makes a VM and loads its kernel. The guest runs when [VM.Run] is
-// called.
+// NewVM makes a VM, locks its disks and loads its kernel. The guest runs when
+// [VM.Run] is called.
 func NewVM(cfg Config) (*VM, error) {
 	cfg = cfg.withDefaults()
 	spec, err := NewSpec(cfg)
@@ -192,6 +192,9 @@ func NewVM(cfg Config) (*VM, error) {
 	m, err = booted(m, err)
 	if err != nil {
 		return nil, err
+	}
+	if err := m.backends.acquire(); err != nil { // before anybody is told that it runs
+		return nil, errors.Join(err, m.Close())
 	}
 	v.machine = m
 	return v, nil
