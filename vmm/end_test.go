@@ -41,6 +41,9 @@ func TestGuestEnds(t *testing.T) {
 			}
 			if exit.Err != nil {
 				t.Log(exit.Err)
+				if strings.Contains(exit.Err.Error(), "0xfff0") {
+					t.Error("the guest was not at the reset vector")
+				}
 			}
 			ended := (*EndedError)(nil)
 			for name, err := range map[string]error{"Pause": m.Pause(), "Resume": m.Resume(), "Start": m.Start(true)} {

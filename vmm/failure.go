@@ -19,6 +19,7 @@ type place struct {
 	ring   uint8
 	code   []byte // what lies there, nil if that cannot be read
 	known  bool
+	reset  bool // at the reset vector
 }
 
 // whereabouts reads the vCPU's registers.
@@ -32,7 +33,8 @@ func (c *vcpu) whereabouts() (p place) {
 		return p
 	}
 	p = place{rip: regs.RIP, linear: regs.RIP, ring: uint8(sregs.CS.Selector & 3), known: true}
-	if sregs.CS.L == 0 { // outside of 64-bit code segments have a base
+	p.reset = regs.RIP == 0xfff0 && sregs.CS.Base == 0xffff0000 // Intel SDM volume 3, table 10-1
+	if sregs.CS.L == 0 {                                        // outside of 64-bit code segments have a base
 		p.linear = uint64(uint32(regs.RIP + sregs.CS.Base))
 	}
 	if sregs.CR0&1 == 0 {
@@ -73,8 +75,12 @@ func (p place) String() string {
 }
 
 func (c *vcpu) tripleFault() error {
+	where := c.where()
+	if c.whereabouts().reset { // APM volume 2, 15.14.3: the VMCB says nothing after a shutdown
+		where = ", which KVM has reset since, as on AMD's processors, so that where it was is not known"
+	}
 	return fmt.Errorf("triple fault of vCPU %d%s: an exception came up that the guest had no handler for, "+
-		"and none for the double fault", c.kvm.ID(), c.where())
+		"and none for the double fault", c.kvm.ID(), where)
 }
 
 func (c *vcpu) failEntry(e kvm.FailEntryExit) error {
