@@ -50,11 +50,11 @@ fuzz: ## every fuzz target for FUZZTIME seconds
 	test/fuzz.sh $(FUZZTIME)
 
 bench: ## speeds: compare two of one run, quote the ratio; TURNS of each of the long ones
-	go test -run '^$$' -bench 'Engine|Compression|Migrate(Filled|Busy|Sparse)|WriteSpeed|DirtyTracking|SyncBefore|LargeFresh|^BenchmarkIdle$$' -benchtime $(TURNS)x -timeout 180m ./test
+	go test -run '^$$' -bench . -skip 'MigrateIdle|Start|Linux|CompareHints' -benchtime $(TURNS)x -timeout 180m ./test
 	go test -run '^$$' -bench 'MigrateIdle|Start' -benchtime 20x -timeout 60m ./test
 	go test -run '^$$' -bench 'Linux' -benchtime 1x -timeout 60m ./test
 	go test -run '^$$' -bench DowntimeLimit -benchtime 100x -timeout 60m ./migrate/simtest
-	go test -run '^$$' -bench . -p 1 -timeout 60m $$(go list ./... | grep -v -e '/test$$' -e simtest)
+	go test -run '^$$' -bench . -skip DowntimeLimit -p 1 -timeout 60m $$(go list ./... | grep -v '/test$$')
 
 compare-hints: ## what QEMU and govmm lose of a guest that rewrites what it hints; GOVMM_ACCEPT=1: 100 migrations each
 	go test -count=1 -run '^$$' -bench CompareHints -benchtime 1x -timeout 300m ./test

@@ -88,7 +88,11 @@ func TestLinuxHintsOfZeroedPages(t *testing.T) {
 		off := m.move(t, "--hints", "off")
 		on := m.move(t, "--hints", mode)
 		spared := on.PagesHinted + on.PagesZero + on.PagesHole - min(on.PagesZero+on.PagesHole, off.PagesZero+off.PagesHole)
-		if on.inTime() < 48*mib/pageSize || spared*100 < on.inTime()*95 {
+		least := uint64(96 * mib / pageSize)
+		if on.HintWaitMS >= 5000 {
+			least /= 2 // a slow guest, which had not come to its end
+		}
+		if on.inTime() < least || spared*100 < on.inTime()*95 {
 			t.Errorf("%s: of %d pages that the guest named in time %d went as zeros or holes, or not at all", mode, on.inTime(), spared)
 		}
 		// A slow guest clears what it names more slowly than it is waited for.

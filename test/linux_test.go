@@ -14,7 +14,9 @@ import (
 )
 
 // bootPatience bounds the wait for a Linux guest: where ring 0 is emulated its
-// kernel takes a minute or two to its first process.
+// kernel takes a minute or two to its first process. So these tests run two at a
+// time (t.Parallel), which go test does after all others: but for those that
+// measure, as TestLinuxPing does.
 const bootPatience = 10 * time.Minute
 
 // linux says how a guest with the test kernel is started.

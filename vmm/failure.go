@@ -33,8 +33,9 @@ func (c *vcpu) whereabouts() (p place) {
 		return p
 	}
 	p = place{rip: regs.RIP, linear: regs.RIP, ring: uint8(sregs.CS.Selector & 3), known: true}
-	p.reset = regs.RIP == 0xfff0 && sregs.CS.Base == 0xffff0000 // Intel SDM volume 3, table 10-1
-	if sregs.CS.L == 0 {                                        // outside of 64-bit code segments have a base
+	// The reset vector: Intel SDM volume 3, table 10-1.
+	p.reset = regs.RIP == 0xfff0 && sregs.CS.Base == 0xffff0000
+	if sregs.CS.L == 0 { // outside of 64-bit code segments have a base
 		p.linear = uint64(uint32(regs.RIP + sregs.CS.Base))
 	}
 	if sregs.CR0&1 == 0 {
@@ -59,8 +60,9 @@ func (c *vcpu) code(linear uint64) []byte {
 }
 
 // where ends a message with the vCPU's place.
-func (c *vcpu) where() string {
-	p := c.whereabouts()
+func (c *vcpu) where() string { return c.whereabouts().where() }
+
+func (p place) where() string {
 	if !p.known {
 		return ""
 	}
@@ -75,8 +77,9 @@ func (p place) String() string {
 }
 
 func (c *vcpu) tripleFault() error {
-	where := c.where()
-	if c.whereabouts().reset { // APM volume 2, 15.14.3: the VMCB says nothing after a shutdown
+	p := c.whereabouts()
+	where := p.where()
+	if p.reset { // APM volume 2, 15.14.3: the VMCB says nothing after a shutdown
 		where = ", which KVM has reset since, as on AMD's processors, so that where it was is not known"
 	}
 	return fmt.Errorf("triple fault of vCPU %d%s: an exception came up that the guest had no handler for, "+

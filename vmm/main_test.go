@@ -185,6 +185,7 @@ var (
 )
 
 const (
+	codeAt    = 0x100000 // where elftest.Build puts it
 	apCodeAt  = 0x8000
 	apCountAt = 0x9000
 	countAt   = 0x200000

@@ -176,7 +176,7 @@ func newVM(name string, port, console serial.Backend, logf func(string, ...any))
 	return v
 }
 
-// NewVM makes a VM, locks its disks and loads its kernel. The guest runs when
+// NewVM makes a VM, loads its kernel and locks its disks. The guest runs when
 // [VM.Run] is called.
 func NewVM(cfg Config) (*VM, error) {
 	cfg = cfg.withDefaults()

@@ -152,10 +152,10 @@ func withVsock(t *testing.T, path string) Config {
 	return cfg
 }
 
-// TestVsock: the device is on the bus, its socket is there from then on
-// and a client is refused while there is no driver. Through a migration, to the
-// same path, the state travels and the socket follows; the guest is told that
-// its connections are gone.
+// TestVsock: the device is on the bus, its socket is there from then on and a
+// client is refused while there is no driver. Through a migration, to the same
+// path, the state travels and the socket follows; the guest is told that its
+// connections are gone.
 func TestVsock(t *testing.T) {
 	needKVM(t)
 	path := filepath.Join(t.TempDir(), "v")
