@@ -7,7 +7,7 @@
 // host wants them ([Balloon.SetTarget]); reporting tells of pages that are free
 // now and may be used again at any time. Both are punched out of guest memory
 // and read as zero afterwards. Free page hints leave the pages as they are, and
-// go to a [HintSink].
+// go to a [mempage.HintSink].
 package balloon
 
 import (
@@ -16,11 +16,9 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 )
-
-// PageSize is the balloon's unit whatever the guest's page size, section 5.5.6.
-const PageSize = 4096
 
 // Feature bits, section 5.5.3.
 const (
@@ -85,7 +83,7 @@ type Balloon struct {
 	active    bool
 	features  uint64 // negotiated
 	notifier  virtio.Notifier
-	sink      HintSink
+	sink      mempage.HintSink
 	hintQueue *virtio.Queue // nil: nobody hints
 	waiting   uint32        // a command id that is not announced yet; 0: none
 
@@ -121,19 +119,19 @@ func New(cfg Config) (*Balloon, error) {
 }
 
 // SetTarget says how many bytes of the guest's memory the balloon shall hold:
-// a multiple of [PageSize], and less than all. The guest follows in its own
+// a multiple of [mempage.Size], and less than all. The guest follows in its own
 // time, see [Balloon.Actual]; a guest without a driver never does.
 func (b *Balloon) SetTarget(bytes uint64) error {
-	if bytes%PageSize != 0 {
-		return fmt.Errorf("balloon target %d bytes: not a multiple of %d", bytes, PageSize)
+	if bytes%mempage.Size != 0 {
+		return fmt.Errorf("balloon target %d bytes: not a multiple of %d", bytes, mempage.Size)
 	}
 	if bytes > 0 && bytes >= b.cfg.RAM {
 		return fmt.Errorf("balloon target %d bytes: the guest has %d", bytes, b.cfg.RAM)
 	}
-	if bytes/PageSize > 1<<32-1 {
+	if bytes/mempage.Size > 1<<32-1 {
 		return fmt.Errorf("balloon target %d bytes: a balloon holds less than 16 TiB", bytes)
 	}
-	b.changeConfig(func(s *State) { s.Target = uint32(bytes / PageSize) })
+	b.changeConfig(func(s *State) { s.Target = uint32(bytes / mempage.Size) })
 	return nil
 }
 
@@ -152,14 +150,14 @@ func (b *Balloon) changeConfig(change func(*State)) {
 func (b *Balloon) Target() uint64 {
 	b.config.Lock()
 	defer b.config.Unlock()
-	return uint64(b.state.Target) * PageSize
+	return uint64(b.state.Target) * mempage.Size
 }
 
 // Actual is what the balloon holds, in bytes, as the guest has it.
 func (b *Balloon) Actual() uint64 {
 	b.config.Lock()
 	defer b.config.Unlock()
-	return uint64(b.state.Actual) * PageSize
+	return uint64(b.state.Actual) * mempage.Size
 }
 
 // negotiated says whether an active driver has accepted a feature.

@@ -10,14 +10,15 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
-func pages(ranges ...uint64) []balloon.Range {
-	var r []balloon.Range
+func pages(ranges ...uint64) []mempage.Range {
+	var r []mempage.Range
 	for i := 0; i < len(ranges); i += 2 {
-		r = append(r, balloon.Range{GPA: ranges[i] * 4096, Bytes: ranges[i+1] * 4096})
+		r = append(r, mempage.Range{GPA: ranges[i] * 4096, Bytes: ranges[i+1] * 4096})
 	}
 	return r
 }

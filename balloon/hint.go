@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -15,40 +16,8 @@ const (
 	commandMin  = 2
 )
 
-// Range is guest memory: whole pages, RAM.
-type Range struct {
-	GPA   uint64
-	Bytes uint64
-}
-
-// HintSink is told what the driver says in the hint queue, section 5.5.6.5. The
-// calls come from one goroutine, one at a time, in the order of the queue; but
-// for HintLost, which comes when that goroutine has ended.
-//
-// A hint is about a page as it was when the guest queued it. By the time of the
-// call the guest may have taken the page back and written it: whether the hint
-// still counts is for the sink to know. Buffers go back to the guest after the
-// call.
-type HintSink interface {
-	// HintStart: the driver begins to answer to id, which was current when it
-	// came.
-	HintStart(id uint32)
-	// HintPages: pages that were free after id was announced. The slice is the
-	// caller's. id may no longer be current: the sink checks it again, where
-	// it also changes it.
-	HintPages(id uint32, ranges []Range)
-	// HintLate: so many pages came under an id that is not current, and were
-	// dropped.
-	HintLate(pages uint64)
-	// HintStop: the driver has ended its answer, and what it says next belongs
-	// to another one.
-	HintStop()
-	// HintLost: the driver has gone, with all that it had not said.
-	HintLost()
-}
-
 // SetHintSink sets who gets hints; nil: they are dropped.
-func (b *Balloon) SetHintSink(s HintSink) {
+func (b *Balloon) SetHintSink(s mempage.HintSink) {
 	b.config.Lock()
 	defer b.config.Unlock()
 	b.sink = s
@@ -118,7 +87,7 @@ func (b *Balloon) command(id uint32) {
 }
 
 // hinting returns the sink and whether id is what the guest was asked for.
-func (b *Balloon) hinting(id uint32) (HintSink, bool) {
+func (b *Balloon) hinting(id uint32) (mempage.HintSink, bool) {
 	b.config.Lock()
 	defer b.config.Unlock()
 	return b.sink, id >= commandMin && id == b.state.Command && b.sink != nil && b.poisonLocked() == 0
@@ -143,7 +112,7 @@ type hintServer struct {
 	id     uint32 // what the driver is answering to; CommandStop: nothing
 	late   bool   // it is answering to an id that is not current
 	chains [hintBatch]virtio.Chain
-	ranges [hintRanges]Range
+	ranges [hintRanges]mempage.Range
 	count  int // ranges that the sink has not been told
 }
 
@@ -228,10 +197,10 @@ func (h *hintServer) collect(c *virtio.Chain) {
 			continue
 		}
 		if h.late {
-			h.tellLate(n / PageSize)
+			h.tellLate(n / mempage.Size)
 			continue
 		}
-		h.ranges[h.count] = Range{gpa, n}
+		h.ranges[h.count] = mempage.Range{GPA: gpa, Bytes: n}
 		if h.count++; h.count == hintRanges {
 			h.tell()
 		}
@@ -248,7 +217,7 @@ func (h *hintServer) tell() {
 	} else {
 		var n uint64
 		for _, r := range h.ranges[:h.count] {
-			n += r.Bytes / PageSize
+			n += r.Bytes / mempage.Size
 		}
 		h.tellLate(n)
 	}

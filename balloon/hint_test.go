@@ -10,6 +10,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
@@ -29,7 +30,7 @@ func (s *sink) HintStart(id uint32) { s.say("start %d", id) }
 func (s *sink) HintStop()           { s.say("stop") }
 func (s *sink) HintLost()           { s.say("lost") }
 func (s *sink) HintLate(n uint64)   { s.say("late %d", n) }
-func (s *sink) HintPages(id uint32, ranges []balloon.Range) {
+func (s *sink) HintPages(id uint32, ranges []mempage.Range) {
 	for _, r := range ranges {
 		s.say("%d: %d+%d", id, r.GPA/4096, r.Bytes/4096)
 	}

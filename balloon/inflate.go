@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -71,7 +72,7 @@ func (s *pfnServer) pages(pfns []uint32) error {
 			}
 		}
 		pfns = pfns[taken:]
-		if err := s.run(first*PageSize, n*PageSize); err != nil {
+		if err := s.run(first*mempage.Size, n*mempage.Size); err != nil {
 			return err
 		}
 	}

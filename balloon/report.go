@@ -1,6 +1,9 @@
 package balloon
 
-import "github.com/govmm/govmm/virtio"
+import (
+	"github.com/govmm/govmm/mempage"
+	"github.com/govmm/govmm/virtio"
+)
 
 // report serves the reporting queue, section 5.5.6.7: buffers are free memory,
 // which is given back before the driver gets them back. Where the guest
@@ -26,8 +29,8 @@ func (b *Balloon) KeepReported() { b.keepReported = true }
 
 // wholePages is the part of a range that is whole pages; n may be 0.
 func wholePages(gpa, n uint64) (first, bytes uint64) {
-	first = (gpa + PageSize - 1) &^ (PageSize - 1)
-	end := (gpa + n) &^ (PageSize - 1)
+	first = (gpa + mempage.Size - 1) &^ (mempage.Size - 1)
+	end := (gpa + n) &^ (mempage.Size - 1)
 	if end <= first {
 		return first, 0
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 	"github.com/govmm/govmm/vmm/memory"
@@ -34,7 +35,7 @@ type guestMemory struct {
 	ring *virtiotest.Memory
 
 	mu   sync.Mutex
-	runs []balloon.Range // punched
+	runs []mempage.Range // punched
 	fail error
 }
 
@@ -72,12 +73,12 @@ func (m *guestMemory) Punch(gpa, n uint64) error {
 	if m.fail != nil {
 		return m.fail
 	}
-	m.runs = append(m.runs, balloon.Range{GPA: gpa, Bytes: n})
+	m.runs = append(m.runs, mempage.Range{GPA: gpa, Bytes: n})
 	return m.Memory.Punch(gpa, n)
 }
 
 // punched returns the runs punched since the last call.
-func (m *guestMemory) punched() []balloon.Range {
+func (m *guestMemory) punched() []mempage.Range {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	runs := m.runs

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/mempage"
 )
 
 // State is what travels with a migration. What the guest has given back is in
@@ -49,7 +50,7 @@ func (b *Balloon) LoadState(raw []byte) error {
 	if err := stateDecoder.Unmarshal(raw, &s); err != nil {
 		return fmt.Errorf("%w: %w", errState, err)
 	}
-	if s.Target > 0 && uint64(s.Target)*PageSize >= b.cfg.RAM {
+	if s.Target > 0 && uint64(s.Target)*mempage.Size >= b.cfg.RAM {
 		return fmt.Errorf("%w: target of %d pages in a guest of %d bytes", errState, s.Target, b.cfg.RAM)
 	}
 	if s.LastID == CommandDone {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,7 +31,7 @@ func newLoggedGuest(t *testing.T, protect uint64) *loggedGuest {
 		}
 		check(t, vm.EnableCap(CapManualDirtyLogProtect2, protect))
 	}
-	g := &loggedGuest{data: mapMemory(t, loggedPages*pageSize)}
+	g := &loggedGuest{data: mapMemory(t, loggedPages*mempage.Size)}
 	g.setLogging(t, vm, false)
 	g.testGuest = newRing3Guest(t, vm,
 		0xfe, 0x03, // incb (%rbx)
@@ -52,7 +53,7 @@ func wantUnsupported(t *testing.T, err error, have int) {
 
 func (g *loggedGuest) setLogging(t *testing.T, vm *VM, on bool) {
 	t.Helper()
-	slot := MemorySlot{Slot: 1, GPA: dataAt, Size: loggedPages * pageSize, HVA: addressOf(g.data)}
+	slot := MemorySlot{Slot: 1, GPA: dataAt, Size: loggedPages * mempage.Size, HVA: addressOf(g.data)}
 	if on {
 		slot.Flags = MemLogDirtyPages
 	}
@@ -65,11 +66,11 @@ func (g *loggedGuest) startLogging(t *testing.T) { g.setLogging(t, g.vm, true) }
 func (g *loggedGuest) write(t *testing.T, pages ...uint64) {
 	t.Helper()
 	for _, page := range pages {
-		before := g.data[page*pageSize]
-		check(t, g.SetRegs(Regs{RIP: codeAt, RFLAGS: 2, RBX: dataAt + page*pageSize, RCX: nowhere}))
+		before := g.data[page*mempage.Size]
+		check(t, g.SetRegs(Regs{RIP: codeAt, RFLAGS: 2, RBX: dataAt + page*mempage.Size, RCX: nowhere}))
 		g.next(t, ExitMMIO)
 		g.complete(t)
-		if after := g.data[page*pageSize]; after != before+1 {
+		if after := g.data[page*mempage.Size]; after != before+1 {
 			t.Fatalf("page %d: the guest left %d, want %d", page, after, before+1)
 		}
 	}
@@ -78,7 +79,7 @@ func (g *loggedGuest) write(t *testing.T, pages ...uint64) {
 // log fetches slot 1's log as page numbers.
 func (g *loggedGuest) log(t *testing.T) []uint64 {
 	t.Helper()
-	bitmap := make([]uint64, BitmapWords(loggedPages))
+	bitmap := make([]uint64, mempage.Words(loggedPages))
 	check(t, g.vm.GetDirtyLog(1, bitmap))
 	return pagesOf(bitmap)
 }
@@ -93,7 +94,7 @@ func (g *loggedGuest) wantLog(t *testing.T, when string, want ...uint64) {
 // clear clears pages of slot 1 one call for all.
 func (g *loggedGuest) clear(t *testing.T, pages ...uint64) {
 	t.Helper()
-	bitmap := make([]uint64, BitmapWords(loggedPages))
+	bitmap := make([]uint64, mempage.Words(loggedPages))
 	for _, page := range pages {
 		bitmap[page/64] |= 1 << (page % 64)
 	}
@@ -217,7 +218,7 @@ func TestGetClearsWithoutManualProtect(t *testing.T) {
 // Bitmaps and ranges are measured before the kernel writes or reads them.
 func TestDirtyLogBounds(t *testing.T) {
 	g := newLoggedGuest(t, DirtyLogManualProtect)
-	vm, words := g.vm, BitmapWords(loggedPages)
+	vm, words := g.vm, mempage.Words(loggedPages)
 	err := vm.GetDirtyLog(1, make([]uint64, words))
 	wantErr(t, err, unix.ENOENT, "KVM_GET_DIRTY_LOG slot 1: no such file or directory") // logging is off
 	g.startLogging(t)
@@ -259,13 +260,13 @@ func TestDirtyLogBounds(t *testing.T) {
 // A deleted slot is forgotten, one that moved is measured anew.
 func TestMemorySlots(t *testing.T) {
 	vm := newVM(t)
-	mem := mapMemory(t, 128*pageSize)
-	slot := MemorySlot{Slot: 2, Flags: MemLogDirtyPages, GPA: dataAt, Size: 64 * pageSize, HVA: addressOf(mem)}
+	mem := mapMemory(t, 128*mempage.Size)
+	slot := MemorySlot{Slot: 2, Flags: MemLogDirtyPages, GPA: dataAt, Size: 64 * mempage.Size, HVA: addressOf(mem)}
 	check(t, vm.SetUserMemoryRegion(slot))
 	check(t, vm.GetDirtyLog(2, make([]uint64, 1)))
 
 	grown := slot
-	grown.Size = 128 * pageSize
+	grown.Size = 128 * mempage.Size
 	wantErr(t, vm.SetUserMemoryRegion(grown), unix.EINVAL, "KVM_SET_USER_MEMORY_REGION slot 2 gpa [0x100000,0x180000) hva "+
 		hex(slot.HVA)+" flags 0x1: invalid argument")
 	check(t, vm.GetDirtyLog(2, make([]uint64, 1))) // still 64 pages

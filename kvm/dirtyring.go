@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -51,8 +52,8 @@ func (vm *VM) EnableDirtyRing(bytes int) error {
 	if err != nil {
 		return err
 	}
-	if bytes <= 0 || bytes&(bytes-1) != 0 || bytes > most || bytes < pageSize {
-		return opError(invalid("a power of two from %d to %d is wanted", pageSize, most), op, "dirty ring of %d bytes", bytes)
+	if bytes <= 0 || bytes&(bytes-1) != 0 || bytes > most || bytes < mempage.Size {
+		return opError(invalid("a power of two from %d to %d is wanted", mempage.Size, most), op, "dirty ring of %d bytes", bytes)
 	}
 	if err := vm.EnableCap(c, uint64(bytes)); err != nil {
 		return err
@@ -88,7 +89,7 @@ func (v *VCPU) mapRing(bytes int) error {
 	if bytes == 0 {
 		return nil
 	}
-	area, err := unix.Mmap(int(v.h.raw()), dirtyRingPage*pageSize, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	area, err := unix.Mmap(int(v.h.raw()), dirtyRingPage*mempage.Size, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return opError(err, "mmap", "dirty ring of %s", v.what)
 	}

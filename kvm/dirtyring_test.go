@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,10 +16,10 @@ func newRingGuest(t *testing.T, bytes int) *loggedGuest {
 	t.Helper()
 	vm := newVM(t)
 	if most := must(vm.MaxDirtyRing())(t); most == 0 {
-		wantUnsupported(t, vm.EnableDirtyRing(pageSize), 0)
+		wantUnsupported(t, vm.EnableDirtyRing(mempage.Size), 0)
 	}
 	check(t, vm.EnableDirtyRing(bytes))
-	g := &loggedGuest{data: mapMemory(t, loggedPages*pageSize)}
+	g := &loggedGuest{data: mapMemory(t, loggedPages*mempage.Size)}
 	g.setLogging(t, vm, false)
 	g.testGuest = newRing3Guest(t, vm,
 		0xfe, 0x03, // incb (%rbx)
@@ -61,8 +62,8 @@ func (g *loggedGuest) reset(t *testing.T, want int) {
 // Turning logging on arms every page; a page is logged once until its entry was
 // collected and the rings were reset.
 func TestDirtyRing(t *testing.T) {
-	g := newRingGuest(t, pageSize)
-	if g.vm.DirtyRingBytes() != pageSize {
+	g := newRingGuest(t, mempage.Size)
+	if g.vm.DirtyRingBytes() != mempage.Size {
 		t.Errorf("a ring of %d bytes", g.vm.DirtyRingBytes())
 	}
 	g.write(t, 3, 64, 299) // before logging is on, and populated
@@ -93,7 +94,7 @@ func TestDirtyRing(t *testing.T) {
 
 // Entries survive that logging ends; a reset of them is harmless.
 func TestDirtyRingAfterLogging(t *testing.T) {
-	g := newRingGuest(t, pageSize)
+	g := newRingGuest(t, mempage.Size)
 	g.startLogging(t)
 	g.write(t, 1, 2)
 	g.setLogging(t, g.vm, false)
@@ -106,7 +107,7 @@ func TestDirtyRingAfterLogging(t *testing.T) {
 
 // The ring goes round: more writes than it has places, collected in time.
 func TestDirtyRingGoesRound(t *testing.T) {
-	g := newRingGuest(t, pageSize) // 256 entries
+	g := newRingGuest(t, mempage.Size) // 256 entries
 	g.startLogging(t)
 	for range 5 {
 		for page := range uint64(100) {
@@ -120,12 +121,12 @@ func TestDirtyRingGoesRound(t *testing.T) {
 // A ring that fills up ends KVM_RUN with KVM_EXIT_DIRTY_RING_FULL, again and
 // again until it was collected and reset. Nothing is lost.
 func TestDirtyRingFull(t *testing.T) {
-	g := newRingGuest(t, pageSize)
+	g := newRingGuest(t, mempage.Size)
 	g.startLogging(t)
 	var written, collected []uint64
 	full := 0
 	for page := uint64(0); page < loggedPages; {
-		check(t, g.SetRegs(Regs{RIP: codeAt, RFLAGS: 2, RBX: dataAt + page*pageSize, RCX: nowhere}))
+		check(t, g.SetRegs(Regs{RIP: codeAt, RFLAGS: 2, RBX: dataAt + page*mempage.Size, RCX: nowhere}))
 		err := g.Run()
 		if errors.Is(err, unix.EINTR) {
 			continue
@@ -150,7 +151,7 @@ func TestDirtyRingFull(t *testing.T) {
 		}
 	}
 	if full == 0 {
-		t.Errorf("%d pages did not fill a ring of %d places", loggedPages, pageSize/DirtyRingEntrySize)
+		t.Errorf("%d pages did not fill a ring of %d places", loggedPages, mempage.Size/DirtyRingEntrySize)
 	}
 	collected = append(collected, g.collect(t)...)
 	slices.Sort(collected)
@@ -161,21 +162,21 @@ func TestDirtyRingFull(t *testing.T) {
 
 // With rings there is no bitmap, and the choice is made before the first vCPU.
 func TestDirtyRingExcludesTheBitmap(t *testing.T) {
-	g := newRingGuest(t, pageSize)
+	g := newRingGuest(t, mempage.Size)
 	g.startLogging(t)
 	g.write(t, 3)
-	if err := g.vm.GetDirtyLog(1, make([]uint64, BitmapWords(loggedPages))); !errors.Is(err, unix.ENXIO) {
+	if err := g.vm.GetDirtyLog(1, make([]uint64, mempage.Words(loggedPages))); !errors.Is(err, unix.ENXIO) {
 		t.Errorf("GET: %v", err)
 	}
 	if err := g.vm.ClearDirtyLog(1, 0, 64, []uint64{1}); !errors.Is(err, unix.ENXIO) {
 		t.Errorf("CLEAR: %v", err)
 	}
-	if err := g.vm.EnableDirtyRing(2 * pageSize); !errors.Is(err, unix.EINVAL) {
+	if err := g.vm.EnableDirtyRing(2 * mempage.Size); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("a second size: %v", err)
 	}
 	vm := newVM(t)
 	newVCPU(t, vm)
-	if err := vm.EnableDirtyRing(pageSize); !errors.Is(err, unix.EINVAL) {
+	if err := vm.EnableDirtyRing(mempage.Size); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("after the first vCPU: %v", err)
 	}
 	if _, err := vm.ResetDirtyRings(); err == nil {
@@ -187,9 +188,9 @@ func TestDirtyRingSizes(t *testing.T) {
 	vm := newVM(t)
 	most := must(vm.MaxDirtyRing())(t)
 	if most == 0 {
-		wantUnsupported(t, vm.EnableDirtyRing(pageSize), 0)
+		wantUnsupported(t, vm.EnableDirtyRing(mempage.Size), 0)
 	}
-	for _, bytes := range []int{-1, 0, 16, pageSize / 2, pageSize + 16, 2 * most} {
+	for _, bytes := range []int{-1, 0, 16, mempage.Size / 2, mempage.Size + 16, 2 * most} {
 		if err := vm.EnableDirtyRing(bytes); !errors.Is(err, unix.EINVAL) {
 			t.Errorf("%d bytes: %v", bytes, err)
 		}

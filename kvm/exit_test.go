@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"github.com/govmm/govmm/mempage"
 )
 
 // fakeExit is a vCPU whose shared area was written by the test, numbers at their
@@ -22,21 +23,21 @@ func put64(u []byte, at int, n uint64) { binary.LittleEndian.PutUint64(u[at:], n
 
 // Numbers that do not fit the shared area give no data, whatever they are.
 func TestIOBounds(t *testing.T) {
-	const area = 2 * pageSize
+	const area = 2 * mempage.Size
 	for _, c := range []struct {
 		size   byte
 		count  uint32
 		offset uint64
 		want   int // length of Data, -1 for none
 	}{
-		{1, 1, pageSize, 1},
-		{4, 1024, pageSize, pageSize},
-		{4, 1025, pageSize, -1},
+		{1, 1, mempage.Size, 1},
+		{4, 1024, mempage.Size, mempage.Size},
+		{4, 1025, mempage.Size, -1},
 		{1, 1, area, -1},
 		{1, 1, area - 1, 1},
 		{2, 1, area - 1, -1},
 		{0, 0, area, 0},
-		{255, 1<<32 - 1, pageSize, -1},
+		{255, 1<<32 - 1, mempage.Size, -1},
 		{1, 1, 1<<64 - 1, -1},
 		{4, 1<<32 - 1, 1<<64 - 4, -1},
 	} {
@@ -57,7 +58,7 @@ func TestIOBounds(t *testing.T) {
 
 func TestMMIOBounds(t *testing.T) {
 	for _, n := range []uint32{0, 1, 8, 9, 1<<32 - 1} {
-		v := fakeExit(pageSize, func(u []byte) {
+		v := fakeExit(mempage.Size, func(u []byte) {
 			put64(u, 0, 0xfee00000)
 			put32(u, 16, n)
 			u[20] = 1
@@ -74,7 +75,7 @@ func TestMMIOBounds(t *testing.T) {
 }
 
 func TestInternalError(t *testing.T) {
-	v := fakeExit(pageSize, func(u []byte) {
+	v := fakeExit(mempage.Size, func(u []byte) {
 		put32(u, 0, InternalErrorEmulation)
 		put32(u, 4, 4)
 		put64(u, 8, emulationHasBytes)
@@ -105,14 +106,14 @@ func TestInternalError(t *testing.T) {
 }
 
 func TestOtherExits(t *testing.T) {
-	v := fakeExit(pageSize, func(u []byte) {
+	v := fakeExit(mempage.Size, func(u []byte) {
 		put64(u, 0, 0x80000021)
 		put32(u, 8, 1)
 	})
 	if got, want := v.FailEntry(), (FailEntryExit{Reason: 0x80000021, CPU: 1}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	v = fakeExit(pageSize, func(u []byte) {
+	v = fakeExit(mempage.Size, func(u []byte) {
 		put32(u, 0, SystemEventReset)
 		put32(u, 4, 1)
 		put64(u, 8, 9)
@@ -120,7 +121,7 @@ func TestOtherExits(t *testing.T) {
 	if got, want := v.SystemEvent(), (SystemEventExit{Type: SystemEventReset, Data: []uint64{9}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	v = fakeExit(pageSize, func(u []byte) {
+	v = fakeExit(mempage.Size, func(u []byte) {
 		put64(u, 0, 12)
 		put64(u, 8, 1)
 		put64(u, 48, 6)

@@ -5,11 +5,9 @@ import (
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
-
-// pageSize is the dirty log's unit: one bit is 4 KiB whatever backs the memory.
-const pageSize = 4096
 
 // Flags of a [MemorySlot].
 const (
@@ -52,14 +50,9 @@ func (vm *VM) SetUserMemoryRegion(m MemorySlot) error {
 	if m.Size == 0 {
 		delete(vm.slots, m.Slot)
 	} else {
-		vm.slots[m.Slot] = m.Size / pageSize
+		vm.slots[m.Slot] = m.Size / mempage.Size
 	}
 	return nil
-}
-
-// BitmapWords returns how many words a dirty bitmap of so many pages has.
-func BitmapWords(pages uint64) uint64 {
-	return pages/64 + min(pages%64, 1)
 }
 
 // dirtyLog is struct kvm_dirty_log. The bitmap is a pointer here, so that the
@@ -84,7 +77,7 @@ func (vm *VM) GetDirtyLog(slot uint32, bitmap []uint64) error {
 	if !ok {
 		return opError(unix.ENOENT, op, "slot %d", slot)
 	}
-	if need := BitmapWords(pages); uint64(len(bitmap)) < need {
+	if need := mempage.Words(pages); uint64(len(bitmap)) < need {
 		return opError(invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, need), op, "slot %d", slot)
 	}
 	log := &dirtyLog{slot: slot, bitmap: unsafe.Pointer(unsafe.SliceData(bitmap))}
@@ -144,8 +137,8 @@ func (vm *VM) checkClear(slot uint32, first, pages uint64, bitmap []uint64) erro
 		return invalid("the slot has %#x pages", total)
 	case pages%64 != 0 && pages != total-first:
 		return invalid("%d pages are no multiple of 64 and do not reach the slot's end", pages)
-	case uint64(len(bitmap)) < BitmapWords(pages):
-		return invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, BitmapWords(pages))
+	case uint64(len(bitmap)) < mempage.Words(pages):
+		return invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, mempage.Words(pages))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +20,7 @@ func TestSystem(t *testing.T) {
 	if n := must(s.CheckExtension(Capability(255)))(t); n != 0 {
 		t.Errorf("capability 255 is %d", n)
 	}
-	if n := must(s.VCPUMmapSize())(t); n < 2*pageSize || n%pageSize != 0 {
+	if n := must(s.VCPUMmapSize())(t); n < 2*mempage.Size || n%mempage.Size != 0 {
 		t.Errorf("kvm_run area of %d bytes", n)
 	}
 	permitted := must(s.RequestXComp())(t)

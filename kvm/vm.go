@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"github.com/govmm/govmm/mempage"
 )
 
 // VM is one virtual machine of the kernel: address space, interrupt chips,
@@ -57,7 +58,7 @@ func (vm *VM) EnableCap(c Capability, args ...uint64) error {
 // that Intel processors need for real mode; no slot may cover them.
 func (vm *VM) SetTSSAddr(addr uint64) error {
 	const op = "KVM_SET_TSS_ADDR"
-	if addr > 1<<32-3*pageSize {
+	if addr > 1<<32-3*mempage.Size {
 		return opError(invalid("three pages below 4 GiB are needed"), op, "%#x", addr)
 	}
 	_, err := again(func() (uintptr, error) { return 0, gokvm.SetTSSAddr(vm.h.raw(), uint32(addr)) })

@@ -3,6 +3,8 @@ package migrate
 import (
 	"runtime"
 	"sync"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // ahead populates memory of the destination that data is about to land in, on
@@ -29,13 +31,13 @@ type ahead struct {
 
 	mu      sync.Mutex // guards all below; not held while memory is populated
 	changed sync.Cond
-	taken   bitmap // blocks that have been populated, here or by data, or are being
-	vain    bitmap // of those, blocks that were populated here and have had no data
-	busy    int    // helpers that populate something
-	next    uint64 // block to populate next, if
-	limit   uint64 // it is below this one
-	window  uint64 // how far limit is ahead of what has come
-	expect  uint64 // block behind the last span
+	taken   mempage.Bitmap // blocks that have been populated, here or by data, or are being
+	vain    mempage.Bitmap // of those, blocks that were populated here and have had no data
+	busy    int            // helpers that populate something
+	next    uint64         // block to populate next, if
+	limit   uint64         // it is below this one
+	window  uint64         // how far limit is ahead of what has come
+	expect  uint64         // block behind the last span
 	ended   bool
 	helpers sync.WaitGroup
 }
@@ -78,7 +80,7 @@ func startAhead(target prefaulter, channels, helpers int) *ahead {
 		a.base = append(a.base, blocks)
 		blocks += (s.Pages + aheadPages - 1) / aheadPages
 	}
-	a.taken, a.vain = newBitmap(blocks), newBitmap(blocks)
+	a.taken, a.vain = mempage.NewBitmap(blocks), mempage.NewBitmap(blocks)
 	a.base = append(a.base, blocks)
 	for range helpers {
 		a.helpers.Go(a.help)
@@ -98,9 +100,9 @@ func (a *ahead) span(f header, data []uint64, pages int) {
 	for b := first; b < behind; b++ {
 		from := (b - a.base[f.slot]) * aheadPages
 		lo, hi := max(from, f.first)-f.first, min(from+aheadPages, f.first+uint64(f.count))-f.first
-		if bitmap(data).nextSet(lo, hi) < hi {
-			a.taken.setRange(b, 1)
-			a.vain.clearRange(b, 1)
+		if mempage.Bitmap(data).NextSet(lo, hi) < hi {
+			a.taken.SetRange(b, 1)
+			a.vain.ClearRange(b, 1)
 		}
 	}
 	a.foretell(first, behind, uint64(pages), uint64(f.count))
@@ -135,13 +137,13 @@ func (a *ahead) help() {
 		if a.ended {
 			return
 		}
-		b := a.taken.nextClear(a.next, a.limit)
+		b := a.taken.NextClear(a.next, a.limit)
 		a.next = b + 1
 		if b >= a.limit {
 			continue
 		}
-		a.taken.setRange(b, 1)
-		a.vain.setRange(b, 1)
+		a.taken.SetRange(b, 1)
+		a.vain.SetRange(b, 1)
 		a.busy++
 		slot, first, n := a.block(b)
 		a.mu.Unlock()
@@ -188,12 +190,12 @@ func (a *ahead) settle() error {
 		a.changed.Wait()
 	}
 	end := a.base[len(a.slots)]
-	for b := a.vain.nextSet(0, end); b < end; b = a.vain.nextSet(b+1, end) {
+	for b := a.vain.NextSet(0, end); b < end; b = a.vain.NextSet(b+1, end) {
 		slot, first, n := a.block(b)
 		if err := a.target.Zero(slot, first, n); err != nil {
 			return err
 		}
-		a.taken.clearRange(b, 1)
+		a.taken.ClearRange(b, 1)
 	}
 	clear(a.vain)
 	return nil

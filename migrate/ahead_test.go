@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"pgregory.net/rapid"
 )
 
@@ -64,15 +65,15 @@ func (b *blocksTarget) Zero(slot int, first, n uint64) error {
 // land is what a channel does with a span whose data are the pages of bits.
 func (b *blocksTarget) land(a *ahead, slot int, first uint64, data []bool) {
 	f := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(len(data))}
-	words := newBitmap(uint64(len(data)))
+	words := mempage.NewBitmap(uint64(len(data)))
 	blocks := map[[2]uint64]bool{}
 	for i, d := range data {
 		if d {
-			words.set(uint64(i))
+			words.Set(uint64(i))
 			blocks[[2]uint64{uint64(slot), (first + uint64(i)) / aheadPages}] = true
 		}
 	}
-	a.span(f, words, int(words.count()))
+	a.span(f, words, int(words.Count()))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for at := range blocks {
@@ -92,7 +93,7 @@ func full(n int) []bool {
 func (a *ahead) idle() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for !a.ended && a.taken.nextClear(a.next, a.limit) < a.limit || a.busy > 0 {
+	for !a.ended && a.taken.NextClear(a.next, a.limit) < a.limit || a.busy > 0 {
 		a.changed.Wait()
 	}
 }

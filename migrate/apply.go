@@ -3,6 +3,8 @@ package migrate
 import (
 	"fmt"
 	"math/bits"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // apply puts a PAGES or PACKED frame into guest memory: data pages are read
@@ -27,7 +29,7 @@ func (in *inlet) apply(target Target, f header) error {
 	} else if pages > 0 {
 		in.iov = in.iov[:0]
 		forRuns(in.meta.data[:spanWords(f.count)], func(start, end int) {
-			in.iov = append(in.iov, span[start*PageSize:end*PageSize])
+			in.iov = append(in.iov, span[start*mempage.Size:end*mempage.Size])
 		})
 		err = in.conn.readv(in.iov)
 	}
@@ -47,12 +49,12 @@ func (in *inlet) unpack(f header, span []byte, n, pages int) error {
 	if err := in.conn.readFull(packed); err != nil {
 		return err
 	}
-	plain, err := in.unpacker.unpack(f.flags, packed, pages*PageSize)
+	plain, err := in.unpacker.unpack(f.flags, packed, pages*mempage.Size)
 	if err != nil {
 		return err
 	}
 	forRuns(in.meta.data[:spanWords(f.count)], func(start, end int) {
-		plain = plain[copy(span[start*PageSize:end*PageSize], plain):]
+		plain = plain[copy(span[start*mempage.Size:end*mempage.Size], plain):]
 	})
 	return nil
 }
@@ -77,7 +79,7 @@ func (in *inlet) applyZero(target Target, f header, span []byte) error {
 	for w := range zero {
 		zero[w] &= populated[w]
 		for left := zero[w]; left != 0; left &= left - 1 {
-			if isZero(span[(w*64+bits.TrailingZeros64(left))*PageSize:][:PageSize]) {
+			if isZero(span[(w*64+bits.TrailingZeros64(left))*mempage.Size:][:mempage.Size]) {
 				zero[w] &^= left & -left
 			}
 		}

@@ -6,12 +6,14 @@ import (
 	"io"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // serveChannels lets a receiver take in as control's bytes after CONFIG, and
 // what a data channel of two each carries.
 func serveChannels(t testing.TB, control []byte, data [2][]byte) *heapTarget {
-	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}
+	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
 	built := make(chan struct{})
 	r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
 		close(built)
@@ -54,7 +56,7 @@ func packedFrame(t testing.TB, c Compression, n int, fill byte) (header, []byte)
 		t.Fatal(err)
 	}
 	data := []uint64{1<<n - 1}
-	packed, err := p.pack(bytes.Repeat([]byte{fill}, n*PageSize), data)
+	packed, err := p.pack(bytes.Repeat([]byte{fill}, n*mempage.Size), data)
 	if err != nil || packed == nil {
 		t.Fatalf("%d bytes of packed pages, %v", len(packed), err)
 	}
@@ -81,7 +83,7 @@ func TestDestinationTakesGoodChannels(t *testing.T) {
 	if !target.started {
 		t.Fatal("the guest was not started")
 	}
-	if a, b := target.mem[0][4*PageSize], target.mem[1][65*PageSize]; a != 'z' || b != 'l' {
+	if a, b := target.mem[0][4*mempage.Size], target.mem[1][65*mempage.Size]; a != 'z' || b != 'l' {
 		t.Errorf("packed pages begin with %q and %q", a, b)
 	}
 }
@@ -121,7 +123,7 @@ func FuzzUnpack(f *testing.F) {
 		f.Add(h.flags, b[16:], uint16(2))
 	}
 	f.Fuzz(func(t *testing.T, codec uint8, packed []byte, pages uint16) {
-		n := (int(pages)%maxSpan + 1) * PageSize
+		n := (int(pages)%maxSpan + 1) * mempage.Size
 		var u unpacker
 		defer u.close()
 		out, err := u.unpack(codec, packed, n)
@@ -148,7 +150,7 @@ func TestPackAndUnpack(t *testing.T) {
 		}
 		for _, data := range [][]uint64{{1}, {3}, {1 << 63}, all} {
 			var want []byte
-			forRuns(data, func(start, end int) { want = append(want, span[start*PageSize:end*PageSize]...) })
+			forRuns(data, func(start, end int) { want = append(want, span[start*mempage.Size:end*mempage.Size]...) })
 			packed, err := p.pack(span, data)
 			if err != nil || packed == nil {
 				t.Fatalf("%s: %d bytes became %d, %v", c, len(want), len(packed), err)
@@ -160,7 +162,7 @@ func TestPackAndUnpack(t *testing.T) {
 			}
 			u.close()
 		}
-		noise := make([]byte, 64*PageSize)
+		noise := make([]byte, 64*mempage.Size)
 		state := uint64(1)
 		for i := range noise {
 			state ^= state << 13
@@ -176,7 +178,7 @@ func TestPackAndUnpack(t *testing.T) {
 
 // Neither end allocates for a span.
 func TestSpansAllocateNothing(t *testing.T) {
-	src := &heapTarget{t: t, mem: [2][]byte{bytes.Repeat([]byte{5}, 70*PageSize), make([]byte, 66*PageSize)}}
+	src := &heapTarget{t: t, mem: [2][]byte{bytes.Repeat([]byte{5}, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
 	for _, c := range []Compression{CompressNone, CompressLZ4} {
 		l := &link{data: []*conn{newConn(byteConn{bytes.NewReader(nil)}, 0, 0)}}
 		log := &toySource{heapTarget: *src}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // pipeSession is a destination and a source of which the test writes every
@@ -27,7 +29,7 @@ type pipeSession struct {
 
 func newPipeSession(t *testing.T) *pipeSession {
 	p := &pipeSession{t: t, lines: make(chan string, 16),
-		target: &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}}
+		target: &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}}
 	p.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) { return p.target, nil }),
 		func(format string, args ...any) { p.lines <- fmt.Sprintf(format, args...) })
 	p.recv.timeout = 5 * time.Second
@@ -93,7 +95,7 @@ func (p *pipeSession) open(n uint16, features uint32, join bool) {
 
 func onePage(fill byte) []byte {
 	b := pagesPayload(1, 1, 0)
-	return append(b[:16], bytes.Repeat([]byte{fill}, PageSize)...)
+	return append(b[:16], bytes.Repeat([]byte{fill}, mempage.Size)...)
 }
 
 func round(n uint64, flags uint8) header { return header{typ: frameRound, first: n, flags: flags} }
@@ -292,8 +294,8 @@ func TestHostileChannels(t *testing.T) {
 		"unknown codec":            new(stream).frame(header{typ: framePacked, flags: 9, count: 1}, append(meta(1), 1, 2, 3)),
 		"codec not agreed on":      new(stream).frame(header{typ: framePacked, flags: codecZstd, count: 1}, append(meta(1), 1, 2, 3)),
 		"packed to nothing":        new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, meta(1)),
-		"packed to more":           new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, append(meta(1), make([]byte, PageSize)...)),
-		"less than announced":      new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 2}, append(meta(3), zip(make([]byte, PageSize))...)),
+		"packed to more":           new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, append(meta(1), make([]byte, mempage.Size)...)),
+		"less than announced":      new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 2}, append(meta(3), zip(make([]byte, mempage.Size))...)),
 		"more than announced":      new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, append(meta(1), 0x1f, 0, 1, 0, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0)),
 		"corrupt":                  new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, append(meta(1), 0xff, 0xff)),
 		"packed without pages":     new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, append(meta(0), 1)),
@@ -433,7 +435,7 @@ func TestASlowChannelHoldsUpNoOther(t *testing.T) {
 func TestCompressionOverChannels(t *testing.T) {
 	for _, c := range []Compression{CompressNone, CompressZstd, CompressLZ4} {
 		t.Run(string(c), func(t *testing.T) {
-			rig := newRigOf(t, patienceOfTests, 70*PageSize)
+			rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
 			opt := testOptions()
 			opt.PeerTimeout, opt.Channels, opt.Compression, opt.VerifyPages = patienceOfTests, 3, c, true
 			m := New(rig.src, rig.addr, opt)
@@ -461,7 +463,7 @@ func TestDestinationOfVersion1(t *testing.T) {
 		compress Compression
 		why      string
 	}{{CompressNone, ""}, {CompressZstd, "cannot decompress zstd"}} {
-		rig := newRigOf(t, patienceOfTests, 70*PageSize)
+		rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
 		old := newOldProxy(t, rig.addr)
 		opt := testOptions()
 		opt.PeerTimeout, opt.Channels, opt.Compression, opt.VerifyPages = patienceOfTests, 4, c.compress, true

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
@@ -60,7 +61,7 @@ func codecFeature(codec uint8) uint32 {
 }
 
 // maxPlain is the most bytes that one PACKED frame stands for.
-const maxPlain = maxSpan * PageSize
+const maxPlain = maxSpan * mempage.Size
 
 // packer compresses the data pages of spans. It belongs to one goroutine.
 type packer struct {
@@ -98,7 +99,7 @@ func newPacker(c Compression) (*packer, error) {
 func (p *packer) pack(span []byte, data []uint64) ([]byte, error) {
 	p.plain = p.plain[:0]
 	forRuns(data, func(start, end int) {
-		p.plain = append(p.plain, span[start*PageSize:end*PageSize]...)
+		p.plain = append(p.plain, span[start*mempage.Size:end*mempage.Size]...)
 	})
 	var packed []byte
 	switch p.codec {

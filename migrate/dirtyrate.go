@@ -7,6 +7,8 @@ import (
 	"math/bits"
 	"slices"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Bounds of the time for which a dirty rate is measured.
@@ -73,9 +75,9 @@ func MeasureDirtyRate(ctx context.Context, ram RAM, log DirtyLog, interval time.
 		rate.IntervalMS, rate.Pages = milliseconds(after), pages
 	}
 	for _, s := range ram.Slots() {
-		rate.RAMBytes += s.Pages * PageSize
+		rate.RAMBytes += s.Pages * mempage.Size
 	}
-	rate.BytesPerSecond = uint64(float64(rate.Pages*PageSize) / duration(rate.IntervalMS).Seconds())
+	rate.BytesPerSecond = uint64(float64(rate.Pages*mempage.Size) / duration(rate.IntervalMS).Seconds())
 	return rate, nil
 }
 
@@ -94,18 +96,18 @@ func sleep(ctx context.Context, d time.Duration) error {
 type watcher struct {
 	slots []Slot
 	log   DirtyLog
-	seen  []bitmap
-	bits  bitmap // scratch, as long as the largest slot
+	seen  []mempage.Bitmap
+	bits  mempage.Bitmap // scratch, as long as the largest slot
 }
 
 func newWatcher(slots []Slot, log DirtyLog) *watcher {
 	w := &watcher{slots: slots, log: log}
 	var longest uint64
 	for _, s := range slots {
-		w.seen = append(w.seen, newBitmap(s.Pages))
+		w.seen = append(w.seen, mempage.NewBitmap(s.Pages))
 		longest = max(longest, s.Pages)
 	}
-	w.bits = newBitmap(longest)
+	w.bits = mempage.NewBitmap(longest)
 	return w
 }
 
@@ -113,7 +115,7 @@ func newWatcher(slots []Slot, log DirtyLog) *watcher {
 // content is read here, so nothing has to be kept of it.
 func (w *watcher) arm() error {
 	for slot, s := range w.slots {
-		b := w.bits[:bitmapWords(s.Pages)]
+		b := w.bits[:mempage.Words(s.Pages)]
 		if err := w.fetch(slot, b); err != nil {
 			return err
 		}
@@ -129,7 +131,7 @@ func (w *watcher) arm() error {
 	return nil
 }
 
-func (w *watcher) fetch(slot int, b bitmap) error {
+func (w *watcher) fetch(slot int, b mempage.Bitmap) error {
 	clear(b)
 	if err := w.log.FetchDirtyLog(slot, b); err != nil {
 		return fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, err)
@@ -142,18 +144,18 @@ func (w *watcher) fetch(slot int, b bitmap) error {
 // are collected in seen.
 func (w *watcher) look() (pages uint64, err error) {
 	for slot, s := range w.slots {
-		b, seen := w.bits[:bitmapWords(s.Pages)], w.seen[slot]
+		b, seen := w.bits[:mempage.Words(s.Pages)], w.seen[slot]
 		if err := w.fetch(slot, b); err != nil {
 			return 0, err
 		}
-		seen.or(b)
+		seen.Or(b)
 		clear(b)
 		if err := w.log.FetchVMMDirty(slot, b); err != nil {
 			return 0, fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
 		}
-		seen.or(b)
+		seen.Or(b)
 		for i, word := range seen {
-			pages += uint64(bits.OnesCount64(word & wordMask(uint64(i), 0, s.Pages)))
+			pages += uint64(bits.OnesCount64(word & mempage.WordMask(uint64(i), 0, s.Pages)))
 		}
 	}
 	return pages, nil
@@ -169,7 +171,7 @@ func (r DirtyRate) dirtied(d time.Duration) uint64 {
 		if at <= s.AfterMS || i == len(r.Samples)-1 {
 			span := max(s.AfterMS-before.AfterMS, 0.001)
 			pages := float64(before.Pages) + (at-before.AfterMS)/span*float64(s.Pages-before.Pages)
-			return uint64(min(pages, float64(r.RAMBytes/PageSize)))
+			return uint64(min(pages, float64(r.RAMBytes/mempage.Size)))
 		}
 		before = s
 	}
@@ -186,14 +188,14 @@ func populatedPages(ctx context.Context, ram RAM) (data, zero uint64, err error)
 				return 0, 0, err
 			}
 			n := min(maxSpan, s.Pages-first)
-			words := populated[:bitmapWords(n)]
+			words := populated[:mempage.Words(n)]
 			if err := ram.Populated(slot, first, n, words); err != nil {
 				return 0, 0, err
 			}
 			span := ram.Bytes(slot, first, n)
 			forRuns(slices.Clone(words), func(start, end int) {
 				for page := start; page < end; page++ {
-					if isZero(span[page*PageSize:][:PageSize]) {
+					if isZero(span[page*mempage.Size:][:mempage.Size]) {
 						zero++
 					} else {
 						data++

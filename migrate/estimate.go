@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Estimate is what a migration is expected to take, foretold from what the
@@ -68,7 +70,7 @@ const setupTime = 20 * time.Millisecond
 // predict plays the rounds of [precopy] through, with the same rules.
 func predict(in prediction, opt Options) Estimate {
 	e := Estimate{BandwidthBytes: uint64(in.link.bandwidth), RTTMS: milliseconds(in.link.rtt),
-		RAMBytes: in.rate.RAMBytes, DataBytes: in.data * PageSize, DirtyRate: in.rate}
+		RAMBytes: in.rate.RAMBytes, DataBytes: in.data * mempage.Size, DirtyRate: in.rate}
 	full := max(in.link.bandwidth, 1)
 	rounds := full
 	if opt.BandwidthLimit > 0 {
@@ -77,7 +79,7 @@ func predict(in prediction, opt Options) Estimate {
 	est := newEstimator(in.link.rtt)
 	total := setupTime + in.link.rtt
 	for left := in.data; ; {
-		took := seconds(float64(left*PageSize)/rounds) + in.link.rtt
+		took := seconds(float64(left*mempage.Size)/rounds) + in.link.rtt
 		if e.Rounds == 0 {
 			took += in.looking
 		}
@@ -99,7 +101,7 @@ func predict(in prediction, opt Options) Estimate {
 		if opt.MaxRounds > 0 && e.Rounds >= opt.MaxRounds || total >= opt.Timeout || e.Rounds > 1 && left >= before-before/100 {
 			e.DowntimeMS = milliseconds(est.downtime(left))
 			e.Note = fmt.Sprintf("the guest writes %d MiB in the time of a round, and the downtime would be %v where %v are allowed",
-				left*PageSize>>20, est.downtime(left).Round(time.Millisecond), opt.DowntimeLimit)
+				left*mempage.Size>>20, est.downtime(left).Round(time.Millisecond), opt.DowntimeLimit)
 			break
 		}
 	}

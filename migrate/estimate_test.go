@@ -8,12 +8,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"pgregory.net/rapid"
 )
 
 // rateOf is a guest that writes pages a second, of a working set.
 func rateOf(perSecond, workingSet, ram uint64) DirtyRate {
-	r := DirtyRate{IntervalMS: 1000, RAMBytes: ram * PageSize}
+	r := DirtyRate{IntervalMS: 1000, RAMBytes: ram * mempage.Size}
 	for _, ms := range []uint64{8, 16, 31, 63, 125, 250, 500, 1000} {
 		r.Samples = append(r.Samples, DirtySample{float64(ms), min(workingSet, perSecond*ms/1000)})
 	}

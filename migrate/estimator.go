@@ -3,6 +3,8 @@ package migrate
 import (
 	"slices"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // estimator foretells the downtime from what has been measured: the
@@ -147,7 +149,7 @@ func (e *estimator) plan(pages uint64) Downtime {
 	c := e.cost
 	return Downtime{
 		PauseMS: milliseconds(c.pause), StateMS: milliseconds(c.save), LastSyncMS: milliseconds(c.sync),
-		PagesMS: milliseconds(e.transfer(pages * PageSize)),
+		PagesMS: milliseconds(e.transfer(pages * mempage.Size)),
 		LoadMS:  milliseconds(c.load), ResumeMS: milliseconds(c.start),
 		// STATE to PREPARED, COMMIT to RUNNING.
 		WireMS: milliseconds(2*e.rtt + e.transfer(uint64(c.state))),

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"pgregory.net/rapid"
 )
 
@@ -54,8 +55,8 @@ func TestIdleRoundsAreNoSlowLink(t *testing.T) {
 	e.round(16<<20, 200*time.Millisecond)
 	for range 200 {
 		e.echoed(10 * time.Millisecond)
-		e.round(PageSize, 11*time.Millisecond)
-		e.round(2*PageSize, 400*time.Millisecond) // a host that is busy
+		e.round(mempage.Size, 11*time.Millisecond)
+		e.round(2*mempage.Size, 400*time.Millisecond) // a host that is busy
 	}
 	if got := e.downtime(1); got > 100*time.Millisecond {
 		t.Errorf("a stop with one page left is estimated at %v", got)
@@ -90,7 +91,7 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	}
 	e.gaveUp(0, 100, Downtime{}, 0)
 	for range 20 {
-		e.round(PageSize, time.Millisecond) // any round counts
+		e.round(mempage.Size, time.Millisecond) // any round counts
 	}
 	if e.surge != 0 || !e.mayTry(0, time.Hour) {
 		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)

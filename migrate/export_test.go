@@ -3,6 +3,8 @@ package migrate
 import (
 	"errors"
 	"fmt"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Check tells whether the tracker's bitmaps keep their promises (the comment
@@ -16,13 +18,13 @@ func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
 		s := &t.slots[i]
 		for _, b := range []struct {
 			name string
-			bits bitmap
+			bits mempage.Bitmap
 			size uint64
 		}{
 			{"toSend", s.toSend, s.pages}, {"fetched", s.fetched, s.pages}, {"writtenSince", s.writtenSince, s.pages},
 			{"hinted", s.hinted, s.pages}, {"uncleared", s.uncleared, (s.pages-1)>>t.shift + 1},
 		} {
-			if past := b.bits.nextSet(b.size, b.bits.size()); past < b.bits.size() {
+			if past := b.bits.NextSet(b.size, b.bits.Bits()); past < b.bits.Bits() {
 				return fmt.Errorf("slot %d: bit %d of %s is past the end", i, past, b.name)
 			}
 		}
@@ -35,19 +37,19 @@ func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
 			}
 		}
 		for c := range (s.pages-1)>>t.shift + 1 {
-			if has := s.fetched.any(c<<t.shift, 1<<t.shift); has != s.uncleared.get(c) {
-				return fmt.Errorf("slot %d chunk %d: fetched has bits: %v, uncleared says %v", i, c, has, s.uncleared.get(c))
+			if has := s.fetched.Any(c<<t.shift, 1<<t.shift); has != s.uncleared.Get(c) {
+				return fmt.Errorf("slot %d chunk %d: fetched has bits: %v, uncleared says %v", i, c, has, s.uncleared.Get(c))
 			}
 		}
-		if !t.manual && s.fetched.count() != 0 {
+		if !t.manual && s.fetched.Count() != 0 {
 			return fmt.Errorf("slot %d: fetched is not empty without manual protection", i)
 		}
-		if s.remaining != s.toSend.count() {
-			return fmt.Errorf("slot %d: %d pages remain, counted %d", i, s.toSend.count(), s.remaining)
+		if s.remaining != s.toSend.Count() {
+			return fmt.Errorf("slot %d: %d pages remain, counted %d", i, s.toSend.Count(), s.remaining)
 		}
 		total += s.remaining
 		for page := range s.pages {
-			if t.tracking && !s.fetched.get(page) && !armed(i, page) {
+			if t.tracking && !s.fetched.Get(page) && !armed(i, page) {
 				return fmt.Errorf("slot %d page %#x: neither fetched nor armed", i, page)
 			}
 		}
@@ -65,7 +67,7 @@ func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
 func (t *Tracker) InToSend(slot int, page uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.slots[slot].toSend.get(page)
+	return t.slots[slot].toSend.Get(page)
 }
 
 // ToSend is a copy of the slot's toSend.
@@ -106,9 +108,9 @@ func (t *Tracker) Drop(slot int, first uint64, picked []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.slots[slot]
-	before := s.toSend.count()
-	s.toSend[first/wordBits:].andNot(picked)
-	gone := before - s.toSend.count()
+	before := s.toSend.Count()
+	s.toSend[first/mempage.WordBits:].AndNot(picked)
+	gone := before - s.toSend.Count()
 	s.remaining -= gone
 	t.remaining -= gone
 }
@@ -137,9 +139,9 @@ func (t *Tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) e
 		}
 	}
 	s := &t.slots[slot]
-	before := s.toSend.count()
-	s.toSend.clearRange(first, n)
-	gone := before - s.toSend.count()
+	before := s.toSend.Count()
+	s.toSend.ClearRange(first, n)
+	gone := before - s.toSend.Count()
 	s.remaining -= gone
 	t.remaining -= gone
 	return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/mempage"
 )
 
 // byteConn is a connection whose peer has said all of in and hears nothing.
@@ -38,11 +39,11 @@ type heapTarget struct {
 }
 
 func (h *heapTarget) Slots() []Slot {
-	return []Slot{{GPA: 0, Pages: uint64(len(h.mem[0]) / PageSize)}, {GPA: 1 << 32, Pages: uint64(len(h.mem[1]) / PageSize)}}
+	return []Slot{{GPA: 0, Pages: uint64(len(h.mem[0]) / mempage.Size)}, {GPA: 1 << 32, Pages: uint64(len(h.mem[1]) / mempage.Size)}}
 }
 
 func (h *heapTarget) Bytes(slot int, first, n uint64) []byte {
-	return h.mem[slot][first*PageSize : (first+n)*PageSize : (first+n)*PageSize]
+	return h.mem[slot][first*mempage.Size : (first+n)*mempage.Size : (first+n)*mempage.Size]
 }
 
 func (h *heapTarget) Populated(slot int, first, n uint64, bm []uint64) error {
@@ -135,7 +136,7 @@ func pagesPayload(count int, data, zero uint64) []byte {
 	binary.LittleEndian.PutUint64(b[words*8:], zero)
 	for i := range count {
 		if i < 64 && data>>i&1 != 0 {
-			b = append(b, bytes.Repeat([]byte{byte(i + 1)}, PageSize)...)
+			b = append(b, bytes.Repeat([]byte{byte(i + 1)}, mempage.Size)...)
 		}
 	}
 	return b
@@ -160,7 +161,7 @@ func goodStream() *stream {
 
 // serveBytes lets a receiver take in as the whole of a connection.
 func serveBytes(t testing.TB, in []byte) *heapTarget {
-	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}
+	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
 	built := false
 	r := NewReceiver(buildFunc(func(_ context.Context, config []byte) (Target, error) {
 		if string(config) == "bad" {
@@ -195,11 +196,11 @@ func TestDestinationTakesAGoodStream(t *testing.T) {
 		t.Errorf("loaded state %q", target.loaded)
 	}
 	for page, want := range map[int]byte{0: 1, 1: 0, 2: 3, 3: 0} {
-		if got := target.mem[0][page*PageSize]; got != want {
+		if got := target.mem[0][page*mempage.Size]; got != want {
 			t.Errorf("slot 0 page %d begins with %d, want %d", page, got, want)
 		}
 	}
-	if got := target.mem[1][65*PageSize]; got != 2 {
+	if got := target.mem[1][65*mempage.Size]; got != 2 {
 		t.Errorf("slot 1 page 65 begins with %d, want 2", got)
 	}
 }
@@ -243,7 +244,7 @@ func TestDestinationRefusesHostileFrames(t *testing.T) {
 		"span too long":         raw(start(), header{typ: framePages, count: maxSpan + 1}),
 		"data and zero at once": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 1))),
 		"page beyond its span":  tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 4, 0))),
-		"length against bitmap": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 0)[:PageSize])),
+		"length against bitmap": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 0)[:mempage.Size])),
 		"round with a payload":  tail(start().frame(header{typ: frameRound}, []byte{1})),
 		"reply as a request":    tail(start().frame(header{typ: frameRunning}, nil)),
 		"unknown frame":         tail(start().frame(header{typ: 200}, nil)),

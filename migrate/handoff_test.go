@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // whoRuns counts the sides that may run the guest. Two at one moment is the
@@ -65,9 +67,9 @@ type toySource struct {
 }
 
 func newToySource(t testing.TB, runs *whoRuns) *toySource {
-	s := &toySource{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*PageSize), make([]byte, 66*PageSize)}}, runs: runs}
+	s := &toySource{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}, runs: runs}
 	for i := range s.mem[0] {
-		s.mem[0][i] = byte(i / PageSize)
+		s.mem[0][i] = byte(i / mempage.Size)
 	}
 	runs.set("source", true)
 	runs.take("source")
@@ -286,7 +288,7 @@ func (r *handoffRig) target() *toyTarget {
 	return r.dst
 }
 
-func newRig(t *testing.T) *handoffRig { return newRigOf(t, 300*time.Millisecond, 70*PageSize) }
+func newRig(t *testing.T) *handoffRig { return newRigOf(t, 300*time.Millisecond, 70*mempage.Size) }
 
 // newRigOf is newRig with a destination's patience, and the length of the first
 // slot there in bytes.
@@ -296,7 +298,7 @@ func newRigOf(t *testing.T, timeout time.Duration, slot0 int) *handoffRig {
 	rig.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
 		rig.mu.Lock()
 		defer rig.mu.Unlock()
-		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, slot0), make([]byte, 66*PageSize)}}, runs: runs, startOK: rig.startOK}
+		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, slot0), make([]byte, 66*mempage.Size)}}, runs: runs, startOK: rig.startOK}
 		return rig.dst, nil
 	}), func(format string, args ...any) {
 		rig.lines <- fmt.Sprintf(format, args...)
@@ -346,7 +348,7 @@ func TestHandoffCompletes(t *testing.T) {
 		}
 	}
 	r := m.Result()
-	if r.Status != "completed" || r.PagesSent+r.PagesZero != 136 || r.DowntimeMS <= 0 || r.RAMBytes != 136*PageSize || len(r.Rounds) != 2 {
+	if r.Status != "completed" || r.PagesSent+r.PagesZero != 136 || r.DowntimeMS <= 0 || r.RAMBytes != 136*mempage.Size || len(r.Rounds) != 2 {
 		t.Errorf("result %+v", r)
 	}
 	if err := m.Cancel(); !errors.Is(err, ErrTooLate) {
@@ -407,7 +409,7 @@ func TestFaultAtEveryFrame(t *testing.T) {
 // faultAt runs a migration that a fault strikes, and checks who runs then. It
 // returns false if the migration ended before the fault could strike.
 func faultAt(t *testing.T, f fault, patience time.Duration) (struck bool) {
-	rig := newRigOf(t, patience, 70*PageSize)
+	rig := newRigOf(t, patience, 70*mempage.Size)
 	proxy := startProxy(t, rig.addr, f, func() {})
 	opt := testOptions()
 	opt.PeerTimeout, opt.Channels = patience, 3

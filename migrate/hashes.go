@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // sendHashes sends the hash of every page, both sides standing still.
@@ -47,7 +49,7 @@ func hashSpan(ram RAM, slot int, first, n uint64, out []byte) error {
 	span := ram.Bytes(slot, first, n)
 	for i := range int(n) {
 		var sum uint64
-		if page := span[i*PageSize:][:PageSize]; populated[i/64]>>(i%64)&1 != 0 && !isZero(page) {
+		if page := span[i*mempage.Size:][:mempage.Size]; populated[i/64]>>(i%64)&1 != 0 && !isZero(page) {
 			h := sha256.Sum256(page)
 			sum = binary.LittleEndian.Uint64(h[:])
 		}
@@ -79,7 +81,7 @@ func (s *session) compareHashes(target Target, f header) error {
 		s.nWrong++
 		if len(s.wrong) < 8 {
 			page := f.first + uint64(i/hashSize)
-			s.wrong = append(s.wrong, fmt.Sprintf("%#x", s.slots[f.slot].GPA+page*PageSize))
+			s.wrong = append(s.wrong, fmt.Sprintf("%#x", s.slots[f.slot].GPA+page*mempage.Size))
 		}
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // HintMode says whether the guest is asked which of its pages are free.
@@ -120,7 +122,7 @@ func newHinter(m *Migration, t *Tracker) *hinter {
 		return h
 	}
 	h.batch = make([]PageRange, 0, hintBatch)
-	h.populated = make([]uint64, hintSpan/wordBits)
+	h.populated = make([]uint64, hintSpan/mempage.WordBits)
 	h.source.SetHintSink(h)
 	return h
 }
@@ -236,7 +238,7 @@ func (h *hinter) again(bandwidth float64) bool {
 		return false
 	}
 	remaining := h.tracker.Remaining()
-	round := time.Duration(float64(remaining*PageSize) / max(bandwidth, 1) * float64(time.Second))
+	round := time.Duration(float64(remaining*mempage.Size) / max(bandwidth, 1) * float64(time.Second))
 	if round < 2*answer {
 		return false // it would be over before the guest has answered
 	}
@@ -405,22 +407,22 @@ func (h *hinter) HintPages(id uint32, pages []PageRange) {
 
 // span adds what is no hole of a range to the batch.
 func (h *hinter) span(id uint32, slot int, first, n uint64) {
-	words := bitmap(h.populated[:bitmapWords(n)])
+	words := mempage.Bitmap(h.populated[:mempage.Words(n)])
 	if err := h.ram.Populated(slot, first, n, words); err != nil {
 		// Who sends the page will meet the error.
 		clear(words)
-		words.setRange(0, n)
+		words.SetRange(0, n)
 	}
 	holes := n
-	for at := words.nextSet(0, n); at < n; {
-		end := words.nextClear(at, n)
+	for at := words.NextSet(0, n); at < n; {
+		end := words.NextClear(at, n)
 		holes -= end - at
 		h.batch = append(h.batch, PageRange{slot, first + at, end - at})
 		h.batched += end - at
 		if len(h.batch) == hintBatch || h.batched >= hintBatchPages {
 			h.flush(id)
 		}
-		at = words.nextSet(end, n)
+		at = words.NextSet(end, n)
 	}
 	h.holes.Add(holes)
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 )
@@ -113,7 +114,7 @@ func TestHintedPagesStayOffTheWire(t *testing.T) {
 	if got.PagesHinted != free || got.HintsReceived != free || got.HintsLate != 0 || got.HintsRewritten != 0 || got.HintsOff != "" {
 		t.Errorf("of %d free pages %d stayed off the wire: %+v", free, got.PagesHinted, got)
 	}
-	if all := got.PagesSent + got.PagesZero + got.PagesHole; all > free || got.BytesSent > rigPages*migrate.PageSize/2 {
+	if all := got.PagesSent + got.PagesZero + got.PagesHole; all > free || got.BytesSent > rigPages*mempage.Size/2 {
 		t.Errorf("%d pages, %d bytes went over the wire", all, got.BytesSent)
 	}
 	if got.Rounds[0].PagesHinted != free {

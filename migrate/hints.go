@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // errNoEpoch is wrapped where an id cannot name a new epoch.
@@ -105,8 +107,8 @@ func (t *Tracker) HintBatch(id uint32, ranges []PageRange) (taken uint64) {
 // hint takes what it may of [first, first+n) out of toSend. It needs mu.
 func (t *Tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
 	var left int
-	for w := first / wordBits; w*wordBits < first+n; w++ {
-		named := s.toSend[w] & wordMask(w, first, first+n)
+	for w := first / mempage.WordBits; w*mempage.WordBits < first+n; w++ {
+		named := s.toSend[w] & mempage.WordMask(w, first, first+n)
 		free := named &^ s.writtenSince[w] &^ s.fetched[w]
 		s.toSend[w] &^= free
 		s.hinted[w] |= free
@@ -124,7 +126,7 @@ func (t *Tracker) hintedNow(pages []PageRange, is func(i int)) {
 	defer t.mu.Unlock()
 	for i, p := range pages {
 		if s, err := t.slot("look at hints", p.Slot); err == nil && p.First < s.pages &&
-			s.hinted[p.First/wordBits]>>(p.First%wordBits)&1 != 0 {
+			s.hinted[p.First/mempage.WordBits]>>(p.First%mempage.WordBits)&1 != 0 {
 			is(i)
 		}
 	}
@@ -136,7 +138,7 @@ func (t *Tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	hinted := t.slots[slot].hinted
-	for p := hinted.nextSet(first, first+n); p < first+n; p = hinted.nextSet(p+1, first+n) {
+	for p := hinted.NextSet(first, first+n); p < first+n; p = hinted.NextSet(p+1, first+n) {
 		copy(hashes[(p-first)*hashSize:], hashUnknown[:])
 	}
 }

@@ -3,6 +3,8 @@ package migrate
 import (
 	"slices"
 	"sync"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // inspection finds out about a guest that fills the pages which it hints with
@@ -45,7 +47,7 @@ func (x *inspection) begin(h *hinter) error {
 		x.before[slot] = make([]uint64, (s.Pages+inspectBlock-1)/inspectBlock)
 		for i := range x.before[slot] {
 			first := uint64(i) * inspectBlock
-			if err := h.ram.Populated(slot, first, min(wordBits, s.Pages-first), x.before[slot][i:i+1]); err != nil {
+			if err := h.ram.Populated(slot, first, min(mempage.WordBits, s.Pages-first), x.before[slot][i:i+1]); err != nil {
 				return err
 			}
 		}
@@ -65,7 +67,7 @@ func (x *inspection) note(ranges []PageRange) {
 		// From the first block that begins in the range, or that it begins in.
 		for at := r.First &^ (inspectBlock - 1); at < r.First+r.N; at += inspectBlock {
 			first := max(at, r.First)
-			for p := first; p < min(at+wordBits, r.First+r.N, first+inspectEach); p++ {
+			for p := first; p < min(at+mempage.WordBits, r.First+r.N, first+inspectEach); p++ {
 				if len(x.sample) == inspectMost {
 					return
 				}

@@ -18,10 +18,6 @@ import (
 	"errors"
 )
 
-// PageSize is the unit of tracking and transfer in bytes. KVM's dirty log has
-// one bit for each 4 KiB page whatever the host backs it with.
-const PageSize = 4096
-
 // Slot is one KVM memory slot: a run of guest physical pages that is
 // contiguous in guest physical and in host virtual memory. A slot is named by
 // its index in [RAM.Slots].

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // precopy is the part of a migration between READY and COMMIT: rounds while
@@ -118,16 +120,16 @@ func (p *precopy) round(ctx context.Context, n int) error {
 		return err
 	}
 	stats, d := p.m.meter.endRound()
-	p.est.round(stats.PagesSent*PageSize, d)
+	p.est.round(stats.PagesSent*mempage.Size, d)
 	if err := p.tracker.Sync(); err != nil {
 		return err
 	}
-	written := (p.tracker.Dirtied() - dirtied) * PageSize
+	written := (p.tracker.Dirtied() - dirtied) * mempage.Size
 	rate := float64(written) / max(time.Since(began).Seconds(), 1e-6)
 	p.m.meter.update(func(m *meter) {
 		m.progress.BandwidthBytes = uint64(p.est.throughput())
 		m.progress.DirtyRateBytes = uint64(rate)
-		m.progress.RemainingBytes = p.tracker.Remaining() * PageSize
+		m.progress.RemainingBytes = p.tracker.Remaining() * mempage.Size
 		m.progress.EstimatedDowntimeMS = milliseconds(p.estimate())
 	})
 	return nil

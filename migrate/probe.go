@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -220,7 +221,7 @@ type sink struct {
 	mem   []byte
 	at    int
 	ahead *ahead
-	full  [maxProbeFrame / PageSize / wordBits]uint64 // a frame's data pages: all
+	full  [maxProbeFrame / mempage.Size / mempage.WordBits]uint64 // a frame's data pages: all
 }
 
 const sinkBytes = 32 << 20
@@ -248,9 +249,11 @@ func (s *sink) warm(channels int) {
 
 // Slots, Prefault and Zero are for [ahead].
 
-func (s *sink) Slots() []Slot { return []Slot{{Pages: sinkBytes / PageSize}} }
+func (s *sink) Slots() []Slot { return []Slot{{Pages: sinkBytes / mempage.Size}} }
 
-func (s *sink) pages(first, n uint64) []byte { return s.mem[first*PageSize : (first+n)*PageSize] }
+func (s *sink) pages(first, n uint64) []byte {
+	return s.mem[first*mempage.Size : (first+n)*mempage.Size]
+}
 
 func (s *sink) Prefault(_ int, first, n uint64) error {
 	return unix.Madvise(s.pages(first, n), unix.MADV_POPULATE_WRITE)
@@ -271,10 +274,10 @@ func (s *sink) next(n int) []byte {
 		s.ahead.forget()
 		s.at = 0
 	}
-	first, pages := s.at/PageSize, (n+PageSize-1)/PageSize
+	first, pages := s.at/mempage.Size, (n+mempage.Size-1)/mempage.Size
 	s.ahead.span(header{first: uint64(first), count: uint32(pages)}, s.full[:], pages)
 	b := s.mem[s.at : s.at+n]
-	s.at += pages * PageSize
+	s.at += pages * mempage.Size
 	return b
 }
 

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Phase is where an outgoing migration stands.
@@ -179,7 +181,7 @@ func (m *meter) beginRound(n int, dirty uint64) {
 		m.roundAt = time.Now()
 		m.wireAt = m.wire()
 		m.progress.Round = n
-		m.progress.RemainingBytes = dirty * PageSize
+		m.progress.RemainingBytes = dirty * mempage.Size
 	})
 }
 
@@ -189,7 +191,7 @@ func (m *meter) span(data, zero, hole uint64) {
 		m.round.PagesSent += data
 		m.round.PagesZero += zero
 		m.round.PagesHole += hole
-		done := (data + zero + hole) * PageSize
+		done := (data + zero + hole) * mempage.Size
 		m.progress.RemainingBytes -= min(done, m.progress.RemainingBytes)
 	})
 }
@@ -199,7 +201,7 @@ func (m *meter) span(data, zero, hole uint64) {
 func (m *meter) hinted(pages uint64) {
 	m.update(func(m *meter) {
 		m.hints += pages
-		m.progress.RemainingBytes -= min(pages*PageSize, m.progress.RemainingBytes)
+		m.progress.RemainingBytes -= min(pages*mempage.Size, m.progress.RemainingBytes)
 	})
 }
 
@@ -207,7 +209,7 @@ func (m *meter) hinted(pages uint64) {
 func (m *meter) dirtied(pages uint64) {
 	m.update(func(m *meter) {
 		m.round.DirtyPages += pages
-		m.progress.RemainingBytes += pages * PageSize
+		m.progress.RemainingBytes += pages * mempage.Size
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 	"golang.org/x/sys/unix"
@@ -54,7 +55,7 @@ func (l *schedLog) layout() []migrate.Slot {
 	var gpa uint64
 	for i, s := range l.slots {
 		slots[i] = migrate.Slot{GPA: gpa, Pages: s.pages}
-		gpa += s.pages * migrate.PageSize
+		gpa += s.pages * mempage.Size
 	}
 	return slots
 }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"runtime"
 	"sync"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // sender puts pages on the wire: workers take spans of pages from the tracker,
@@ -29,7 +31,7 @@ type sender struct {
 	// sent has a bit for every page of which anything was ever sent: its hole
 	// must go as ZERO from then on (R6). A word belongs to the worker that
 	// picked its pages.
-	sent []bitmap
+	sent []mempage.Bitmap
 
 	conns   []*conn
 	idle    chan *conn // of conns, those that nobody writes to
@@ -57,12 +59,12 @@ func newSender(ram RAM, t *Tracker, l *link, m *meter, opt Options) (*sender, er
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
 		conns: l.data, idle: make(chan *conn, len(l.data)), lost: l.lost}
 	for _, slot := range s.slots {
-		s.sent = append(s.sent, newBitmap(slot.Pages))
+		s.sent = append(s.sent, mempage.NewBitmap(slot.Pages))
 	}
 	if opt.BandwidthLimit > 0 {
 		s.limit = &limiter{rate: opt.BandwidthLimit}
 		// About twenty frames a second, so that the limit is not a stutter.
-		s.batch = min(maxSpan, max(64, opt.BandwidthLimit/20/PageSize/64*64))
+		s.batch = min(maxSpan, max(64, opt.BandwidthLimit/20/mempage.Size/64*64))
 	}
 	n := len(s.conns)
 	if opt.Compression != CompressNone {
@@ -118,7 +120,7 @@ func (s *sender) next(picked []uint64) (slot int, first, n uint64, err error) {
 		at.begun = true
 		// Spans end at multiples of the batch, so that two of them do not
 		// share a huge page, here or at the destination.
-		most := s.batch - at.from&^(wordBits-1)%s.batch
+		most := s.batch - at.from&^(mempage.WordBits-1)%s.batch
 		first, n, err := s.tracker.Pick(at.slot, at.from, most, picked)
 		if err != nil {
 			return 0, 0, 0, err
@@ -190,7 +192,7 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 	}
 	meta := w.meta.encode(uint32(n))
 	h := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(n),
-		length: uint32(uint64(len(meta)) + data*PageSize)}
+		length: uint32(uint64(len(meta)) + data*mempage.Size)}
 	if w.packer != nil && data > 0 {
 		packed, err := w.packer.pack(span, w.meta.data[:words])
 		if err != nil {
@@ -202,7 +204,7 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 		}
 	}
 	if w.packer != nil {
-		w.meter.packed(data*PageSize, uint64(h.length)-uint64(len(meta)))
+		w.meter.packed(data*mempage.Size, uint64(h.length)-uint64(len(meta)))
 	}
 	var c *conn
 	select {
@@ -220,7 +222,7 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 // classify sorts the picked pages of a span into data, zeros and holes, in
 // w.meta, and collects the runs of data pages in w.bufs, behind room for header
 // and meta. sent are the words of sender.sent for the span.
-func (w *worker) classify(span []byte, sent bitmap, words int) (data, zero, hole uint64) {
+func (w *worker) classify(span []byte, sent mempage.Bitmap, words int) (data, zero, hole uint64) {
 	w.bufs = append(w.bufs[:0], nil, nil)
 	runStart, runEnd := -1, -1 // of data pages, in pages of the span
 	for i := range words {
@@ -230,7 +232,7 @@ func (w *worker) classify(span []byte, sent bitmap, words int) (data, zero, hole
 		zeros := gone & sent[i]
 		for left := picked & w.populated[i]; left != 0; left &= left - 1 {
 			page := i*64 + bits.TrailingZeros64(left)
-			if isZero(span[page*PageSize:][:PageSize]) {
+			if isZero(span[page*mempage.Size:][:mempage.Size]) {
 				zeros |= left & -left
 				continue
 			}
@@ -253,6 +255,6 @@ func (w *worker) classify(span []byte, sent bitmap, words int) (data, zero, hole
 
 func (w *worker) addRun(span []byte, start, end int) {
 	if start >= 0 {
-		w.bufs = append(w.bufs, span[start*PageSize:end*PageSize])
+		w.bufs = append(w.bufs, span[start*mempage.Size:end*mempage.Size])
 	}
 }

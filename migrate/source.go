@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Migration is one outgoing migration: made by [New], driven by [Migration.Run].
@@ -285,7 +287,7 @@ func (m *Migration) setup(ctx context.Context, l *link) error {
 	}
 	var ram uint64
 	for _, s := range m.src.Slots() {
-		ram += s.Pages * PageSize
+		ram += s.Pages * mempage.Size
 	}
 	m.meter.update(func(mt *meter) { mt.progress.RAMBytes, mt.result.RAMBytes = ram, ram })
 	if err := l.conn.writeFrame(header{typ: frameConfig}, config); err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // maxSlotPages is KVM's limit on the size of a memory slot
@@ -45,10 +47,10 @@ type Tracker struct {
 	mu        sync.Mutex
 	slots     []slotBits
 	tracking  bool
-	remaining uint64 // pages in all toSend
-	dirtied   uint64 // pages that all fetches so far reported as newly written
-	kvmBits   bitmap // scratch of a fetch, as long as the largest slot
-	vmmBits   bitmap
+	remaining uint64         // pages in all toSend
+	dirtied   uint64         // pages that all fetches so far reported as newly written
+	kvmBits   mempage.Bitmap // scratch of a fetch, as long as the largest slot
+	vmmBits   mempage.Bitmap
 	hints     hintEpoch
 }
 
@@ -57,11 +59,11 @@ type slotBits struct {
 	pages     uint64
 	remaining uint64 // pages in toSend
 
-	toSend       bitmap // content must still be sent
-	fetched      bitmap // KVM reported it, and no CLEAR has followed
-	uncleared    bitmap // one bit a chunk: fetched has a bit in it
-	writtenSince bitmap // reported since the hint epoch was announced
-	hinted       bitmap // a hint took it out of toSend, and nothing put it back
+	toSend       mempage.Bitmap // content must still be sent
+	fetched      mempage.Bitmap // KVM reported it, and no CLEAR has followed
+	uncleared    mempage.Bitmap // one bit a chunk: fetched has a bit in it
+	writtenSince mempage.Bitmap // reported since the hint epoch was announced
+	hinted       mempage.Bitmap // a hint took it out of toSend, and nothing put it back
 }
 
 // NewTracker makes a tracker of the slots, whose writes log reports. A CLEAR
@@ -81,14 +83,14 @@ func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
 		longest = max(longest, slot.Pages)
 		t.slots[i] = slotBits{
 			pages:        slot.Pages,
-			toSend:       newBitmap(slot.Pages),
-			fetched:      newBitmap(slot.Pages),
-			uncleared:    newBitmap((slot.Pages-1)>>shift + 1),
-			writtenSince: newBitmap(slot.Pages),
-			hinted:       newBitmap(slot.Pages),
+			toSend:       mempage.NewBitmap(slot.Pages),
+			fetched:      mempage.NewBitmap(slot.Pages),
+			uncleared:    mempage.NewBitmap((slot.Pages-1)>>shift + 1),
+			writtenSince: mempage.NewBitmap(slot.Pages),
+			hinted:       mempage.NewBitmap(slot.Pages),
 		}
 	}
-	t.kvmBits, t.vmmBits = newBitmap(longest), newBitmap(longest)
+	t.kvmBits, t.vmmBits = mempage.NewBitmap(longest), mempage.NewBitmap(longest)
 	return t, nil
 }
 
@@ -111,7 +113,7 @@ func (t *Tracker) Start() error {
 		clear(s.uncleared)
 		clear(s.writtenSince)
 		clear(s.hinted)
-		s.toSend.setRange(0, s.pages)
+		s.toSend.SetRange(0, s.pages)
 		s.remaining = s.pages
 		t.remaining += s.pages
 	}
@@ -186,12 +188,12 @@ func (t *Tracker) fetch(slot int) (newly uint64, err error) {
 		// hand over; one that does not has changed nothing.
 		clear(kvm)
 		if !t.manual {
-			kvm.setRange(0, s.pages)
+			kvm.SetRange(0, s.pages)
 		}
 		kvmErr = fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, kvmErr)
 	}
 	if vmmErr != nil {
-		vmm.setRange(0, s.pages)
+		vmm.SetRange(0, s.pages)
 		vmmErr = fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, vmmErr)
 	}
 	newly = t.book(s, kvm, vmm)
@@ -201,7 +203,7 @@ func (t *Tracker) fetch(slot int) (newly uint64, err error) {
 
 // book ORs what was reported into the slot's bitmaps and returns how many of
 // the pages are reported for the first time since they were armed. It needs mu.
-func (t *Tracker) book(s *slotBits, kvm, vmm bitmap) (newly uint64) {
+func (t *Tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
 	var added, back int
 	wordsShift := t.shift - 6 // a chunk is 2^wordsShift words
 	for w := range kvm {
@@ -209,7 +211,7 @@ func (t *Tracker) book(s *slotBits, kvm, vmm bitmap) (newly uint64) {
 		if k|v == 0 {
 			continue
 		}
-		inside := wordMask(uint64(w), 0, s.pages)
+		inside := mempage.WordMask(uint64(w), 0, s.pages)
 		k &= inside
 		v &= inside
 		all := k | v
@@ -221,7 +223,7 @@ func (t *Tracker) book(s *slotBits, kvm, vmm bitmap) (newly uint64) {
 		s.hinted[w] &^= all
 		if t.manual && k != 0 {
 			s.fetched[w] |= k
-			s.uncleared.set(uint64(w) >> wordsShift)
+			s.uncleared.Set(uint64(w) >> wordsShift)
 		}
 	}
 	s.remaining += uint64(added)
@@ -245,7 +247,7 @@ func (t *Tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n ui
 	if err != nil {
 		return 0, 0, err
 	}
-	if max == 0 || max%wordBits != 0 || max/wordBits > uint64(len(picked)) {
+	if max == 0 || max%mempage.WordBits != 0 || max/mempage.WordBits > uint64(len(picked)) {
 		return 0, 0, fmt.Errorf("pick pages of slot %d: %d pages do not fit a bitmap of %d words", slot, max, len(picked))
 	}
 	t.mu.Lock()
@@ -253,23 +255,23 @@ func (t *Tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n ui
 	if !t.tracking {
 		return 0, 0, fmt.Errorf("pick pages of slot %d: %w", slot, errNotTracking)
 	}
-	next := s.toSend.nextSet(from&^(wordBits-1), s.pages)
+	next := s.toSend.NextSet(from&^(mempage.WordBits-1), s.pages)
 	if next >= s.pages {
 		return s.pages, 0, nil
 	}
-	word := next / wordBits
-	end := min(word+max/wordBits, uint64(len(s.toSend)))
+	word := next / mempage.WordBits
+	end := min(word+max/mempage.WordBits, uint64(len(s.toSend)))
 	for s.toSend[end-1] == 0 {
 		end--
 	}
-	first = word * wordBits
-	n = min(end*wordBits, s.pages) - first
+	first = word * mempage.WordBits
+	n = min(end*mempage.WordBits, s.pages) - first
 	if err := t.arm(slot, first, n); err != nil {
 		return 0, 0, err
 	}
 	clear(picked[copy(picked, s.toSend[word:end]):])
 	clear(s.toSend[word:end])
-	taken := bitmap(picked).count()
+	taken := mempage.Bitmap(picked).Count()
 	s.remaining -= taken
 	t.remaining -= taken
 	return first, n, nil
@@ -284,18 +286,18 @@ func (t *Tracker) arm(slot int, first, n uint64) error {
 	s := &t.slots[slot]
 	chunk, end := first>>t.shift, (first+n-1)>>t.shift+1
 	for {
-		chunk = s.uncleared.nextSet(chunk, end)
+		chunk = s.uncleared.NextSet(chunk, end)
 		if chunk >= end {
 			return nil
 		}
-		next := s.uncleared.nextClear(chunk, end)
+		next := s.uncleared.NextClear(chunk, end)
 		lo, hi := chunk<<t.shift, min(next<<t.shift, s.pages)
-		fetched := s.fetched[lo/wordBits : bitmapWords(hi)]
+		fetched := s.fetched[lo/mempage.WordBits : mempage.Words(hi)]
 		if err := t.log.ClearDirtyLog(slot, lo, hi-lo, fetched); err != nil {
 			return fmt.Errorf("clear KVM's dirty log of slot %d pages [%#x,%#x): %w", slot, lo, hi, err)
 		}
 		clear(fetched)
-		s.uncleared.clearRange(chunk, next-chunk)
+		s.uncleared.ClearRange(chunk, next-chunk)
 		chunk = next
 	}
 }
@@ -304,18 +306,18 @@ func (t *Tracker) arm(slot int, first, n uint64) error {
 // sent after all, with what Pick returned.
 func (t *Tracker) Return(slot int, first, n uint64, picked []uint64) {
 	s, err := t.slot("return pages", slot)
-	if err != nil || first%wordBits != 0 {
+	if err != nil || first%mempage.WordBits != 0 {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var added, back int
-	for i, word := range picked[:min(uint64(len(picked)), bitmapWords(n))] {
-		w := first/wordBits + uint64(i)
+	for i, word := range picked[:min(uint64(len(picked)), mempage.Words(n))] {
+		w := first/mempage.WordBits + uint64(i)
 		if w >= uint64(len(s.toSend)) {
 			break
 		}
-		word &= wordMask(w, 0, s.pages)
+		word &= mempage.WordMask(w, 0, s.pages)
 		added += bits.OnesCount64(word &^ s.toSend[w])
 		s.toSend[w] |= word
 		// Written again after the pick, a page may have been hinted since.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 )
@@ -116,7 +117,7 @@ func newModel(s setup) (*model, error) {
 	gpa := uint64(0)
 	for _, pages := range s.pages {
 		layout.Slots = append(layout.Slots, migrate.Slot{GPA: gpa, Pages: pages})
-		gpa += pages * migrate.PageSize
+		gpa += pages * mempage.Size
 	}
 	src, err := simtest.NewMemory(layout)
 	if err != nil {
@@ -399,14 +400,14 @@ func (m *model) read(i int, n uint64, meanwhile func(slot int, page uint64)) err
 	return nil
 }
 
-var zeroPage [migrate.PageSize]byte
+var zeroPage [mempage.Size]byte
 
 // send is the reference sender for one page.
 func (m *model) send(b *batch, page uint64, meanwhile func(slot int, page uint64)) error {
 	slot := b.slot
 	content := m.src.Bytes(slot, page, 1)
 	if b.content != nil {
-		content = b.content[page*migrate.PageSize:][:migrate.PageSize]
+		content = b.content[page*mempage.Size:][:mempage.Size]
 	}
 	var populated [1]uint64
 	if err := m.src.Populated(slot, page, 1, populated[:]); err != nil {
@@ -428,7 +429,7 @@ func (m *model) send(b *batch, page uint64, meanwhile func(slot int, page uint64
 			}
 		}
 	default:
-		half := copy(to[:migrate.PageSize/2], content)
+		half := copy(to[:mempage.Size/2], content)
 		meanwhile(slot, page)
 		copy(to[half:], content[half:])
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 )
@@ -16,7 +17,7 @@ func newMemory(t testing.TB, l simtest.Layout, pages ...uint64) *simtest.Memory 
 	gpa := uint64(0)
 	for _, n := range pages {
 		l.Slots = append(l.Slots, migrate.Slot{GPA: gpa, Pages: n})
-		gpa += n * migrate.PageSize
+		gpa += n * mempage.Size
 	}
 	m, err := simtest.NewMemory(l)
 	if err != nil {
@@ -492,7 +493,7 @@ func BenchmarkRound(b *testing.B) {
 		b.Fatal(err)
 	}
 	picked := make([]uint64, 16)
-	b.SetBytes(pages * migrate.PageSize)
+	b.SetBytes(pages * mempage.Size)
 	for b.Loop() {
 		if err := tracker.Sync(); err != nil {
 			b.Fatal(err)
@@ -514,7 +515,7 @@ func BenchmarkSync(b *testing.B) {
 	if err := tracker.Start(); err != nil {
 		b.Fatal(err)
 	}
-	b.SetBytes(pages * migrate.PageSize)
+	b.SetBytes(pages * mempage.Size)
 	for b.Loop() {
 		if err := tracker.Sync(); err != nil {
 			b.Fatal(err)

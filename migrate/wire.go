@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // The wire format; docs/migration.md has it as byte tables. All integers are
@@ -307,7 +309,7 @@ func (m *spanMeta) decode(h header) (pages int, err error) {
 	if tail := h.count % 64; tail != 0 && (m.data[w-1]|m.zero[w-1])>>tail != 0 {
 		return 0, fmt.Errorf("%w: %v with a page beyond its span", ErrProtocol, h.typ)
 	}
-	meta, plain := uint64(2*w*8), uint64(pages)*PageSize
+	meta, plain := uint64(2*w*8), uint64(pages)*mempage.Size
 	length := uint64(h.length)
 	switch {
 	case h.typ == framePages && length != meta+plain:

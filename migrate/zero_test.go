@@ -1,9 +1,13 @@
 package migrate
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/govmm/govmm/mempage"
+)
 
 func TestIsZeroSeesEveryByte(t *testing.T) {
-	for _, size := range []int{0, 1, 63, 64, 65, PageSize} {
+	for _, size := range []int{0, 1, 63, 64, 65, mempage.Size} {
 		p := make([]byte, size)
 		if !isZero(p) {
 			t.Fatalf("%d bytes of zero are not zero", size)
@@ -29,27 +33,27 @@ func BenchmarkIsZero(b *testing.B) {
 		size int
 	}{{"memory", len(memory)}, {"cached", 64 << 10}} {
 		b.Run(c.name, func(b *testing.B) {
-			b.SetBytes(PageSize)
+			b.SetBytes(mempage.Size)
 			at := 0
 			for b.Loop() {
-				if !isZero(memory[at : at+PageSize]) {
+				if !isZero(memory[at : at+mempage.Size]) {
 					b.Fatal("not zero")
 				}
-				at = (at + PageSize) % c.size
+				at = (at + mempage.Size) % c.size
 			}
 		})
 	}
-	for at := 0; at < len(memory); at += PageSize {
+	for at := 0; at < len(memory); at += mempage.Size {
 		memory[at] = 1
 	}
 	b.Run("content", func(b *testing.B) {
-		b.SetBytes(PageSize)
+		b.SetBytes(mempage.Size)
 		at := 0
 		for b.Loop() {
-			if isZero(memory[at : at+PageSize]) {
+			if isZero(memory[at : at+mempage.Size]) {
 				b.Fatal("zero")
 			}
-			at = (at + PageSize) % len(memory)
+			at = (at + mempage.Size) % len(memory)
 		}
 	})
 }

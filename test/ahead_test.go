@@ -7,6 +7,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/memory"
 )
@@ -43,8 +44,8 @@ func TestHolesArriveAsHoles(t *testing.T) {
 	blocks := 0
 	for at := 0; at < size; {
 		full := min((1+r.IntN(12))*huge, size-at)
-		ram := src.SlotBytes(0, uint64(at/pageSize), uint64(full/pageSize))
-		for i := 0; i < len(ram); i += pageSize {
+		ram := src.SlotBytes(0, uint64(at/mempage.Size), uint64(full/mempage.Size))
+		for i := 0; i < len(ram); i += mempage.Size {
 			binary.LittleEndian.PutUint64(ram[i:], r.Uint64()|1)
 		}
 		blocks += full / huge
@@ -76,8 +77,8 @@ func TestHolesArriveAsHoles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d MiB of %d are full; %d MiB are populated where they arrived", blocks*2, size>>20, pages*pageSize>>20)
-	if pages < uint64(blocks)*huge/pageSize || pages > uint64(blocks)*huge/pageSize*102/100 {
-		t.Errorf("%d pages are populated, %d have data", pages, blocks*huge/pageSize)
+	t.Logf("%d MiB of %d are full; %d MiB are populated where they arrived", blocks*2, size>>20, pages*mempage.Size>>20)
+	if pages < uint64(blocks)*huge/mempage.Size || pages > uint64(blocks)*huge/mempage.Size*102/100 {
+		t.Errorf("%d pages are populated, %d have data", pages, blocks*huge/mempage.Size)
 	}
 }

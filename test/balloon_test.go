@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // rss is a process's resident memory in bytes.
@@ -35,7 +37,7 @@ func awaitBallooned(t testing.TB, l *lines, from, bytes int) (tick, int) {
 		if k.more["stale"] != 0 {
 			t.Errorf("pages that the host had taken came back with an old content: %+v", k)
 		}
-		return k.more["ballooned"] == uint64(bytes/pageSize)
+		return k.more["ballooned"] == uint64(bytes/mempage.Size)
 	})
 }
 
@@ -59,7 +61,7 @@ func TestBalloonMoves(t *testing.T) {
 	}
 	h.must("balloon", "b0", "--target", "0")
 	_, at = awaitBallooned(t, here.out, at, 0)
-	here.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/pageSize })
+	here.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/mempage.Size })
 	if less := full - rss(t, pid); less > size/10 {
 		t.Errorf("with nothing in the balloon the VMM has %d KiB less than before", less>>10)
 	}
@@ -80,10 +82,10 @@ func TestBalloonMoves(t *testing.T) {
 	_, at = awaitBallooned(t, there.out, 0, size)
 	h.must("balloon", "b1", "--target", "0")
 	_, at = awaitBallooned(t, there.out, at, 0)
-	k, at := there.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/pageSize })
-	if k.more["zeroed"] != 2*size/pageSize || k.more["stale"] != 0 {
+	k, at := there.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/mempage.Size })
+	if k.more["zeroed"] != 2*size/mempage.Size || k.more["stale"] != 0 {
 		t.Errorf("of %d pages that were in the balloon %d came back as zeros, %d as they had been",
-			2*size/pageSize, k.more["zeroed"], k.more["stale"])
+			2*size/mempage.Size, k.more["zeroed"], k.more["stale"])
 	}
-	awaitVerified(t, there.out, at, 8*mib/pageSize)
+	awaitVerified(t, there.out, at, 8*mib/mempage.Size)
 }

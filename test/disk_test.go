@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // newImage makes a disk image of zeros.
@@ -107,7 +109,7 @@ func TestDiskMoves(t *testing.T) {
 	image := newImage(t, 3*size)
 	here := h.start("run", "d0", "--memory", "64M", "--disk", image, "--cmdline",
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
-	awaitDisk(t, here.out, 0, size/pageSize)
+	awaitDisk(t, here.out, 0, size/mempage.Size)
 	for i := range count(2, 10) {
 		there, addr := h.receive(fmt.Sprintf("d%d", i+1))
 		stop := watchLocks(image, here.cmd.Process.Pid, there.cmd.Process.Pid)
@@ -115,7 +117,7 @@ func TestDiskMoves(t *testing.T) {
 		if exit != 0 || r.Status != "completed" {
 			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
 		}
-		awaitDisk(t, there.out, 0, size/pageSize)
+		awaitDisk(t, there.out, 0, size/mempage.Size)
 		both, one := stop()
 		if both != 0 || one == 0 {
 			t.Errorf("of %d looks at the disk's lock %d found it held by both", one, both)
@@ -131,7 +133,7 @@ func TestDiskMoves(t *testing.T) {
 	}
 	h.must("stop", "--force", fmt.Sprintf("d%d", count(2, 10)))
 	here.wait()
-	checkImage(t, image, size/pageSize)
+	checkImage(t, image, size/mempage.Size)
 }
 
 // checkIRQs fails if devices do not interrupt: the guest would still find its
@@ -154,7 +156,7 @@ func checkImage(t testing.TB, image string, pages int) {
 		t.Fatal(err)
 	}
 	const inFlight = 4 * 16
-	word := func(page, i int) uint64 { return binary.LittleEndian.Uint64(b[page*pageSize+8*i:]) }
+	word := func(page, i int) uint64 { return binary.LittleEndian.Uint64(b[page*mempage.Size+8*i:]) }
 	newest := word(0, 1)
 	old := 0
 	for i := range pages {
@@ -171,9 +173,9 @@ func checkImage(t testing.TB, image string, pages int) {
 			t.Fatalf("disk page %d is of round %d, the first of round %d", i, round, newest)
 		}
 	}
-	for i, v := range b[pages*pageSize:] {
+	for i, v := range b[pages*mempage.Size:] {
 		if v != 0 {
-			t.Fatalf("byte %d, past what the guest writes, is %#x", pages*pageSize+i, v)
+			t.Fatalf("byte %d, past what the guest writes, is %#x", pages*mempage.Size+i, v)
 		}
 	}
 }
@@ -187,7 +189,7 @@ func TestDiskTakenAtTheDestination(t *testing.T) {
 	h.start("run", "other", "--memory", "64M", "--disk", taken, "--cmdline", "tick=1").out.awaitText(t, 0, "tick 1 ")
 	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
-	awaitDisk(t, here.out, 0, 2*mib/pageSize)
+	awaitDisk(t, here.out, 0, 2*mib/mempage.Size)
 	_, addr := h.receive("there", "--disk", taken)
 	r, exit := h.migrate("here", "--to", addr, "--downtime-limit", "3s")
 	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, taken+": lock: another process or disk uses it") {
@@ -196,5 +198,5 @@ func TestDiskTakenAtTheDestination(t *testing.T) {
 	if !locks(here.cmd.Process.Pid, image) {
 		t.Error("the guest that stayed has lost its disk's lock")
 	}
-	awaitDisk(t, here.out, here.out.len(), 2*mib/pageSize)
+	awaitDisk(t, here.out, here.out.len(), 2*mib/mempage.Size)
 }

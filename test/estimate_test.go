@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // estimate is part of what migrate --estimate --json prints.
@@ -31,7 +33,7 @@ func TestEstimate(t *testing.T) {
 	if out := h.must("dirty-rate", "src", "--interval", "500ms", "--json"); json.Unmarshal([]byte(out), &rate) != nil {
 		t.Fatalf("dirty-rate printed %q", out)
 	}
-	if rate.Pages == 0 || rate.Pages > 256*mib/pageSize || len(rate.Samples) != 8 {
+	if rate.Pages == 0 || rate.Pages > 256*mib/mempage.Size || len(rate.Samples) != 8 {
 		t.Errorf("a guest that writes 500 pages a second: %+v", rate)
 	}
 	var e estimate

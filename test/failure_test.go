@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // The destination is killed in a round: the guest goes on at once, and can be
@@ -54,7 +56,7 @@ func TestDestinationKilled(t *testing.T) {
 			}
 			at := src.out.len()
 			// At most a second without a write: the tick says so itself.
-			awaitVerified(t, src.out, at, 128*mib/pageSize)
+			awaitVerified(t, src.out, at, 128*mib/mempage.Size)
 			for _, k := range src.out.ticks() {
 				if k.gap > 1000 {
 					t.Errorf("the guest stood still for %.0f ms", k.gap)
@@ -64,7 +66,7 @@ func TestDestinationKilled(t *testing.T) {
 			if r, exit := h.migrate("src", "--to", addr, "--verify-pages"); exit != 0 {
 				t.Fatalf("elsewhere: %+v", r)
 			}
-			awaitVerified(t, there.out, 0, 128*mib/pageSize)
+			awaitVerified(t, there.out, 0, 128*mib/mempage.Size)
 		})
 	}
 }
@@ -102,7 +104,7 @@ func TestSourceKilled(t *testing.T) {
 				t.Errorf("migrate whose VM was killed: exit %d, %+v", exit, r)
 			}
 			if m.runs {
-				awaitVerified(t, dst.out, 0, 128*mib/pageSize)
+				awaitVerified(t, dst.out, 0, 128*mib/mempage.Size)
 				return
 			}
 			dst.err.awaitText(t, 0, "still listening")
@@ -117,7 +119,7 @@ func TestSourceKilled(t *testing.T) {
 			if r, exit := h.migrate("other", "--to", addr); exit != 0 {
 				t.Fatalf("the next migration: %+v", r)
 			}
-			awaitVerified(t, dst.out, 0, 32*mib/pageSize)
+			awaitVerified(t, dst.out, 0, 32*mib/mempage.Size)
 		})
 	}
 }
@@ -153,7 +155,7 @@ func TestNetworkDiesAtHandoff(t *testing.T) {
 				t.Errorf("the guest runs at %s: exit %d, %+v", owned, exit, r)
 			}
 			from := at.out.len()
-			awaitVerified(t, at.out, from, 64*mib/pageSize)
+			awaitVerified(t, at.out, from, 64*mib/mempage.Size)
 			if owned == "src" {
 				if dst.out.len() != 0 {
 					t.Error("the destination runs it too")
@@ -192,7 +194,7 @@ func TestHandoffUnknown(t *testing.T) {
 	}
 	at := src.out.len()
 	h.must("resume", "src", "--force")
-	awaitVerified(t, src.out, at, 64*mib/pageSize)
+	awaitVerified(t, src.out, at, 64*mib/mempage.Size)
 }
 
 // Peers that are none: each is refused with one line, and a guest still comes.
@@ -269,7 +271,7 @@ func TestHostilePeers(t *testing.T) {
 	if r, exit := h.migrate("src", "--to", addr); exit != 0 {
 		t.Fatalf("%+v", r)
 	}
-	awaitVerified(t, dst.out, 0, 32*mib/pageSize)
+	awaitVerified(t, dst.out, 0, 32*mib/mempage.Size)
 	dst.err.awaitText(t, 0, "did not say hello")
 }
 

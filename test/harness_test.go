@@ -440,6 +440,5 @@ func (h *host) info(name string) info {
 }
 
 const (
-	pageSize = 4096
-	mib      = 1 << 20
+	mib = 1 << 20
 )

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // A guest with a pool hints what is free of it, takes half of that back at
@@ -17,7 +19,7 @@ func TestHintraceThereAndBack(t *testing.T) {
 	here := h.start("run", "h0", "--cpus", "2", "--memory", "256M", "--cmdline",
 		"fill=32M dirty=4M rate=0 verify=1 tick=1 pool=128M keep=16M hintrace reports=0")
 	here.out.awaitText(t, 0, "is ready in")
-	awaitVerified(t, here.out, 0, 32*mib/pageSize)
+	awaitVerified(t, here.out, 0, 32*mib/mempage.Size)
 	var kept, hinted uint64
 	n, answered := count(3, 100), 0
 	for i := range n {
@@ -30,7 +32,7 @@ func TestHintraceThereAndBack(t *testing.T) {
 		if here.wait() != 0 {
 			t.Errorf("migration %d: the source exits %d", i, here.exit)
 		}
-		k := awaitChecked(t, there.out, 32*mib/pageSize)
+		k := awaitChecked(t, there.out, 32*mib/mempage.Size)
 		if r.PagesHinted > 0 {
 			answered++
 			kept += r.PagesHinted

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // largeMiB is the size of a large guest: 8 GiB in the long runs, and what
@@ -45,7 +47,7 @@ func TestLargeFreshGuest(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	fewBytes(t, r, used)
-	awaitVerified(t, there.out, 0, uint64(used)*mib/pageSize)
+	awaitVerified(t, there.out, 0, uint64(used)*mib/mempage.Size)
 }
 
 // A large guest that had filled most of its memory and freed nearly all of that

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
 
@@ -58,7 +59,7 @@ func TestReboot(t *testing.T) {
 	if r, exit := h.migrate("r", "--to", addr); exit != 0 {
 		t.Fatalf("%+v", r)
 	}
-	awaitVerified(t, there.out, 0, 16*mib/pageSize)
+	awaitVerified(t, there.out, 0, 16*mib/mempage.Size)
 	there.typeLine("reboot")
 	at = there.out.len()
 	there.out.awaitTick(t, at, "1 again", func(k tick) bool { return k.n == 1 })
@@ -252,5 +253,5 @@ func TestRefusalListsReasons(t *testing.T) {
 	if r, exit := h.migrate("other", "--to", addr2); exit != 0 {
 		t.Fatalf("%+v", r)
 	}
-	awaitVerified(t, there.out, 0, 32*mib/pageSize)
+	awaitVerified(t, there.out, 0, 32*mib/mempage.Size)
 }

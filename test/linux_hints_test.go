@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/test/kernel"
 )
 
@@ -67,10 +68,10 @@ func TestLinuxHints(t *testing.T) {
 		// What the guest reported as free in between are holes, and not sent anyway.
 		reported := on.PagesHole - min(on.PagesHole, off.PagesZero+off.PagesHole)
 		named := on.inTime() - min(on.inTime(), reported)
-		if named < 96*mib/pageSize || on.PagesHinted*100 < named*95 {
+		if named < 96*mib/mempage.Size || on.PagesHinted*100 < named*95 {
 			t.Errorf("shift %d: of %d pages that the guest named %d stayed off the wire", shift, named, on.PagesHinted)
 		}
-		if on.BytesSent+on.PagesHinted*pageSize*9/10 > off.BytesSent {
+		if on.BytesSent+on.PagesHinted*mempage.Size*9/10 > off.BytesSent {
 			t.Errorf("shift %d: %d bytes sent, %d without hints", shift, on.BytesSent, off.BytesSent)
 		}
 	}
@@ -88,7 +89,7 @@ func TestLinuxHintsOfZeroedPages(t *testing.T) {
 		off := m.move(t, "--hints", "off")
 		on := m.move(t, "--hints", mode)
 		spared := on.PagesHinted + on.PagesZero + on.PagesHole - min(on.PagesZero+on.PagesHole, off.PagesZero+off.PagesHole)
-		least := uint64(96 * mib / pageSize)
+		least := uint64(96 * mib / mempage.Size)
 		if on.HintWaitMS >= 5000 {
 			least /= 2 // a slow guest, which had not come to its end
 		}
@@ -96,7 +97,7 @@ func TestLinuxHintsOfZeroedPages(t *testing.T) {
 			t.Errorf("%s: of %d pages that the guest named in time %d went as zeros or holes, or not at all", mode, on.inTime(), spared)
 		}
 		// A slow guest clears what it names more slowly than it is waited for.
-		if on.BytesSent+on.inTime()*pageSize*8/10 > off.BytesSent {
+		if on.BytesSent+on.inTime()*mempage.Size*8/10 > off.BytesSent {
 			t.Errorf("%s: %d bytes sent, %d without hints", mode, on.BytesSent, off.BytesSent)
 		}
 	}

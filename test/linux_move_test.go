@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/test/kernel"
 )
 
@@ -39,7 +40,7 @@ func TestLinuxMovesWithEverything(t *testing.T) {
 func TestLinuxRootDiskMoves(t *testing.T) {
 	needKVM(t)
 	t.Parallel()
-	l := linux{variant: kernel.NoACPI, cpus: 1, memory: "96M", program: "diskread", root: true, pages: 96 * mib / pageSize}
+	l := linux{variant: kernel.NoACPI, cpus: 1, memory: "96M", program: "diskread", root: true, pages: 96 * mib / mempage.Size}
 	f := l.prepare(t)
 	h := newHost(t)
 	vm := l.run(h, "at0", f)

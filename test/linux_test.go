@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/test/kernel"
 	"golang.org/x/sys/unix"
 )
@@ -114,7 +115,7 @@ func (p *proc) report() (r kernel.Report, ok bool) {
 
 // reportAt reads the counters at an offset, if they are there.
 func reportAt(f *os.File, at int64) (kernel.Report, bool) {
-	page := make([]byte, pageSize)
+	page := make([]byte, mempage.Size)
 	if n, err := f.ReadAt(page, at); err != nil || n < len(page) {
 		return kernel.Report{}, false
 	}
@@ -129,7 +130,7 @@ func findReport(f *os.File) (r kernel.Report, where int64, ok bool) {
 		if err != nil {
 			return r, 0, false // no more
 		}
-		at = data &^ (pageSize - 1)
+		at = data &^ (mempage.Size - 1)
 		n, _ := f.ReadAt(buf, at)
 		if n == 0 {
 			return r, 0, false

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // downtimeLimit of the tests, the default.
@@ -37,7 +39,7 @@ func awaitVerified(t testing.TB, l *lines, from int, owned uint64) (tick, int) {
 func TestThereAndBack(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
-	const owned = 400 * mib / pageSize
+	const owned = 400 * mib / mempage.Size
 	here := h.startDemo("a0", 2, 512, 400, 64)
 	awaitVerified(t, here.out, 0, owned)
 	last := here.out.ticks()[len(here.out.ticks())-1]
@@ -127,10 +129,10 @@ func TestGuestRunsDuringPrecopy(t *testing.T) {
 	if r.TotalMS < 3000 {
 		t.Errorf("128 MiB took %d ms at 32 MiB/s", r.TotalMS)
 	}
-	if r.PagesHole == 0 || r.PagesSent < 128*mib/pageSize {
+	if r.PagesHole == 0 || r.PagesSent < 128*mib/mempage.Size {
 		t.Errorf("of a guest that owns 128 of 256 MiB went %d pages, %d holes", r.PagesSent, r.PagesHole)
 	}
-	awaitVerified(t, there.out, 0, 128*mib/pageSize)
+	awaitVerified(t, there.out, 0, 128*mib/mempage.Size)
 }
 
 // Pages that become zero, and data again, are right at both ends.
@@ -152,7 +154,7 @@ func TestPagesThatTurnZero(t *testing.T) {
 		if r.PagesZero == 0 {
 			t.Errorf("no zero page among %+v", r)
 		}
-		awaitVerified(t, there.out, 0, 64*mib/pageSize)
+		awaitVerified(t, there.out, 0, 64*mib/mempage.Size)
 	}
 }
 
@@ -174,7 +176,7 @@ func TestBackings(t *testing.T) {
 			if r.PagesHole == 0 {
 				t.Errorf("%s: no holes, of a guest that owns half of its memory", kind)
 			}
-			awaitVerified(t, there.out, 0, 64*mib/pageSize)
+			awaitVerified(t, there.out, 0, 64*mib/mempage.Size)
 		})
 	}
 }
@@ -194,7 +196,7 @@ func TestMemoryAboveTheHole(t *testing.T) {
 	if r.RAMBytes != uint64(mem)*mib {
 		t.Errorf("ram_bytes %d", r.RAMBytes)
 	}
-	awaitVerified(t, there.out, 0, 3400*mib/pageSize)
+	awaitVerified(t, there.out, 0, 3400*mib/mempage.Size)
 }
 
 // A paused guest arrives paused, and runs on when told to.
@@ -218,7 +220,7 @@ func TestPausedArrivesPaused(t *testing.T) {
 		t.Error("a paused guest printed something")
 	}
 	h.must("resume", "dst")
-	awaitVerified(t, there.out, 0, 64*mib/pageSize)
+	awaitVerified(t, there.out, 0, 64*mib/mempage.Size)
 }
 
 // Cancelled, the guest goes on at the source, the destination says why, and
@@ -249,11 +251,11 @@ func TestCancel(t *testing.T) {
 				t.Errorf("the source is %q", s)
 			}
 			at := src.out.len()
-			awaitVerified(t, src.out, at, 128*mib/pageSize)
+			awaitVerified(t, src.out, at, 128*mib/mempage.Size)
 			if r, exit := h.migrate("src", "--to", addr); exit != 0 {
 				t.Fatalf("the same destination again: %+v", r)
 			}
-			awaitVerified(t, there.out, 0, 128*mib/pageSize)
+			awaitVerified(t, there.out, 0, 128*mib/mempage.Size)
 		})
 	}
 }

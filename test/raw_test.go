@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/memory"
 )
@@ -185,7 +186,7 @@ func fillFrom(mem *memory.Memory, n uint64) error {
 		return err
 	}
 	for slot, s := range mem.Slots() {
-		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
+		all := mem.SlotBytes(slot, 0, s.Size/mempage.Size)
 		for at := 0; at < len(all) && n > 0; {
 			c := copy(all[at:], program[:min(n, uint64(len(program)))])
 			at, n = at+c, n-uint64(c)
@@ -199,7 +200,7 @@ func fillFrom(mem *memory.Memory, n uint64) error {
 func eachChunk(mem *memory.Memory, i, n int, f func([]byte) error) error {
 	const run = 4 << 20
 	for slot, s := range mem.Slots() {
-		all := mem.SlotBytes(slot, 0, s.Size/pageSize)
+		all := mem.SlotBytes(slot, 0, s.Size/mempage.Size)
 		for at := 0; at < len(all); at += rawChunk {
 			if at/run%n != i {
 				continue
@@ -278,7 +279,7 @@ type still struct{ *memory.Memory }
 func (s still) Slots() []migrate.Slot {
 	var out []migrate.Slot
 	for _, m := range s.Memory.Slots() {
-		out = append(out, migrate.Slot{GPA: m.GPA, Pages: m.Size / pageSize})
+		out = append(out, migrate.Slot{GPA: m.GPA, Pages: m.Size / mempage.Size})
 	}
 	return out
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,7 +74,7 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 			image, elsewhere := newImage(t, 4*mib), newImage(t, 4*mib)
 			here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
 				"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
-			awaitDisk(t, here.out, 0, 2*mib/pageSize)
+			awaitDisk(t, here.out, 0, 2*mib/mempage.Size)
 			there, addr := h.receive("there", "--disk", elsewhere)
 			third := &takeAt{image: elsewhere, typ: m.typ}
 			proxy := newWireProxy(t, addr, third.hook)
@@ -87,7 +88,7 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 			if !locks(here.cmd.Process.Pid, image) {
 				t.Error("the guest that stayed has lost its disk's lock")
 			}
-			awaitDisk(t, here.out, here.out.len(), 2*mib/pageSize)
+			awaitDisk(t, here.out, here.out.len(), 2*mib/mempage.Size)
 			if there.out.len() != 0 {
 				t.Errorf("the guest ran at the destination: %q", there.out.tail(3))
 			}
@@ -98,7 +99,7 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 				t.Fatalf("with the disk free: exit %d, %+v", exit, r)
 			}
 			h.must("resume", "there")
-			awaitDisk(t, there.out, 0, 2*mib/pageSize)
+			awaitDisk(t, there.out, 0, 2*mib/mempage.Size)
 			if !locks(there.cmd.Process.Pid, elsewhere) {
 				t.Error("the guest runs without its disk's lock")
 			}
@@ -128,7 +129,7 @@ func TestSharedDiskTakenInBetween(t *testing.T) {
 	image := newImage(t, 4*mib)
 	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
-	awaitDisk(t, here.out, 0, 2*mib/pageSize)
+	awaitDisk(t, here.out, 0, 2*mib/mempage.Size)
 	there, addr := h.receive("there")
 	third := &takeAt{image: image, typ: frameCommit}
 	r, exit := h.migrate("here", "--to", newWireProxy(t, addr, third.hook).addr, "--downtime-limit", "3s")
@@ -150,7 +151,7 @@ func TestSharedDiskTakenInBetween(t *testing.T) {
 	if !locks(here.cmd.Process.Pid, image) {
 		t.Error("the guest runs without its disk's lock")
 	}
-	awaitDisk(t, here.out, from, 2*mib/pageSize)
+	awaitDisk(t, here.out, from, 2*mib/mempage.Size)
 }
 
 // A tap that another has attached at the destination is named before READY, in

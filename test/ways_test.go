@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // way is how a guest is moved: what tracks its writes where it is, and what
@@ -46,7 +48,7 @@ func ways() (all []way) {
 func TestEveryWay(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
-	const owned = 32 * mib / pageSize
+	const owned = 32 * mib / mempage.Size
 	all := ways()
 	here := h.start("run", "w0", "--cpus", "2", "--memory", "192M", "--dirty-tracking", all[0].tracking, "--cmdline",
 		"fill=32M dirty=8M rate=0 zeros=5 verify=1 tick=1 pool=96M keep=16M hintrace reports=0")
@@ -110,7 +112,7 @@ func TestAutoConverge(t *testing.T) {
 	}
 	t.Logf("throttled to %d%%, %d rounds, downtime %.1f ms", r.ThrottlePercent, len(r.Rounds), r.DowntimeMS)
 	awaitPace(t, there.out, 0, rate/2)
-	awaitVerified(t, there.out, 0, 12*mib/pageSize)
+	awaitVerified(t, there.out, 0, 12*mib/mempage.Size)
 }
 
 // awaitPace waits until the demo guest writes so many pages a second, by its own

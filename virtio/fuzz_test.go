@@ -3,6 +3,7 @@ package virtio_test
 import (
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
@@ -30,9 +31,9 @@ func hostileRing(f *testing.F, features uint64) {
 	for options := range uint8(4) {
 		f.Add(seed, options)
 	}
-	mem := virtiotest.NewMemory(f, base, pages*virtiotest.PageSize)
+	mem := virtiotest.NewMemory(f, base, pages*mempage.Size)
 	f.Fuzz(func(t *testing.T, ops []byte, options uint8) {
-		all, err := mem.Slice(base, pages*virtiotest.PageSize)
+		all, err := mem.Slice(base, pages*mempage.Size)
 		if err != nil {
 			t.Fatal(err)
 		}

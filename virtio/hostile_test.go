@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
-	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
 // hostile is a queue of 8 descriptors whose ring a test writes by hand.
@@ -24,7 +24,7 @@ func newHostile(t testing.TB, features uint64) *hostile {
 	h.desc = h.driver.Bytes(s.Desc, 8*16)
 	h.avail = h.driver.Bytes(s.Driver, 4+2*8)
 	h.ram = h.buffers()
-	h.table = h.ram + virtiotest.PageSize
+	h.table = h.ram + mempage.Size
 	return h
 }
 

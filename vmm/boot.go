@@ -4,8 +4,8 @@ import (
 	"fmt"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/vmm/loader"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // Boot loads the kernel into memory and sets the boot vCPU to its entry. The

@@ -1,10 +1,10 @@
 package vmm
 
 import (
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/vmm/acpi"
 	"github.com/govmm/govmm/vmm/loader"
 	"github.com/govmm/govmm/vmm/memory"
-	"github.com/govmm/govmm/vmm/pci"
 	"github.com/govmm/govmm/vmm/platform"
 )
 

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/virtio/net"
 	"github.com/govmm/govmm/virtio/vsock"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // Devices are the virtio devices of a machine: plain data, a part of [Spec].

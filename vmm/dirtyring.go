@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/mempage"
 )
 
 // DirtyTracking is how the kernel tracks the guest's writes during a migration.
@@ -92,7 +92,7 @@ type dirtyRings struct {
 func newDirtyRings(vm ringVM, pages []uint64) *dirtyRings {
 	r := &dirtyRings{vm: vm, pages: pages}
 	for _, n := range pages {
-		r.pending = append(r.pending, make([]uint64, kvm.BitmapWords(n)))
+		r.pending = append(r.pending, make([]uint64, mempage.Words(n)))
 	}
 	return r
 }

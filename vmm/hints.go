@@ -4,6 +4,7 @@ import (
 	"sort"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -39,11 +40,11 @@ type hintSink struct {
 	pages []migrate.PageRange
 }
 
-var _ balloon.HintSink = (*hintSink)(nil)
+var _ mempage.HintSink = (*hintSink)(nil)
 
 // HintPages cuts ranges at the borders of slots. The balloon has checked that
 // they are RAM; what is not in a slot all the same is passed over.
-func (s *hintSink) HintPages(id uint32, ranges []balloon.Range) {
+func (s *hintSink) HintPages(id uint32, ranges []mempage.Range) {
 	s.pages = s.pages[:0]
 	for _, r := range ranges {
 		s.pages = appendPages(s.pages, s.slots, r)
@@ -52,17 +53,17 @@ func (s *hintSink) HintPages(id uint32, ranges []balloon.Range) {
 }
 
 // appendPages appends the pages of a range, slot by slot.
-func appendPages(pages []migrate.PageRange, slots []migrate.Slot, r balloon.Range) []migrate.PageRange {
+func appendPages(pages []migrate.PageRange, slots []migrate.Slot, r mempage.Range) []migrate.PageRange {
 	end := r.GPA + r.Bytes
 	if end < r.GPA {
 		return pages
 	}
-	i := sort.Search(len(slots), func(i int) bool { return slots[i].GPA+slots[i].Pages*migrate.PageSize > r.GPA })
+	i := sort.Search(len(slots), func(i int) bool { return slots[i].GPA+slots[i].Pages*mempage.Size > r.GPA })
 	for ; i < len(slots) && slots[i].GPA < end; i++ {
 		lo := max(r.GPA, slots[i].GPA)
-		hi := min(end, slots[i].GPA+slots[i].Pages*migrate.PageSize)
-		first := (lo - slots[i].GPA + migrate.PageSize - 1) / migrate.PageSize
-		last := (hi - slots[i].GPA) / migrate.PageSize
+		hi := min(end, slots[i].GPA+slots[i].Pages*mempage.Size)
+		first := (lo - slots[i].GPA + mempage.Size - 1) / mempage.Size
+		last := (hi - slots[i].GPA) / mempage.Size
 		if last > first {
 			pages = append(pages, migrate.PageRange{Slot: i, First: first, N: last - first})
 		}

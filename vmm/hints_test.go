@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"pgregory.net/rapid"
 )
@@ -21,19 +21,19 @@ var hintSlots = []migrate.Slot{
 func TestHintsAreCutAtSlots(t *testing.T) {
 	const gib = 1 << 30
 	for name, c := range map[string]struct {
-		r    balloon.Range
+		r    mempage.Range
 		want []migrate.PageRange
 	}{
-		"one page":          {balloon.Range{GPA: 0x5000, Bytes: 0x1000}, []migrate.PageRange{{Slot: 0, First: 5, N: 1}}},
-		"a border":          {balloon.Range{GPA: gib - 0x1000, Bytes: 0x3000}, []migrate.PageRange{{Slot: 0, First: 1<<18 - 1, N: 1}, {Slot: 1, First: 0, N: 2}}},
-		"three slots":       {balloon.Range{GPA: 0x1000, Bytes: 3*gib - 0x1000}, []migrate.PageRange{{Slot: 0, First: 1, N: 1<<18 - 1}, {Slot: 1, First: 0, N: 1 << 18}, {Slot: 2, First: 0, N: 1 << 18}}},
-		"across the hole":   {balloon.Range{GPA: 3*gib - 0x1000, Bytes: gib + 0x2000}, []migrate.PageRange{{Slot: 2, First: 1<<18 - 1, N: 1}, {Slot: 3, First: 0, N: 1}}},
-		"in the hole":       {balloon.Range{GPA: 3 * gib, Bytes: gib}, nil},
-		"beyond the end":    {balloon.Range{GPA: 5*gib + 1<<29 - 0x1000, Bytes: gib}, []migrate.PageRange{{Slot: 4, First: 1<<17 - 1, N: 1}}},
-		"behind everything": {balloon.Range{GPA: 1 << 40, Bytes: gib}, nil},
-		"wraps around":      {balloon.Range{GPA: ^uint64(0) - 0xfff, Bytes: 0x2000}, nil},
-		"no whole page":     {balloon.Range{GPA: 0x1001, Bytes: 0x1ffe}, nil},
-		"nothing":           {balloon.Range{GPA: gib}, nil},
+		"one page":          {mempage.Range{GPA: 0x5000, Bytes: 0x1000}, []migrate.PageRange{{Slot: 0, First: 5, N: 1}}},
+		"a border":          {mempage.Range{GPA: gib - 0x1000, Bytes: 0x3000}, []migrate.PageRange{{Slot: 0, First: 1<<18 - 1, N: 1}, {Slot: 1, First: 0, N: 2}}},
+		"three slots":       {mempage.Range{GPA: 0x1000, Bytes: 3*gib - 0x1000}, []migrate.PageRange{{Slot: 0, First: 1, N: 1<<18 - 1}, {Slot: 1, First: 0, N: 1 << 18}, {Slot: 2, First: 0, N: 1 << 18}}},
+		"across the hole":   {mempage.Range{GPA: 3*gib - 0x1000, Bytes: gib + 0x2000}, []migrate.PageRange{{Slot: 2, First: 1<<18 - 1, N: 1}, {Slot: 3, First: 0, N: 1}}},
+		"in the hole":       {mempage.Range{GPA: 3 * gib, Bytes: gib}, nil},
+		"beyond the end":    {mempage.Range{GPA: 5*gib + 1<<29 - 0x1000, Bytes: gib}, []migrate.PageRange{{Slot: 4, First: 1<<17 - 1, N: 1}}},
+		"behind everything": {mempage.Range{GPA: 1 << 40, Bytes: gib}, nil},
+		"wraps around":      {mempage.Range{GPA: ^uint64(0) - 0xfff, Bytes: 0x2000}, nil},
+		"no whole page":     {mempage.Range{GPA: 0x1001, Bytes: 0x1ffe}, nil},
+		"nothing":           {mempage.Range{GPA: gib}, nil},
 	} {
 		if got := appendPages(nil, hintSlots, c.r); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
@@ -46,12 +46,12 @@ func TestHintsAreCutAtSlots(t *testing.T) {
 func TestHintsAreCutAtSlotsWhateverTheyAre(t *testing.T) {
 	slots := []migrate.Slot{{GPA: 0, Pages: 5}, {GPA: 0x5000, Pages: 3}, {GPA: 0xa000, Pages: 4}}
 	rapid.Check(t, func(t *rapid.T) {
-		r := balloon.Range{GPA: rapid.Uint64Range(0, 0x12000).Draw(t, "gpa"), Bytes: rapid.Uint64Range(0, 0x12000).Draw(t, "bytes")}
+		r := mempage.Range{GPA: rapid.Uint64Range(0, 0x12000).Draw(t, "gpa"), Bytes: rapid.Uint64Range(0, 0x12000).Draw(t, "bytes")}
 		seen := map[uint64]bool{}
 		for _, p := range appendPages(nil, slots, r) {
 			for i := p.First; i < p.First+p.N; i++ {
-				gpa := slots[p.Slot].GPA + i*migrate.PageSize
-				if i >= slots[p.Slot].Pages || seen[gpa] || gpa < r.GPA || gpa+migrate.PageSize > r.GPA+r.Bytes {
+				gpa := slots[p.Slot].GPA + i*mempage.Size
+				if i >= slots[p.Slot].Pages || seen[gpa] || gpa < r.GPA || gpa+mempage.Size > r.GPA+r.Bytes {
 					t.Fatalf("page %d of slot %d", i, p.Slot)
 				}
 				seen[gpa] = true
@@ -59,8 +59,8 @@ func TestHintsAreCutAtSlotsWhateverTheyAre(t *testing.T) {
 		}
 		want := 0
 		for _, s := range slots {
-			for gpa := s.GPA; gpa < s.GPA+s.Pages*migrate.PageSize; gpa += migrate.PageSize {
-				if gpa >= r.GPA && gpa+migrate.PageSize <= r.GPA+r.Bytes {
+			for gpa := s.GPA; gpa < s.GPA+s.Pages*mempage.Size; gpa += mempage.Size {
+				if gpa >= r.GPA && gpa+mempage.Size <= r.GPA+r.Bytes {
 					want++
 				}
 			}
@@ -123,7 +123,7 @@ func TestDemoGuestHints(t *testing.T) {
 			// answer in time; then the migration goes on without.
 			t.Logf("migration %d: %+v", n, res)
 		}
-		if res.HintsReceived >= 4<<20/migrate.PageSize && answered == 1 && res.HintsRewritten == 0 {
+		if res.HintsReceived >= 4<<20/mempage.Size && answered == 1 && res.HintsRewritten == 0 {
 			t.Errorf("nothing of what was taken back was rewritten: %+v", res)
 		}
 		r = next

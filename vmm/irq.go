@@ -6,8 +6,8 @@ import (
 	"sync"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio/transport"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // interrupts leads the messages of PCI functions into KVM's routing table, and

@@ -10,9 +10,10 @@ import (
 
 	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/mempage"
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio/console"
 	"github.com/govmm/govmm/vmm/memory"
-	"github.com/govmm/govmm/vmm/pci"
 	"github.com/govmm/govmm/vmm/platform"
 	"github.com/govmm/govmm/vmm/serial"
 )
@@ -150,7 +151,7 @@ func newMachineWith(spec Spec, ends Ends, logf func(string, ...any), b *backends
 	if m.rings != nil {
 		var pages []uint64
 		for _, s := range m.mem.Slots() {
-			pages = append(pages, s.Size/memory.PageSize)
+			pages = append(pages, s.Size/mempage.Size)
 		}
 		m.rings = newDirtyRings(m.vm, pages)
 	}

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/govmm/govmm/vmm/memory"
+	"github.com/govmm/govmm/mempage"
 )
 
 const (
@@ -178,7 +178,7 @@ func move(t *testing.T, m *Machine, before func(*Machine)) *Machine {
 func copyMemory(t *testing.T, to, from *Machine) {
 	t.Helper()
 	for i, s := range from.Memory().Slots() {
-		pages := s.Size / memory.PageSize
+		pages := s.Size / mempage.Size
 		populated := make([]uint64, (pages+63)/64)
 		check(t, from.Memory().Populated(i, 0, pages, populated))
 		for p := range pages {

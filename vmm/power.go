@@ -3,7 +3,7 @@ package vmm
 import (
 	"sync/atomic"
 
-	"github.com/govmm/govmm/vmm/pci"
+	"github.com/govmm/govmm/pci"
 )
 
 // portResetControl is the reset control register of Intel's chipsets, among the

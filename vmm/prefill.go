@@ -3,8 +3,8 @@ package vmm
 import (
 	"encoding/binary"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/loader"
-	"github.com/govmm/govmm/vmm/memory"
 )
 
 // prefillWord is what prefilled memory consists of, little-endian: the first
@@ -15,13 +15,13 @@ const prefillWord = 0x9e3779b97f4a7c15
 // from 1 MiB up. Below it the firmware's tables and the boot parameters are,
 // which a guest may look for. The guest does not run yet.
 func (m *Machine) prefill() {
-	var page [memory.PageSize]byte
+	var page [mempage.Size]byte
 	for at := 0; at < len(page); at += 8 {
 		binary.LittleEndian.PutUint64(page[at:], prefillWord)
 	}
 	for i, s := range m.mem.Slots() {
-		for n := range s.Size / memory.PageSize {
-			if s.GPA+n*memory.PageSize >= loader.HighRAM {
+		for n := range s.Size / mempage.Size {
+			if s.GPA+n*mempage.Size >= loader.HighRAM {
 				copy(m.mem.SlotBytes(i, n, 1), page[:])
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/memory"
 )
@@ -17,7 +18,7 @@ func (r guestRAM) Slots() []migrate.Slot {
 	slots := r.Memory.Slots()
 	out := make([]migrate.Slot, len(slots))
 	for i, s := range slots {
-		out[i] = migrate.Slot{GPA: s.GPA, Pages: s.Size / memory.PageSize}
+		out[i] = migrate.Slot{GPA: s.GPA, Pages: s.Size / mempage.Size}
 	}
 	return out
 }

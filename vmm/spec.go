@@ -8,6 +8,7 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/loader"
 	"github.com/govmm/govmm/vmm/memory"
 )
@@ -67,8 +68,8 @@ func (s *Spec) Validate() error {
 	if s.CPUs < 1 || s.CPUs > MaxCPUs {
 		bad("%d vCPUs: 1 to %d are possible", s.CPUs, MaxCPUs)
 	}
-	if s.Memory < memory.MinSize || s.Memory > memory.MaxSize || s.Memory%memory.PageSize != 0 {
-		bad("memory of %d bytes: a multiple of %d from %d to %d is possible", s.Memory, memory.PageSize, memory.MinSize, uint64(memory.MaxSize))
+	if s.Memory < memory.MinSize || s.Memory > memory.MaxSize || s.Memory%mempage.Size != 0 {
+		bad("memory of %d bytes: a multiple of %d from %d to %d is possible", s.Memory, mempage.Size, memory.MinSize, uint64(memory.MaxSize))
 	}
 	if _, err := memory.ParseBacking(string(s.Backing)); err != nil {
 		errs = append(errs, err)

@@ -8,11 +8,11 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/console"
 	"github.com/govmm/govmm/virtio/rng"
 	"github.com/govmm/govmm/virtio/transport"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // VirtioState is what of the PCI bus and of the devices on it travels.

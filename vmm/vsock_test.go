@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 	"github.com/govmm/govmm/virtio/vsock"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // vsockDriver drives a machine's socket device from outside: it writes the

@@ -8,10 +8,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/spf13/cobra"
-
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 // dirtyRateFlags are the flags of govmm dirty-rate.
@@ -68,7 +68,7 @@ func printDirtyRate(out io.Writer, r migrate.DirtyRate) error {
 	row := func(cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
 	row("WITHIN", "PAGES", "WRITTEN")
 	for _, s := range r.Samples {
-		row(formatMS(s.AfterMS), strconv.FormatUint(s.Pages, 10), formatBytes(s.Pages*migrate.PageSize))
+		row(formatMS(s.AfterMS), strconv.FormatUint(s.Pages, 10), formatBytes(s.Pages*mempage.Size))
 	}
 	if err := w.Flush(); err != nil {
 		return err

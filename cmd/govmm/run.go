@@ -7,10 +7,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spf13/cobra"
-
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/memory"
+	"github.com/spf13/cobra"
 )
 
 // runFlags are the flags of govmm run.
@@ -85,7 +85,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 		err = fmt.Errorf("--cpu %q: %s are known", f.cpu, strings.Join(vmm.CPUModels(), ", "))
 	case f.kernel == "" && (f.initrd != "" || f.noUnpack):
 		err = fmt.Errorf("--initrd and --no-unpack are for a --kernel")
-	case f.memory < memory.MinSize || f.memory > memory.MaxSize || f.memory%memory.PageSize != 0:
+	case f.memory < memory.MinSize || f.memory > memory.MaxSize || f.memory%mempage.Size != 0:
 		err = fmt.Errorf("--memory %v: a multiple of 4K from %v to %v is wanted", &f.memory, formatSize(memory.MinSize), formatSize(memory.MaxSize))
 	default:
 		err = f.check()

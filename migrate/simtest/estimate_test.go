@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -22,7 +23,7 @@ func TestMeasureDirtyRate(t *testing.T) {
 				t.Fatal(err)
 			}
 			rate, err := migrate.MeasureDirtyRate(context.Background(), m, m, 10*time.Millisecond)
-			if err != nil || rate.Pages != 0 || rate.RAMBytes != 1300*migrate.PageSize || len(rate.Samples) != 8 {
+			if err != nil || rate.Pages != 0 || rate.RAMBytes != 1300*mempage.Size || len(rate.Samples) != 8 {
 				t.Errorf("a guest that is paused: %+v, %v", rate, err)
 			}
 			if err := m.Resume(); err != nil {
@@ -62,7 +63,7 @@ func TestEstimateMigration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !e.Converges || e.Rounds != 1 || e.DataBytes > 1024*migrate.PageSize || e.DataBytes < 900*migrate.PageSize || e.TotalMS < 1000 || w.Arrivals() != 0 || m.Logging() {
+	if !e.Converges || e.Rounds != 1 || e.DataBytes > 1024*mempage.Size || e.DataBytes < 900*mempage.Size || e.TotalMS < 1000 || w.Arrivals() != 0 || m.Logging() {
 		t.Errorf("%+v, %d arrivals, logging: %v", e, w.Arrivals(), m.Logging())
 	}
 	o.DowntimeLimit = 20 * time.Millisecond

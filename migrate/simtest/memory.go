@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"golang.org/x/sys/unix"
 )
@@ -96,7 +97,7 @@ func NewMemory(l Layout) (*Memory, error) {
 	}
 	m := &Memory{layout: l}
 	for i, s := range l.Slots {
-		data, err := unix.Mmap(-1, 0, int(s.Pages*migrate.PageSize), unix.PROT_READ|unix.PROT_WRITE,
+		data, err := unix.Mmap(-1, 0, int(s.Pages*mempage.Size), unix.PROT_READ|unix.PROT_WRITE,
 			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 		if err != nil {
 			m.Close()
@@ -124,7 +125,7 @@ func (m *Memory) Slots() []migrate.Slot { return m.layout.Slots }
 
 // Bytes implements [migrate.RAM].
 func (m *Memory) Bytes(slot int, first, n uint64) []byte {
-	return m.slots[slot].data[first*migrate.PageSize : (first+n)*migrate.PageSize : (first+n)*migrate.PageSize]
+	return m.slots[slot].data[first*mempage.Size : (first+n)*mempage.Size : (first+n)*mempage.Size]
 }
 
 // Populated implements [migrate.RAM]. A page also counts as populated when it
@@ -154,7 +155,7 @@ func (m *Memory) Zero(slot int, first, n uint64) error {
 
 // zero needs mu.
 func (s *slot) zero(first, n uint64) {
-	clear(s.data[first*migrate.PageSize : (first+n)*migrate.PageSize])
+	clear(s.data[first*mempage.Size : (first+n)*mempage.Size])
 	for i := first; i < first+n; i++ {
 		s.pages[i].populated = false
 	}

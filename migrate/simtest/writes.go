@@ -6,7 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/mempage"
 )
 
 // clock numbers the writes of one memory, and of the machine it moves to.
@@ -113,7 +113,7 @@ func (m *Memory) guestWrite(slot int, number uint64, zero bool) Write {
 // land changes the page's content. It needs mu.
 func (s *slot) land(number uint64, w Write) {
 	s.pages[number].populated, s.pages[number].given = true, false
-	content := s.data[number*migrate.PageSize : (number+1)*migrate.PageSize]
+	content := s.data[number*mempage.Size : (number+1)*mempage.Size]
 	if w.Zero {
 		clear(content)
 	} else {
@@ -123,7 +123,7 @@ func (s *slot) land(number uint64, w Write) {
 }
 
 // words is the number of 64-bit words in a page.
-const words = migrate.PageSize / 8
+const words = mempage.Size / 8
 
 // stamp writes seq into the first word of a page and into one more.
 func stamp(content []byte, seq uint64) {

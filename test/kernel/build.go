@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Variant is a configuration of the test kernel.
@@ -95,8 +97,8 @@ func Program(name string, pages int) ([]byte, error) {
 // Pattern returns pages of what diskread expects in its file: pass 0 of
 // pattern() in init/report.h.
 func Pattern(pages int) []byte {
-	b := make([]byte, 0, pages*pageSize)
-	for i := range uint64(pages) * pageSize / 8 {
+	b := make([]byte, 0, pages*mempage.Size)
+	for i := range uint64(pages) * mempage.Size / 8 {
 		x := (i + 1) * 0x9e3779b97f4a7c15
 		x ^= x >> 32
 		x *= 0xd6e8feb86659fd93

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // The first processes make no system call, so they run anywhere; here as
@@ -42,7 +44,7 @@ func TestPrograms(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = mem.Close() }()
-			page := make([]byte, pageSize)
+			page := make([]byte, mempage.Size)
 			for {
 				if _, err := mem.ReadAt(page, at); err != nil {
 					t.Fatal(err)
@@ -79,10 +81,10 @@ func reportAddress(t *testing.T, path string) int64 {
 	if bss == nil {
 		t.Fatal("no .bss")
 	}
-	if bss.Size == pageSize {
+	if bss.Size == mempage.Size {
 		return int64(bss.Addr)
 	}
-	return int64(bss.Addr + bss.Size - pageSize)
+	return int64(bss.Addr + bss.Size - mempage.Size)
 }
 
 // No system call is in the programs, and the file does not hold the magic
@@ -144,16 +146,16 @@ func TestExt2(t *testing.T) {
 }
 
 func TestReport(t *testing.T) {
-	memory := make([]byte, 4*pageSize)
+	memory := make([]byte, 4*mempage.Size)
 	if at := FindReport(memory); at != -1 {
 		t.Errorf("a report at %#x of nothing", at)
 	}
-	copy(memory[2*pageSize:], "govmmHOGreport-1\x01")
-	memory[2*pageSize+24] = 7
-	if at := FindReport(memory); at != 2*pageSize {
+	copy(memory[2*mempage.Size:], "govmmHOGreport-1\x01")
+	memory[2*mempage.Size+24] = 7
+	if at := FindReport(memory); at != 2*mempage.Size {
 		t.Errorf("report at %#x", at)
 	}
-	if r, ok := ParseReport(memory[2*pageSize:]); !ok || r != (Report{Pages: 7}) {
+	if r, ok := ParseReport(memory[2*mempage.Size:]); !ok || r != (Report{Pages: 7}) {
 		t.Errorf("report %+v, %v", r, ok)
 	}
 }

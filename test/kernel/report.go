@@ -1,8 +1,10 @@
 package kernel
 
-import "encoding/binary"
+import (
+	"encoding/binary"
 
-const pageSize = 4096
+	"github.com/govmm/govmm/mempage"
+)
 
 // The magic number of a report page, and the layout's version.
 const (
@@ -28,7 +30,7 @@ type Report struct {
 // FindReport looks for the report page in a piece of guest memory that starts
 // on a page boundary, and returns its offset, or -1.
 func FindReport(memory []byte) int {
-	for at := 0; at+pageSize <= len(memory); at += pageSize {
+	for at := 0; at+mempage.Size <= len(memory); at += mempage.Size {
 		if _, ok := ParseReport(memory[at:]); ok {
 			return at
 		}

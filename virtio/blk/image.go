@@ -13,9 +13,9 @@ const (
 	// SectorSize is the unit of capacities and requests (section 5.2.4), which
 	// is not the block size.
 	SectorSize = 512
-	// pageSize is the largest block that is known to need alignment, and the
+	// maxBlock is the largest block that is known to need alignment, and the
 	// alignment assumed of direct I/O where the kernel does not tell.
-	pageSize = 4096
+	maxBlock = 4096
 	// maxBytes keeps every offset an int64.
 	maxBytes = 1 << 62
 )
@@ -136,18 +136,18 @@ func (im *image) findAlignment() {
 	if !im.direct {
 		return
 	}
-	im.offsetAlign, im.memAlign = pageSize, pageSize
-	if n, err := unix.IoctlGetInt(im.fd, unix.BLKSSZGET); im.device && err == nil && powerOf2(n, pageSize) {
+	im.offsetAlign, im.memAlign = maxBlock, maxBlock
+	if n, err := unix.IoctlGetInt(im.fd, unix.BLKSSZGET); im.device && err == nil && powerOf2(n, maxBlock) {
 		im.offsetAlign = n
 	}
 	var stx unix.Statx_t
 	if err := unix.Statx(im.fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &stx); err != nil || stx.Mask&unix.STATX_DIOALIGN == 0 {
 		return
 	}
-	if n := int(stx.Dio_offset_align); powerOf2(n, pageSize) {
+	if n := int(stx.Dio_offset_align); powerOf2(n, maxBlock) {
 		im.offsetAlign = max(n, SectorSize)
 	}
-	if n := int(stx.Dio_mem_align); powerOf2(n, pageSize) {
+	if n := int(stx.Dio_mem_align); powerOf2(n, maxBlock) {
 		im.memAlign = n
 	}
 }
@@ -159,7 +159,7 @@ func powerOf2(n, most int) bool { return n > 0 && n <= most && n&(n-1) == 0 }
 // must not change its meaning with the host.
 func (im *image) findTopology(fileBlock uint64) Topology {
 	t := Topology{BlockSize: SectorSize, DiscardAlign: 1}
-	physical, minIO, optIO := int(min(fileBlock, pageSize)), 0, 0
+	physical, minIO, optIO := int(min(fileBlock, maxBlock)), 0, 0
 	if im.device {
 		ioctl := func(request uint) int {
 			n, err := unix.IoctlGetInt(im.fd, request)
@@ -168,7 +168,7 @@ func (im *image) findTopology(fileBlock uint64) Topology {
 			}
 			return n
 		}
-		if n := ioctl(unix.BLKSSZGET); powerOf2(n, pageSize) && n >= SectorSize {
+		if n := ioctl(unix.BLKSSZGET); powerOf2(n, maxBlock) && n >= SectorSize {
 			t.BlockSize = uint32(n)
 		}
 		physical, minIO, optIO = ioctl(unix.BLKPBSZGET), ioctl(unix.BLKIOMIN), ioctl(unix.BLKIOOPT)

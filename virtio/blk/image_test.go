@@ -176,7 +176,7 @@ func TestDirect(t *testing.T) {
 	}()
 	t.Logf("alignment of offsets %d, of memory %d", im.offsetAlign, im.memAlign)
 	mem := make([]byte, 8<<20)
-	for _, align := range []int{im.offsetAlign, pageSize} {
+	for _, align := range []int{im.offsetAlign, maxBlock} {
 		im.offsetAlign, im.memAlign = align, max(im.memAlign, 512)
 		rng := rand.New(rand.NewPCG(2, uint64(align)))
 		s := new(scratch)

@@ -16,13 +16,13 @@ const bounceSize = 1 << 20
 type scratch struct {
 	iov    []unix.Iovec
 	one    [1][]byte
-	bounce []byte // bounceSize bytes at a multiple of pageSize; nil until needed
+	bounce []byte // bounceSize bytes at a multiple of maxBlock; nil until needed
 }
 
 func (s *scratch) buffer() []byte {
 	if s.bounce == nil {
-		b := make([]byte, bounceSize+pageSize)
-		skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (pageSize - 1)
+		b := make([]byte, bounceSize+maxBlock)
+		skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (maxBlock - 1)
 		s.bounce = b[skip : skip+bounceSize : skip+bounceSize]
 	}
 	return s.bounce

@@ -72,7 +72,7 @@ func (s *State) check(sectors uint64) error {
 		return fmt.Errorf("version %d, version %d is known", s.Version, stateVersion)
 	case s.Capacity != sectors:
 		return fmt.Errorf("%d bytes at the source, %d bytes here", s.Capacity*SectorSize, sectors*SectorSize)
-	case !powerOf2(int(t.BlockSize), pageSize) || t.BlockSize < SectorSize:
+	case !powerOf2(int(t.BlockSize), maxBlock) || t.BlockSize < SectorSize:
 		return fmt.Errorf("blocks of %d bytes", t.BlockSize)
 	case t.PhysicalExp > 20:
 		return fmt.Errorf("2^%d blocks in a physical one", t.PhysicalExp)

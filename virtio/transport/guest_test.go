@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/transport"
 	"github.com/govmm/govmm/virtio/virtiotest"
-	"github.com/govmm/govmm/vmm/pci"
 	"golang.org/x/sys/unix"
 )
 

@@ -8,10 +8,10 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio/transport"
 	"github.com/govmm/govmm/virtio/virtiotest"
 	"github.com/govmm/govmm/vmm/memory"
-	"github.com/govmm/govmm/vmm/pci"
 	"golang.org/x/sys/unix"
 )
 

@@ -3,8 +3,8 @@ package transport
 import (
 	"encoding/binary"
 
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // The registers' BAR: one page for each structure.

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // State is everything of a device on PCI that travels with a migration: plain

@@ -18,8 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
-	"github.com/govmm/govmm/vmm/pci"
 )
 
 // Host is what a transport needs of the machine it is in.

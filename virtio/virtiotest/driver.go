@@ -6,6 +6,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -53,9 +54,9 @@ func RingBytes(size uint16) uint64 {
 	return page(n*16) + page(6+2*n) + page(6+8*n) + page(n*MaxIndirect*16)
 }
 
-func page(n uint64) uint64 { return (n + PageSize - 1) &^ (PageSize - 1) }
+func page(n uint64) uint64 { return (n + mempage.Size - 1) &^ (mempage.Size - 1) }
 
-// NewDriver lays out an empty ring at gpa, which is a multiple of PageSize.
+// NewDriver lays out an empty ring at gpa, which is a multiple of mempage.Size.
 // features are the negotiated ones.
 func NewDriver(t testing.TB, mem virtio.Memory, gpa uint64, size uint16, features uint64) *Driver {
 	t.Helper()

@@ -8,10 +8,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-)
 
-// PageSize is the unit of [Memory]'s dirty marks.
-const PageSize = 4096
+	"github.com/govmm/govmm/mempage"
+)
 
 // Memory is guest RAM from gpa Base on. It implements virtio.Memory.
 //
@@ -26,7 +25,7 @@ type Memory struct {
 	dirty   map[uint64]bool // pages by number, from gpa 0
 }
 
-// NewMemory makes RAM of n bytes at base; both are multiples of PageSize.
+// NewMemory makes RAM of n bytes at base; both are multiples of mempage.Size.
 func NewMemory(t testing.TB, base uint64, n int) *Memory {
 	t.Helper()
 	ram, err := syscall.Mmap(-1, 0, n, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_PRIVATE|syscall.MAP_ANONYMOUS)
@@ -60,7 +59,7 @@ func (m *Memory) MarkDirty(gpa, n uint64) error {
 	}
 	m.dirtyMu.Lock()
 	defer m.dirtyMu.Unlock()
-	for page := gpa / PageSize; page <= (gpa+n-1)/PageSize; page++ {
+	for page := gpa / mempage.Size; page <= (gpa+n-1)/mempage.Size; page++ {
 		m.dirty[page] = true
 	}
 	return nil
@@ -97,9 +96,9 @@ func (m *Memory) Unmarked(before []byte) []uint64 {
 	m.dirtyMu.Lock()
 	defer m.dirtyMu.Unlock()
 	var lost []uint64
-	for off := 0; off < len(m.ram); off += PageSize {
+	for off := 0; off < len(m.ram); off += mempage.Size {
 		gpa := m.Base + uint64(off)
-		if string(m.ram[off:off+PageSize]) != string(before[off:off+PageSize]) && !m.dirty[gpa/PageSize] {
+		if string(m.ram[off:off+mempage.Size]) != string(before[off:off+mempage.Size]) && !m.dirty[gpa/mempage.Size] {
 			lost = append(lost, gpa)
 		}
 	}

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
-	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
 func TestIdentity(t *testing.T) {
@@ -455,7 +455,7 @@ func TestPauseInStream(t *testing.T) {
 			// The transmit ring is the driver's; look at what the device writes.
 			for _, q := range []int{receiveQueue, eventQueue} {
 				s := r.drivers[q].State()
-				from, to := s.Device-base, s.Device-base+virtiotest.PageSize
+				from, to := s.Device-base, s.Device-base+mempage.Size
 				if !bytes.Equal(before[from:to], r.mem.Snapshot()[from:to]) {
 					t.Errorf("queue %d was used while the device was paused", q)
 				}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -27,7 +28,6 @@ const (
 const (
 	pageTablesGPA = 0x9000
 	mappedGiB     = 4
-	pageSize      = 0x1000
 	largePage     = 2 << 20
 	pteTable      = 1<<0 | 1<<1        // present, writable
 	pteLargePage  = pteTable | 1<<7    // maps 2 MiB itself
@@ -59,7 +59,7 @@ func writeBootParams(mem Memory, used *placement, b *bzImage, opt Options) (Entr
 		what      string
 	}{
 		{&entry.RSI, bootParamsSize, bootParamsGPA, "boot_params"},
-		{&entry.GDT, pageSize, gdtGPA, "the GDT"},
+		{&entry.GDT, mempage.Size, gdtGPA, "the GDT"},
 		{&entry.CR3, uint64(len(tables)), pageTablesGPA, "the page tables"},
 		{&cmdline, uint64(len(opt.Cmdline)) + 1, Cmdline, "the command line"},
 	} {
@@ -125,8 +125,8 @@ func writeBootParams(mem Memory, used *placement, b *bzImage, opt Options) (Entr
 // 3 GiB, else, if the kernel can, above 4 GiB.
 func (b *bzImage) placeInitrd(used *placement, n uint64) (uint64, error) {
 	gpa, err := used.placeHigh(n, b.initrdMax+1, "the initrd")
-	if err != nil && b.above4G && used.size-used.low >= roundUp(n, pageSize) {
-		return memory.HoleEnd + (used.size-used.low-n)&^(pageSize-1), nil
+	if err != nil && b.above4G && used.size-used.low >= roundUp(n, mempage.Size) {
+		return memory.HoleEnd + (used.size-used.low-n)&^(mempage.Size-1), nil
 	}
 	return gpa, err
 }
@@ -136,11 +136,11 @@ func (b *bzImage) placeInitrd(used *placement, n uint64) (uint64, error) {
 // directory of 2 MiB pages for each GiB.
 func identityTables() []byte {
 	le := binary.LittleEndian
-	t := make([]byte, (2+mappedGiB)*pageSize)
-	le.PutUint64(t, pageSize|pteTable)
+	t := make([]byte, (2+mappedGiB)*mempage.Size)
+	le.PutUint64(t, mempage.Size|pteTable)
 	for gib := range uint64(mappedGiB) {
-		directory := (2 + gib) * pageSize
-		le.PutUint64(t[pageSize+gib*8:], directory|pteTable)
+		directory := (2 + gib) * mempage.Size
+		le.PutUint64(t[mempage.Size+gib*8:], directory|pteTable)
 		for i := range uint64(512) {
 			le.PutUint64(t[directory+i*8:], gib<<30+i*largePage|pteLargePage)
 		}
@@ -153,7 +153,7 @@ func relocate(tables []byte, gpa uint64) {
 	le := binary.LittleEndian
 	le.PutUint64(tables, le.Uint64(tables)+gpa)
 	for gib := range mappedGiB {
-		e := tables[pageSize+gib*8:]
+		e := tables[mempage.Size+gib*8:]
 		le.PutUint64(e, le.Uint64(e)+gpa)
 	}
 }

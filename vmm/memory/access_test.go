@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/bits"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 func TestTypedAccess(t *testing.T) {
@@ -32,7 +34,7 @@ func TestTypedAccess(t *testing.T) {
 	for name, err := range map[string]error{
 		"WriteUint16": m.WriteUint16(end-1, 0), "WriteUint32": m.WriteUint32(end-3, 0), "WriteUint64": m.WriteUint64(end-7, 0),
 		"WriteAt": m.WriteAt(make([]byte, 2), end-1), "ReadAt": m.ReadAt(make([]byte, 2), end-1), "MarkDirty": m.MarkDirty(end-1, 2),
-		"MarkDirty that wraps": m.MarkDirty(1, ^uint64(0)), "Punch": m.Punch(end-PageSize, 2*PageSize),
+		"MarkDirty that wraps": m.MarkDirty(1, ^uint64(0)), "Punch": m.Punch(end-mempage.Size, 2*mempage.Size),
 	} {
 		var re *RangeError
 		if !errors.Is(err, ErrNotRAM) || !errors.As(err, &re) {
@@ -48,8 +50,8 @@ func TestTypedAccess(t *testing.T) {
 func TestAccessDoesNotAllocate(t *testing.T) {
 	for _, b := range []Backing{Memfd, Anonymous} {
 		m := newMemory(t, 16<<20, b)
-		buf := make([]byte, 3*PageSize)
-		bitmap := make([]uint64, bitmapWords(m.slots[0].pages()))
+		buf := make([]byte, 3*mempage.Size)
+		bitmap := make([]uint64, mempage.Words(m.slots[0].pages()))
 		var failed error
 		check := func(err error) {
 			if err != nil {
@@ -120,7 +122,7 @@ func FuzzRange(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = m.Close() })
-	bitmap := make([]uint64, bitmapWords(SlotSize>>pageShift))
+	bitmap := make([]uint64, mempage.Words(SlotSize>>mempage.Shift))
 	f.Fuzz(func(t *testing.T, gpa, n uint64) {
 		end, carry := bits.Add64(gpa, n, 0)
 		inside := carry == 0 && (end <= HoleStart || gpa >= HoleEnd && end <= HoleEnd+2<<20)
@@ -155,7 +157,7 @@ func FuzzRange(f *testing.F) {
 			}
 		}
 		if inside && n > 0 {
-			want = (end-1)>>pageShift - gpa>>pageShift + 1
+			want = (end-1)>>mempage.Shift - gpa>>mempage.Shift + 1
 		}
 		if marked != want {
 			t.Fatalf("MarkDirty(%#x, %#x): %d pages marked, want %d", gpa, n, marked, want)
@@ -176,7 +178,7 @@ func BenchmarkWriteUint32(b *testing.B) {
 // migration's round pays for knowing that no device wrote.
 func BenchmarkFetchDirty(b *testing.B) {
 	m := newMemory(b, SlotSize, Anonymous)
-	bitmap := make([]uint64, bitmapWords(SlotSize>>pageShift))
+	bitmap := make([]uint64, mempage.Words(SlotSize>>mempage.Shift))
 	for range b.N {
 		if err := m.FetchDirty(0, bitmap); err != nil {
 			b.Fatal(err)

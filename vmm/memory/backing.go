@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,8 +43,8 @@ func ParseBacking(s string) (Backing, error) {
 
 // open maps size bytes of m.backing at m.ram and opens what finds its holes.
 func (m *Memory) open(size uint64) error {
-	if pageSizeOfHost != PageSize {
-		return fmt.Errorf("guest memory: the host's pages have %d bytes, govmm knows %d", pageSizeOfHost, PageSize)
+	if pageSizeOfHost != mempage.Size {
+		return fmt.Errorf("guest memory: the host's pages have %d bytes, govmm knows %d", pageSizeOfHost, mempage.Size)
 	}
 	var err error
 	switch m.backing {
@@ -123,7 +124,7 @@ func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
 		err = unix.MunmapPtr(base, head)
 	}
 	if tail := hugePageSize - head; err == nil && tail > 0 {
-		end := (size + PageSize - 1) &^ (PageSize - 1)
+		end := (size + mempage.Size - 1) &^ (mempage.Size - 1)
 		err = unix.MunmapPtr(unsafe.Add(start, end), tail)
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,7 +58,7 @@ func BenchmarkPopulate(b *testing.B) {
 		use   func(b *testing.B, ram []byte)
 	}{
 		{"touch", false, func(_ *testing.B, ram []byte) {
-			for i := 0; i < len(ram); i += PageSize {
+			for i := 0; i < len(ram); i += mempage.Size {
 				ram[i] = 1
 			}
 		}},
@@ -141,13 +142,13 @@ func BenchmarkPopulated(b *testing.B) {
 			eachBacking(b, SlotSize, func(b *testing.B, fresh func() *Memory) {
 				m := fresh()
 				defer func() { _ = m.Close() }()
-				for i := 0; state.every > 0 && i < len(m.ram); i += state.every * PageSize {
+				for i := 0; state.every > 0 && i < len(m.ram); i += state.every * mempage.Size {
 					m.ram[i] = 1
 				}
-				bitmap := make([]uint64, bitmapWords(SlotSize>>pageShift))
+				bitmap := make([]uint64, mempage.Words(SlotSize>>mempage.Shift))
 				ask := func(b *testing.B) {
 					for b.Loop() {
-						if err := m.Populated(0, 0, SlotSize>>pageShift, bitmap); err != nil {
+						if err := m.Populated(0, 0, SlotSize>>mempage.Shift, bitmap); err != nil {
 							b.Fatal(err)
 						}
 					}

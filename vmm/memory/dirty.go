@@ -3,6 +3,8 @@ package memory
 import (
 	"fmt"
 	"sync/atomic"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // MarkDirty sets the VMM's dirty bits of the pages that [gpa, gpa+n) touches.
@@ -28,11 +30,11 @@ func (m *Memory) mark(off, n uint64) {
 	if n == 0 {
 		return
 	}
-	first, last := off>>pageShift, (off+n-1)>>pageShift
+	first, last := off>>mempage.Shift, (off+n-1)>>mempage.Shift
 	for first <= last {
 		// Slots are cut from m.ram every SlotSize bytes, and the hole starts
 		// at a multiple of SlotSize: only the slot of memory's end is shorter.
-		const slotPages = SlotSize >> pageShift
+		const slotPages = SlotSize >> mempage.Shift
 		s := &m.slots[first/slotPages]
 		page := first % slotPages
 		end := min(last-first+page, s.pages()-1)

@@ -7,13 +7,15 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Marks land in the right slot, also when a range goes over a slot's end.
 func TestMarkAcrossSlots(t *testing.T) {
 	const gib = 1 << 30
-	m := newMemory(t, 4*gib+PageSize, Anonymous)
-	last := uint64(SlotSize>>pageShift - 1)
+	m := newMemory(t, 4*gib+mempage.Size, Anonymous)
+	last := uint64(SlotSize>>mempage.Shift - 1)
 	for _, tt := range []struct {
 		gpa, n uint64
 		want   map[int][]uint64
@@ -84,21 +86,21 @@ func TestNoWriteIsLost(t *testing.T) {
 		seen           [pages]atomic.Uint64
 		wg             sync.WaitGroup
 	)
-	lastWord := func(page uint64) []byte { return m.SlotBytes(0, page, 1)[PageSize-8:] }
+	lastWord := func(page uint64) []byte { return m.SlotBytes(0, page, 1)[mempage.Size-8:] }
 	running.Store(writers)
 	for w := range uint64(writers) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
 			defer running.Add(-1)
-			content := make([]byte, PageSize)
+			content := make([]byte, mempage.Size)
 			for v := uint64(1); v <= writes; v++ {
 				page := v%(pages/writers)*writers + w // a page of this writer's own
 				var err error
-				if binary.LittleEndian.PutUint64(content[PageSize-8:], v); v%2 == 0 {
-					err = m.WriteAt(content, page*PageSize)
+				if binary.LittleEndian.PutUint64(content[mempage.Size-8:], v); v%2 == 0 {
+					err = m.WriteAt(content, page*mempage.Size)
 				} else {
-					err = m.WriteUint64(page*PageSize+PageSize-8, v)
+					err = m.WriteUint64(page*mempage.Size+mempage.Size-8, v)
 				}
 				if err != nil {
 					t.Error(err)
@@ -114,7 +116,7 @@ func TestNoWriteIsLost(t *testing.T) {
 			}
 		}()
 	}
-	bitmap := make([]uint64, bitmapWords(MinSize>>pageShift))
+	bitmap := make([]uint64, mempage.Words(MinSize>>mempage.Shift))
 	for running.Load() > 0 {
 		started.Add(1)
 		if err := m.FetchDirty(0, bitmap); err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -22,7 +23,7 @@ func Example() {
 	fmt.Println(m.WriteUint32(3<<30, 42))
 
 	// What the VMM wrote, a page a bit: the first page of the last slot.
-	bitmap := make([]uint64, memory.SlotSize/memory.PageSize/64)
+	bitmap := make([]uint64, memory.SlotSize/mempage.Size/64)
 	if err := m.FetchDirty(3, bitmap); err != nil {
 		log.Fatal(err)
 	}

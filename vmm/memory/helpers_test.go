@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // variant is a backing, and a way of finding holes.
@@ -77,7 +79,7 @@ func bitSet(bitmap []uint64, i uint64) bool { return bitmap[i/64]>>(i%64)&1 != 0
 // dirtyPages fetches the VMM's dirty log of a slot as a list of page numbers.
 func dirtyPages(t testing.TB, m *Memory, index int) []uint64 {
 	t.Helper()
-	bitmap := make([]uint64, bitmapWords(m.slots[index].pages()))
+	bitmap := make([]uint64, mempage.Words(m.slots[index].pages()))
 	if err := m.FetchDirty(index, bitmap); err != nil {
 		t.Fatal(err)
 	}

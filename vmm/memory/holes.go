@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,15 +21,15 @@ func (m *Memory) Populated(index int, first, n uint64, bitmap []uint64) error {
 	if err != nil {
 		return err
 	}
-	if uint64(len(bitmap)) < bitmapWords(n) {
-		return fmt.Errorf("bitmap of %d pages of memory slot %d: %d words given, %d needed", n, index, len(bitmap), bitmapWords(n))
+	if uint64(len(bitmap)) < mempage.Words(n) {
+		return fmt.Errorf("bitmap of %d pages of memory slot %d: %d words given, %d needed", n, index, len(bitmap), mempage.Words(n))
 	}
-	bitmap = bitmap[:bitmapWords(n)]
+	bitmap = bitmap[:mempage.Words(n)]
 	clear(bitmap)
 	if n == 0 {
 		return nil
 	}
-	return m.eachPopulated(s, first, n, func(at, count uint64) { setBits(bitmap, at, count) })
+	return m.eachPopulated(s, first, n, func(at, count uint64) { mempage.Bitmap(bitmap).SetRange(at, count) })
 }
 
 // PopulatedPages counts the pages of the guest that occupy host memory or swap.
@@ -51,15 +52,15 @@ func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64
 	}
 	// Hugetlb too: its pages cannot be swapped, and nobody but this process
 	// has the file, so what is not in its page table does not exist.
-	return m.pagemap.populated(s.HVA+uintptr(first<<pageShift), n, found)
+	return m.pagemap.populated(s.HVA+uintptr(first<<mempage.Shift), n, found)
 }
 
 // bySeek finds runs by asking the memory file for data and holes; pages of it
 // that are in swap are data. The file position that lseek moves is not used by
 // anything, so that concurrent calls do not disturb each other.
 func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) error {
-	start := int64(s.off + first<<pageShift)
-	end := start + int64(n<<pageShift)
+	start := int64(s.off + first<<mempage.Shift)
+	end := start + int64(n<<mempage.Shift)
 	for at := start; at < end; {
 		data, err := unix.Seek(m.fd, at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
@@ -82,22 +83,12 @@ func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) erro
 		// punched out between the two calls.
 		hole = min(hole, end)
 		if hole > data {
-			found(uint64(data-start)>>pageShift, uint64(hole-data+PageSize-1)>>pageShift)
+			found(uint64(data-start)>>mempage.Shift, uint64(hole-data+mempage.Size-1)>>mempage.Shift)
 		}
 		at = max(hole, data)
 		if hole == data {
-			at += PageSize
+			at += mempage.Size
 		}
 	}
 	return nil
-}
-
-// setBits sets bits [first, first+n).
-func setBits(bitmap []uint64, first, n uint64) {
-	for n > 0 {
-		bit := first % 64
-		count := min(64-bit, n)
-		bitmap[first/64] |= ^uint64(0) >> (64 - count) << bit
-		first, n = first+count, n-count
-	}
 }

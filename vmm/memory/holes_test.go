@@ -11,6 +11,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
@@ -19,7 +20,7 @@ import (
 // model says, no page with data is ever called a hole, asking populates
 // nothing, and exactly the VMM's writes and punches are marked.
 func TestModel(t *testing.T) {
-	const size, pages = 8 << 20, 8 << 20 / PageSize
+	const size, pages = 8 << 20, 8 << 20 / mempage.Size
 	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
 		rapid.Check(t, func(rt *rapid.T) {
 			m, err := New(size, v.backing)
@@ -33,7 +34,7 @@ func TestModel(t *testing.T) {
 			model := make([]byte, size)
 			dirty := make(map[uint64]bool)
 			mark := func(gpa, n uint64) {
-				for page := gpa / PageSize; page*PageSize < gpa+n; page++ {
+				for page := gpa / mempage.Size; page*mempage.Size < gpa+n; page++ {
 					dirty[page] = true
 				}
 			}
@@ -60,7 +61,7 @@ func TestModel(t *testing.T) {
 					mark(gpa, uint64(len(p)))
 				},
 				"write page": func(rt *rapid.T) {
-					gpa := page.Draw(rt, "page") * PageSize
+					gpa := page.Draw(rt, "page") * mempage.Size
 					if err := m.WriteUint64(gpa+8, 0x1111); err != nil {
 						rt.Fatal(err)
 					}
@@ -69,35 +70,35 @@ func TestModel(t *testing.T) {
 				},
 				"read": func(rt *rapid.T) {
 					first, n := run(rt)
-					if !bytes.Equal(m.SlotBytes(0, first, n), model[first*PageSize:(first+n)*PageSize]) {
+					if !bytes.Equal(m.SlotBytes(0, first, n), model[first*mempage.Size:(first+n)*mempage.Size]) {
 						rt.Fatal("content differs")
 					}
 				},
 				"punch": func(rt *rapid.T) {
 					first, n := run(rt)
-					if err := m.Punch(first*PageSize, n*PageSize); err != nil {
+					if err := m.Punch(first*mempage.Size, n*mempage.Size); err != nil {
 						rt.Fatal(err)
 					}
-					clear(model[first*PageSize : (first+n)*PageSize])
-					mark(first*PageSize, n*PageSize)
+					clear(model[first*mempage.Size : (first+n)*mempage.Size])
+					mark(first*mempage.Size, n*mempage.Size)
 				},
 				"zero": func(rt *rapid.T) {
 					first, n := run(rt)
 					if err := m.Zero(0, first, n); err != nil {
 						rt.Fatal(err)
 					}
-					clear(model[first*PageSize : (first+n)*PageSize])
+					clear(model[first*mempage.Size : (first+n)*mempage.Size])
 				},
 				"ask": func(rt *rapid.T) {
 					first, n := run(rt)
 					before := populated(rt)
-					bitmap := slices.Repeat([]uint64{^uint64(0)}, int(bitmapWords(n)))
+					bitmap := slices.Repeat([]uint64{^uint64(0)}, int(mempage.Words(n)))
 					if err := m.Populated(0, first, n, bitmap); err != nil {
 						rt.Fatal(err)
 					}
 					for i := range n {
-						data := model[(first+i)*PageSize : (first+i+1)*PageSize]
-						if !bitSet(bitmap, i) && bytes.Count(data, []byte{0}) != PageSize {
+						data := model[(first+i)*mempage.Size : (first+i+1)*mempage.Size]
+						if !bitSet(bitmap, i) && bytes.Count(data, []byte{0}) != mempage.Size {
 							rt.Fatalf("page %d has data and was called a hole", first+i)
 						}
 					}
@@ -220,7 +221,7 @@ func residentPages(t *testing.T, m *Memory) uint64 {
 			if _, err := fmt.Sscan(value, &kib); err != nil {
 				t.Fatalf("%q: %v", line, err)
 			}
-			n += kib << 10 / PageSize
+			n += kib << 10 / mempage.Size
 		}
 	}
 	return n
@@ -228,7 +229,7 @@ func residentPages(t *testing.T, m *Memory) uint64 {
 
 func TestPunchRefuses(t *testing.T) {
 	m := newMemory(t, MinSize, Memfd)
-	for _, r := range [][2]uint64{{1, PageSize}, {0, 100}, {PageSize, MinSize}, {HoleEnd, PageSize}} {
+	for _, r := range [][2]uint64{{1, mempage.Size}, {0, 100}, {mempage.Size, MinSize}, {HoleEnd, mempage.Size}} {
 		if err := m.Punch(r[0], r[1]); err == nil {
 			t.Errorf("Punch(%#x, %#x) succeeded", r[0], r[1])
 		}
@@ -242,19 +243,19 @@ func TestPunchRefuses(t *testing.T) {
 func TestPunchAcrossSlots(t *testing.T) {
 	for _, b := range []Backing{Memfd, Anonymous} {
 		m := newMemory(t, 2<<30, b)
-		if err := m.WriteAt(bytes.Repeat([]byte{7}, 4*PageSize), 1<<30-2*PageSize); err != nil {
+		if err := m.WriteAt(bytes.Repeat([]byte{7}, 4*mempage.Size), 1<<30-2*mempage.Size); err != nil {
 			t.Fatal(err)
 		}
-		last := uint64(SlotSize>>pageShift - 1)
+		last := uint64(SlotSize>>mempage.Shift - 1)
 		dirtyPages(t, m, 0)
 		dirtyPages(t, m, 1)
-		if err := m.Punch(1<<30-PageSize, 2*PageSize); err != nil {
+		if err := m.Punch(1<<30-mempage.Size, 2*mempage.Size); err != nil {
 			t.Fatal(err)
 		}
 		if a, b := dirtyPages(t, m, 0), dirtyPages(t, m, 1); !slices.Equal(a, []uint64{last}) || !slices.Equal(b, []uint64{0}) {
 			t.Errorf("marked %v and %v", a, b)
 		}
-		for gpa, want := range map[uint64]uint16{1<<30 - 2*PageSize: 0x0707, 1<<30 - PageSize: 0, 1 << 30: 0, 1<<30 + PageSize: 0x0707} {
+		for gpa, want := range map[uint64]uint16{1<<30 - 2*mempage.Size: 0x0707, 1<<30 - mempage.Size: 0, 1 << 30: 0, 1<<30 + mempage.Size: 0x0707} {
 			if got, err := m.ReadUint16(gpa); err != nil || got != want {
 				t.Errorf("%s: gpa %#x is %#x, %v", b, gpa, got, err)
 			}
@@ -265,14 +266,14 @@ func TestPunchAcrossSlots(t *testing.T) {
 // While somebody writes, and the kernel collapses and splits huge pages, a page
 // that was written before the question is never called a hole.
 func TestHolesUnderWrites(t *testing.T) {
-	const size, pages = 16 << 20, 16 << 20 / PageSize
+	const size, pages = 16 << 20, 16 << 20 / mempage.Size
 	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
 		m := fresh(t)
 		var wg sync.WaitGroup
 		stop := make(chan struct{})
 		written := pages / 2
 		for page := range uint64(written) {
-			if err := m.WriteUint16(page*PageSize, 1); err != nil {
+			if err := m.WriteUint16(page*mempage.Size, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -287,14 +288,14 @@ func TestHolesUnderWrites(t *testing.T) {
 				default:
 				}
 				page := uint64(written) + rng.Uint64N(pages/2)
-				_ = m.WriteUint16(page*PageSize, 1)
+				_ = m.WriteUint16(page*mempage.Size, 1)
 				if rng.Uint64N(64) == 0 {
 					_ = m.Zero(0, page, 1)
 					_ = unix.Madvise(m.ram[:size/2], unix.MADV_COLLAPSE)
 				}
 			}
 		}()
-		bitmap := make([]uint64, bitmapWords(pages))
+		bitmap := make([]uint64, mempage.Words(pages))
 		for range 300 {
 			if err := m.Populated(0, 0, pages, bitmap); err != nil {
 				t.Fatal(err)

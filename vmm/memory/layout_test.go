@@ -3,6 +3,8 @@ package memory
 import (
 	"errors"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // newMemory makes memory for one test.
@@ -27,7 +29,7 @@ func TestLayout(t *testing.T) {
 		slots []Slot
 	}{
 		{mib, []Slot{{GPA: 0, Size: mib}}},
-		{mib + PageSize, []Slot{{GPA: 0, Size: mib + PageSize}}},
+		{mib + mempage.Size, []Slot{{GPA: 0, Size: mib + mempage.Size}}},
 		{gib, []Slot{{GPA: 0, Size: gib}}},
 		{3 * gib, []Slot{{GPA: 0, Size: gib}, {GPA: gib, Size: gib}, {GPA: 2 * gib, Size: gib}}},
 		{5*gib - 3*mib, []Slot{{GPA: 0, Size: gib}, {GPA: gib, Size: gib}, {GPA: 2 * gib, Size: gib},
@@ -62,7 +64,7 @@ func TestNewRefuses(t *testing.T) {
 		size uint64
 		b    Backing
 	}{
-		{0, Memfd}, {MinSize - PageSize, Memfd}, {MinSize + 1, Anonymous}, {MaxSize + PageSize, Memfd},
+		{0, Memfd}, {MinSize - mempage.Size, Memfd}, {MinSize + 1, Anonymous}, {MaxSize + mempage.Size, Memfd},
 		{^uint64(0) - 4095, Memfd}, {MinSize, "disk"}, {3 << 20, Hugetlb},
 	} {
 		if m, err := New(tt.size, tt.b); err == nil {
@@ -86,8 +88,8 @@ func TestAddresses(t *testing.T) {
 			if gpa < s.GPA || gpa >= s.GPA+s.Size {
 				continue
 			}
-			page := (gpa - s.GPA) / PageSize
-			b := m.SlotBytes(i, page, 1)[gpa%PageSize:]
+			page := (gpa - s.GPA) / mempage.Size
+			b := m.SlotBytes(i, page, 1)[gpa%mempage.Size:]
 			got := uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
 			if got != uint32(gpa>>8)^0xa5a5a5a5 {
 				t.Errorf("gpa %#x: %#x in slot %d page %#x", gpa, got, i, page)

@@ -21,13 +21,11 @@ import (
 	"os"
 	"unsafe"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// PageSize is the unit of tracking in bytes: KVM's dirty log has one bit
-	// for each 4 KiB, whatever the host backs the memory with.
-	PageSize = 4096
 	// SlotSize is the largest size of a slot in bytes.
 	SlotSize = 1 << 30
 	// HoleStart and HoleEnd bound the guest physical addresses that are never
@@ -40,7 +38,6 @@ const (
 	// MaxSize is 16 TiB.
 	MaxSize = 16 << 40
 
-	pageShift    = 12
 	hugePageSize = 2 << 20
 )
 
@@ -67,7 +64,7 @@ func (e *RangeError) Unwrap() error { return ErrNotRAM }
 // virtual memory, to be registered as one KVM memory slot.
 type Slot struct {
 	GPA  uint64  // guest physical address of the first byte
-	Size uint64  // length in bytes, a multiple of [PageSize], at most [SlotSize]
+	Size uint64  // length in bytes, a multiple of [mempage.Size], at most [SlotSize]
 	HVA  uintptr // host virtual address of the first byte
 }
 
@@ -80,7 +77,7 @@ type slot struct {
 }
 
 // pages returns the slot's length in pages.
-func (s *slot) pages() uint64 { return s.Size >> pageShift }
+func (s *slot) pages() uint64 { return s.Size >> mempage.Shift }
 
 // Memory is the RAM of one guest. All methods but Close may be called from
 // several goroutines, and while vCPUs run.
@@ -95,13 +92,13 @@ type Memory struct {
 }
 
 // New makes guest memory of size bytes. Nothing is populated: pages come to be
-// when they are first written. size must be a multiple of [PageSize] (of 2 MiB
+// when they are first written. size must be a multiple of [mempage.Size] (of 2 MiB
 // for [Hugetlb]) from [MinSize] to [MaxSize].
 func New(size uint64, b Backing) (*Memory, error) {
 	if _, err := ParseBacking(string(b)); err != nil {
 		return nil, err
 	}
-	unit := uint64(PageSize)
+	unit := uint64(mempage.Size)
 	if b == Hugetlb {
 		unit = hugePageSize
 	}
@@ -130,7 +127,7 @@ func (m *Memory) cut(gpa, off, n uint64) {
 			Slot:  Slot{GPA: gpa, Size: size, HVA: uintptr(unsafe.Pointer(&ram[0]))},
 			ram:   ram,
 			off:   off,
-			dirty: make([]uint64, bitmapWords(size>>pageShift)),
+			dirty: make([]uint64, mempage.Words(size>>mempage.Shift)),
 		})
 		gpa, off, n = gpa+size, off+size, n-size
 	}
@@ -208,11 +205,8 @@ func (m *Memory) SlotBytes(index int, first, n uint64) []byte {
 	if err != nil {
 		panic(err)
 	}
-	return s.ram[first<<pageShift : (first+n)<<pageShift : (first+n)<<pageShift]
+	return s.ram[first<<mempage.Shift : (first+n)<<mempage.Shift : (first+n)<<mempage.Shift]
 }
-
-// bitmapWords returns how many 64-bit words a bitmap of so many pages has.
-func bitmapWords(pages uint64) uint64 { return (pages + 63) / 64 }
 
 // pageSizeOfHost is what the kernel populates at a time.
 var pageSizeOfHost = os.Getpagesize()

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"unsafe"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -103,14 +104,14 @@ func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64)) 
 // byScan finds runs by PAGEMAP_SCAN. The kernel holds mmap_lock for reading
 // during a walk, which keeps khugepaged from moving pages meanwhile.
 func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64)) error {
-	end := start + n<<pageShift
+	end := start + n<<mempage.Shift
 	for at := start; at < end; {
 		count, err := p.scanOnce(s, at, end)
 		if err != nil {
 			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): %w", at, end, err)
 		}
 		for _, r := range s.regions[:count] {
-			found((r.start-start)>>pageShift, (r.end-r.start)>>pageShift)
+			found((r.start-start)>>mempage.Shift, (r.end-r.start)>>mempage.Shift)
 		}
 		if s.arg.walkEnd <= at {
 			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): no progress", at, end)
@@ -153,7 +154,7 @@ func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uin
 	const entrySize = 8
 	for done := uint64(0); done < n; {
 		buf := s.entries[:min(uint64(len(s.entries)), (n-done)*entrySize)]
-		got, err := unix.Pread(p.fd, buf, int64((start>>pageShift+done)*entrySize))
+		got, err := unix.Pread(p.fd, buf, int64((start>>mempage.Shift+done)*entrySize))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -161,7 +162,7 @@ func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uin
 			return fmt.Errorf("read /proc/self/pagemap: %w", err)
 		}
 		if got < entrySize {
-			return fmt.Errorf("read /proc/self/pagemap of guest memory at %#x: it ends there", start+done<<pageShift)
+			return fmt.Errorf("read /proc/self/pagemap of guest memory at %#x: it ends there", start+done<<mempage.Shift)
 		}
 		pages := uint64(got / entrySize)
 		for i := uint64(0); i < pages; i++ {

@@ -3,6 +3,7 @@ package memory
 import (
 	"fmt"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +17,7 @@ func (m *Memory) Prefault(index int, first, n uint64) error {
 	if err != nil || n == 0 {
 		return err
 	}
-	ram := s.ram[first<<pageShift : (first+n)<<pageShift]
+	ram := s.ram[first<<mempage.Shift : (first+n)<<mempage.Shift]
 	if err := retryEINTR(func() error { return unix.Madvise(ram, unix.MADV_POPULATE_WRITE) }); err != nil {
 		return fmt.Errorf("MADV_POPULATE_WRITE of %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 	}

@@ -3,6 +3,8 @@ package memory
 import (
 	"bytes"
 	"testing"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Prefault makes holes pages of zeros and leaves what is there alone.
@@ -17,14 +19,14 @@ func TestPrefault(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.Prefault(0, 2<<20>>pageShift, 4<<20>>pageShift); err != nil {
+		if err := m.Prefault(0, 2<<20>>mempage.Shift, 4<<20>>mempage.Shift); err != nil {
 			t.Fatal(err)
 		}
-		there := make([]uint64, size>>pageShift/64)
-		if err := m.Populated(0, 0, size>>pageShift, there); err != nil {
+		there := make([]uint64, size>>mempage.Shift/64)
+		if err := m.Populated(0, 0, size>>mempage.Shift, there); err != nil {
 			t.Fatal(err)
 		}
-		for page := uint64(2 << 20 >> pageShift); page < 6<<20>>pageShift; page++ {
+		for page := uint64(2 << 20 >> mempage.Shift); page < 6<<20>>mempage.Shift; page++ {
 			if !bitSet(there, page) {
 				t.Fatalf("page %#x is not populated; %d pages were before", page, before)
 			}
@@ -38,10 +40,10 @@ func TestPrefault(t *testing.T) {
 		if pages := dirtyPages(t, m, 0); len(pages) != 1 {
 			t.Errorf("pages %v are marked as written", pages)
 		}
-		if err := m.Zero(0, 2<<20>>pageShift, 2<<20>>pageShift); err != nil {
+		if err := m.Zero(0, 2<<20>>mempage.Shift, 2<<20>>mempage.Shift); err != nil {
 			t.Fatal(err)
 		}
-		if after, err := m.PopulatedPages(); err != nil || v.backing != Hugetlb && after > before+4<<20>>pageShift {
+		if after, err := m.PopulatedPages(); err != nil || v.backing != Hugetlb && after > before+4<<20>>mempage.Shift {
 			t.Errorf("%d pages are populated after Zero, error %v", after, err)
 		}
 	})

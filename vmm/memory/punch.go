@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,11 +22,11 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 	if n == 0 {
 		return nil
 	}
-	ram := s.ram[first<<pageShift : (first+n)<<pageShift]
+	ram := s.ram[first<<mempage.Shift : (first+n)<<mempage.Shift]
 	switch m.backing {
 	case Memfd:
 		const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
-		err = retryEINTR(func() error { return unix.Fallocate(m.fd, mode, int64(s.off+first<<pageShift), int64(len(ram))) })
+		err = retryEINTR(func() error { return unix.Fallocate(m.fd, mode, int64(s.off+first<<mempage.Shift), int64(len(ram))) })
 		if err != nil {
 			return fmt.Errorf("punch %d pages at page %#x out of memory slot %d: %w", n, first, index, err)
 		}
@@ -34,7 +35,7 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 			return fmt.Errorf("MADV_DONTNEED of %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 		}
 	case Hugetlb:
-		err := m.eachPopulated(s, first, n, func(at, n uint64) { clear(ram[at<<pageShift : (at+n)<<pageShift]) })
+		err := m.eachPopulated(s, first, n, func(at, n uint64) { clear(ram[at<<mempage.Shift : (at+n)<<mempage.Shift]) })
 		if err != nil {
 			return fmt.Errorf("zero %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 		}
@@ -43,11 +44,11 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 }
 
 // Punch gives the host memory of [gpa, gpa+n) back, as a balloon does; the
-// guest reads zeros there from now on. gpa and n are multiples of [PageSize].
+// guest reads zeros there from now on. gpa and n are multiples of [mempage.Size].
 // The pages are marked in the VMM's dirty bitmap: a migration that has sent
 // their old content must send that they are zero now.
 func (m *Memory) Punch(gpa, n uint64) error {
-	if gpa%PageSize != 0 || n%PageSize != 0 {
+	if gpa%mempage.Size != 0 || n%mempage.Size != 0 {
 		return fmt.Errorf("punch %d bytes at gpa %#x out of guest memory: not whole pages", n, gpa)
 	}
 	off, err := m.offset(gpa, n)
@@ -60,7 +61,7 @@ func (m *Memory) Punch(gpa, n uint64) error {
 		index := off / SlotSize
 		at := off % SlotSize
 		count := min(n, m.slots[index].Size-at)
-		if err := m.Zero(int(index), at>>pageShift, count>>pageShift); err != nil {
+		if err := m.Zero(int(index), at>>mempage.Shift, count>>mempage.Shift); err != nil {
 			return err
 		}
 		off, n = off+count, n-count

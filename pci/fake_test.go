@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/govmm/govmm/vmm/pci"
+	"github.com/govmm/govmm/pci"
 	"golang.org/x/sys/unix"
 )
 

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/govmm/govmm/vmm/pci"
+	"github.com/govmm/govmm/pci"
 )
 
 var testID = pci.Identity{Vendor: 0x1af4, Device: 0x107f, SubVendor: 0x1af4, SubDevice: 0x1234, Class: 0x0180ff, Revision: 7}
