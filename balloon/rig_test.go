@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
@@ -247,9 +248,4 @@ func ctx(t testing.TB) context.Context {
 	return c
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var check = testenv.Check

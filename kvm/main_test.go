@@ -2,48 +2,20 @@ package kvm
 
 import (
 	"errors"
-	"flag"
 	"fmt"
-	"os"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
-// noKVM says whether err means that this machine has no KVM for us, as against
-// one that is there and broken.
-func noKVM(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) ||
-		errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
-}
+func TestMain(m *testing.M) { testenv.Main(m) }
 
-// TestMain leaves out the examples, which cannot skip themselves, where there is
-// no KVM.
-func TestMain(m *testing.M) {
-	s, err := Open()
-	if noKVM(err) {
-		fmt.Fprintf(os.Stderr, "NO KVM HERE, examples are skipped: %v\n", err)
-		flag.Parse()
-		if flag.Lookup("test.skip").Value.String() == "" {
-			if err := flag.Set("test.skip", "^Example"); err != nil {
-				panic(err)
-			}
-		}
-	} else if err == nil {
-		if err := s.Close(); err != nil {
-			panic(err)
-		}
-	}
-	os.Exit(m.Run())
-}
-
-// openKVM opens /dev/kvm, or skips loudly where there is none.
+// openKVM opens /dev/kvm, or skips the test.
 func openKVM(t testing.TB) *System {
 	t.Helper()
+	testenv.NeedKVM(t)
 	s, err := Open()
-	if noKVM(err) {
-		t.Skipf("NO KVM HERE, nothing was tested: %v", err)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,12 +53,7 @@ func newChipVCPU(t testing.TB) (*VM, *VCPU) {
 	return vm, newVCPU(t, vm)
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var check = testenv.Check
 
 // must returns a call's value, or fails the test.
 func must[T any](value T, err error) func(testing.TB) T {

@@ -6,16 +6,12 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/pci"
 	"golang.org/x/sys/unix"
 )
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var check = testenv.Check
 
 // controller is a machine's interrupt controllers, as far as messages go.
 type controller struct {

@@ -9,21 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/test/kernel"
 )
 
-// needSVM skips where the processor does not virtualise: Debian's kernel uses
-// instructions that a KVM that emulates ring 0 does not know.
+// needSVM skips the test where KVM emulates ring 0: its emulator lacks
+// instructions that Debian's kernel uses.
 func needSVM(t testing.TB) {
 	t.Helper()
-	needKVM(t)
-	flags, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !regexp.MustCompile(`(?m)^flags\s*:.*\b(vmx|svm)\b`).Match(flags) {
-		t.Skip("needs VT-x or SVM: Debian's kernel as it is")
-	}
+	testenv.NeedVirtualisation(t, "Debian's kernel as it is")
 }
 
 // debianInit is the guest's first process. Its shell is a login on the serial
@@ -46,7 +40,7 @@ while :; do setsid cttyhack sh; done
 // are not what the kernel expects: it does without XSAVE there (docs/testing.md).
 func debianCmdline() string {
 	const cmdline = "console=ttyS0 panic=-1"
-	if os.Getenv("GOVMM_SVM") != "" {
+	if emulated() {
 		return cmdline + " noxsave"
 	}
 	return cmdline

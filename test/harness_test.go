@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/internal/testenv"
 )
 
 // govmm is the path of the binary under test, built once.
@@ -55,37 +57,20 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// needKVM skips where there is no KVM; the test runner counts that as a failure
-// on a machine where /dev/kvm opens.
-func needKVM(t testing.TB) {
-	t.Helper()
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("NO KVM HERE, NOT TESTED: %v", err)
-	}
-	f.Close()
-}
+var (
+	needKVM  = testenv.NeedKVM
+	full     = testenv.Full
+	emulated = testenv.Emulated
+	patience = testenv.Patience
+)
 
-// full says that the long runs are asked for, at their full counts.
-func full() bool { return os.Getenv("GOVMM_ACCEPT") != "" }
-
-// count is n in the long runs and short otherwise.
+// count returns n in the long runs and short otherwise.
 func count(short, n int) int {
 	if full() {
 		return n
 	}
 	return short
 }
-
-// patience bounds every wait; it is long because the machine may be slow, and
-// reached only when something is broken. An emulated machine (test/svm) is
-// slower still.
-var patience = func() time.Duration {
-	if emulated() {
-		return 10 * time.Minute
-	}
-	return time.Minute
-}()
 
 // host is a place where VMs have names: a runtime directory of its own.
 type host struct {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/test/kernel"
 	"golang.org/x/sys/unix"
@@ -219,13 +220,11 @@ func (p *proc) sysrq(key string) {
 	}
 }
 
-// needRoot skips what cannot be done without it; the test runner counts that
-// as a failure where KVM is.
+// needRoot skips the test where taps, bridges and network namespaces cannot be
+// made.
 func needRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("root is needed: taps, bridges, network namespaces")
-	}
+	testenv.NeedRoot(t, "taps, bridges, network namespaces")
 }
 
 // content makes a file of so many bytes that are not zero.

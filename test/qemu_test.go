@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/guest"
+	"github.com/govmm/govmm/internal/testenv"
 )
 
 // qemu is a QEMU that runs our demo guest, for comparisons: the same ELF and
@@ -30,13 +31,11 @@ type qemu struct {
 	events map[string]time.Time // the last of each name that do came across
 }
 
-// qemuAccel returns the accelerator that there is.
+// qemuAccel returns QEMU's accelerator on this machine.
 func qemuAccel() string {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
+	if testenv.NoKVM() != nil {
 		return "tcg"
 	}
-	f.Close()
 	return "kvm"
 }
 

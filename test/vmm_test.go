@@ -227,10 +227,6 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// emulated says that this is the machine of test/svm, whose times are no
-// promise's.
-func emulated() bool { return os.Getenv("GOVMM_SVM") != "" }
-
 // BenchmarkIdle is what an idle VM costs: memory beyond the guest's, and the share of
 // a processor, beside QEMU's microvm with the same guest.
 func BenchmarkIdle(b *testing.B) {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
@@ -63,12 +64,7 @@ func (r *rig) next(c *virtio.Chain) bool {
 	return ok
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var check = testenv.Check
 
 func eachLayout(t *testing.T, f func(t *testing.T, features uint64)) {
 	for _, l := range layouts {

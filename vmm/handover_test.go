@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/virtio/net"
@@ -150,9 +151,7 @@ func TestResetKeepsTheDisk(t *testing.T) {
 // by the VMM would vanish as soon as it is closed.
 func TestResetKeepsTheTap(t *testing.T) {
 	needKVM(t)
-	if os.Geteuid() != 0 {
-		t.Skip("root is needed to make a tap")
-	}
+	testenv.NeedRoot(t, "a tap")
 	name := fmt.Sprintf("gvreset%d", os.Getpid()%1e6)
 	options, err := net.ParseOptions("tap=" + name + ",mac=52:54:00:0a:0b:0c")
 	check(t, err)

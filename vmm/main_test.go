@@ -4,64 +4,22 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
-	"flag"
-	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/vmm/loader/elftest"
-	"golang.org/x/sys/unix"
 )
 
-// patience is how long a test waits for what should come at once: long enough
-// for a loaded machine, and never waited for in vain by a test that passes.
-const patience = time.Minute
+var (
+	check    = testenv.Check
+	needKVM  = testenv.NeedKVM
+	patience = testenv.Patience
+)
 
-// noKVM says why there is no KVM for us on this machine; nil if there is.
-func noKVM() error {
-	sys, err := kvm.Open()
-	for _, absent := range []error{unix.ENOENT, unix.ENODEV, unix.ENXIO, unix.EACCES, unix.EPERM} {
-		if errors.Is(err, absent) {
-			return err
-		}
-	}
-	if err == nil {
-		_ = sys.Close()
-	}
-	return nil
-}
-
-// TestMain leaves out the examples where there is no KVM: they cannot skip
-// themselves.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := noKVM(); err != nil {
-		fmt.Fprintf(os.Stderr, "NO KVM HERE, examples are skipped: %v\n", err)
-		if f := flag.Lookup("test.skip"); f.Value.String() == "" {
-			_ = f.Value.Set("^Example")
-		}
-	}
-	os.Exit(m.Run())
-}
-
-func needKVM(t testing.TB) {
-	t.Helper()
-	if err := noKVM(); err != nil {
-		t.Skipf("NO KVM HERE, nothing was tested: %v", err)
-	}
-}
-
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 func within(t testing.TB) context.Context {
 	t.Helper()

@@ -11,18 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"golang.org/x/sys/unix"
 )
-
-// needKVM skips a test that cannot run here.
-func needKVM(t *testing.T) {
-	t.Helper()
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("NO KVM HERE, NOT TESTED: %v", err)
-	}
-	_ = f.Close()
-}
 
 // terminal is a pseudo-terminal with a govmm on it.
 type terminal struct {
@@ -136,7 +127,7 @@ func (tm *terminal) ended(exit int) {
 
 // A terminal is raw while the guest has it, and as it was on every way out.
 func TestTerminal(t *testing.T) {
-	needKVM(t)
+	testenv.NeedKVM(t)
 	for _, tc := range []struct {
 		name string
 		end  func(*cli, *terminal)
@@ -175,7 +166,7 @@ func TestTerminal(t *testing.T) {
 
 // The demo passes, draws to its end, and leaves nothing behind.
 func TestDemo(t *testing.T) {
-	needKVM(t)
+	testenv.NeedKVM(t)
 	c := newCLI(t)
 	exit, stdout, stderr := c.run("demo")
 	if exit != exitDone || !strings.HasSuffix(stdout, "\nbad=0\n") || stderr != "" {
@@ -190,7 +181,7 @@ func TestDemo(t *testing.T) {
 
 // Interrupted, the demo ends its children, and their sockets are gone.
 func TestDemoInterrupted(t *testing.T) {
-	needKVM(t)
+	testenv.NeedKVM(t)
 	c := newCLI(t)
 	tmp := t.TempDir()
 	cmd := c.command(t.Context(), "demo")

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/test/kernel"
 )
 
@@ -29,7 +30,7 @@ const allowed = "needs VT-x or SVM"
 
 func main() {
 	r := report{out: os.Stdout, pending: map[testID]*strings.Builder{}}
-	kvm := openKVM()
+	kvm := testenv.NoKVM()
 	var err error
 	switch arg := strings.Join(os.Args[1:], " "); {
 	case arg == "-svm=absent" && kvm == nil:
@@ -75,14 +76,6 @@ func (r *report) goTest(args ...string) error {
 		return fmt.Errorf("go test: %w", err)
 	}
 	return nil
-}
-
-func openKVM() error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return f.Close()
 }
 
 func loud(s string) { fmt.Println("!!!!!!!! " + s + " !!!!!!!!") }

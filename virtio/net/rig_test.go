@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/net"
 	"github.com/govmm/govmm/virtio/virtiotest"
@@ -241,9 +242,4 @@ func ctx(t testing.TB) context.Context {
 	return c
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var check = testenv.Check

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/virtio/net"
 	"github.com/govmm/govmm/virtio/virtiotest"
 	"github.com/vishvananda/netlink"
@@ -21,9 +22,7 @@ import (
 // ends with it.
 func namespace(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: taps are tested as root")
-	}
+	testenv.NeedRoot(t, "network namespaces and taps")
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		t.Skip("SKIPPED: no /dev/net/tun")
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/transport"
@@ -25,12 +26,7 @@ const (
 	table  = common + 0x4000
 )
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var check = testenv.Check
 
 // board is what a transport is plugged into: interrupts and ioeventfds.
 type board struct {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
@@ -19,8 +20,6 @@ import (
 const (
 	base     = 0x100000
 	guestCID = 42
-	// patience is how long anything may take before a test fails.
-	patience = 20 * time.Second
 	// rxBuffers and rxBytes are the buffers that the guest gives; those of
 	// Linux are as long.
 	rxBuffers = 16
@@ -409,12 +408,10 @@ func (r *rig) needsReset() {
 	}
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+var (
+	check    = testenv.Check
+	patience = testenv.Patience
+)
 
 // each runs a test with both layouts of the rings.
 func each(t *testing.T, f func(t *testing.T, r *rig)) {
