@@ -6,7 +6,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/loader"
@@ -110,7 +110,7 @@ func validName(name string) error {
 
 // Encode returns the spec as it goes over the wire.
 func (s *Spec) Encode() ([]byte, error) {
-	b, err := encMode.Marshal(s)
+	b, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode the machine's description: %w", err)
 	}
@@ -123,45 +123,15 @@ func DecodeSpec(b []byte) (Spec, error) {
 	var head struct {
 		Version uint32 `cbor:"version"`
 	}
-	if err := laxMode.Unmarshal(b, &head); err != nil {
+	if err := strictcbor.UnmarshalKnown(b, &head); err != nil {
 		return Spec{}, fmt.Errorf("decode the machine's description: %w", err)
 	}
 	if head.Version != SpecVersion {
 		return Spec{}, (&Spec{Version: head.Version}).Validate()
 	}
 	var s Spec
-	if err := decMode.Unmarshal(b, &s); err != nil {
+	if err := strictcbor.Unmarshal(b, &s); err != nil {
 		return Spec{}, fmt.Errorf("decode the machine's description: %w", err)
 	}
 	return s, s.Validate()
-}
-
-// The CBOR of specs and states. Decoding is strict: nothing twice, nothing
-// unknown, nothing of indefinite length, no tags, bounded in every direction.
-// What a byte string may take is bounded by the message that it comes in.
-var (
-	encMode = must(cbor.EncOptions{Sort: cbor.SortNone}.EncMode())
-	decMode = must(decOptions(cbor.ExtraDecErrorUnknownField).DecMode())
-	laxMode = must(decOptions(cbor.ExtraDecErrorNone).DecMode())
-)
-
-func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
-	return cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		MaxNestedLevels:   12,
-		MaxArrayElements:  4096,
-		MaxMapPairs:       64,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: extra,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}
-}
-
-// must is for the modes above, whose options do not depend on anything.
-func must[M any](m M, err error) M {
-	if err != nil {
-		panic(err)
-	}
-	return m
 }

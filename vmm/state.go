@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/platform"
 	"github.com/govmm/govmm/vmm/serial"
@@ -224,7 +225,7 @@ func (s *ChipState) all() [3]chip {
 
 // EncodeState returns the state as it goes over the wire.
 func EncodeState(s *MachineState) ([]byte, error) {
-	b, err := encMode.Marshal(s)
+	b, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode the machine's state: %w", err)
 	}
@@ -235,14 +236,14 @@ func EncodeState(s *MachineState) ([]byte, error) {
 // for the kernel to check.
 func DecodeState(b []byte) (*MachineState, error) {
 	var head struct{ Version uint32 }
-	if err := laxMode.Unmarshal(b, &head); err != nil {
+	if err := strictcbor.UnmarshalKnown(b, &head); err != nil {
 		return nil, fmt.Errorf("decode the machine's state: %w", err)
 	}
 	if head.Version != StateVersion {
 		return nil, fmt.Errorf("machine state of version %d: this govmm knows version %d", head.Version, StateVersion)
 	}
 	s := new(MachineState)
-	if err := decMode.Unmarshal(b, s); err != nil {
+	if err := strictcbor.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("decode the machine's state: %w", err)
 	}
 	return s, nil
