@@ -8,7 +8,14 @@ import (
 
 // ClockData is the VM's kvmclock: struct kvm_clock_data. Clock and Realtime are
 // in nanoseconds.
-type ClockData = gokvm.ClockData
+type ClockData struct {
+	Clock    uint64 `cbor:"clock"`
+	Flags    uint32 `cbor:"flags"`
+	_        uint32
+	Realtime uint64 `cbor:"realtime"`
+	HostTSC  uint64 `cbor:"host_tsc"`
+	_        [4]uint32
+}
 
 // Flags of a [ClockData].
 const (

@@ -1,13 +1,18 @@
 package kvm
 
-import (
-	"unsafe"
-
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
-)
+import "unsafe"
 
 // CPUIDEntry is one leaf, or subleaf, of CPUID: struct kvm_cpuid_entry2.
-type CPUIDEntry = gokvm.CPUIDEntry2
+type CPUIDEntry struct {
+	Function uint32 `cbor:"function"`
+	Index    uint32 `cbor:"index"`
+	Flags    uint32 `cbor:"flags"`
+	Eax      uint32 `cbor:"eax"`
+	Ebx      uint32 `cbor:"ebx"`
+	Ecx      uint32 `cbor:"ecx"`
+	Edx      uint32 `cbor:"edx"`
+	_        [3]uint32
+}
 
 // CPUIDSignificantIndex is the flag of a [CPUIDEntry] whose Index matters.
 const CPUIDSignificantIndex = 1 << 0

@@ -28,12 +28,9 @@
 // # What comes from gokvm, and what does not
 //
 // From github.com/bobuhiro11/gokvm/kvm: the builders of ioctl numbers, the
-// capability type and its constants, the exit reasons up to 17, and those state
-// structs whose layout is the kernel's: Regs, Sregs, SRegs2, Segment,
-// Descriptor, DebugRegs, XCRS, LAPICState, IRQChip, PITState2, ClockData,
-// Translation, CPUIDEntry2, MSREntry, MPState, UserspaceMemoryRegion, RunData.
-// A test compares them with the kernel's headers. Called as they are: its
-// functions that pass no pointer, KVM_GET_API_VERSION, KVM_CREATE_VM,
+// capability type and its constants, the exit reasons up to 17, and four structs
+// that are not saved: UserspaceMemoryRegion, RunData, MPState, Translation. Its
+// functions that pass no pointer: KVM_GET_API_VERSION, KVM_CREATE_VM,
 // KVM_CHECK_EXTENSION, KVM_GET_VCPU_MMAP_SIZE, KVM_CREATE_VCPU,
 // KVM_CREATE_IRQCHIP, KVM_SET_TSS_ADDR, KVM_GET_TSC_KHZ, KVM_SET_TSC_KHZ.
 //
@@ -49,8 +46,9 @@
 //     bytes that the kernel reads.
 //   - KVM_SET_GSI_ROUTING: its entries are 24 bytes, the kernel's are 48.
 //     KVM_SET_MSRS: the count of MSRs that landed is lost. KVM_CREATE_PIT2: no flags.
-//   - VCPUEvents: the layout is right, but a misspelt field name would become
-//     part of saved states.
+//   - The structs of a saved machine: their fields' names are part of the format
+//     and must not change with a library. A test compares the layout of all
+//     structs with the kernel's headers.
 //   - What it lacks: KVM_CLEAR_DIRTY_LOG, KVM_ENABLE_CAP, the dirty ring, KVM_IRQFD,
 //     KVM_IOEVENTFD, XSAVE and XSAVE2, nested state, device attributes (TSC
 //     offset, XCOMP), KVM_KVMCLOCK_CTRL, exit reasons above 17.

@@ -8,7 +8,9 @@ import (
 )
 
 // LAPICState is the local APIC's register page: struct kvm_lapic_state.
-type LAPICState = gokvm.LAPICState
+type LAPICState struct {
+	Regs [1024]uint8 `cbor:"regs"`
+}
 
 // GetLAPIC reads the local APIC. It needs the kernel's interrupt chips.
 func (v *VCPU) GetLAPIC() (LAPICState, error) {
@@ -70,49 +72,49 @@ const (
 // VCPUEvents are the exceptions, interrupts, NMIs and SMIs that wait to be
 // delivered: struct kvm_vcpu_events.
 type VCPUEvents struct {
-	Exception           EventException
-	Interrupt           EventInterrupt
-	NMI                 EventNMI
-	SIPIVector          uint32
-	Flags               uint32
-	SMI                 EventSMI
-	TripleFault         uint8
+	Exception           EventException `cbor:"exception"`
+	Interrupt           EventInterrupt `cbor:"interrupt"`
+	NMI                 EventNMI       `cbor:"nmi"`
+	SIPIVector          uint32         `cbor:"sipi_vector"`
+	Flags               uint32         `cbor:"flags"`
+	SMI                 EventSMI       `cbor:"smi"`
+	TripleFault         uint8          `cbor:"triple_fault"`
 	_                   [26]uint8
-	ExceptionHasPayload uint8
-	ExceptionPayload    uint64
+	ExceptionHasPayload uint8  `cbor:"exception_has_payload"`
+	ExceptionPayload    uint64 `cbor:"exception_payload"`
 }
 
-// EventException is an exception that waits.
+// EventException is a pending or injected exception.
 type EventException struct {
-	Injected     uint8
-	Nr           uint8
-	HasErrorCode uint8
-	Pending      uint8
-	ErrorCode    uint32
+	Injected     uint8  `cbor:"injected"`
+	Vector       uint8  `cbor:"nr"`
+	HasErrorCode uint8  `cbor:"has_error_code"`
+	Pending      uint8  `cbor:"pending"`
+	ErrorCode    uint32 `cbor:"error_code"`
 }
 
-// EventInterrupt is an interrupt that waits.
+// EventInterrupt is an injected interrupt, and the interrupt shadow.
 type EventInterrupt struct {
-	Injected uint8
-	Nr       uint8
-	Soft     uint8
-	Shadow   uint8
+	Injected uint8 `cbor:"injected"`
+	Vector   uint8 `cbor:"nr"`
+	Soft     uint8 `cbor:"soft"`
+	Shadow   uint8 `cbor:"shadow"`
 }
 
-// EventNMI is an NMI that waits, and whether NMIs are masked.
+// EventNMI is a pending or injected NMI, and whether NMIs are masked.
 type EventNMI struct {
-	Injected uint8
-	Pending  uint8
-	Masked   uint8
+	Injected uint8 `cbor:"injected"`
+	Pending  uint8 `cbor:"pending"`
+	Masked   uint8 `cbor:"masked"`
 	_        uint8
 }
 
-// EventSMI is system management mode.
+// EventSMI is the state of system management mode.
 type EventSMI struct {
-	SMM          uint8
-	Pending      uint8
-	SMMInsideNMI uint8
-	LatchedInit  uint8
+	SMM          uint8 `cbor:"smm"`
+	Pending      uint8 `cbor:"pending"`
+	SMMInsideNMI uint8 `cbor:"smm_inside_nmi"`
+	LatchedInit  uint8 `cbor:"latched_init"`
 }
 
 // GetVCPUEvents reads what waits to be delivered. It is the last thing to save:

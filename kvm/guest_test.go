@@ -68,10 +68,10 @@ func newRing3Guest(t testing.TB, vm *VM, code ...byte) *testGuest {
 	s.CR4 |= 1<<5 | 1<<9   // PAE, OSFXSR
 	s.CR0 = 0x8005_0033    // PG, AM, WP, NE, ET, MP, PE
 	s.EFER |= 1<<8 | 1<<10 // LME, LMA
-	s.CS = Segment{Selector: 0x33, Limit: 0xffffffff, Typ: 11, Present: 1, DPL: 3, S: 1, L: 1, G: 1}
-	data := Segment{Selector: 0x2b, Limit: 0xffffffff, Typ: 3, Present: 1, DPL: 3, S: 1, DB: 1, G: 1}
+	s.CS = Segment{Selector: 0x33, Limit: 0xffffffff, Type: 11, Present: 1, DPL: 3, S: 1, L: 1, G: 1}
+	data := Segment{Selector: 0x2b, Limit: 0xffffffff, Type: 3, Present: 1, DPL: 3, S: 1, DB: 1, G: 1}
 	s.SS, s.DS, s.ES, s.FS, s.GS = data, data, data, data, data
-	s.TR = Segment{Selector: 0x40, Limit: 0x67, Typ: 11, Present: 1}
+	s.TR = Segment{Selector: 0x40, Limit: 0x67, Type: 11, Present: 1}
 	check(t, g.SetSregs(s))
 	check(t, g.SetRegs(Regs{RIP: codeAt, RFLAGS: 2, RCX: nowhere}))
 	return g

@@ -137,7 +137,11 @@ func (vm *VM) DefaultRoutes() []IRQRoute {
 }
 
 // IRQChip is the state of one chip: struct kvm_irqchip.
-type IRQChip = gokvm.IRQChip
+type IRQChip struct {
+	ChipID uint32 `cbor:"chip_id"`
+	_      uint32
+	Chip   [512]uint8 `cbor:"chip"` // struct kvm_pic_state or kvm_ioapic_state, zeros after it
+}
 
 // GetIRQChip saves a chip: ChipPICMaster, ChipPICSlave or ChipIOAPIC.
 func (vm *VM) GetIRQChip(id uint32) (IRQChip, error) {
@@ -153,7 +157,28 @@ func (vm *VM) SetIRQChip(state IRQChip) error {
 }
 
 // PITState2 is the state of the 8254: struct kvm_pit_state2.
-type PITState2 = gokvm.PITState2
+type PITState2 struct {
+	Channels [3]PITChannel `cbor:"channels"`
+	Flags    uint32        `cbor:"flags"`
+	_        [9]uint32
+}
+
+// PITChannel is one counter of the 8254: struct kvm_pit_channel_state.
+type PITChannel struct {
+	Count         uint32 `cbor:"count"`
+	LatchedCount  uint16 `cbor:"latched_count"`
+	CountLatched  uint8  `cbor:"count_latched"`
+	StatusLatched uint8  `cbor:"status_latched"`
+	Status        uint8  `cbor:"status"`
+	ReadState     uint8  `cbor:"read_state"`
+	WriteState    uint8  `cbor:"write_state"`
+	WriteLatch    uint8  `cbor:"write_latch"`
+	RWMode        uint8  `cbor:"rw_mode"`
+	Mode          uint8  `cbor:"mode"`
+	BCD           uint8  `cbor:"bcd"`
+	Gate          uint8  `cbor:"gate"`
+	CountLoadTime int64  `cbor:"count_load_time"` // ns of the host's monotonic clock
+}
 
 // GetPIT2 saves the timer.
 func (vm *VM) GetPIT2() (PITState2, error) {

@@ -171,7 +171,6 @@ func (l *layout) constants() {
 		"KVM_CLOCK_REALTIME":                                  uintptr(ClockRealtime),
 		"KVM_CLOCK_HOST_TSC":                                  uintptr(ClockHostTSC),
 		"KVM_CPUID_FLAG_SIGNIFCANT_INDEX":                     CPUIDSignificantIndex,
-		"KVM_SREGS2_FLAGS_PDPTRS_VALID":                       Sregs2PDPTRsValid,
 		"KVM_MP_STATE_RUNNABLE":                               uintptr(MPRunnable),
 		"KVM_MP_STATE_UNINITIALIZED":                          uintptr(MPUninitialized),
 		"KVM_MP_STATE_INIT_RECEIVED":                          uintptr(MPInitReceived),

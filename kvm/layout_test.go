@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"unsafe"
@@ -46,6 +47,7 @@ func TestLayout(t *testing.T) {
 	l := &layout{}
 	l.vmStructs()
 	l.vcpuStructs()
+	l.saved()
 	l.runUnion()
 	l.requests()
 	l.constants()
@@ -139,83 +141,15 @@ func (l *layout) vmStructs() {
 	l.at("kvm_irq_routing_entry", "u.msi.address_lo", unsafe.Offsetof(re.union))
 	l.at("kvm_irq_routing_entry", "u.msi.address_hi", unsafe.Offsetof(re.union)+4)
 	l.at("kvm_irq_routing_entry", "u.msi.data", unsafe.Offsetof(re.union)+8)
-	var chip IRQChip
-	l.size("kvm_irqchip", unsafe.Sizeof(chip))
-	l.at("kvm_irqchip", "chip_id", unsafe.Offsetof(chip.ChipID))
-	l.at("kvm_irqchip", "chip", unsafe.Offsetof(chip.Chip))
 	var pc pitConfig
 	l.size("kvm_pit_config", unsafe.Sizeof(pc))
 	l.at("kvm_pit_config", "flags", unsafe.Offsetof(pc.flags))
-	var p PITState2
-	l.size("kvm_pit_state2", unsafe.Sizeof(p))
-	l.at("kvm_pit_state2", "flags", unsafe.Offsetof(p.Flags))
-	var ch gokvm.PITChannelState
-	l.size("kvm_pit_channel_state", unsafe.Sizeof(ch))
-	l.at("kvm_pit_channel_state", "latched_count", unsafe.Offsetof(ch.LatchedCount))
-	l.at("kvm_pit_channel_state", "status", unsafe.Offsetof(ch.Status))
-	l.at("kvm_pit_channel_state", "rw_mode", unsafe.Offsetof(ch.RWMode))
-	l.at("kvm_pit_channel_state", "gate", unsafe.Offsetof(ch.Gate))
-	l.at("kvm_pit_channel_state", "count_load_time", unsafe.Offsetof(ch.CountLoadTime))
-	var k ClockData
-	l.size("kvm_clock_data", unsafe.Sizeof(k))
-	l.at("kvm_clock_data", "clock", unsafe.Offsetof(k.Clock))
-	l.at("kvm_clock_data", "flags", unsafe.Offsetof(k.Flags))
-	l.at("kvm_clock_data", "realtime", unsafe.Offsetof(k.Realtime))
-	l.at("kvm_clock_data", "host_tsc", unsafe.Offsetof(k.HostTSC))
 }
 
 func (l *layout) vcpuStructs() {
-	var r Regs
-	l.size("kvm_regs", unsafe.Sizeof(r))
-	l.at("kvm_regs", "rsp", unsafe.Offsetof(r.RSP))
-	l.at("kvm_regs", "rdi", unsafe.Offsetof(r.RDI))
-	l.at("kvm_regs", "r15", unsafe.Offsetof(r.R15))
-	l.at("kvm_regs", "rip", unsafe.Offsetof(r.RIP))
-	l.at("kvm_regs", "rflags", unsafe.Offsetof(r.RFLAGS))
-	var g Segment
-	l.size("kvm_segment", unsafe.Sizeof(g))
-	l.at("kvm_segment", "limit", unsafe.Offsetof(g.Limit))
-	l.at("kvm_segment", "selector", unsafe.Offsetof(g.Selector))
-	l.at("kvm_segment", "type", unsafe.Offsetof(g.Typ))
-	l.at("kvm_segment", "present", unsafe.Offsetof(g.Present))
-	l.at("kvm_segment", "dpl", unsafe.Offsetof(g.DPL))
-	l.at("kvm_segment", "db", unsafe.Offsetof(g.DB))
-	l.at("kvm_segment", "s", unsafe.Offsetof(g.S))
-	l.at("kvm_segment", "l", unsafe.Offsetof(g.L))
-	l.at("kvm_segment", "g", unsafe.Offsetof(g.G))
-	l.at("kvm_segment", "avl", unsafe.Offsetof(g.AVL))
-	l.at("kvm_segment", "unusable", unsafe.Offsetof(g.Unusable))
-	var dt Descriptor
-	l.size("kvm_dtable", unsafe.Sizeof(dt))
-	l.at("kvm_dtable", "limit", unsafe.Offsetof(dt.Limit))
-	var s Sregs
-	l.size("kvm_sregs", unsafe.Sizeof(s))
-	l.at("kvm_sregs", "tr", unsafe.Offsetof(s.TR))
-	l.at("kvm_sregs", "gdt", unsafe.Offsetof(s.GDT))
-	l.at("kvm_sregs", "cr0", unsafe.Offsetof(s.CR0))
-	l.at("kvm_sregs", "efer", unsafe.Offsetof(s.EFER))
-	l.at("kvm_sregs", "apic_base", unsafe.Offsetof(s.ApicBase))
-	l.at("kvm_sregs", "interrupt_bitmap", unsafe.Offsetof(s.InterruptBitmap))
-	var s2 Sregs2
-	l.size("kvm_sregs2", unsafe.Sizeof(s2))
-	l.at("kvm_sregs2", "cr8", unsafe.Offsetof(s2.CR8))
-	l.at("kvm_sregs2", "apic_base", unsafe.Offsetof(s2.APICBase))
-	l.at("kvm_sregs2", "flags", unsafe.Offsetof(s2.Flags))
-	l.at("kvm_sregs2", "pdptrs", unsafe.Offsetof(s2.PDptrs))
-	var d DebugRegs
-	l.size("kvm_debugregs", unsafe.Sizeof(d))
-	l.at("kvm_debugregs", "dr6", unsafe.Offsetof(d.DR6))
-	l.at("kvm_debugregs", "dr7", unsafe.Offsetof(d.DR7))
-	l.at("kvm_debugregs", "flags", unsafe.Offsetof(d.Flags))
-	var x XCRS
-	l.size("kvm_xcrs", unsafe.Sizeof(x))
-	l.at("kvm_xcrs", "xcrs", unsafe.Offsetof(x.Registers))
-	l.size("kvm_xcr", unsafe.Sizeof(gokvm.XRC{}))
-	l.at("kvm_xcr", "value", unsafe.Offsetof(gokvm.XRC{}.Value))
 	l.size("kvm_xsave", xsaveLegacySize)
 	l.size("kvm_nested_state", nestedHeaderSize)
 	l.at("kvm_nested_state", "size", nestedSizeAt)
-	l.size("kvm_lapic_state", unsafe.Sizeof(LAPICState{}))
 	l.size("kvm_mp_state", unsafe.Sizeof(gokvm.MPState{}))
 	var tr Translation
 	l.size("kvm_translation", unsafe.Sizeof(tr))
@@ -223,44 +157,52 @@ func (l *layout) vcpuStructs() {
 	l.at("kvm_translation", "valid", unsafe.Offsetof(tr.Valid))
 	l.at("kvm_translation", "writeable", unsafe.Offsetof(tr.Writeable))
 	l.at("kvm_translation", "usermode", unsafe.Offsetof(tr.Usermode))
-	var c CPUIDEntry
 	l.size("kvm_cpuid2", cpuidHeaderSize)
 	l.at("kvm_cpuid2", "entries", unsafe.Offsetof(cpuid2{}.entries))
-	l.size("kvm_cpuid_entry2", unsafe.Sizeof(c))
-	l.at("kvm_cpuid_entry2", "flags", unsafe.Offsetof(c.Flags))
-	l.at("kvm_cpuid_entry2", "eax", unsafe.Offsetof(c.Eax))
-	l.at("kvm_cpuid_entry2", "edx", unsafe.Offsetof(c.Edx))
-	var m MSR
 	l.size("kvm_msr_list", 4)
 	l.size("kvm_msrs", msrHeaderSize)
 	l.at("kvm_msrs", "entries", unsafe.Offsetof(msrs{}.entries))
-	l.size("kvm_msr_entry", unsafe.Sizeof(m))
-	l.at("kvm_msr_entry", "data", unsafe.Offsetof(m.Data))
-	l.events()
 }
 
-func (l *layout) events() {
-	var e VCPUEvents
-	l.size("kvm_vcpu_events", unsafe.Sizeof(e))
-	l.at("kvm_vcpu_events", "exception.injected", unsafe.Offsetof(e.Exception.Injected))
-	l.at("kvm_vcpu_events", "exception.nr", unsafe.Offsetof(e.Exception.Nr))
-	l.at("kvm_vcpu_events", "exception.has_error_code", unsafe.Offsetof(e.Exception.HasErrorCode))
-	l.at("kvm_vcpu_events", "exception.pending", unsafe.Offsetof(e.Exception.Pending))
-	l.at("kvm_vcpu_events", "exception.error_code", unsafe.Offsetof(e.Exception.ErrorCode))
-	l.at("kvm_vcpu_events", "interrupt.injected", unsafe.Offsetof(e.Interrupt))
-	l.at("kvm_vcpu_events", "interrupt.nr", unsafe.Offsetof(e.Interrupt)+unsafe.Offsetof(e.Interrupt.Nr))
-	l.at("kvm_vcpu_events", "interrupt.soft", unsafe.Offsetof(e.Interrupt)+unsafe.Offsetof(e.Interrupt.Soft))
-	l.at("kvm_vcpu_events", "interrupt.shadow", unsafe.Offsetof(e.Interrupt)+unsafe.Offsetof(e.Interrupt.Shadow))
-	l.at("kvm_vcpu_events", "nmi.injected", unsafe.Offsetof(e.NMI))
-	l.at("kvm_vcpu_events", "nmi.pending", unsafe.Offsetof(e.NMI)+unsafe.Offsetof(e.NMI.Pending))
-	l.at("kvm_vcpu_events", "nmi.masked", unsafe.Offsetof(e.NMI)+unsafe.Offsetof(e.NMI.Masked))
-	l.at("kvm_vcpu_events", "sipi_vector", unsafe.Offsetof(e.SIPIVector))
-	l.at("kvm_vcpu_events", "flags", unsafe.Offsetof(e.Flags))
-	l.at("kvm_vcpu_events", "smi.smm", unsafe.Offsetof(e.SMI))
-	l.at("kvm_vcpu_events", "smi.pending", unsafe.Offsetof(e.SMI)+unsafe.Offsetof(e.SMI.Pending))
-	l.at("kvm_vcpu_events", "smi.smm_inside_nmi", unsafe.Offsetof(e.SMI)+unsafe.Offsetof(e.SMI.SMMInsideNMI))
-	l.at("kvm_vcpu_events", "smi.latched_init", unsafe.Offsetof(e.SMI)+unsafe.Offsetof(e.SMI.LatchedInit))
-	l.at("kvm_vcpu_events", "triple_fault.pending", unsafe.Offsetof(e.TripleFault))
-	l.at("kvm_vcpu_events", "exception_has_payload", unsafe.Offsetof(e.ExceptionHasPayload))
-	l.at("kvm_vcpu_events", "exception_payload", unsafe.Offsetof(e.ExceptionPayload))
+// saved compares the structs that are saved, field by field: the name of a
+// field in CBOR is its name in the kernel's header.
+func (l *layout) saved() {
+	for name, value := range map[string]any{
+		"kvm_clock_data":        ClockData{},
+		"kvm_cpuid_entry2":      CPUIDEntry{},
+		"kvm_debugregs":         DebugRegs{},
+		"kvm_dtable":            Descriptor{},
+		"kvm_irqchip":           IRQChip{},
+		"kvm_lapic_state":       LAPICState{},
+		"kvm_msr_entry":         MSR{},
+		"kvm_pit_channel_state": PITChannel{},
+		"kvm_pit_state2":        PITState2{},
+		"kvm_regs":              Regs{},
+		"kvm_segment":           Segment{},
+		"kvm_sregs":             Sregs{},
+		"kvm_sregs2":            Sregs2{},
+		"kvm_vcpu_events":       VCPUEvents{},
+		"kvm_xcr":               XCR{},
+		"kvm_xcrs":              XCRS{},
+	} {
+		l.size(name, reflect.TypeOf(value).Size())
+		l.fields(name, "", 0, reflect.TypeOf(value))
+	}
+}
+
+// fields compares offset and size of every field of t, which begins at offset
+// base of the kernel's struct name, inside its field outer.
+func (l *layout) fields(name, outer string, base uintptr, t reflect.Type) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if f.Name == "_" {
+			continue
+		}
+		field := outer + f.Tag.Get("cbor")
+		l.at(name, field, base+f.Offset)
+		l.add("sizeof(((struct "+name+" *)0)->"+field+")", f.Type.Size())
+		if f.Type.Kind() == reflect.Struct {
+			l.fields(name, field+".", base+f.Offset, f.Type)
+		}
+	}
 }

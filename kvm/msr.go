@@ -1,13 +1,13 @@
 package kvm
 
-import (
-	"unsafe"
-
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
-)
+import "unsafe"
 
 // MSR is a model-specific register and its value: struct kvm_msr_entry.
-type MSR = gokvm.MSREntry
+type MSR struct {
+	Index uint32 `cbor:"index"`
+	_     uint32
+	Data  uint64 `cbor:"data"`
+}
 
 const (
 	msrHeaderSize = 8

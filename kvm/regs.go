@@ -6,30 +6,128 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// Register state of a vCPU, as the kernel lays it out.
-type (
-	// Regs are the general registers: struct kvm_regs.
-	Regs = gokvm.Regs
-	// Sregs are segments, descriptor tables and control registers: struct
-	// kvm_sregs.
-	Sregs = gokvm.Sregs
-	// Sregs2 is Sregs with the PAE page directory pointers, and without the
-	// pending interrupt: struct kvm_sregs2.
-	Sregs2 = gokvm.SRegs2
-	// Segment is a segment register with its hidden part.
-	Segment = gokvm.Segment
-	// Descriptor is GDTR or IDTR.
-	Descriptor = gokvm.Descriptor
-	// DebugRegs are DR0 to DR3, DR6 and DR7: struct kvm_debugregs.
-	DebugRegs = gokvm.DebugRegs
-	// XCRS are the extended control registers: struct kvm_xcrs.
-	XCRS = gokvm.XCRS
-	// Translation is where a linear address leads: struct kvm_translation.
-	Translation = gokvm.Translation
-)
+// The structs of a saved vCPU have the kernel's layout in memory, and the
+// kernel's field names (linux/kvm.h, asm/kvm.h) in CBOR. Padding and flags that
+// the kernel reserves are not saved.
 
-// Sregs2PDPTRsValid is the flag of an [Sregs2] whose PDptrs are to be used.
-const Sregs2PDPTRsValid = 1 << 0
+// Regs are the general registers: struct kvm_regs.
+type Regs struct {
+	RAX    uint64 `cbor:"rax"`
+	RBX    uint64 `cbor:"rbx"`
+	RCX    uint64 `cbor:"rcx"`
+	RDX    uint64 `cbor:"rdx"`
+	RSI    uint64 `cbor:"rsi"`
+	RDI    uint64 `cbor:"rdi"`
+	RSP    uint64 `cbor:"rsp"`
+	RBP    uint64 `cbor:"rbp"`
+	R8     uint64 `cbor:"r8"`
+	R9     uint64 `cbor:"r9"`
+	R10    uint64 `cbor:"r10"`
+	R11    uint64 `cbor:"r11"`
+	R12    uint64 `cbor:"r12"`
+	R13    uint64 `cbor:"r13"`
+	R14    uint64 `cbor:"r14"`
+	R15    uint64 `cbor:"r15"`
+	RIP    uint64 `cbor:"rip"`
+	RFLAGS uint64 `cbor:"rflags"`
+}
+
+// Segment is a segment register with its hidden part: struct kvm_segment.
+type Segment struct {
+	Base     uint64 `cbor:"base"`
+	Limit    uint32 `cbor:"limit"`
+	Selector uint16 `cbor:"selector"`
+	Type     uint8  `cbor:"type"`
+	Present  uint8  `cbor:"present"`
+	DPL      uint8  `cbor:"dpl"`
+	DB       uint8  `cbor:"db"`
+	S        uint8  `cbor:"s"`
+	L        uint8  `cbor:"l"`
+	G        uint8  `cbor:"g"`
+	AVL      uint8  `cbor:"avl"`
+	Unusable uint8  `cbor:"unusable"`
+	_        uint8
+}
+
+// Descriptor is GDTR or IDTR: struct kvm_dtable.
+type Descriptor struct {
+	Base  uint64 `cbor:"base"`
+	Limit uint16 `cbor:"limit"`
+	_     [3]uint16
+}
+
+// Sregs are segments, descriptor tables and control registers: struct
+// kvm_sregs.
+type Sregs struct {
+	CS              Segment    `cbor:"cs"`
+	DS              Segment    `cbor:"ds"`
+	ES              Segment    `cbor:"es"`
+	FS              Segment    `cbor:"fs"`
+	GS              Segment    `cbor:"gs"`
+	SS              Segment    `cbor:"ss"`
+	TR              Segment    `cbor:"tr"`
+	LDT             Segment    `cbor:"ldt"`
+	GDT             Descriptor `cbor:"gdt"`
+	IDT             Descriptor `cbor:"idt"`
+	CR0             uint64     `cbor:"cr0"`
+	CR2             uint64     `cbor:"cr2"`
+	CR3             uint64     `cbor:"cr3"`
+	CR4             uint64     `cbor:"cr4"`
+	CR8             uint64     `cbor:"cr8"`
+	EFER            uint64     `cbor:"efer"`
+	APICBase        uint64     `cbor:"apic_base"`
+	InterruptBitmap [4]uint64  `cbor:"interrupt_bitmap"`
+}
+
+// Sregs2 is [Sregs] with the PAE page directory pointers, and without the
+// pending interrupt: struct kvm_sregs2.
+type Sregs2 struct {
+	CS       Segment    `cbor:"cs"`
+	DS       Segment    `cbor:"ds"`
+	ES       Segment    `cbor:"es"`
+	FS       Segment    `cbor:"fs"`
+	GS       Segment    `cbor:"gs"`
+	SS       Segment    `cbor:"ss"`
+	TR       Segment    `cbor:"tr"`
+	LDT      Segment    `cbor:"ldt"`
+	GDT      Descriptor `cbor:"gdt"`
+	IDT      Descriptor `cbor:"idt"`
+	CR0      uint64     `cbor:"cr0"`
+	CR2      uint64     `cbor:"cr2"`
+	CR3      uint64     `cbor:"cr3"`
+	CR4      uint64     `cbor:"cr4"`
+	CR8      uint64     `cbor:"cr8"`
+	EFER     uint64     `cbor:"efer"`
+	APICBase uint64     `cbor:"apic_base"`
+	Flags    uint64     `cbor:"flags"` // KVM_SREGS2_FLAGS_PDPTRS_VALID
+	PDPTRs   [4]uint64  `cbor:"pdptrs"`
+}
+
+// DebugRegs are DR0 to DR3, DR6 and DR7: struct kvm_debugregs.
+type DebugRegs struct {
+	DB  [4]uint64 `cbor:"db"`
+	DR6 uint64    `cbor:"dr6"`
+	DR7 uint64    `cbor:"dr7"`
+	_   [10]uint64
+}
+
+// XCRS are the extended control registers: struct kvm_xcrs.
+type XCRS struct {
+	Count     uint32 `cbor:"nr_xcrs"` // how many of Registers are in use
+	_         uint32
+	Registers [16]XCR `cbor:"xcrs"`
+	_         [16]uint64
+}
+
+// XCR is one extended control register: struct kvm_xcr.
+type XCR struct {
+	Number uint32 `cbor:"xcr"`
+	_      uint32
+	Value  uint64 `cbor:"value"`
+}
+
+// Translation is where a linear address leads: struct kvm_translation.
+type Translation = gokvm.Translation
 
 // state reads or writes one struct of the vCPU.
 func (v *VCPU) state(op string, req uintptr, p unsafe.Pointer) error {

@@ -7,7 +7,7 @@ import (
 	"reflect"
 	"testing"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,7 +39,7 @@ func TestSregs(t *testing.T) {
 		return
 	}
 	s2 := must(v.GetSregs2())(t)
-	if s2.CS != s.CS || s2.CR2 != 0x5678 || s2.APICBase != s.ApicBase {
+	if s2.CS != s.CS || s2.CR2 != 0x5678 || s2.APICBase != s.APICBase {
 		t.Errorf("SREGS2 %+v\ndiffer from SREGS %+v", s2, s)
 	}
 	s2.CR2 = 0x9abc
@@ -63,7 +63,7 @@ func TestDebugRegsAndXCRS(t *testing.T) {
 	}
 	check(t, v.SetCPUID2(must(openKVM(t).SupportedCPUID())(t)))
 	x := must(v.GetXCRS())(t)
-	if x.NrXRCS < 1 || x.Registers[0].Value&1 == 0 {
+	if x.Count < 1 || x.Registers[0].Value&1 == 0 {
 		t.Fatalf("XCRs %+v, want XCR0 with x87", x)
 	}
 	x.Registers[0].Value = 3 // and SSE
@@ -312,9 +312,9 @@ func TestStatesEncode(t *testing.T) {
 
 func roundTrip[T any](t *testing.T, state T) {
 	t.Helper()
-	data := must(cbor.Marshal(state))(t)
+	data := must(strictcbor.Marshal(state))(t)
 	var got T
-	check(t, cbor.Unmarshal(data, &got))
+	check(t, strictcbor.Unmarshal(data, &got))
 	if !reflect.DeepEqual(got, state) {
 		t.Errorf("%T: got %+v\nwant %+v", state, got, state)
 	}

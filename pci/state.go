@@ -8,17 +8,17 @@ import (
 // FunctionState is what of a function travels with a migration: the
 // configuration space, in which the BARs' addresses are, and the MSI-X table.
 type FunctionState struct {
-	Config []byte
+	Config []byte `cbor:"config"`
 	// Table and Pending are empty without MSI-X.
-	Table   []byte
-	Pending []uint64
+	Table   []byte   `cbor:"msix_table"`
+	Pending []uint64 `cbor:"msix_pending"`
 }
 
 // BusState is the state of the bus without its functions, but with the host
 // bridge.
 type BusState struct {
-	Address uint32 // port 0xcf8
-	Bridge  FunctionState
+	Address uint32        `cbor:"address"` // port 0xcf8
+	Bridge  FunctionState `cbor:"bridge"`
 }
 
 // SaveState returns the function's state. The vCPUs have stopped.

@@ -83,10 +83,10 @@ func setLong64Entry(v *kvm.VCPU, e loader.Entry) error {
 func flatSegments(sregs *kvm.Sregs, mode kvm.Segment, codeSelector, dataSelector uint16) {
 	flat := kvm.Segment{Limit: 0xffffffff, Present: 1, S: 1, G: 1}
 	code, data := flat, flat
-	code.Typ, code.Selector, code.DB, code.L = accessedCode, codeSelector, mode.DB, mode.L
-	data.Typ, data.Selector, data.DB = accessedData, dataSelector, 1
+	code.Type, code.Selector, code.DB, code.L = accessedCode, codeSelector, mode.DB, mode.L
+	data.Type, data.Selector, data.DB = accessedData, dataSelector, 1
 	sregs.CS = code
 	sregs.DS, sregs.ES, sregs.FS, sregs.GS, sregs.SS = data, data, data, data, data
-	sregs.TR = kvm.Segment{Limit: 0x67, Typ: busyTSS, Selector: dataSelector + 8, Present: 1}
+	sregs.TR = kvm.Segment{Limit: 0x67, Type: busyTSS, Selector: dataSelector + 8, Present: 1}
 	sregs.LDT = kvm.Segment{Unusable: 1}
 }

@@ -52,11 +52,11 @@ type CMOS struct {
 
 // CMOSState is what of CMOS travels.
 type CMOSState struct {
-	Index  byte
-	Memory [128]byte
+	Index  byte      `cbor:"index"`
+	Memory [128]byte `cbor:"memory"`
 	// Offset is the guest's clock minus the host's, in seconds: a guest may
 	// set its clock.
-	Offset int64
+	Offset int64 `cbor:"offset"`
 }
 
 // NewCMOS returns a clock of the host's time.

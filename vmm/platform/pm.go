@@ -43,12 +43,13 @@ type PM struct {
 
 // PMState is what of PM travels.
 type PMState struct {
-	Status  uint16
-	Enable  uint16
-	Control uint16
+	Status  uint16 `cbor:"status"`
+	Enable  uint16 `cbor:"enable"`
+	Control uint16 `cbor:"control"`
 	// Presses and Taken count how often the power button was pressed, and
 	// how often the guest took note of it.
-	Presses, Taken uint64
+	Presses uint64 `cbor:"presses"`
+	Taken   uint64 `cbor:"taken"`
 }
 
 // NewPM returns power management as it is after a reset.
