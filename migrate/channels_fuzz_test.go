@@ -182,7 +182,7 @@ func TestSpansAllocateNothing(t *testing.T) {
 	for _, c := range []Compression{CompressNone, CompressLZ4} {
 		l := &link{data: []*conn{newConn(byteConn{bytes.NewReader(nil)}, 0, 0)}}
 		log := &toySource{heapTarget: *src}
-		tr, err := NewTracker(src.Slots(), log, 18)
+		tr, err := newTracker(src.Slots(), log, 18)
 		if err != nil {
 			t.Fatal(err)
 		}

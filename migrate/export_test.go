@@ -7,10 +7,21 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
+// Tracker, HintStats and NewTracker are what tests outside the package use.
+type (
+	Tracker   = tracker
+	HintStats = hintStats
+)
+
+// NewTracker is newTracker.
+func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
+	return newTracker(slots, log, shift)
+}
+
 // Check tells whether the tracker's bitmaps keep their promises (the comment
 // on Tracker). armed says, of one page, whether KVM will report its next write
 // or has a report that was not fetched yet.
-func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
+func (t *tracker) Check(armed func(slot int, page uint64) bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var total uint64
@@ -64,14 +75,14 @@ func (t *Tracker) Check(armed func(slot int, page uint64) bool) error {
 }
 
 // InToSend tells whether a page's content must still be sent.
-func (t *Tracker) InToSend(slot int, page uint64) bool {
+func (t *tracker) InToSend(slot int, page uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.slots[slot].toSend.Get(page)
 }
 
 // ToSend is a copy of the slot's toSend.
-func (t *Tracker) ToSend(slot int) []uint64 {
+func (t *tracker) ToSend(slot int) []uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return append([]uint64(nil), t.slots[slot].toSend...)
@@ -81,7 +92,7 @@ func (t *Tracker) ToSend(slot int) []uint64 {
 // it wrong, and a test shows what it loses.
 
 // ForgetWritten empties writtenSince, as if R3 had no such bitmap.
-func (t *Tracker) ForgetWritten() {
+func (t *tracker) ForgetWritten() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
@@ -91,7 +102,7 @@ func (t *Tracker) ForgetWritten() {
 
 // ForgetToSend empties toSend and what belongs to it, as a sync does that
 // overwrites instead of adding (against R4).
-func (t *Tracker) ForgetToSend() {
+func (t *tracker) ForgetToSend() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
@@ -104,7 +115,7 @@ func (t *Tracker) ForgetToSend() {
 
 // Drop takes pages out of toSend after they were read instead of before
 // (against R4).
-func (t *Tracker) Drop(slot int, first uint64, picked []uint64) {
+func (t *tracker) Drop(slot int, first uint64, picked []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.slots[slot]
@@ -115,8 +126,21 @@ func (t *Tracker) Drop(slot int, first uint64, picked []uint64) {
 	t.remaining -= gone
 }
 
+// PutBack makes pages that were picked ones to be sent, as if they were taken out
+// only after they have been read (against R4).
+func (t *Tracker) PutBack(slot int, first uint64, picked []uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[slot]
+	before := s.toSend.Count()
+	s.toSend[first/mempage.WordBits:].Or(picked[:min(len(picked), len(s.toSend)-int(first/mempage.WordBits))])
+	added := s.toSend.Count() - before
+	s.remaining += added
+	t.remaining += added
+}
+
 // BeginHintEpochUnarmed announces without having armed what was fetched.
-func (t *Tracker) BeginHintEpochUnarmed(id uint32) {
+func (t *tracker) BeginHintEpochUnarmed(id uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
@@ -127,7 +151,7 @@ func (t *Tracker) BeginHintEpochUnarmed(id uint32) {
 
 // HintAll takes hinted pages out although they are in fetched or were written
 // since. With clearing it clears their chunks first, which is what QEMU does.
-func (t *Tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) error {
+func (t *tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.hints.active || t.hints.id != id {
@@ -148,7 +172,7 @@ func (t *Tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) e
 }
 
 // HintEpoch is the current id, for hints whose own is not looked at.
-func (t *Tracker) HintEpoch() uint32 {
+func (t *tracker) HintEpoch() uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.hints.id

@@ -59,7 +59,7 @@ const (
 
 // hinter asks for hints in the course of one migration and passes them to the
 // tracker. The migration's goroutine calls before, look, stop, done and
-// finish; the source's, the methods of [HintSink].
+// finish; the source's, the methods of [mempage.HintSink].
 //
 // Order of locks: the source's own, hinter.mu, Tracker.mu, meter.mu. The source
 // calls the sink holding none of its locks that its other methods take; hinter
@@ -68,7 +68,7 @@ type hinter struct {
 	source  HintSource // nil: no hints
 	ram     RAM
 	slots   []Slot
-	tracker *Tracker
+	tracker *tracker
 	meter   *meter
 	mode    HintMode
 	wait    time.Duration
@@ -92,7 +92,8 @@ type hinter struct {
 	named, holes, passed, dropped atomic.Uint64
 
 	// Of the sink's goroutine.
-	batch     []PageRange
+	pages     []pageRange // of the ranges of one call
+	batch     []pageRange
 	batched   uint64 // pages
 	populated []uint64
 }
@@ -107,7 +108,7 @@ const (
 )
 
 // newHinter decides whether the source can be asked at all.
-func newHinter(m *Migration, t *Tracker) *hinter {
+func newHinter(m *Migration, t *tracker) *hinter {
 	h := &hinter{ram: m.src, slots: m.src.Slots(), tracker: t, meter: &m.meter, mode: m.opt.Hints, wait: m.opt.HintWait,
 		changed: make(chan struct{}, 1)}
 	if h.mode == HintsOff {
@@ -121,7 +122,7 @@ func newHinter(m *Migration, t *Tracker) *hinter {
 		h.off = ErrNoHintSource
 		return h
 	}
-	h.batch = make([]PageRange, 0, hintBatch)
+	h.batch = make([]pageRange, 0, hintBatch)
 	h.populated = make([]uint64, hintSpan/mempage.WordBits)
 	h.source.SetHintSink(h)
 	return h
@@ -339,7 +340,7 @@ func (h *hinter) report() {
 	})
 }
 
-// HintStart implements [HintSink].
+// HintStart implements [mempage.HintSink].
 func (h *hinter) HintStart(id uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -349,7 +350,7 @@ func (h *hinter) HintStart(id uint32) {
 	}
 }
 
-// HintStop implements [HintSink].
+// HintStop implements [mempage.HintSink].
 func (h *hinter) HintStop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -359,7 +360,7 @@ func (h *hinter) HintStop() {
 	}
 }
 
-// HintLost implements [HintSink].
+// HintLost implements [mempage.HintSink].
 func (h *hinter) HintLost() {
 	h.tracker.EndHintEpoch()
 	h.mu.Lock()
@@ -378,28 +379,27 @@ func (h *hinter) signal() {
 	}
 }
 
-// HintLate implements [HintSink].
+// HintLate implements [mempage.HintSink].
 func (h *hinter) HintLate(pages uint64) { h.dropped.Add(pages) }
 
-// HintPages implements [HintSink]. A hole is left to be found when its turn
+// HintPages implements [mempage.HintSink]. A hole is left to be found when its turn
 // comes: it costs nothing, and was not kept off the wire by a hint. That it is
 // looked at before it is armed does no harm, since that decides only what is
 // not done.
-func (h *hinter) HintPages(id uint32, pages []PageRange) {
-	if state, _ := h.where(); state != hintsAnswering {
-		for _, r := range pages {
-			h.dropped.Add(r.N)
-		}
-		return
+func (h *hinter) HintPages(id uint32, ranges []mempage.Range) {
+	state, _ := h.where()
+	h.pages = h.pages[:0]
+	for _, r := range ranges {
+		h.pages = appendPages(h.pages, h.slots, r)
 	}
-	for _, r := range pages {
-		if r.Slot < 0 || r.Slot >= len(h.slots) || r.First >= h.slots[r.Slot].Pages {
+	for _, r := range h.pages {
+		if state != hintsAnswering {
+			h.dropped.Add(r.n)
 			continue
 		}
-		n := min(r.N, h.slots[r.Slot].Pages-r.First)
-		h.named.Add(n)
-		for first, end := r.First, r.First+n; first < end; first += hintSpan {
-			h.span(id, r.Slot, first, min(hintSpan, end-first))
+		h.named.Add(r.n)
+		for first, end := r.first, r.first+r.n; first < end; first += hintSpan {
+			h.span(id, r.slot, first, min(hintSpan, end-first))
 		}
 	}
 	h.flush(id)
@@ -417,7 +417,7 @@ func (h *hinter) span(id uint32, slot int, first, n uint64) {
 	for at := words.NextSet(0, n); at < n; {
 		end := words.NextClear(at, n)
 		holes -= end - at
-		h.batch = append(h.batch, PageRange{slot, first + at, end - at})
+		h.batch = append(h.batch, pageRange{slot, first + at, end - at})
 		h.batched += end - at
 		if len(h.batch) == hintBatch || h.batched >= hintBatchPages {
 			h.flush(id)

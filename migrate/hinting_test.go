@@ -339,7 +339,7 @@ func TestThePauseWhileAHintIsServed(t *testing.T) {
 // hostile answers with what no driver may say.
 type hostile struct {
 	*simtest.Machine
-	sink migrate.HintSink
+	sink mempage.HintSink
 }
 
 func (h *hostile) HintSource() migrate.HintSource {
@@ -350,7 +350,7 @@ func (h *hostile) HintSource() migrate.HintSource {
 
 type hostileSource hostile
 
-func (h *hostileSource) SetHintSink(s migrate.HintSink) {
+func (h *hostileSource) SetHintSink(s mempage.HintSink) {
 	if s != nil {
 		h.sink = s
 	}
@@ -360,8 +360,9 @@ func (h *hostileSource) StopHints()                 {}
 func (h *hostileSource) DoneHints()                 {}
 func (h *hostileSource) AnnounceHints(id uint32) {
 	const most = ^uint64(0)
-	wild := []migrate.PageRange{{Slot: -1, First: 0, N: 9}, {Slot: 2, First: 0, N: most}, {Slot: 0, First: 4096, N: 1}, {Slot: 0, First: most, N: most},
-		{Slot: 0, First: 0, N: 0}, {Slot: 1, First: 1020, N: most}}
+	const page, high = mempage.Size, uint64(4 << 30) // high is where slot 1 begins
+	wild := []mempage.Range{{GPA: 4096 * page, Bytes: 9 * page}, {GPA: high + 1024*page, Bytes: most - high - 1024*page}, {GPA: most - page + 1, Bytes: page},
+		{GPA: most, Bytes: most}, {GPA: 0, Bytes: 0}, {GPA: 1, Bytes: page}, {GPA: high + 1020*page, Bytes: most - high - 1020*page}}
 	h.sink.HintPages(id, wild) // before START
 	h.sink.HintStop()
 	h.sink.HintStart(id + 1)
@@ -371,7 +372,7 @@ func (h *hostileSource) AnnounceHints(id uint32) {
 	h.sink.HintPages(id, nil)
 	h.sink.HintStart(id)
 	h.sink.HintStop()
-	h.sink.HintPages(id, []migrate.PageRange{{Slot: 0, First: 0, N: 4096}}) // after STOP
+	h.sink.HintPages(id, []mempage.Range{{GPA: 0, Bytes: 4096 * page}}) // after STOP
 	h.sink.HintStop()
 }
 

@@ -18,11 +18,11 @@ type hintEpoch struct {
 	active bool
 	used   bool   // id has named an epoch since Start
 	id     uint32 // of the epoch, or of the last one
-	stats  HintStats
+	stats  hintStats
 }
 
-// HintStats counts pages of the free-page hints since [Tracker.Start].
-type HintStats struct {
+// HintStats counts pages of the free-page hints since [tracker.Start].
+type hintStats struct {
 	Taken    uint64 // a hint took them out of what must be sent
 	Returned uint64 // of Taken: put back, mostly because they were written later
 	Written  uint64 // named by a hint, and left to be sent: written since the announcement
@@ -41,7 +41,7 @@ type HintStats struct {
 //
 // The id must differ from the epoch's before: a late hint of that one would
 // be taken for a new one. After an error there is no epoch, and no hint counts.
-func (t *Tracker) BeginHintEpoch(id uint32) error {
+func (t *tracker) BeginHintEpoch(id uint32) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.hints.active = false
@@ -77,27 +77,27 @@ func (t *Tracker) BeginHintEpoch(id uint32) error {
 //
 // Nothing is taken under another id than the current epoch's. The range is
 // the guest's word: what lies outside the slot is ignored.
-func (t *Tracker) Hint(id uint32, slot int, first, n uint64) (taken uint64) {
-	return t.HintBatch(id, []PageRange{{slot, first, n}})
+func (t *tracker) Hint(id uint32, slot int, first, n uint64) (taken uint64) {
+	return t.HintBatch(id, []pageRange{{slot, first, n}})
 }
 
-// HintBatch is [Tracker.Hint] of many ranges: they are taken under the mutex
+// HintBatch is [tracker.Hint] of many ranges: they are taken under the mutex
 // at once, so a batch is to be bounded in pages.
-func (t *Tracker) HintBatch(id uint32, ranges []PageRange) (taken uint64) {
+func (t *tracker) HintBatch(id uint32, ranges []pageRange) (taken uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	current := t.hints.active && t.hints.id == id
 	for _, r := range ranges {
-		s, err := t.slot("hint pages", r.Slot)
-		if err != nil || r.First >= s.pages {
+		s, err := t.slot("hint pages", r.slot)
+		if err != nil || r.first >= s.pages {
 			continue
 		}
-		n := min(r.N, s.pages-r.First)
+		n := min(r.n, s.pages-r.first)
 		if !current {
 			t.hints.stats.Stale += n
 			continue
 		}
-		taken += t.hint(s, r.First, n)
+		taken += t.hint(s, r.first, n)
 	}
 	t.remaining -= taken
 	t.hints.stats.Taken += taken
@@ -105,7 +105,7 @@ func (t *Tracker) HintBatch(id uint32, ranges []PageRange) (taken uint64) {
 }
 
 // hint takes what it may of [first, first+n) out of toSend. It needs mu.
-func (t *Tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
+func (t *tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
 	var left int
 	for w := first / mempage.WordBits; w*mempage.WordBits < first+n; w++ {
 		named := s.toSend[w] & mempage.WordMask(w, first, first+n)
@@ -121,12 +121,12 @@ func (t *Tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
 }
 
 // hintedNow counts those of the pages that a hint took out and nothing put back.
-func (t *Tracker) hintedNow(pages []PageRange, is func(i int)) {
+func (t *tracker) hintedNow(pages []pageRange, is func(i int)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, p := range pages {
-		if s, err := t.slot("look at hints", p.Slot); err == nil && p.First < s.pages &&
-			s.hinted[p.First/mempage.WordBits]>>(p.First%mempage.WordBits)&1 != 0 {
+		if s, err := t.slot("look at hints", p.slot); err == nil && p.first < s.pages &&
+			s.hinted[p.first/mempage.WordBits]>>(p.first%mempage.WordBits)&1 != 0 {
 			is(i)
 		}
 	}
@@ -134,7 +134,7 @@ func (t *Tracker) hintedNow(pages []PageRange, is func(i int)) {
 
 // maskHinted overwrites, in the hashes of [first, first+n), those of pages that
 // were hinted and are not sent.
-func (t *Tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
+func (t *tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	hinted := t.slots[slot].hinted
@@ -147,14 +147,14 @@ func (t *Tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
 // stays out until it is written, so the guest may not learn that the device
 // is done with its pages (virtio 1.2, 5.5.6.5: DONE) before it runs at the
 // destination, or stays for good at the source.
-func (t *Tracker) EndHintEpoch() {
+func (t *tracker) EndHintEpoch() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.hints.active = false
 }
 
 // HintStats returns the counters of the hints.
-func (t *Tracker) HintStats() HintStats {
+func (t *tracker) HintStats() hintStats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.hints.stats

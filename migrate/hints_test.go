@@ -46,30 +46,6 @@ func TestAHintSparesPagesUntilTheyAreWritten(t *testing.T) {
 	}
 }
 
-// A picked page may be written, hinted and then given back by its sender: it
-// is to be sent again, and counts as a hint that was of no use.
-func TestAReturnedPageIsNoLongerHinted(t *testing.T) {
-	m := newMemory(t, manual, 64)
-	tracker := newTracker(t, m, 6)
-	picked := make([]uint64, 1)
-	first, n, err := tracker.Pick(0, 0, 64, picked)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.GuestWrite(0, 5)
-	begin(t, tracker, 1) // fetches page 5
-	if taken := tracker.Hint(1, 0, 5, 1); taken != 1 {
-		t.Fatalf("%d pages taken", taken)
-	}
-	tracker.Return(0, first, n, picked)
-	if got, want := tracker.HintStats(), (migrate.HintStats{Taken: 1, Returned: 1}); got != want || tracker.Remaining() != 64 {
-		t.Errorf("%+v, want %+v; %d pages remain", got, want, tracker.Remaining())
-	}
-	if err := tracker.Check(func(int, uint64) bool { return true }); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestHintsOfAnotherIDCountForNothing(t *testing.T) {
 	tracker := newTracker(t, newMemory(t, manual, 64), 6)
 	hint := func(id uint32, when string) {

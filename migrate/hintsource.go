@@ -1,55 +1,59 @@
 package migrate
 
-// PageRange is a run of pages of one memory slot.
-type PageRange struct {
-	Slot     int
-	First, N uint64 // in pages, First counted from the slot's first page
-}
+import (
+	"sort"
 
-// Hinting is implemented by a [Source] whose guest may be asked which of its
-// pages are free.
+	"github.com/govmm/govmm/mempage"
+)
+
+// Hinting is a [Source] whose guest can be asked for its free pages.
 type Hinting interface {
-	// HintSource returns whom to ask; nil: the machine has nothing to ask.
-	HintSource() HintSource
+	HintSource() HintSource // nil: there is nobody to ask
 }
 
-// HintSource asks the guest which pages are free, by the ids of virtio 1.2
-// section 5.5.6.5. Its methods do not wait for the guest, and return although
-// the guest is stopped.
+// HintSource asks the guest which pages are free, by the command ids of virtio
+// 1.2 section 5.5.6.5. Methods do not wait for the guest and work while it is
+// stopped.
 type HintSource interface {
-	// SetHintSink says who is told what the guest answers; nil: nobody. What
-	// is being told when it is called may still be told to the sink before.
-	SetHintSink(HintSink)
-	// NewHintID returns an id that this guest was never given before, on any
-	// host. An error is the reason why the guest cannot be asked.
+	// SetHintSink says who receives the guest's answers; nil: nobody. A call to
+	// the sink before may still be under way.
+	SetHintSink(mempage.HintSink)
+	// NewHintID returns an id that this guest has never been given, on any host.
+	// An error is the reason why the guest cannot be asked.
 	NewHintID() (uint32, error)
 	// AnnounceHints asks for hints under an id from NewHintID. What the guest
-	// had said before the call does not count under it.
+	// queued before the call does not count under it.
 	AnnounceHints(id uint32)
 	// StopHints asks the guest to end its answer. It keeps what it hinted.
 	StopHints()
-	// DoneHints lets the guest use the pages that it has hinted. While the
-	// guest is stopped it learns of the last of these three calls only, here
-	// or where it goes on.
+	// DoneHints lets the guest use the pages that it hinted. While the guest is
+	// stopped it learns only the last of these three calls, here or where it
+	// goes on.
 	DoneHints()
 }
 
-// HintSink is told what the guest says of its free pages. The calls come one at
-// a time, in the order in which the guest said it, from a goroutine of the
-// source's. A call may wait for the dirty log, never for the network, a vCPU or
-// a device.
-type HintSink interface {
-	// HintStart: the guest begins to answer to id.
-	HintStart(id uint32)
-	// HintPages: pages that were free after id was announced. By the time of
-	// the call the guest may have taken them back. The slice is the caller's.
-	HintPages(id uint32, pages []PageRange)
-	// HintLate: the guest hinted so many pages under an id that is not
-	// current, and they were dropped.
-	HintLate(pages uint64)
-	// HintStop: the guest has ended its answer.
-	HintStop()
-	// HintLost: the guest's driver has gone, with what it had not said. It may
-	// come while another call is under way.
-	HintLost()
+// pageRange is a run of pages of one memory slot.
+type pageRange struct {
+	slot     int
+	first, n uint64 // in pages, first counted from the slot's first page
+}
+
+// appendPages appends the whole pages of a range, cut at the borders of slots,
+// which are in ascending order of address. What lies in no slot is skipped.
+func appendPages(pages []pageRange, slots []Slot, r mempage.Range) []pageRange {
+	end := r.GPA + r.Bytes
+	if end < r.GPA {
+		return pages
+	}
+	i := sort.Search(len(slots), func(i int) bool { return slots[i].GPA+slots[i].Pages*mempage.Size > r.GPA })
+	for ; i < len(slots) && slots[i].GPA < end; i++ {
+		lo := max(r.GPA, slots[i].GPA)
+		hi := min(end, slots[i].GPA+slots[i].Pages*mempage.Size)
+		first := (lo - slots[i].GPA + mempage.Size - 1) / mempage.Size
+		last := (hi - slots[i].GPA) / mempage.Size
+		if last > first {
+			pages = append(pages, pageRange{slot: i, first: first, n: last - first})
+		}
+	}
+	return pages
 }

@@ -21,7 +21,7 @@ type inspection struct {
 	before [][]uint64
 
 	mu     sync.Mutex // guards what follows
-	sample []PageRange
+	sample []pageRange
 	next   int // how long a sample is judged next
 }
 
@@ -57,7 +57,7 @@ func (x *inspection) begin(h *hinter) error {
 
 // note takes a sample of what was hinted: of the pages whose state before is
 // known.
-func (x *inspection) note(ranges []PageRange) {
+func (x *inspection) note(ranges []pageRange) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.before == nil {
@@ -65,13 +65,13 @@ func (x *inspection) note(ranges []PageRange) {
 	}
 	for _, r := range ranges {
 		// From the first block that begins in the range, or that it begins in.
-		for at := r.First &^ (inspectBlock - 1); at < r.First+r.N; at += inspectBlock {
-			first := max(at, r.First)
-			for p := first; p < min(at+mempage.WordBits, r.First+r.N, first+inspectEach); p++ {
+		for at := r.first &^ (inspectBlock - 1); at < r.first+r.n; at += inspectBlock {
+			first := max(at, r.first)
+			for p := first; p < min(at+mempage.WordBits, r.first+r.n, first+inspectEach); p++ {
 				if len(x.sample) == inspectMost {
 					return
 				}
-				x.sample = append(x.sample, PageRange{r.Slot, p, 1})
+				x.sample = append(x.sample, pageRange{r.slot, p, 1})
 			}
 		}
 	}
@@ -83,7 +83,7 @@ func (x *inspection) note(ranges []PageRange) {
 func (x *inspection) worse(h *hinter) (bool, error) {
 	x.mu.Lock()
 	ready := len(x.sample) >= x.next
-	var sample []PageRange
+	var sample []pageRange
 	if ready {
 		x.next *= 4
 		sample = slices.Clone(x.sample)
@@ -103,9 +103,9 @@ func (x *inspection) worse(h *hinter) (bool, error) {
 			continue
 		}
 		back++
-		if isZero(h.ram.Bytes(p.Slot, p.First, 1)) {
+		if isZero(h.ram.Bytes(p.slot, p.first, 1)) {
 			zero++
-			if x.before[p.Slot][p.First/inspectBlock]>>(p.First%inspectBlock)&1 == 0 {
+			if x.before[p.slot][p.first/inspectBlock]>>(p.first%inspectBlock)&1 == 0 {
 				holes++
 			}
 		}

@@ -6,7 +6,7 @@
 // ([RAM], [DirtyLog], [Source], [Builder], [Target]) and the same engine runs
 // over real KVM and over the simulated one of its tests.
 //
-// The way of a page: [Tracker] says that it must be sent and arms its write
+// The way of a page: the tracker says that it must be sent and arms its write
 // tracking; the sender looks whether it is a hole or all zeros; one vectored
 // write takes it from guest memory to the socket; at the destination one read
 // takes it from the socket into guest memory. docs/migration.md has the

@@ -14,7 +14,7 @@ import (
 type precopy struct {
 	m       *Migration
 	link    *link
-	tracker *Tracker
+	tracker *tracker
 	sender  *sender
 	hints   *hinter
 
@@ -26,7 +26,7 @@ type precopy struct {
 	plan      plan       // of that stop
 }
 
-func newPrecopy(m *Migration, l *link, t *Tracker) (*precopy, error) {
+func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 	s, err := newSender(m.src, t, l, &m.meter, m.opt)
 	return &precopy{m: m, link: l, tracker: t, est: newEstimator(l.rtt), sender: s}, err
 }

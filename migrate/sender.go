@@ -23,7 +23,7 @@ import (
 type sender struct {
 	ram     RAM
 	slots   []Slot
-	tracker *Tracker
+	tracker *tracker
 	meter   *meter
 	limit   *limiter
 	batch   uint64 // pages looked at, at most, for one frame; a multiple of 64
@@ -55,7 +55,7 @@ type cursor struct {
 // newSender makes a sender over the link's data connections. Without
 // compression there is a worker for each; with it one more for each processor,
 // which compress while others write.
-func newSender(ram RAM, t *Tracker, l *link, m *meter, opt Options) (*sender, error) {
+func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, error) {
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
 		conns: l.data, idle: make(chan *conn, len(l.data)), lost: l.lost}
 	for _, slot := range s.slots {

@@ -149,7 +149,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	}
 
 	m.setPhase(PhasePrecopy)
-	tracker, err := NewTracker(m.src.Slots(), m.src, m.opt.ClearBitmapShift)
+	tracker, err := newTracker(m.src.Slots(), m.src, m.opt.ClearBitmapShift)
 	if err != nil {
 		return l.end(err)
 	}

@@ -22,8 +22,8 @@ var errNotTracking = errors.New("dirty tracking is not on")
 //
 //   - fetched is part of toSend: a page whose KVM bit was reported and is not
 //     cleared yet has its content still to be read. A page leaves toSend by
-//     [Tracker.Pick], which clears its chunk of fetched first, or by
-//     [Tracker.Hint], which leaves pages of fetched alone.
+//     [tracker.Pick], which clears its chunk of fetched first, or by
+//     [tracker.Hint], which leaves pages of fetched alone.
 //   - So a CLEAR, which passes what is in fetched and nothing else, wipes the
 //     bit of no page that is not going to be read afterwards.
 //   - A page that is not in fetched is either armed (KVM reports its next
@@ -35,7 +35,7 @@ var errNotTracking = errors.New("dirty tracking is not on")
 // stays empty.
 //
 // All methods may be called from several goroutines. None of them allocates.
-type Tracker struct {
+type tracker struct {
 	log    DirtyLog
 	shift  uint
 	manual bool
@@ -66,15 +66,15 @@ type slotBits struct {
 	hinted       mempage.Bitmap // a hint took it out of toSend, and nothing put it back
 }
 
-// NewTracker makes a tracker of the slots, whose writes log reports. A CLEAR
+// newTracker makes a tracker of the slots, whose writes log reports. A CLEAR
 // covers chunks of 2^shift pages; a chunk that is larger than its slot is the
-// whole slot. Nothing is tracked before [Tracker.Start].
-func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
+// whole slot. Nothing is tracked before [tracker.Start].
+func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 	if shift < MinClearBitmapShift || shift > MaxClearBitmapShift {
 		return nil, fmt.Errorf("track memory: chunk shift %d is outside %d..%d",
 			shift, MinClearBitmapShift, MaxClearBitmapShift)
 	}
-	t := &Tracker{log: log, shift: shift, manual: log.ManualProtect(), slots: make([]slotBits, len(slots))}
+	t := &tracker{log: log, shift: shift, manual: log.ManualProtect(), slots: make([]slotBits, len(slots))}
 	var longest uint64
 	for i, slot := range slots {
 		if slot.Pages == 0 || slot.Pages > maxSlotPages {
@@ -98,7 +98,7 @@ func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
 // fetches each slot once: with KVM_DIRTY_LOG_INITIALLY_SET nothing is armed
 // before a CLEAR, and a CLEAR needs bits that were fetched. After an error
 // tracking is off.
-func (t *Tracker) Start() error {
+func (t *tracker) Start() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.log.StartDirtyLog(); err != nil {
@@ -127,15 +127,15 @@ func (t *Tracker) Start() error {
 }
 
 // Stop turns write tracking off. What was still to be sent stays on record;
-// a new [Tracker.Start] begins afresh. It may be called when tracking is off.
-func (t *Tracker) Stop() error {
+// a new [tracker.Start] begins afresh. It may be called when tracking is off.
+func (t *tracker) Stop() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.stop()
 }
 
 // stop needs mu.
-func (t *Tracker) stop() error {
+func (t *tracker) stop() error {
 	t.tracking = false
 	t.hints.active = false
 	if err := t.log.StopDirtyLog(); err != nil {
@@ -147,7 +147,7 @@ func (t *Tracker) stop() error {
 // Sync fetches the writes that KVM and the VMM have recorded in every slot.
 // It only adds to what must be sent. After an error nothing that was recorded
 // is lost, and the slots after the failing one were not fetched.
-func (t *Tracker) Sync() error {
+func (t *tracker) Sync() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
@@ -158,9 +158,9 @@ func (t *Tracker) Sync() error {
 	return nil
 }
 
-// SyncSlot is [Tracker.Sync] for one slot. newly is the number of pages that
+// SyncSlot is [tracker.Sync] for one slot. newly is the number of pages that
 // were written since they were last armed and had not been reported before.
-func (t *Tracker) SyncSlot(slot int) (newly uint64, err error) {
+func (t *tracker) SyncSlot(slot int) (newly uint64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.fetch(slot)
@@ -170,7 +170,7 @@ func (t *Tracker) SyncSlot(slot int) (newly uint64, err error) {
 //
 // A bit that is fetched and not cleared is reported again by every GET under
 // manual protection, and may be booked again: its page is in toSend anyway.
-func (t *Tracker) fetch(slot int) (newly uint64, err error) {
+func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	s, err := t.slot("fetch the dirty log", slot)
 	if err != nil {
 		return 0, err
@@ -203,7 +203,7 @@ func (t *Tracker) fetch(slot int) (newly uint64, err error) {
 
 // book ORs what was reported into the slot's bitmaps and returns how many of
 // the pages are reported for the first time since they were armed. It needs mu.
-func (t *Tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
+func (t *tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
 	var added, back int
 	wordsShift := t.shift - 6 // a chunk is 2^wordsShift words
 	for w := range kvm {
@@ -242,7 +242,7 @@ func (t *Tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
 // before: their writes are tracked again from then on.
 //
 // After an error no page was picked, and the pages stay to be sent.
-func (t *Tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n uint64, err error) {
+func (t *tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n uint64, err error) {
 	s, err := t.slot("pick pages", slot)
 	if err != nil {
 		return 0, 0, err
@@ -282,7 +282,7 @@ func (t *Tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n ui
 // write which only a later fetch may report. Neighbouring chunks take one
 // CLEAR. After an error the chunks that are not cleared are on record as
 // before. It needs mu.
-func (t *Tracker) arm(slot int, first, n uint64) error {
+func (t *tracker) arm(slot int, first, n uint64) error {
 	s := &t.slots[slot]
 	chunk, end := first>>t.shift, (first+n-1)>>t.shift+1
 	for {
@@ -302,43 +302,16 @@ func (t *Tracker) arm(slot int, first, n uint64) error {
 	}
 }
 
-// Return gives back pages that [Tracker.Pick] handed out and that were not
-// sent after all, with what Pick returned.
-func (t *Tracker) Return(slot int, first, n uint64, picked []uint64) {
-	s, err := t.slot("return pages", slot)
-	if err != nil || first%mempage.WordBits != 0 {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var added, back int
-	for i, word := range picked[:min(uint64(len(picked)), mempage.Words(n))] {
-		w := first/mempage.WordBits + uint64(i)
-		if w >= uint64(len(s.toSend)) {
-			break
-		}
-		word &= mempage.WordMask(w, 0, s.pages)
-		added += bits.OnesCount64(word &^ s.toSend[w])
-		s.toSend[w] |= word
-		// Written again after the pick, a page may have been hinted since.
-		back += bits.OnesCount64(word & s.hinted[w])
-		s.hinted[w] &^= word
-	}
-	s.remaining += uint64(added)
-	t.remaining += uint64(added)
-	t.hints.stats.Returned += uint64(back)
-}
-
 // Remaining is the number of pages that must still be sent, as far as the log
 // has been fetched.
-func (t *Tracker) Remaining() uint64 {
+func (t *tracker) Remaining() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.remaining
 }
 
-// SlotRemaining is [Tracker.Remaining] of one slot.
-func (t *Tracker) SlotRemaining(slot int) uint64 {
+// SlotRemaining is [tracker.Remaining] of one slot.
+func (t *tracker) SlotRemaining(slot int) uint64 {
 	s, err := t.slot("count pages", slot)
 	if err != nil {
 		return 0
@@ -348,17 +321,17 @@ func (t *Tracker) SlotRemaining(slot int) uint64 {
 	return s.remaining
 }
 
-// Dirtied is the number of pages that all fetches since [Tracker.Start]
+// Dirtied is the number of pages that all fetches since [tracker.Start]
 // reported as newly written: its growth over time is the dirty rate. Writes
 // to a page that was reported and is not armed again yet are not seen.
-func (t *Tracker) Dirtied() uint64 {
+func (t *tracker) Dirtied() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.dirtied
 }
 
 // slot checks a slot's number.
-func (t *Tracker) slot(what string, slot int) (*slotBits, error) {
+func (t *tracker) slot(what string, slot int) (*slotBits, error) {
 	if slot < 0 || slot >= len(t.slots) {
 		return nil, fmt.Errorf("%s: there is no slot %d among %d", what, slot, len(t.slots))
 	}

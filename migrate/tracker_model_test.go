@@ -334,7 +334,7 @@ func (m *model) pick(slot int, from, words uint64) (next uint64, err error) {
 	}
 	if b.n > 0 {
 		if m.breakWith == takeAfterReading {
-			m.tracker.Return(slot, b.first, b.n, b.picked)
+			m.tracker.PutBack(slot, b.first, b.picked)
 			b.late = slices.Clone(b.picked)
 		}
 		m.batches = append(m.batches, b)
@@ -359,16 +359,6 @@ func checkBatch(b *batch, from, pages uint64) error {
 		return nil
 	}
 	return fmt.Errorf("picked [%#x,+%#x) of %#x pages from %#x with %d words", b.first, b.n, pages, from, words)
-}
-
-// giveBack returns the unread pages of a batch.
-func (m *model) giveBack(i int) {
-	if len(m.batches) > 0 {
-		i %= len(m.batches)
-		b := m.batches[i]
-		m.tracker.Return(b.slot, b.first, b.n, b.picked)
-		m.batches = append(m.batches[:i], m.batches[i+1:]...)
-	}
 }
 
 // read sends up to n pages of a batch: looks at each and applies it at the

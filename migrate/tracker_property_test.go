@@ -24,7 +24,6 @@ const (
 	actSyncSlot
 	actPick
 	actRead
-	actGiveBack
 	actAnnounce
 	actSee
 	actHint
@@ -39,7 +38,7 @@ const (
 // weights say how often an action is drawn.
 var weights = []action{
 	actGuestWrite, actGuestWrite, actGuestWrite, actGuestWrite, actGuestZero, actKernelWrite, actDeviceWrite, actMark, actMark,
-	actPunch, actSync, actSync, actSyncSlot, actPick, actPick, actPick, actRead, actRead, actRead, actGiveBack,
+	actPunch, actSync, actSync, actSyncSlot, actPick, actPick, actPick, actRead, actRead, actRead,
 	actAnnounce, actSee, actHint, actHint, actHint, actTakeBack, actTakeBack, actTakeBack, actProcessHint, actProcessHint, actProcessHint, actRepeatHint, actEndEpoch, actFail,
 }
 
@@ -111,8 +110,6 @@ func (m *model) step(st step) error {
 				m.punch(slot, page, 1)
 			}
 		})
-	case actGiveBack:
-		m.giveBack(i)
 	case actAnnounce:
 		err := m.announce()
 		if st.Size%2 == 0 {

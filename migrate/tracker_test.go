@@ -76,9 +76,6 @@ func TestArgumentsAreChecked(t *testing.T) {
 	if first, n, err := tracker.Pick(0, 1<<63, 64, picked); first != 100 || n != 0 || err != nil {
 		t.Errorf("Pick past the end: first %d, n %d, error %v", first, n, err)
 	}
-	tracker.Return(1, 0, 64, picked)
-	tracker.Return(0, 1<<40, 1<<40, []uint64{1, 1})
-	tracker.Return(0, 64, ^uint64(0), []uint64{^uint64(0), ^uint64(0)})
 	if got := tracker.Remaining(); got != 100 {
 		t.Errorf("%d pages remain of 100", got)
 	}
@@ -368,7 +365,6 @@ func TestRoundsDoNotAllocate(t *testing.T) {
 			err = errors.Join(err, syncErr)
 			for from, n := uint64(0), uint64(1); n > 0; from += n {
 				from, n, _ = tracker.Pick(slot, from, 1024, picked)
-				tracker.Return(slot, from, n, picked)
 				tracker.Hint(id, slot, from, 10)
 			}
 		}

@@ -27,7 +27,12 @@ func (m *Machine) Source() migrate.Source { return &source{guestRAM{m.mem}, m} }
 func (s *source) Slots() []migrate.Slot { return s.guestRAM.Slots() }
 
 // HintSource is the balloon, see [migrate.Hinting].
-func (s *source) HintSource() migrate.HintSource { return newHintSource(s.balloon, s.Slots()) }
+func (s *source) HintSource() migrate.HintSource {
+	if s.balloon == nil {
+		return nil // not a nil *balloon.Balloon
+	}
+	return s.balloon
+}
 
 // MigrationConfig is the spec.
 func (s *source) MigrationConfig() ([]byte, error) { return s.spec.Encode() }

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -35,13 +36,13 @@ type Balloon struct {
 	Served func()
 
 	machine *Machine
-	queue   chan func(migrate.HintSink) // requests
+	queue   chan func(mempage.HintSink) // requests
 	serving sync.Mutex                  // held while a request is served, and while the device is paused
 	paused  bool                        // guarded by the machine's mutex
 	closed  chan struct{}
 
 	mu       sync.Mutex // guards what follows
-	sink     migrate.HintSink
+	sink     mempage.HintSink
 	last     uint32 // the last id that was drawn
 	command  uint32
 	commands []uint32      // that were announced here
@@ -66,7 +67,7 @@ const (
 )
 
 func newBalloon(m *Machine) *Balloon {
-	b := &Balloon{machine: m, queue: make(chan func(migrate.HintSink), 8), changed: make(chan struct{}),
+	b := &Balloon{machine: m, queue: make(chan func(mempage.HintSink), 8), changed: make(chan struct{}),
 		closed: make(chan struct{}), last: commandDone}
 	go b.serve()
 	return b
@@ -115,13 +116,13 @@ func (m *Machine) HintSource() migrate.HintSource {
 }
 
 // SetHintSink implements [migrate.HintSource].
-func (b *Balloon) SetHintSink(s migrate.HintSink) {
+func (b *Balloon) SetHintSink(s mempage.HintSink) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sink = s
 }
 
-func (b *Balloon) getSink() migrate.HintSink {
+func (b *Balloon) getSink() mempage.HintSink {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.sink
@@ -219,7 +220,7 @@ func (b *Balloon) drive() {
 // answer hints everything, and ends early when another command comes. It
 // returns false when the guest has stopped.
 func (b *Balloon) answer(id uint32) bool {
-	if !b.send(func(s migrate.HintSink) {
+	if !b.send(func(s mempage.HintSink) {
 		if b.current(id) {
 			s.HintStart(id)
 		}
@@ -242,7 +243,7 @@ func (b *Balloon) answer(id uint32) bool {
 
 // end says that the answer is over.
 func (b *Balloon) end() bool {
-	if !b.Driver.Endless && !b.send(func(s migrate.HintSink) { s.HintStop() }) {
+	if !b.Driver.Endless && !b.send(func(s mempage.HintSink) { s.HintStop() }) {
 		return false
 	}
 	b.midway = false
@@ -255,9 +256,9 @@ func (b *Balloon) hint(id uint32, slot int, first, n uint64) bool {
 		m.GuestZero(slot, page)
 	}
 	m.give(slot, first, n)
-	sent := b.send(func(s migrate.HintSink) {
+	sent := b.send(func(s mempage.HintSink) {
 		if b.current(id) {
-			s.HintPages(id, []migrate.PageRange{{Slot: slot, First: first, N: n}})
+			s.HintPages(id, []mempage.Range{{GPA: m.Slots()[slot].GPA + first*mempage.Size, Bytes: n * mempage.Size}})
 		} else {
 			s.HintLate(n)
 		}
@@ -284,7 +285,7 @@ func (b *Balloon) current(id uint32) bool {
 }
 
 // send makes a request available.
-func (b *Balloon) send(request func(migrate.HintSink)) bool {
+func (b *Balloon) send(request func(mempage.HintSink)) bool {
 	select {
 	case b.queue <- request:
 		return true
