@@ -36,9 +36,6 @@ type Options struct {
 	// all that it has to; it waits a quarter of that for the guest to begin.
 	// 0: 1 s.
 	HintWait time.Duration
-	// SyncOncePerRound does not fetch the dirty log of a slot again just before
-	// it is sent. It is for measuring what that saves.
-	SyncOncePerRound bool
 	// Channels is how many connections carry pages; the destination may grant
 	// fewer. 0: see DefaultChannels.
 	Channels int

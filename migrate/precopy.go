@@ -104,14 +104,12 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	// began goes now and not in the next round: rounds are fewer
 	// (docs/hints.md).
 	if err := p.sender.send(ctx, p.sender.limit, func(slot int) error {
-		if !p.m.opt.SyncOncePerRound {
-			before := p.tracker.SlotRemaining(slot)
-			if _, err := p.tracker.SyncSlot(slot); err != nil {
-				return err
-			}
-			// Hints may have taken more than the fetch has added.
-			p.m.meter.dirtied(max(p.tracker.SlotRemaining(slot), before) - before)
+		before := p.tracker.SlotRemaining(slot)
+		if _, err := p.tracker.SyncSlot(slot); err != nil {
+			return err
 		}
+		// Hints may have taken more than the fetch has added.
+		p.m.meter.dirtied(max(p.tracker.SlotRemaining(slot), before) - before)
 		return p.hints.look()
 	}); err != nil {
 		return err

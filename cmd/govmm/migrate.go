@@ -36,7 +36,6 @@ type migrateFlags struct {
 	verify    bool
 	hints     string
 	hintWait  time.Duration
-	oneSync   bool
 
 	source *api.Client
 	guest  string // what became of it, after a failure
@@ -84,8 +83,6 @@ on without it.`,
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
 	_ = flags.MarkHidden("verify-pages") // for tests: the downtime grows by the hashing of all memory
-	flags.BoolVar(&f.oneSync, "sync-once-per-round", false, "do not fetch the dirty log of each GiB again before it is sent")
-	_ = flags.MarkHidden("sync-once-per-round") // to measure what fetching again saves
 	return cmd
 }
 
@@ -94,7 +91,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	req := api.MigrateRequest{
 		To: f.to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
-		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), SyncOncePerRound: f.oneSync,
+		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)),
 	}
 	var err error
 	switch {

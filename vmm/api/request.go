@@ -39,19 +39,18 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 // MigrateRequest is the body of POST /v1/migration. A field left out has its
 // default ([migrate.DefaultOptions]).
 type MigrateRequest struct {
-	To               string   `json:"to"`                            // host:port of a receiver
-	DowntimeLimit    Duration `json:"downtime_limit,omitempty"`      // "300ms"
-	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty"`     // bytes a second; 0: none
-	Timeout          Duration `json:"timeout,omitempty"`             // "1h"
-	MaxRounds        int      `json:"max_rounds,omitempty"`          // 0: no limit
-	AutoConverge     bool     `json:"auto_converge,omitempty"`       // slow the guest down if rounds stop shrinking
-	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty"`  // 6 to 31; 0: the default
-	Hints            string   `json:"hints,omitempty"`               // auto, on, off
-	HintWait         Duration `json:"hint_wait,omitempty"`           // "1s"
-	SyncOncePerRound bool     `json:"sync_once_per_round,omitempty"` // for benchmarks: do not fetch a slot again before it is sent
-	Channels         int      `json:"channels,omitempty"`            // 1 to 16; 0: the default
-	Compress         string   `json:"compress,omitempty"`            // "zstd", "lz4" or "none"; "": none
-	VerifyPages      bool     `json:"verify_pages,omitempty"`        // for tests: compare every page's hash
+	To               string   `json:"to"`                           // host:port of a receiver
+	DowntimeLimit    Duration `json:"downtime_limit,omitempty"`     // "300ms"
+	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty"`    // bytes a second; 0: none
+	Timeout          Duration `json:"timeout,omitempty"`            // "1h"
+	MaxRounds        int      `json:"max_rounds,omitempty"`         // 0: no limit
+	AutoConverge     bool     `json:"auto_converge,omitempty"`      // slow the guest down if rounds stop shrinking
+	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty"` // 6 to 31; 0: the default
+	Hints            string   `json:"hints,omitempty"`              // auto, on, off
+	HintWait         Duration `json:"hint_wait,omitempty"`          // "1s"
+	Channels         int      `json:"channels,omitempty"`           // 1 to 16; 0: the default
+	Compress         string   `json:"compress,omitempty"`           // "zstd", "lz4" or "none"; "": none
+	VerifyPages      bool     `json:"verify_pages,omitempty"`       // for tests: compare every page's hash
 }
 
 // Options returns the request's options with the defaults filled in. An error
@@ -73,7 +72,6 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	if r.HintWait != 0 {
 		opt.HintWait = time.Duration(r.HintWait)
 	}
-	opt.SyncOncePerRound = r.SyncOncePerRound
 	if r.Channels != 0 {
 		opt.Channels = r.Channels
 	}
