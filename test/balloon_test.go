@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -67,13 +66,10 @@ func TestBalloonMoves(t *testing.T) {
 	}
 
 	there, addr := h.receive("b1")
-	// 88 MiB of the guest's go at 2 MiB/s: the balloon grows meanwhile, and what it
-	// leaves takes some seconds more.
+	// The guest's 88 MiB take 44 s at 2 MiB/s. The balloon grows when 10 MiB of
+	// them have been sent; what it leaves takes some seconds more.
 	mig := h.start("migrate", "b0", "--to", addr, "--bandwidth-limit", "2M", "--downtime-limit", "1s", "--json")
-	for h.info("b0").State != "migrating" {
-		time.Sleep(10 * time.Millisecond)
-	}
-	time.Sleep(5 * time.Second) // some of it has been sent
+	h.awaitMigrating("b0", 10*mib)
 	h.must("balloon", "b0", "--target", "64M")
 	awaitBallooned(t, here.out, here.out.len(), size) // so it was here still
 	if mig.wait() != 0 {

@@ -128,7 +128,7 @@ func TestDiskMoves(t *testing.T) {
 		if _, errs, exit := h.run("run", "other", "--disk", image); exit == 0 || !strings.Contains(errs, "lock") {
 			t.Errorf("another VM with the same disk: exit %d, %q", exit, errs)
 		}
-		checkIRQs(t, there.out)
+		awaitIRQs(t, there.out)
 		here = there
 	}
 	h.must("stop", "--force", fmt.Sprintf("d%d", count(2, 10)))
@@ -136,14 +136,12 @@ func TestDiskMoves(t *testing.T) {
 	checkImage(t, image, size/mempage.Size)
 }
 
-// checkIRQs fails if devices do not interrupt: the guest would still find its
-// answers, but late.
-func checkIRQs(t testing.TB, l *lines) {
+// awaitIRQs waits until the guest has counted an interrupt of a device since its
+// first tick. Without interrupts it would still find its answers, but late.
+func awaitIRQs(t testing.TB, l *lines) {
 	t.Helper()
-	all := l.ticks()
-	if first, last := all[0], all[len(all)-1]; last.more["irqs"] <= first.more["irqs"] {
-		t.Errorf("no interrupt of a device after the move: %d, then %d", first.more["irqs"], last.more["irqs"])
-	}
+	first, next := l.awaitTick(t, 0, "any", func(tick) bool { return true })
+	l.awaitTick(t, next, "an interrupt of a device", func(k tick) bool { return k.more["irqs"] > first.more["irqs"] })
 }
 
 // checkImage looks at the disk from outside: every page is the guest's, of its

@@ -408,11 +408,35 @@ func (h *host) receive(name string, args ...string) (*proc, string) {
 
 // info is part of what govmm info --json prints.
 type info struct {
-	Name   string `json:"name"`
-	PID    int    `json:"pid"`
-	State  string `json:"state"`
-	CPUs   int    `json:"cpus"`
-	Memory uint64 `json:"memory"`
+	Name      string `json:"name"`
+	PID       int    `json:"pid"`
+	State     string `json:"state"`
+	CPUs      int    `json:"cpus"`
+	Memory    uint64 `json:"memory"`
+	Migration struct {
+		BytesSent uint64 `json:"bytes_sent"`
+	} `json:"migration"`
+}
+
+// awaitInfo waits until govmm info says what the test waits for.
+func (h *host) awaitInfo(name, what string, ok func(info) bool) {
+	h.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		i := h.info(name)
+		if ok(i) {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s: no %s within %v; it says %+v", name, what, patience, i)
+		}
+	}
+}
+
+// awaitMigrating waits until a migration of the VM has sent so many bytes.
+func (h *host) awaitMigrating(name string, sent uint64) {
+	h.t.Helper()
+	h.awaitInfo(name, fmt.Sprintf("migration that has sent %d bytes", sent),
+		func(i info) bool { return i.State == "migrating" && i.Migration.BytesSent >= sent })
 }
 
 func (h *host) info(name string) info {

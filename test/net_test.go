@@ -228,7 +228,7 @@ func TestNetMoves(t *testing.T) {
 			t.Errorf("migration %d: the bridge where the guest was has it behind %q", i, port)
 		}
 		pings.await(5)
-		checkIRQs(t, there.out)
+		awaitIRQs(t, there.out)
 		here, at, to = there, to, at
 	}
 	client.end()
