@@ -17,28 +17,22 @@ type ClockData struct {
 	_        [4]uint32
 }
 
-// Flags of a [ClockData].
-const (
-	// ClockTSCStable: every vCPU sees the same clock.
-	ClockTSCStable = uint32(gokvm.TSCStable)
-	// ClockRealtime: Realtime is the host's CLOCK_REALTIME at that moment.
-	ClockRealtime = uint32(gokvm.Realtime)
-	// ClockHostTSC: HostTSC is the host's TSC at that moment.
-	ClockHostTSC = uint32(gokvm.HostTSC)
-)
+// ClockRealtime is the flag of a [ClockData] whose Realtime is the host's
+// CLOCK_REALTIME at the moment of the reading.
+const ClockRealtime = uint32(gokvm.Realtime)
 
 // GetClock reads the VM's clock. Flags says which fields besides Clock the
-// kernel filled in.
+// kernel has filled in.
 func (vm *VM) GetClock() (ClockData, error) {
 	var c ClockData
 	_, err := vm.h.ioctl(reqGetClock, unsafe.Pointer(&c))
 	return c, opError(err, "KVM_GET_CLOCK", "VM")
 }
 
-// SetClock sets the VM's clock; it takes what GetClock returned. With
-// ClockRealtime, on a kernel that can (CapAdjustClock), the clock is advanced by
-// the real time that passed since Realtime was read; the hosts' real-time clocks
-// must agree for that. Other flags are dropped: the kernel refuses them here.
+// SetClock sets the VM's clock to what GetClock returned. With ClockRealtime, the
+// kernel adds the real time that has passed since Realtime was read, if it has
+// CapAdjustClock; this requires that the real-time clocks of both hosts agree.
+// SetClock clears all other flags, which the kernel refuses here.
 func (vm *VM) SetClock(c ClockData) error {
 	known, err := vm.CheckExtension(CapAdjustClock)
 	if err != nil {

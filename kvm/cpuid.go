@@ -23,27 +23,27 @@ const (
 	cpuidHeaderSize = 8
 )
 
-// cpuid2 is struct kvm_cpuid2 with room for as many entries as the kernel has.
+// cpuid2 is struct kvm_cpuid2 with the largest number of entries.
 type cpuid2 struct {
 	n       uint32
 	_       uint32
 	entries [maxCPUIDEntries]CPUIDEntry
 }
 
-// list copies out what the kernel filled in.
+// list returns a copy of the entries that the kernel has filled in.
 func (c *cpuid2) list(op, what string) ([]CPUIDEntry, error) {
 	if c.n > maxCPUIDEntries {
-		return nil, opError(invalid("%d entries in a list of %d", c.n, maxCPUIDEntries), op, "%s", what)
+		return nil, opError(invalid("the kernel reports %d entries in a list of %d", c.n, maxCPUIDEntries), op, "%s", what)
 	}
 	return append([]CPUIDEntry(nil), c.entries[:c.n]...), nil
 }
 
-// SetCPUID2 sets what CPUID answers in the guest. The kernel allows it before
-// the first KVM_RUN; afterwards only the same list again.
+// SetCPUID2 sets the guest's CPUID. After the first KVM_RUN the kernel accepts only
+// the same list again.
 func (v *VCPU) SetCPUID2(entries []CPUIDEntry) error {
 	const op = "KVM_SET_CPUID2"
 	if len(entries) > maxCPUIDEntries {
-		return opError(invalid("%d entries, at most %d", len(entries), maxCPUIDEntries), op, "vCPU %d", v.id)
+		return opError(invalid("expected at most %d entries, got %d", maxCPUIDEntries, len(entries)), op, "vCPU %d", v.id)
 	}
 	c := &cpuid2{n: uint32(len(entries))}
 	copy(c.entries[:], entries)
@@ -51,10 +51,10 @@ func (v *VCPU) SetCPUID2(entries []CPUIDEntry) error {
 	return opError(err, op, "vCPU %d, %d entries", v.id, len(entries))
 }
 
-// GetCPUID2 returns the list that was set, with the bits that follow the
-// vCPU's state (OSXSAVE, APIC, XSAVE sizes) as they are now. A KVM that cannot
-// intercept CPUID answers with the processor's own leaves instead, so a saved
-// machine carries the list that it set.
+// GetCPUID2 returns the list that was set, in which the bits that depend on the
+// vCPU's state (OSXSAVE, APIC, XSAVE sizes) are current. A KVM that cannot
+// intercept CPUID returns the processor's own leaves instead, so a saved machine
+// includes the list that it has set.
 func (v *VCPU) GetCPUID2() ([]CPUIDEntry, error) {
 	c := &cpuid2{n: maxCPUIDEntries}
 	if _, err := v.h.ioctl(reqGetCPUID2, unsafe.Pointer(c)); err != nil {

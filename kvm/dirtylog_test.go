@@ -224,9 +224,9 @@ func TestDirtyLogBounds(t *testing.T) {
 	g.startLogging(t)
 	g.write(t, 299)
 	wantErr(t, vm.GetDirtyLog(1, make([]uint64, words-1)), unix.EINVAL,
-		"KVM_GET_DIRTY_LOG slot 1: bitmap of 4 words, 300 pages need 5: invalid argument")
+		"KVM_GET_DIRTY_LOG slot 1: bitmap for 300 pages: expected 5 words or more, got 4: invalid argument")
 	wantErr(t, vm.GetDirtyLog(1, nil), unix.EINVAL,
-		"KVM_GET_DIRTY_LOG slot 1: bitmap of 0 words, 300 pages need 5: invalid argument")
+		"KVM_GET_DIRTY_LOG slot 1: bitmap for 300 pages: expected 5 words or more, got 0: invalid argument")
 	wantErr(t, vm.GetDirtyLog(9, make([]uint64, words)), unix.ENOENT,
 		"KVM_GET_DIRTY_LOG slot 9: no such file or directory")
 	long := make([]uint64, words+1)
@@ -243,13 +243,13 @@ func TestDirtyLogBounds(t *testing.T) {
 		bitmap []uint64
 		text   string
 	}{
-		{1, 64, full, "slot 1 pages [0x1,0x41): the first page is no multiple of 64: invalid argument"},
-		{320, 64, full, "slot 1 pages [0x140,0x180): the slot has 0x12c pages: invalid argument"},
-		{256, 64, full, "slot 1 pages [0x100,0x140): the slot has 0x12c pages: invalid argument"},
-		{1 << 63, 64, full, "slot 1 pages [0x8000000000000000,0x8000000000000040): the slot has 0x12c pages: invalid argument"},
-		{0, 65, full, "slot 1 pages [0x0,0x41): 65 pages are no multiple of 64 and do not reach the slot's end: invalid argument"},
-		{0, 128, full[:1], "slot 1 pages [0x0,0x80): bitmap of 1 words, 128 pages need 2: invalid argument"},
-		{0, 64, nil, "slot 1 pages [0x0,0x40): bitmap of 0 words, 64 pages need 1: invalid argument"},
+		{1, 64, full, "slot 1 pages [0x1,0x41): the first page must be a multiple of 64: invalid argument"},
+		{320, 64, full, "slot 1 pages [0x140,0x180): the slot ends at page 0x12c: invalid argument"},
+		{256, 64, full, "slot 1 pages [0x100,0x140): the slot ends at page 0x12c: invalid argument"},
+		{1 << 63, 64, full, "slot 1 pages [0x8000000000000000,0x8000000000000040): the slot ends at page 0x12c: invalid argument"},
+		{0, 65, full, "slot 1 pages [0x0,0x41): expected a multiple of 64 pages, or a range to the slot's end, got 65 pages: invalid argument"},
+		{0, 128, full[:1], "slot 1 pages [0x0,0x80): bitmap for 128 pages: expected 2 words or more, got 1: invalid argument"},
+		{0, 64, nil, "slot 1 pages [0x0,0x40): bitmap for 64 pages: expected 1 words or more, got 0: invalid argument"},
 	} {
 		wantErr(t, vm.ClearDirtyLog(1, c.first, c.pages, c.bitmap), unix.EINVAL, "KVM_CLEAR_DIRTY_LOG "+c.text)
 	}
@@ -281,5 +281,5 @@ func TestMemorySlots(t *testing.T) {
 	wantErr(t, vm.GetDirtyLog(2, make([]uint64, 1)), unix.ENOENT, "KVM_GET_DIRTY_LOG slot 2: no such file or directory")
 	check(t, vm.SetUserMemoryRegion(grown))
 	wantErr(t, vm.GetDirtyLog(2, make([]uint64, 1)), unix.EINVAL,
-		"KVM_GET_DIRTY_LOG slot 2: bitmap of 1 words, 128 pages need 2: invalid argument")
+		"KVM_GET_DIRTY_LOG slot 2: bitmap for 128 pages: expected 2 words or more, got 1: invalid argument")
 }

@@ -4,48 +4,49 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )
 
-// The dirty ring (Documentation/virt/kvm/api.rst, 8.29): instead of a bitmap
-// for each slot, KVM keeps for each vCPU a ring of the pages that it wrote. A
-// page is put in when its write protection is taken away, and is not logged
-// again until its entry was collected and the rings were reset.
+// The dirty ring (Documentation/virt/kvm/api.rst, 8.29): instead of a bitmap for
+// each slot, KVM has a ring for each vCPU, with the pages that the vCPU has
+// written. KVM adds a page when it removes the page's write protection, and does
+// not add it again until its entry is collected and the rings are reset.
 
 const (
-	// dirtyRingPage is KVM_DIRTY_LOG_PAGE_OFFSET of x86: where the ring is in a
+	// dirtyRingPage is KVM_DIRTY_LOG_PAGE_OFFSET of x86: the ring's offset in a
 	// vCPU's mapping, in pages.
 	dirtyRingPage = 64
-	// dirtyGFNDirty: the kernel has put the entry in. dirtyGFNReset: it was
-	// collected, and its page may be tracked again.
+	// dirtyGFNDirty: the kernel has written the entry. dirtyGFNReset: the entry
+	// is collected, and its page may be tracked again.
 	dirtyGFNDirty = 1 << 0
 	dirtyGFNReset = 1 << 1
 )
 
 // dirtyGFN is struct kvm_dirty_gfn.
 type dirtyGFN struct {
-	flags  uint32 // both sides change it: atomically, with acquire and release
+	flags  uint32 // kernel and user space change it, with acquire and release
 	slot   uint32 // address space in the upper half
 	offset uint64 // page within the slot
 }
 
-// dirtyRing is a vCPU's ring and how far it was collected.
+// dirtyRing is a vCPU's ring and how far it is collected.
 type dirtyRing struct {
 	area    []byte // mapped
 	entries []dirtyGFN
-	next    uint32 // counts on; the entry is next modulo the ring's size
+	next    uint32 // the next entry to collect is next modulo the ring's size
 }
 
-// DirtyRingEntrySize is what one page in a ring takes, in bytes.
-const DirtyRingEntrySize = int(unsafe.Sizeof(dirtyGFN{}))
+// dirtyRingEntrySize is the size of an entry in bytes.
+const dirtyRingEntrySize = int(unsafe.Sizeof(dirtyGFN{}))
 
-// EnableDirtyRing makes KVM log writes in rings of so many bytes, a power of
-// two, one for each vCPU. It can only be asked for before there is a vCPU
-// (unix.EINVAL afterwards). KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG then fail
-// with unix.ENXIO. CapManualDirtyLogProtect2 must not be enabled: with
-// DirtyLogInitiallySet pages would not be write-protected when logging starts,
-// and no entry would ever tell about them.
+// EnableDirtyRing makes KVM log writes in rings of this many bytes, a power of
+// two, one for each vCPU. Call it before the first vCPU is created; afterwards it
+// fails with unix.EINVAL. KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG then fail with
+// unix.ENXIO. CapManualDirtyLogProtect2 must not be enabled: with
+// DirtyLogInitiallySet, pages would not be write-protected when logging starts,
+// and the rings would never get an entry for them.
 func (vm *VM) EnableDirtyRing(bytes int) error {
 	const op = "KVM_ENABLE_CAP"
 	c, most, err := vm.dirtyRingCap()
@@ -53,7 +54,7 @@ func (vm *VM) EnableDirtyRing(bytes int) error {
 		return err
 	}
 	if bytes <= 0 || bytes&(bytes-1) != 0 || bytes > most || bytes < mempage.Size {
-		return opError(invalid("a power of two from %d to %d is wanted", mempage.Size, most), op, "dirty ring of %d bytes", bytes)
+		return opError(invalid("must be a power of two between %d and %d", mempage.Size, most), op, "dirty ring of %d bytes", bytes)
 	}
 	if err := vm.EnableCap(c, uint64(bytes)); err != nil {
 		return err
@@ -63,9 +64,9 @@ func (vm *VM) EnableDirtyRing(bytes int) error {
 }
 
 // MaxDirtyRing returns the size of the largest dirty ring in bytes, 0 if this
-// kernel has none.
+// kernel has no dirty ring.
 func (vm *VM) MaxDirtyRing() (int, error) {
-	for _, c := range []Capability{CapDirtyLogRingAcqRel, CapDirtyLogRing} {
+	for _, c := range []Capability{gokvm.CapDirtyLogRingACQRel, gokvm.CapDirtyLogRing} {
 		if n, err := vm.CheckExtension(c); err != nil || n > 0 {
 			return n, err
 		}
@@ -73,15 +74,15 @@ func (vm *VM) MaxDirtyRing() (int, error) {
 	return 0, nil
 }
 
-// dirtyRingCap returns the capability to enable: the newer one says what is
-// true of x86 either way, that entries are handed over by acquire and release.
+// dirtyRingCap returns the capability to enable. The newer one says that entries
+// are passed with acquire and release, which on x86 is true with both.
 func (vm *VM) dirtyRingCap() (c Capability, most int, err error) {
-	for _, c := range []Capability{CapDirtyLogRingAcqRel, CapDirtyLogRing} {
+	for _, c := range []Capability{gokvm.CapDirtyLogRingACQRel, gokvm.CapDirtyLogRing} {
 		if most, err = vm.CheckExtension(c); err != nil || most > 0 {
 			return c, most, err
 		}
 	}
-	return 0, 0, opError(unsupported("it has no dirty ring"), "KVM_ENABLE_CAP", "%v", CapDirtyLogRing)
+	return 0, 0, opError(unsupported("this KVM has no dirty ring"), "KVM_ENABLE_CAP", "%v", gokvm.CapDirtyLogRing)
 }
 
 // mapRing maps the vCPU's ring, if the VM has rings.
@@ -94,7 +95,7 @@ func (v *VCPU) mapRing(bytes int) error {
 		return opError(err, "mmap", "dirty ring of %s", v.what)
 	}
 	v.ring.area = area
-	v.ring.entries = unsafe.Slice((*dirtyGFN)(unsafe.Pointer(unsafe.SliceData(area))), bytes/DirtyRingEntrySize)
+	v.ring.entries = unsafe.Slice((*dirtyGFN)(unsafe.Pointer(unsafe.SliceData(area))), bytes/dirtyRingEntrySize)
 	return nil
 }
 
@@ -138,6 +139,3 @@ func (vm *VM) ResetDirtyRings() (int, error) {
 	n, err := vm.h.ioctl(reqResetDirtyRings, nil)
 	return n, opError(err, "KVM_RESET_DIRTY_RINGS", "VM")
 }
-
-// DirtyRingBytes returns the size of each vCPU's ring, 0 if there are none.
-func (vm *VM) DirtyRingBytes() int { return vm.ringBytes }

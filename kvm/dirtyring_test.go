@@ -63,8 +63,8 @@ func (g *loggedGuest) reset(t *testing.T, want int) {
 // collected and the rings were reset.
 func TestDirtyRing(t *testing.T) {
 	g := newRingGuest(t, mempage.Size)
-	if g.vm.DirtyRingBytes() != mempage.Size {
-		t.Errorf("a ring of %d bytes", g.vm.DirtyRingBytes())
+	if g.vm.ringBytes != mempage.Size {
+		t.Errorf("a ring of %d bytes", g.vm.ringBytes)
 	}
 	g.write(t, 3, 64, 299) // before logging is on, and populated
 	g.startLogging(t)
@@ -151,7 +151,7 @@ func TestDirtyRingFull(t *testing.T) {
 		}
 	}
 	if full == 0 {
-		t.Errorf("%d pages did not fill a ring of %d places", loggedPages, mempage.Size/DirtyRingEntrySize)
+		t.Errorf("%d pages did not fill a ring of %d places", loggedPages, mempage.Size/dirtyRingEntrySize)
 	}
 	collected = append(collected, g.collect(t)...)
 	slices.Sort(collected)

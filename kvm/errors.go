@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpError is a KVM call that failed: which ioctl (or system call), what it was
-// about, and why. It reads like
+// OpError is a failed KVM call: the ioctl or system call, its object and
+// arguments, and the cause. For example:
 //
 //	KVM_CLEAR_DIRTY_LOG slot 3 pages [0x40000,0x80000): invalid argument
 type OpError struct {
@@ -21,7 +21,7 @@ type OpError struct {
 	Err error
 }
 
-// Error says what was attempted on what, and why it failed.
+// Error returns the operation, its object and arguments, and the cause.
 func (e *OpError) Error() string {
 	if e.What == "" {
 		return e.Op + ": " + e.Err.Error()
@@ -32,7 +32,7 @@ func (e *OpError) Error() string {
 // Unwrap returns the cause.
 func (e *OpError) Unwrap() error { return e.Err }
 
-// opError wraps a kernel's refusal; nil stays nil.
+// opError returns err as an OpError, or nil if err is nil.
 func opError(err error, op, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -40,29 +40,28 @@ func opError(err error, op, format string, args ...any) error {
 	return &OpError{Op: op, What: fmt.Sprintf(format, args...), Err: err}
 }
 
-// invalid is the cause of a call that was refused before the kernel saw it.
+// invalid is the cause of a call with arguments that are not passed to the kernel.
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), unix.EINVAL)
 }
 
-// unsupported is the cause of a call that this kernel's KVM does not have.
+// unsupported is the cause of a call that this host's KVM does not support.
 func unsupported(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errors.ErrUnsupported)
 }
 
-// MSRError lists the MSRs that the kernel refused to read or write. Those that
-// it took were transferred all the same: the error reports, it does not mean
-// that nothing happened.
+// MSRError lists the MSRs that the kernel refused to read or write. The call has
+// transferred all others.
 type MSRError struct {
 	// Op is KVM_GET_MSRS or KVM_SET_MSRS.
 	Op string
-	// What says on which vCPU.
+	// What is the vCPU.
 	What string
-	// Refused has the indices of the MSRs, in the order they were passed.
+	// Refused are the indices of the MSRs, in the order of the call.
 	Refused []uint32
 }
 
-// Error names the refused MSRs by their index.
+// Error lists the indices of the refused MSRs.
 func (e *MSRError) Error() string {
 	names := make([]string, len(e.Refused))
 	for i, index := range e.Refused {

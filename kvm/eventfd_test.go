@@ -51,43 +51,31 @@ func TestIRQFD(t *testing.T) {
 	wantErr(t, vm.IRQFD(5, fd, 2), unix.EINVAL, "KVM_IRQFD GSI 5 flags 0x2: only IRQFDDeassign may be set: invalid argument")
 }
 
-// A resampling irqfd holds its line up.
-func TestIRQFDResample(t *testing.T) {
-	vm := newVM(t)
-	check(t, vm.CreateIRQChip())
-	fd, resample := newEventFD(t), newEventFD(t)
-	check(t, vm.IRQFDResample(10, fd, resample))
-	signal(t, fd)
-	check(t, vm.IRQFD(10, fd, IRQFDDeassign))
-	if got := picIRR(t, vm) &^ (1 << 2); got != 1<<10 {
-		t.Errorf("requests %#x, want line 10", got)
-	}
-}
-
-// A port write that an ioeventfd covers does not exit.
+// A write to the address of an ioeventfd does not exit; one beside it does.
 func TestIOEventFD(t *testing.T) {
 	vm := newVM(t)
 	fd := newEventFD(t)
-	match := IOEventFD{Datamatch: 7, Addr: 0x20, Len: 1, FD: fd, Flags: IOEventFDPIO | IOEventFDDatamatch}
-	check(t, vm.IOEventFD(match))
-	g := newRealModeGuest(t, vm,
-		0xb0, 0x07, // mov $7, %al
-		0xe6, 0x20, // out %al, $0x20
-		0xe6, 0x20, // and again
-		0xfe, 0xc0, // inc %al
-		0xe6, 0x20, // 8 does not match
-		0xe6, 0x20, // and again
+	e := IOEventFD{Addr: nowhere, FD: fd}
+	check(t, vm.IOEventFD(e))
+	g := newRing3Guest(t, vm,
+		0x88, 0x01, // mov %al, (%rcx)
+		0x89, 0x01, // mov %eax, (%rcx)
+		0x88, 0x41, 0x08, // mov %al, 8(%rcx)
+		0x88, 0x01, // mov %al, (%rcx)
 	)
-	g.next(t, ExitIO)
-	if io := g.IO(); io.Port != 0x20 || io.Data[0] != 8 {
-		t.Errorf("exit %+v, want the write of 8", io)
+	g.next(t, ExitMMIO)
+	if m := g.MMIO(); m.Addr != nowhere+8 {
+		t.Errorf("exit %+v, want the write to %#x", m, nowhere+8)
 	}
 	if n := signals(t, fd); n != 2 {
 		t.Errorf("%d signals, want 2", n)
 	}
-	match.Flags |= IOEventFDDeassign
-	check(t, vm.IOEventFD(match))
-	g.next(t, ExitIO)
-	wantErr(t, vm.IOEventFD(match), unix.ENOENT,
-		"KVM_IOEVENTFD address 0x20 length 1 eventfd "+decimal(fd)+" flags 0x7: no such file or directory")
+	e.Flags = IOEventFDDeassign
+	check(t, vm.IOEventFD(e))
+	g.next(t, ExitMMIO)
+	if m := g.MMIO(); m.Addr != nowhere {
+		t.Errorf("exit %+v, want the write to %#x", m, nowhere)
+	}
+	wantErr(t, vm.IOEventFD(e), unix.ENOENT,
+		"KVM_IOEVENTFD address 0x30000000 eventfd "+decimal(fd)+" flags 0x4: no such file or directory")
 }

@@ -24,36 +24,33 @@ func (v *VCPU) SetLAPIC(l LAPICState) error {
 	return v.state("KVM_SET_LAPIC", reqSetLAPIC, unsafe.Pointer(&l))
 }
 
-// MPState says what a vCPU of a multiprocessor does: KVM_MP_STATE_.
+// MPState is a vCPU's multiprocessing state: KVM_MP_STATE_.
 type MPState uint32
 
 // States of a vCPU.
 const (
-	MPRunnable      = MPState(gokvm.MPStateRunnable)
 	MPUninitialized = MPState(gokvm.MPStateUninitialized) // waits for INIT
-	MPInitReceived  = MPState(gokvm.MPStateInitReceived)  // waits for SIPI
 	MPHalted        = MPState(gokvm.MPStateHalted)
-	MPSIPIReceived  = MPState(gokvm.MPStateSipiReceived)
 )
 
 // String returns the state's name.
 func (s MPState) String() string {
-	names := [...]string{"runnable", "uninitialized", "init received", "halted", "sipi received"}
+	names := [...]string{"runnable", "uninitialized", "INIT received", "halted", "SIPI received"}
 	if int(s) < len(names) {
 		return names[s]
 	}
 	return fmt.Sprintf("MP state %d", uint32(s))
 }
 
-// GetMPState reads what the vCPU does. The kernel first takes a pending INIT or
-// SIPI into account, so it is the first thing to save.
+// GetMPState reads the multiprocessing state. The kernel first handles a pending
+// INIT or SIPI, which changes other state: save this state first.
 func (v *VCPU) GetMPState() (MPState, error) {
 	var s gokvm.MPState
 	err := v.state("KVM_GET_MP_STATE", reqGetMPState, unsafe.Pointer(&s))
 	return MPState(s.State), err
 }
 
-// SetMPState sets what the vCPU does.
+// SetMPState sets the multiprocessing state.
 func (v *VCPU) SetMPState(s MPState) error {
 	_, err := v.h.ioctl(reqSetMPState, unsafe.Pointer(&gokvm.MPState{State: uint32(s)}))
 	return opError(err, "KVM_SET_MP_STATE", "%s %v", v.what, s)
@@ -61,16 +58,13 @@ func (v *VCPU) SetMPState(s MPState) error {
 
 // Flags of [VCPUEvents]: which optional fields are valid.
 const (
-	EventNMIPending  = 1 << 0
-	EventSIPIVector  = 1 << 1
 	EventShadow      = 1 << 2
-	EventSMM         = 1 << 3
 	EventPayload     = 1 << 4 // CapExceptionPayload must be enabled
 	EventTripleFault = 1 << 5 // CapX86TripleFaultEvent must be enabled
 )
 
-// VCPUEvents are the exceptions, interrupts, NMIs and SMIs that wait to be
-// delivered: struct kvm_vcpu_events.
+// VCPUEvents are the exceptions, interrupts, NMIs and SMIs that KVM has yet to
+// deliver: struct kvm_vcpu_events.
 type VCPUEvents struct {
 	Exception           EventException `cbor:"exception"`
 	Interrupt           EventInterrupt `cbor:"interrupt"`
@@ -117,15 +111,15 @@ type EventSMI struct {
 	LatchedInit  uint8 `cbor:"latched_init"`
 }
 
-// GetVCPUEvents reads what waits to be delivered. It is the last thing to save:
-// reading other state may move an event on.
+// GetVCPUEvents reads the pending events. Save them last: reading other state may
+// change them.
 func (v *VCPU) GetVCPUEvents() (VCPUEvents, error) {
 	var e VCPUEvents
 	err := v.state("KVM_GET_VCPU_EVENTS", reqGetVCPUEvents, unsafe.Pointer(&e))
 	return e, err
 }
 
-// SetVCPUEvents loads what waits to be delivered.
+// SetVCPUEvents loads the pending events.
 func (v *VCPU) SetVCPUEvents(e VCPUEvents) error {
 	_, err := v.h.ioctl(reqSetVCPUEvents, unsafe.Pointer(&e))
 	return opError(err, "KVM_SET_VCPU_EVENTS", "%s flags %#x", v.what, e.Flags)

@@ -11,62 +11,52 @@ import (
 // ExitReason is a KVM_EXIT_ number of linux/kvm.h.
 type ExitReason uint32
 
-// Exit reasons. Those above 17 are not in gokvm.
+// Exit reasons that a machine handles.
 const (
-	ExitUnknown       = ExitReason(gokvm.EXITUNKNOWN)
-	ExitException     = ExitReason(gokvm.EXITEXCEPTION)
-	ExitIO            = ExitReason(gokvm.EXITIO)
-	ExitHypercall     = ExitReason(gokvm.EXITHYPERCALL)
-	ExitDebug         = ExitReason(gokvm.EXITDEBUG)
-	ExitHLT           = ExitReason(gokvm.EXITHLT)
-	ExitMMIO          = ExitReason(gokvm.EXITMMIO)
-	ExitIRQWindowOpen = ExitReason(gokvm.EXITIRQWINDOWOPEN)
-	ExitShutdown      = ExitReason(gokvm.EXITSHUTDOWN)
-	ExitFailEntry     = ExitReason(gokvm.EXITFAILENTRY)
-	ExitIntr          = ExitReason(gokvm.EXITINTR)
-	ExitSetTPR        = ExitReason(gokvm.EXITSETTPR)
-	ExitTPRAccess     = ExitReason(gokvm.EXITTPRACCESS)
-	ExitNMI           = ExitReason(gokvm.EXITNMI)
-	ExitInternalError = ExitReason(gokvm.EXITINTERNALERROR)
-	ExitSystemEvent   = ExitReason(24)
-	ExitIOAPICEOI     = ExitReason(26)
-	ExitHyperV        = ExitReason(27)
-	ExitX86RDMSR      = ExitReason(29)
-	ExitX86WRMSR      = ExitReason(30)
-	ExitDirtyRingFull = ExitReason(31)
-	ExitX86BusLock    = ExitReason(33)
-	ExitNotify        = ExitReason(37)
-	ExitMemoryFault   = ExitReason(39)
+	ExitIO            ExitReason = 2
+	ExitHypercall     ExitReason = 3
+	ExitHLT           ExitReason = 5
+	ExitMMIO          ExitReason = 6
+	ExitIRQWindowOpen ExitReason = 7
+	ExitShutdown      ExitReason = 8
+	ExitFailEntry     ExitReason = 9
+	ExitIntr          ExitReason = 10
+	ExitInternalError ExitReason = 17
+	ExitSystemEvent   ExitReason = 24
+	ExitDirtyRingFull ExitReason = 31
 )
 
 var exitNames = map[ExitReason]string{
-	ExitUnknown:       "KVM_EXIT_UNKNOWN",
-	ExitException:     "KVM_EXIT_EXCEPTION",
+	0:                 "KVM_EXIT_UNKNOWN",
+	1:                 "KVM_EXIT_EXCEPTION",
 	ExitIO:            "KVM_EXIT_IO",
 	ExitHypercall:     "KVM_EXIT_HYPERCALL",
-	ExitDebug:         "KVM_EXIT_DEBUG",
+	4:                 "KVM_EXIT_DEBUG",
 	ExitHLT:           "KVM_EXIT_HLT",
 	ExitMMIO:          "KVM_EXIT_MMIO",
 	ExitIRQWindowOpen: "KVM_EXIT_IRQ_WINDOW_OPEN",
 	ExitShutdown:      "KVM_EXIT_SHUTDOWN",
 	ExitFailEntry:     "KVM_EXIT_FAIL_ENTRY",
 	ExitIntr:          "KVM_EXIT_INTR",
-	ExitSetTPR:        "KVM_EXIT_SET_TPR",
-	ExitTPRAccess:     "KVM_EXIT_TPR_ACCESS",
-	ExitNMI:           "KVM_EXIT_NMI",
+	11:                "KVM_EXIT_SET_TPR",
+	12:                "KVM_EXIT_TPR_ACCESS",
+	16:                "KVM_EXIT_NMI",
 	ExitInternalError: "KVM_EXIT_INTERNAL_ERROR",
 	ExitSystemEvent:   "KVM_EXIT_SYSTEM_EVENT",
-	ExitIOAPICEOI:     "KVM_EXIT_IOAPIC_EOI",
-	ExitHyperV:        "KVM_EXIT_HYPERV",
-	ExitX86RDMSR:      "KVM_EXIT_X86_RDMSR",
-	ExitX86WRMSR:      "KVM_EXIT_X86_WRMSR",
+	26:                "KVM_EXIT_IOAPIC_EOI",
+	27:                "KVM_EXIT_HYPERV",
+	29:                "KVM_EXIT_X86_RDMSR",
+	30:                "KVM_EXIT_X86_WRMSR",
 	ExitDirtyRingFull: "KVM_EXIT_DIRTY_RING_FULL",
-	ExitX86BusLock:    "KVM_EXIT_X86_BUS_LOCK",
-	ExitNotify:        "KVM_EXIT_NOTIFY",
-	ExitMemoryFault:   "KVM_EXIT_MEMORY_FAULT",
+	33:                "KVM_EXIT_X86_BUS_LOCK",
+	37:                "KVM_EXIT_NOTIFY",
+	exitMemoryFault:   "KVM_EXIT_MEMORY_FAULT",
 }
 
-// String returns the kernel's name, or the number of one that is not known here.
+// exitMemoryFault is new in Linux 6.8.
+const exitMemoryFault ExitReason = 39
+
+// String returns the kernel's name, or the number of an unknown reason.
 func (r ExitReason) String() string {
 	if name, ok := exitNames[r]; ok {
 		return name
@@ -89,10 +79,10 @@ func (v *VCPU) union() []byte {
 	return v.area[at : at+unsafe.Sizeof(gokvm.RunData{}.Data)]
 }
 
-// ExitReason says why the last Run that returned nil did.
+// ExitReason says why the last Run that returned nil exited.
 func (v *VCPU) ExitReason() ExitReason {
 	if v.area == nil {
-		return ExitUnknown
+		return 0
 	}
 	return ExitReason(v.run().ExitReason)
 }
@@ -104,7 +94,7 @@ type IOExit struct {
 	// (REP INS, REP OUTS), one after another in Data.
 	Size  int
 	Count int
-	// In says that the guest reads: Data is to be filled in before the next Run.
+	// In says that the guest reads: fill in Data before the next Run.
 	In bool
 	// Data is Size*Count bytes of the area shared with the kernel, valid until
 	// the next Run. It is nil if the kernel's numbers do not fit the area.
@@ -130,9 +120,9 @@ func (v *VCPU) IO() IOExit {
 // to a read-only slot (KVM_EXIT_MMIO).
 type MMIOExit struct {
 	Addr uint64
-	// Data has one to eight bytes of the area shared with the kernel, valid until
-	// the next Run; a read is answered in it. It is nil if the kernel's length is
-	// out of bounds.
+	// Data is one to eight bytes of the area shared with the kernel, valid until
+	// the next Run. Fill it in to answer a read. It is nil if the kernel's length
+	// is out of bounds.
 	Data  []byte
 	Write bool
 }
@@ -149,23 +139,6 @@ func (v *VCPU) MMIO() MMIOExit {
 		e.Data = u[8 : 8+n : 8+n]
 	}
 	return e
-}
-
-// Hypercall is a hypercall for user space (KVM_EXIT_HYPERCALL).
-type Hypercall struct {
-	Number uint64
-	Args   [6]uint64
-	Flags  uint64
-}
-
-// Hypercall decodes the call; valid when ExitReason is ExitHypercall.
-func (v *VCPU) Hypercall() Hypercall {
-	u := v.union()
-	h := Hypercall{Number: binary.LittleEndian.Uint64(u), Flags: binary.LittleEndian.Uint64(u[64:])}
-	for i := range h.Args {
-		h.Args[i] = binary.LittleEndian.Uint64(u[8+8*i:])
-	}
-	return h
 }
 
 // SetHypercallResult answers the hypercall, before the next Run.

@@ -7,15 +7,14 @@ import (
 
 // Suberrors of KVM_EXIT_INTERNAL_ERROR.
 const (
-	// InternalErrorEmulation: the kernel had to emulate an instruction and does
-	// not know how.
+	// InternalErrorEmulation: the kernel cannot emulate an instruction.
 	InternalErrorEmulation = 1
 	// InternalErrorSimulEx: two exceptions at once.
 	InternalErrorSimulEx = 2
 	// InternalErrorDeliveryEv: an exit while an event was delivered.
 	InternalErrorDeliveryEv = 3
-	// InternalErrorUnexpectedExit: the processor exited for a reason that the
-	// kernel does not know.
+	// InternalErrorUnexpectedExit: the processor exited for a reason that is
+	// unknown to the kernel.
 	InternalErrorUnexpectedExit = 4
 )
 
@@ -25,7 +24,7 @@ const emulationHasBytes = 1 << 0
 // InternalErrorExit is KVM's own failure (KVM_EXIT_INTERNAL_ERROR).
 type InternalErrorExit struct {
 	Suberror uint32
-	// Data is what the kernel adds, by suberror; it may be empty.
+	// Data is what the kernel adds; its meaning depends on Suberror.
 	Data []uint64
 }
 
@@ -35,8 +34,8 @@ func (v *VCPU) InternalError() InternalErrorExit {
 	return InternalErrorExit{Suberror: binary.LittleEndian.Uint32(u), Data: words(u)}
 }
 
-// words decodes a count at offset 4 and that many words at offset 8, sixteen at most: the
-// shape of kvm_run.internal and kvm_run.system_event.
+// words decodes a count at offset 4 and that many words at offset 8, at most
+// sixteen: the layout of kvm_run.internal and kvm_run.system_event.
 func words(u []byte) []uint64 {
 	n := min(binary.LittleEndian.Uint32(u[4:]), 16)
 	data := make([]uint64, n)
@@ -46,9 +45,9 @@ func words(u []byte) []uint64 {
 	return data
 }
 
-// Instruction returns the bytes of the instruction that could not be emulated,
-// or nil where the kernel does not tell. The kernel gives what it fetched, which may be
-// more than the instruction.
+// Instruction returns the bytes of the instruction that KVM could not emulate,
+// or nil if the kernel does not report them. The kernel reports what it fetched,
+// which may be more than one instruction.
 func (e InternalErrorExit) Instruction() []byte {
 	// struct kvm_run.emulation_failure: flags, then the size and fifteen bytes.
 	if e.Suberror != InternalErrorEmulation || len(e.Data) < 3 || e.Data[0]&emulationHasBytes == 0 {
@@ -60,7 +59,7 @@ func (e InternalErrorExit) Instruction() []byte {
 	return raw[1 : 1+min(int(raw[0]), 15)]
 }
 
-// String says what the suberror means, with the instruction's bytes if known.
+// String describes the error, with the instruction's bytes if known.
 func (e InternalErrorExit) String() string {
 	var text string
 	switch e.Suberror {
@@ -74,7 +73,7 @@ func (e InternalErrorExit) String() string {
 	case InternalErrorDeliveryEv:
 		text = "an exit while an event was delivered"
 	case InternalErrorUnexpectedExit:
-		text = "the processor exited for a reason that KVM does not know"
+		text = "the processor exited for a reason that is unknown to KVM"
 	default:
 		text = fmt.Sprintf("suberror %d", e.Suberror)
 	}
@@ -103,7 +102,6 @@ func (v *VCPU) FailEntry() FailEntryExit {
 const (
 	SystemEventShutdown = 1
 	SystemEventReset    = 2
-	SystemEventCrash    = 3
 )
 
 // SystemEventExit is a request to the whole machine (KVM_EXIT_SYSTEM_EVENT).

@@ -121,20 +121,11 @@ func TestOtherExits(t *testing.T) {
 	if got, want := v.SystemEvent(), (SystemEventExit{Type: SystemEventReset, Data: []uint64{9}}); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	v = fakeExit(mempage.Size, func(u []byte) {
-		put64(u, 0, 12)
-		put64(u, 8, 1)
-		put64(u, 48, 6)
-		put64(u, 64, 1)
-	})
-	if got, want := v.Hypercall(), (Hypercall{Number: 12, Args: [6]uint64{0: 1, 5: 6}, Flags: 1}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
 	v.SetHypercallResult(0x1234)
 	if got := binary.LittleEndian.Uint64(v.area[unsafe.Offsetof(gokvm.RunData{}.Data)+56:]); got != 0x1234 {
 		t.Errorf("result %#x", got)
 	}
-	for reason, want := range map[ExitReason]string{ExitIO: "KVM_EXIT_IO", ExitMemoryFault: "KVM_EXIT_MEMORY_FAULT", 99: "KVM_EXIT_99"} {
+	for reason, want := range map[ExitReason]string{ExitIO: "KVM_EXIT_IO", exitMemoryFault: "KVM_EXIT_MEMORY_FAULT", 99: "KVM_EXIT_99"} {
 		if got := reason.String(); got != want {
 			t.Errorf("%d is %q, want %q", uint32(reason), got, want)
 		}

@@ -10,13 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ioctl numbers of linux/kvm.h that pass a pointer, or that gokvm does not
-// export. Those of its pointer-less calls are inside gokvm.
+// ioctl numbers of linux/kvm.h, except those of the calls that are made through
+// gokvm.
 var (
 	// On /dev/kvm.
-	reqGetMSRIndexList        = gokvm.IIOWR(0x02, 4)
-	reqGetSupportedCPUID      = gokvm.IIOWR(0x05, cpuidHeaderSize)
-	reqGetMSRFeatureIndexList = gokvm.IIOWR(0x0a, 4)
+	reqGetMSRIndexList   = gokvm.IIOWR(0x02, 4)
+	reqGetSupportedCPUID = gokvm.IIOWR(0x05, cpuidHeaderSize)
 
 	// On a VM.
 	reqGetDirtyLog         = gokvm.IIOW(0x42, unsafe.Sizeof(dirtyLog{}))
@@ -38,34 +37,32 @@ var (
 	reqResetDirtyRings     = gokvm.IIO(0xc7)
 
 	// On a vCPU.
-	reqRun            = gokvm.IIO(0x80)
-	reqGetRegs        = gokvm.IIOR(0x81, unsafe.Sizeof(Regs{}))
-	reqSetRegs        = gokvm.IIOW(0x82, unsafe.Sizeof(Regs{}))
-	reqGetSregs       = gokvm.IIOR(0x83, unsafe.Sizeof(Sregs{}))
-	reqSetSregs       = gokvm.IIOW(0x84, unsafe.Sizeof(Sregs{}))
-	reqTranslate      = gokvm.IIOWR(0x85, unsafe.Sizeof(Translation{}))
-	reqGetMSRs        = gokvm.IIOWR(0x88, msrHeaderSize)
-	reqSetMSRs        = gokvm.IIOW(0x89, msrHeaderSize)
-	reqGetLAPIC       = gokvm.IIOR(0x8e, unsafe.Sizeof(LAPICState{}))
-	reqSetLAPIC       = gokvm.IIOW(0x8f, unsafe.Sizeof(LAPICState{}))
-	reqSetCPUID2      = gokvm.IIOW(0x90, cpuidHeaderSize)
-	reqGetCPUID2      = gokvm.IIOWR(0x91, cpuidHeaderSize)
-	reqGetMPState     = gokvm.IIOR(0x98, unsafe.Sizeof(gokvm.MPState{}))
-	reqSetMPState     = gokvm.IIOW(0x99, unsafe.Sizeof(gokvm.MPState{}))
-	reqGetVCPUEvents  = gokvm.IIOR(0x9f, unsafe.Sizeof(VCPUEvents{}))
-	reqSetVCPUEvents  = gokvm.IIOW(0xa0, unsafe.Sizeof(VCPUEvents{}))
-	reqGetDebugRegs   = gokvm.IIOR(0xa1, unsafe.Sizeof(DebugRegs{}))
-	reqSetDebugRegs   = gokvm.IIOW(0xa2, unsafe.Sizeof(DebugRegs{}))
-	reqGetXSAVE       = gokvm.IIOR(0xa4, xsaveLegacySize)
-	reqSetXSAVE       = gokvm.IIOW(0xa5, xsaveLegacySize)
-	reqGetXCRS        = gokvm.IIOR(0xa6, unsafe.Sizeof(XCRS{}))
-	reqSetXCRS        = gokvm.IIOW(0xa7, unsafe.Sizeof(XCRS{}))
-	reqKVMClockCtrl   = gokvm.IIO(0xad)
-	reqGetNestedState = gokvm.IIOWR(0xbe, nestedHeaderSize)
-	reqSetNestedState = gokvm.IIOW(0xbf, nestedHeaderSize)
-	reqGetSregs2      = gokvm.IIOR(0xcc, unsafe.Sizeof(Sregs2{}))
-	reqSetSregs2      = gokvm.IIOW(0xcd, unsafe.Sizeof(Sregs2{}))
-	reqGetXSAVE2      = gokvm.IIOR(0xcf, xsaveLegacySize)
+	reqRun           = gokvm.IIO(0x80)
+	reqGetRegs       = gokvm.IIOR(0x81, unsafe.Sizeof(Regs{}))
+	reqSetRegs       = gokvm.IIOW(0x82, unsafe.Sizeof(Regs{}))
+	reqGetSregs      = gokvm.IIOR(0x83, unsafe.Sizeof(Sregs{}))
+	reqSetSregs      = gokvm.IIOW(0x84, unsafe.Sizeof(Sregs{}))
+	reqTranslate     = gokvm.IIOWR(0x85, unsafe.Sizeof(Translation{}))
+	reqGetMSRs       = gokvm.IIOWR(0x88, msrHeaderSize)
+	reqSetMSRs       = gokvm.IIOW(0x89, msrHeaderSize)
+	reqGetLAPIC      = gokvm.IIOR(0x8e, unsafe.Sizeof(LAPICState{}))
+	reqSetLAPIC      = gokvm.IIOW(0x8f, unsafe.Sizeof(LAPICState{}))
+	reqSetCPUID2     = gokvm.IIOW(0x90, cpuidHeaderSize)
+	reqGetCPUID2     = gokvm.IIOWR(0x91, cpuidHeaderSize)
+	reqGetMPState    = gokvm.IIOR(0x98, unsafe.Sizeof(gokvm.MPState{}))
+	reqSetMPState    = gokvm.IIOW(0x99, unsafe.Sizeof(gokvm.MPState{}))
+	reqGetVCPUEvents = gokvm.IIOR(0x9f, unsafe.Sizeof(VCPUEvents{}))
+	reqSetVCPUEvents = gokvm.IIOW(0xa0, unsafe.Sizeof(VCPUEvents{}))
+	reqGetDebugRegs  = gokvm.IIOR(0xa1, unsafe.Sizeof(DebugRegs{}))
+	reqSetDebugRegs  = gokvm.IIOW(0xa2, unsafe.Sizeof(DebugRegs{}))
+	reqGetXSAVE      = gokvm.IIOR(0xa4, xsaveLegacySize)
+	reqSetXSAVE      = gokvm.IIOW(0xa5, xsaveLegacySize)
+	reqGetXCRS       = gokvm.IIOR(0xa6, unsafe.Sizeof(XCRS{}))
+	reqSetXCRS       = gokvm.IIOW(0xa7, unsafe.Sizeof(XCRS{}))
+	reqKVMClockCtrl  = gokvm.IIO(0xad)
+	reqGetSregs2     = gokvm.IIOR(0xcc, unsafe.Sizeof(Sregs2{}))
+	reqSetSregs2     = gokvm.IIOW(0xcd, unsafe.Sizeof(Sregs2{}))
+	reqGetXSAVE2     = gokvm.IIOR(0xcf, xsaveLegacySize)
 
 	// On anything that has device attributes.
 	reqSetDeviceAttr = gokvm.IIOW(0xe1, unsafe.Sizeof(deviceAttr{}))
@@ -73,13 +70,13 @@ var (
 	reqHasDeviceAttr = gokvm.IIOW(0xe3, unsafe.Sizeof(deviceAttr{}))
 )
 
-// handle is an open KVM file descriptor. After close it holds -1, so that a late
-// call gets EBADF and not somebody else's file.
+// handle is an open KVM file descriptor. After close it is -1, so that a late
+// call fails with EBADF and cannot reach another file with the same number.
 type handle struct {
 	fd atomic.Int64
 }
 
-// init takes over the descriptor.
+// init takes ownership of the descriptor.
 func (h *handle) init(fd int) { h.fd.Store(int64(fd)) }
 
 // raw returns the descriptor, or an invalid one after close.
@@ -94,10 +91,10 @@ func (h *handle) close() error {
 	return unix.Close(int(fd))
 }
 
-// ioctl makes one call, again while signals interrupt it. arg points to what the
-// kernel reads or writes, or is nil. The conversion to uintptr stands in the
-// expression of the system call: only there the compiler keeps the object where
-// it is. The error is nil or a syscall.Errno.
+// ioctl makes one call, and repeats it if a signal interrupts it. arg points to
+// what the kernel reads or writes, or is nil. The conversion to uintptr must be in
+// the expression of the system call: only there the compiler keeps the object
+// alive and in its place. The error is nil or a syscall.Errno.
 func (h *handle) ioctl(req uintptr, arg unsafe.Pointer) (int, error) {
 	for {
 		n, _, errno := syscall.Syscall(syscall.SYS_IOCTL, h.raw(), req, uintptr(arg))
@@ -111,7 +108,7 @@ func (h *handle) ioctl(req uintptr, arg unsafe.Pointer) (int, error) {
 	}
 }
 
-// again makes one of gokvm's calls, again while signals interrupt it.
+// again makes a call of gokvm, and repeats it if a signal interrupts it.
 func again(call func() (uintptr, error)) (int, error) {
 	for {
 		n, err := call()
@@ -124,8 +121,8 @@ func again(call func() (uintptr, error)) (int, error) {
 	}
 }
 
-// deviceAttr is struct kvm_device_attr. addr is a pointer here, so that the
-// garbage collector and a moving stack see it.
+// deviceAttr is struct kvm_device_attr. addr is a pointer, so that the garbage
+// collector and a moving stack see it.
 type deviceAttr struct {
 	flags uint32
 	group uint32

@@ -17,11 +17,11 @@ const (
 // IOAPICPins is the number of inputs of the kernel's IOAPIC.
 const IOAPICPins = 24
 
-// PITSpeakerDummy makes the kernel answer port 0x61 (timer 2's gate and output).
+// PITSpeakerDummy makes the kernel emulate port 0x61 (timer 2's gate and output).
 const PITSpeakerDummy = 1 << 0
 
-// CreateIRQChip makes the two PICs, the IOAPIC, and a local APIC in each vCPU
-// made afterwards, with the routes of [VM.DefaultRoutes].
+// CreateIRQChip creates the two PICs, the IOAPIC, and a local APIC in each vCPU
+// that is created afterwards. The routes are those of [VM.DefaultRoutes].
 func (vm *VM) CreateIRQChip() error {
 	_, err := again(func() (uintptr, error) { return 0, gokvm.CreateIRQChip(vm.h.raw()) })
 	return opError(err, "KVM_CREATE_IRQCHIP", "VM")
@@ -33,7 +33,7 @@ type pitConfig struct {
 	_     [15]uint32
 }
 
-// CreatePIT2 makes the kernel's 8254 timer, which raises GSI 0. It needs the
+// CreatePIT2 creates the kernel's 8254 timer, which raises GSI 0. It requires the
 // interrupt chips. flags is 0 or PITSpeakerDummy.
 func (vm *VM) CreatePIT2(flags uint32) error {
 	_, err := vm.h.ioctl(reqCreatePIT2, unsafe.Pointer(&pitConfig{flags: flags}))
@@ -46,8 +46,7 @@ type irqLevel struct {
 	level uint32
 }
 
-// IRQLine drives an interrupt line of the kernel's chips. A device that shares
-// an edge-triggered line raises and lowers it.
+// IRQLine sets the level of an interrupt line of the kernel's chips.
 func (vm *VM) IRQLine(gsi uint32, level bool) error {
 	l := irqLevel{gsi: gsi}
 	if level {
@@ -59,14 +58,13 @@ func (vm *VM) IRQLine(gsi uint32, level bool) error {
 	return nil
 }
 
-// IRQRoute says where a GSI leads: to a pin of a chip, or, when MSI is set, to a
-// message. One GSI may have one route to each chip.
+// IRQRoute connects a GSI to a pin of a chip or, if MSI is set, to a message. A
+// GSI may have one route to each chip.
 type IRQRoute struct {
 	GSI uint32
 	// Chip and Pin are used when MSI is false.
 	Chip, Pin uint32
-	// MSI makes the route a message: Address and Data as the device would write
-	// them.
+	// MSI makes the route a message: the device's write of Data to Address.
 	MSI     bool
 	Address uint64
 	Data    uint32
@@ -81,8 +79,8 @@ const (
 	maxIRQRoutes = 4096
 )
 
-// irqRoutingEntry is struct kvm_irq_routing_entry. Its union begins with the
-// chip and the pin, or with the message's address (low, high) and data.
+// irqRoutingEntry is struct kvm_irq_routing_entry. Its union begins with chip and
+// pin, or with the message's address (low, high) and data.
 type irqRoutingEntry struct {
 	gsi   uint32
 	kind  uint32
@@ -91,7 +89,7 @@ type irqRoutingEntry struct {
 	union [8]uint32
 }
 
-// irqRouting is struct kvm_irq_routing with room for every entry.
+// irqRouting is struct kvm_irq_routing with the largest number of entries.
 type irqRouting struct {
 	n       uint32
 	flags   uint32
@@ -102,7 +100,7 @@ type irqRouting struct {
 func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 	const op = "KVM_SET_GSI_ROUTING"
 	if len(routes) > maxIRQRoutes {
-		return opError(invalid("at most %d", maxIRQRoutes), op, "%d routes", len(routes))
+		return opError(invalid("expected at most %d", maxIRQRoutes), op, "%d routes", len(routes))
 	}
 	table := &irqRouting{n: uint32(len(routes))}
 	for i, r := range routes {
@@ -120,8 +118,8 @@ func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 	return opError(err, op, "%d routes", len(routes))
 }
 
-// DefaultRoutes returns the table that the kernel starts with: GSI 0 to 15 to
-// the PICs, and GSI n to pin n of the IOAPIC.
+// DefaultRoutes returns the kernel's initial table: GSI 0 to 15 to the PICs, and
+// GSI n to pin n of the IOAPIC.
 func (vm *VM) DefaultRoutes() []IRQRoute {
 	routes := make([]IRQRoute, 0, 16+IOAPICPins)
 	for gsi := uint32(0); gsi < IOAPICPins; gsi++ {
@@ -143,14 +141,14 @@ type IRQChip struct {
 	Chip   [512]uint8 `cbor:"chip"` // struct kvm_pic_state or kvm_ioapic_state, zeros after it
 }
 
-// GetIRQChip saves a chip: ChipPICMaster, ChipPICSlave or ChipIOAPIC.
+// GetIRQChip reads the state of a chip: ChipPICMaster, ChipPICSlave or ChipIOAPIC.
 func (vm *VM) GetIRQChip(id uint32) (IRQChip, error) {
 	chip := IRQChip{ChipID: id}
 	_, err := vm.h.ioctl(reqGetIRQChip, unsafe.Pointer(&chip))
 	return chip, opError(err, "KVM_GET_IRQCHIP", "chip %d", id)
 }
 
-// SetIRQChip loads the chip that state names.
+// SetIRQChip loads the state of the chip state.ChipID.
 func (vm *VM) SetIRQChip(state IRQChip) error {
 	_, err := vm.h.ioctl(reqSetIRQChip, unsafe.Pointer(&state))
 	return opError(err, "KVM_SET_IRQCHIP", "chip %d", state.ChipID)
@@ -180,14 +178,14 @@ type PITChannel struct {
 	CountLoadTime int64  `cbor:"count_load_time"` // ns of the host's monotonic clock
 }
 
-// GetPIT2 saves the timer.
+// GetPIT2 reads the timer's state.
 func (vm *VM) GetPIT2() (PITState2, error) {
 	var state PITState2
 	_, err := vm.h.ioctl(reqGetPIT2, unsafe.Pointer(&state))
 	return state, opError(err, "KVM_GET_PIT2", "VM")
 }
 
-// SetPIT2 loads the timer.
+// SetPIT2 loads the timer's state.
 func (vm *VM) SetPIT2(state PITState2) error {
 	_, err := vm.h.ioctl(reqSetPIT2, unsafe.Pointer(&state))
 	return opError(err, "KVM_SET_PIT2", "VM")

@@ -121,7 +121,6 @@ func (l *layout) vmStructs() {
 	l.at("kvm_irqfd", "fd", unsafe.Offsetof(f.fd))
 	l.at("kvm_irqfd", "gsi", unsafe.Offsetof(f.gsi))
 	l.at("kvm_irqfd", "flags", unsafe.Offsetof(f.flags))
-	l.at("kvm_irqfd", "resamplefd", unsafe.Offsetof(f.resample))
 	var o ioeventfd
 	l.size("kvm_ioeventfd", unsafe.Sizeof(o))
 	l.at("kvm_ioeventfd", "datamatch", unsafe.Offsetof(o.datamatch))
@@ -148,8 +147,6 @@ func (l *layout) vmStructs() {
 
 func (l *layout) vcpuStructs() {
 	l.size("kvm_xsave", xsaveLegacySize)
-	l.size("kvm_nested_state", nestedHeaderSize)
-	l.at("kvm_nested_state", "size", nestedSizeAt)
 	l.size("kvm_mp_state", unsafe.Sizeof(gokvm.MPState{}))
 	var tr Translation
 	l.size("kvm_translation", unsafe.Sizeof(tr))

@@ -9,19 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags of a [MemorySlot].
-const (
-	// MemLogDirtyPages: writes to the slot are logged.
-	MemLogDirtyPages = 1 << 0
-	// MemReadonly: the guest's writes to the slot exit as MMIO.
-	MemReadonly = 1 << 1
-)
+// MemLogDirtyPages is the flag of a [MemorySlot] whose writes are logged.
+const MemLogDirtyPages = 1 << 0
 
-// MemorySlot is a run of guest physical memory and where it is in this process.
+// MemorySlot is a range of guest physical memory and where it is mapped in this
+// process.
 type MemorySlot struct {
-	// Slot is the slot's number, below CapNRMemSlots.
+	// Slot is the slot's number, below KVM_CAP_NR_MEMSLOTS.
 	Slot uint32
-	// Flags are MemLogDirtyPages and MemReadonly.
+	// Flags is 0 or MemLogDirtyPages.
 	Flags uint32
 	// GPA is the guest physical address and Size the length, in bytes, both
 	// multiples of 4096.
@@ -31,8 +27,8 @@ type MemorySlot struct {
 	HVA uintptr
 }
 
-// SetUserMemoryRegion makes a slot, changes its flags or address, or with Size 0
-// deletes it. The size of a slot cannot change: delete it first.
+// SetUserMemoryRegion creates a slot, changes its flags or address, or with Size
+// 0 deletes it. The size of a slot cannot change: delete the slot first.
 func (vm *VM) SetUserMemoryRegion(m MemorySlot) error {
 	const op = "KVM_SET_USER_MEMORY_REGION"
 	region := &gokvm.UserspaceMemoryRegion{
@@ -55,8 +51,8 @@ func (vm *VM) SetUserMemoryRegion(m MemorySlot) error {
 	return nil
 }
 
-// dirtyLog is struct kvm_dirty_log. The bitmap is a pointer here, so that the
-// garbage collector and a moving stack see it.
+// dirtyLog is struct kvm_dirty_log. bitmap is a pointer, so that the garbage
+// collector and a moving stack see it.
 type dirtyLog struct {
 	slot   uint32
 	_      uint32
@@ -64,11 +60,12 @@ type dirtyLog struct {
 }
 
 // GetDirtyLog stores the slot's log in bitmap: bit i of word w is page 64*w+i of
-// the slot. bitmap must cover the slot, see [BitmapWords]; words beyond it are
-// left alone. Without manual protection the log is cleared and the pages are
-// tracked again; with it, nothing is cleared.
+// the slot. bitmap must have at least [mempage.Words] of the slot's pages; more
+// words are not changed. Without manual protection the kernel clears the log and
+// tracks the pages again.
 //
-// The slot must be registered with MemLogDirtyPages, else unix.ENOENT.
+// The slot must be registered with MemLogDirtyPages, otherwise the error is
+// unix.ENOENT.
 func (vm *VM) GetDirtyLog(slot uint32, bitmap []uint64) error {
 	const op = "KVM_GET_DIRTY_LOG"
 	vm.slotsMu.RLock()
@@ -78,7 +75,7 @@ func (vm *VM) GetDirtyLog(slot uint32, bitmap []uint64) error {
 		return opError(unix.ENOENT, op, "slot %d", slot)
 	}
 	if need := mempage.Words(pages); uint64(len(bitmap)) < need {
-		return opError(invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, need), op, "slot %d", slot)
+		return opError(invalid("bitmap for %d pages: expected %d words or more, got %d", pages, need, len(bitmap)), op, "slot %d", slot)
 	}
 	log := &dirtyLog{slot: slot, bitmap: unsafe.Pointer(unsafe.SliceData(bitmap))}
 	_, err := vm.h.ioctl(reqGetDirtyLog, unsafe.Pointer(log))
@@ -97,17 +94,18 @@ type clearDirtyLog struct {
 	bitmap unsafe.Pointer
 }
 
-// ClearDirtyLog clears, from the log of a slot, the pages whose bits are set in
+// ClearDirtyLog clears, in the log of a slot, the pages whose bits are set in
 // bitmap, and tracks their writes again. Bit 0 of bitmap is page first of the
-// slot, which is a multiple of 64; pages is one too, unless the range ends where
-// the slot does.
+// slot, a multiple of 64. pages is a multiple of 64 too, unless the range ends at
+// the slot's end.
 //
-// A bit whose page is not in the log at that moment does nothing. A bit whose
-// page was written since the log was fetched makes that write vanish from the
-// log: pass only what [VM.GetDirtyLog] reported, and only once.
+// A bit whose page is not in the log at that moment has no effect. A bit whose
+// page was written since the log was read deletes that write from the log: pass
+// only what [VM.GetDirtyLog] reported, and only once.
 //
-// It is meant for manual protection (CapManualDirtyLogProtect2 enabled). Without,
-// the kernel takes it all the same, and every bit is one that no GET reported.
+// It is for manual protection (CapManualDirtyLogProtect2 enabled). Without manual
+// protection the kernel executes it too, but then GetDirtyLog has never reported
+// the bits that it clears.
 func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []uint64) error {
 	const op = "KVM_CLEAR_DIRTY_LOG"
 	vm.slotsMu.RLock()
@@ -125,20 +123,20 @@ func (vm *VM) ClearDirtyLog(slot uint32, first uint64, pages uint32, bitmap []ui
 }
 
 // checkClear applies the kernel's rules for a range (virt/kvm/kvm_main.c) and
-// measures the bitmap. The caller holds slotsMu.
+// checks the bitmap's length. The caller holds slotsMu.
 func (vm *VM) checkClear(slot uint32, first, pages uint64, bitmap []uint64) error {
 	total, ok := vm.slots[slot]
 	switch {
 	case !ok:
 		return unix.ENOENT
 	case first%64 != 0:
-		return invalid("the first page is no multiple of 64")
+		return invalid("the first page must be a multiple of 64")
 	case first > total || pages > total-first:
-		return invalid("the slot has %#x pages", total)
+		return invalid("the slot ends at page %#x", total)
 	case pages%64 != 0 && pages != total-first:
-		return invalid("%d pages are no multiple of 64 and do not reach the slot's end", pages)
+		return invalid("expected a multiple of 64 pages, or a range to the slot's end, got %d pages", pages)
 	case uint64(len(bitmap)) < mempage.Words(pages):
-		return invalid("bitmap of %d words, %d pages need %d", len(bitmap), pages, mempage.Words(pages))
+		return invalid("bitmap for %d pages: expected %d words or more, got %d", pages, mempage.Words(pages), len(bitmap))
 	}
 	return nil
 }

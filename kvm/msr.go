@@ -14,32 +14,32 @@ const (
 	// msrBatch is how many MSRs one call may carry: below MAX_IO_MSRS, which is
 	// 256 (arch/x86/kvm/x86.c).
 	msrBatch = 255
-	// maxMSRList bounds what the kernel may claim to have.
+	// maxMSRList limits the number of MSRs that the kernel may report.
 	maxMSRList = 1 << 16
 )
 
-// msrs is struct kvm_msrs with room for a batch.
+// msrs is struct kvm_msrs with a full batch.
 type msrs struct {
 	n       uint32
 	_       uint32
 	entries [msrBatch]MSR
 }
 
-// transferMSRs passes in to the kernel in batches and collects what came back.
-// The kernel stops at the first MSR that it refuses; that one is noted and the
-// rest goes on.
-func (h *handle) transferMSRs(op, what string, req uintptr, in []MSR) (done []MSR, err error) {
+// transferMSRs passes in to the kernel in batches and collects the results. The
+// kernel stops at the first MSR that it refuses; transferMSRs notes that one and
+// goes on with the next.
+func (v *VCPU) transferMSRs(op string, req uintptr, in []MSR) (done []MSR, err error) {
 	var refused []uint32
 	buf := new(msrs)
 	for len(in) > 0 {
 		n := copy(buf.entries[:], in)
 		buf.n = uint32(n)
-		moved, err := h.ioctl(req, unsafe.Pointer(buf))
+		moved, err := v.h.ioctl(req, unsafe.Pointer(buf))
 		if err != nil {
-			return done, opError(err, op, "%s, %d MSRs from %#x", what, n, in[0].Index)
+			return done, opError(err, op, "%s, %d MSRs from %#x", v.what, n, in[0].Index)
 		}
 		if moved > n {
-			return done, opError(invalid("the kernel says %d of %d", moved, n), op, "%s", what)
+			return done, opError(invalid("the kernel reports %d of %d MSRs", moved, n), op, "%s", v.what)
 		}
 		done = append(done, buf.entries[:moved]...)
 		if moved < n {
@@ -49,30 +49,26 @@ func (h *handle) transferMSRs(op, what string, req uintptr, in []MSR) (done []MS
 		in = in[moved:]
 	}
 	if refused != nil {
-		return done, &MSRError{Op: op, What: what, Refused: refused}
+		return done, &MSRError{Op: op, What: v.what, Refused: refused}
 	}
 	return done, nil
 }
 
-func (h *handle) getMSRs(what string, indices []uint32) ([]MSR, error) {
+// GetMSRs reads MSRs, any number of them. An MSR that the kernel refuses is
+// missing in the result and listed in an [*MSRError], which is returned with the
+// other MSRs. Any other error is an [*OpError].
+func (v *VCPU) GetMSRs(indices []uint32) ([]MSR, error) {
 	in := make([]MSR, len(indices))
 	for i, index := range indices {
 		in[i].Index = index
 	}
-	return h.transferMSRs("KVM_GET_MSRS", what, reqGetMSRs, in)
+	return v.transferMSRs("KVM_GET_MSRS", reqGetMSRs, in)
 }
 
-// GetMSRs reads MSRs, any number of them. One that the kernel refuses is left
-// out of the result and listed in an [*MSRError]; the others are returned with
-// it. Any other error is an [*OpError].
-func (v *VCPU) GetMSRs(indices []uint32) ([]MSR, error) {
-	return v.h.getMSRs(v.what, indices)
-}
-
-// SetMSRs writes MSRs in their order and returns how many landed. One that the
-// kernel refuses is listed in an [*MSRError] and the rest is written all the
-// same. Any other error is an [*OpError].
+// SetMSRs writes MSRs in their order and returns how many it has written. An MSR
+// that the kernel refuses is listed in an [*MSRError]; the others are written.
+// Any other error is an [*OpError].
 func (v *VCPU) SetMSRs(list []MSR) (int, error) {
-	done, err := v.h.transferMSRs("KVM_SET_MSRS", v.what, reqSetMSRs, list)
+	done, err := v.transferMSRs("KVM_SET_MSRS", reqSetMSRs, list)
 	return len(done), err
 }

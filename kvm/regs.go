@@ -126,7 +126,7 @@ type XCR struct {
 	Value  uint64 `cbor:"value"`
 }
 
-// Translation is where a linear address leads: struct kvm_translation.
+// Translation is the translation of a linear address: struct kvm_translation.
 type Translation = gokvm.Translation
 
 // state reads or writes one struct of the vCPU.
@@ -156,21 +156,21 @@ func (v *VCPU) GetSregs() (Sregs, error) {
 	return s, err
 }
 
-// SetSregs writes segments and control registers. CPUID must be set before: the
-// kernel checks CR4 and EFER against it.
+// SetSregs writes segments and control registers. Set CPUID before: the kernel
+// checks CR4 and EFER against it.
 func (v *VCPU) SetSregs(s Sregs) error {
 	return v.state("KVM_SET_SREGS", reqSetSregs, unsafe.Pointer(&s))
 }
 
-// GetSregs2 reads segments, control registers and PDPTRs. It needs CapSREGS2.
+// GetSregs2 reads segments, control registers and PDPTRs. It requires CapSREGS2.
 func (v *VCPU) GetSregs2() (Sregs2, error) {
 	var s Sregs2
 	err := v.state("KVM_GET_SREGS2", reqGetSregs2, unsafe.Pointer(&s))
 	return s, err
 }
 
-// SetSregs2 writes segments, control registers and PDPTRs. It needs CapSREGS2.
-// It does not read the guest's memory, which SetSregs does for PAE paging.
+// SetSregs2 writes segments, control registers and PDPTRs. It requires CapSREGS2.
+// Unlike SetSregs with PAE paging, it does not read the guest's memory.
 func (v *VCPU) SetSregs2(s Sregs2) error {
 	return v.state("KVM_SET_SREGS2", reqSetSregs2, unsafe.Pointer(&s))
 }
@@ -194,13 +194,13 @@ func (v *VCPU) GetXCRS() (XCRS, error) {
 	return x, err
 }
 
-// SetXCRS writes the extended control registers. CPUID must be set before.
+// SetXCRS writes the extended control registers. Set CPUID before.
 func (v *VCPU) SetXCRS(x XCRS) error {
 	return v.state("KVM_SET_XCRS", reqSetXCRS, unsafe.Pointer(&x))
 }
 
-// Translate walks the guest's page tables as they are now. Valid is 0 in the
-// answer when the address is not mapped.
+// Translate walks the guest's page tables. Valid is 0 in the result if the address
+// is not mapped.
 func (v *VCPU) Translate(gva uint64) (Translation, error) {
 	t := Translation{LinearAddress: gva}
 	_, err := v.h.ioctl(reqTranslate, unsafe.Pointer(&t))

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// apiVersion is the only version there is: the kernel's documentation tells
-// applications to refuse any other.
+// apiVersion is the only version that applications must accept
+// (Documentation/virt/kvm/api.rst, 4.1).
 const apiVersion = 12
 
 // devicePath is KVM's device node.
@@ -20,8 +20,8 @@ type System struct {
 	h handle
 }
 
-// Open opens /dev/kvm and checks its API version. errors.Is tells a missing
-// device (unix.ENOENT) from a missing right (unix.EACCES).
+// Open opens /dev/kvm and checks its API version. The error matches unix.ENOENT if
+// there is no such device, unix.EACCES if access is denied.
 func Open() (*System, error) {
 	var fd int
 	for {
@@ -36,9 +36,9 @@ func Open() (*System, error) {
 	}
 	s := &System{}
 	s.h.init(fd)
-	version, err := s.APIVersion()
+	version, err := s.version()
 	if err == nil && version != apiVersion {
-		err = opError(unsupported("version %d, need %d", version, apiVersion), "KVM_GET_API_VERSION", devicePath)
+		err = opError(unsupported("expected version %d, got %d", apiVersion, version), "KVM_GET_API_VERSION", devicePath)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -46,20 +46,19 @@ func Open() (*System, error) {
 	return s, nil
 }
 
-// Close closes /dev/kvm. VMs made from it live on.
+// Close closes /dev/kvm. VMs created with it remain usable.
 func (s *System) Close() error {
 	return opError(s.h.close(), "close", devicePath)
 }
 
-// APIVersion returns KVM_GET_API_VERSION's answer, which is 12.
-func (s *System) APIVersion() (int, error) {
+func (s *System) version() (int, error) {
 	n, err := again(func() (uintptr, error) { return gokvm.GetAPIVersion(s.h.raw()) })
 	return n, opError(err, "KVM_GET_API_VERSION", devicePath)
 }
 
 // CheckExtension returns the capability's value: 0 if this kernel does not have
-// it, 1 or a capability's own number if it does. A VM may differ, see
-// [VM.CheckExtension].
+// it, otherwise 1 or a number that depends on the capability. The value for a VM
+// may differ, see [VM.CheckExtension].
 func (s *System) CheckExtension(c Capability) (int, error) {
 	return s.h.checkExtension(c, devicePath)
 }
@@ -69,14 +68,14 @@ func (h *handle) checkExtension(c Capability, what string) (int, error) {
 	return n, opError(err, "KVM_CHECK_EXTENSION", "%s %v", what, c)
 }
 
-// VCPUMmapSize returns the size in bytes of the area that a vCPU shares with the
+// vcpuMmapSize returns the size in bytes of the area that a vCPU shares with the
 // kernel.
-func (s *System) VCPUMmapSize() (int, error) {
+func (s *System) vcpuMmapSize() (int, error) {
 	n, err := again(func() (uintptr, error) { return gokvm.GetVCPUMMmapSize(s.h.raw()) })
 	return n, opError(err, "KVM_GET_VCPU_MMAP_SIZE", devicePath)
 }
 
-// SupportedCPUID returns the CPUID leaves that this kernel can give a guest on
+// SupportedCPUID returns the CPUID leaves that this kernel supports for a guest on
 // this processor.
 func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
 	c := &cpuid2{n: maxCPUIDEntries}
@@ -86,30 +85,21 @@ func (s *System) SupportedCPUID() ([]CPUIDEntry, error) {
 	return c.list("KVM_GET_SUPPORTED_CPUID", devicePath)
 }
 
-// MSRIndexList returns the MSRs that the kernel can read and write for a guest:
-// those that a saved vCPU has to carry.
+// MSRIndexList returns the MSRs that the kernel can read and write for a guest.
+// A saved vCPU must include them.
 func (s *System) MSRIndexList() ([]uint32, error) {
-	return s.indexList("KVM_GET_MSR_INDEX_LIST", reqGetMSRIndexList)
-}
-
-// MSRFeatureIndexList returns the MSRs that tell a processor's features, for
-// [System.GetFeatureMSRs].
-func (s *System) MSRFeatureIndexList() ([]uint32, error) {
-	return s.indexList("KVM_GET_MSR_FEATURE_INDEX_LIST", reqGetMSRFeatureIndexList)
-}
-
-// indexList asks for the number of MSRs, then for the MSRs. struct kvm_msr_list
-// is a count and as many indices.
-func (s *System) indexList(op string, req uintptr) ([]uint32, error) {
+	const op = "KVM_GET_MSR_INDEX_LIST"
+	// struct kvm_msr_list is a count and as many indices. The first call gets the
+	// count.
 	for room := uint32(0); ; {
 		list := make([]uint32, 1+room)
 		list[0] = room
-		_, err := s.h.ioctl(req, unsafe.Pointer(&list[0]))
+		_, err := s.h.ioctl(reqGetMSRIndexList, unsafe.Pointer(&list[0]))
 		switch {
 		case err == nil && list[0] <= room:
 			return list[1 : 1+list[0]], nil
 		case err == nil:
-			return nil, opError(invalid("%d MSRs in a list of %d", list[0], room), op, devicePath)
+			return nil, opError(invalid("the kernel reports %d MSRs in a list of %d", list[0], room), op, devicePath)
 		case errors.Is(err, unix.E2BIG) && list[0] > room && list[0] <= maxMSRList:
 			room = list[0]
 		default:
@@ -118,15 +108,9 @@ func (s *System) indexList(op string, req uintptr) ([]uint32, error) {
 	}
 }
 
-// GetFeatureMSRs returns the host's values of feature MSRs. Refused MSRs are
-// left out and listed in an [*MSRError], as in [VCPU.GetMSRs].
-func (s *System) GetFeatureMSRs(indices []uint32) ([]MSR, error) {
-	return s.h.getMSRs(devicePath, indices)
-}
-
-// CreateVM makes an empty VM.
+// CreateVM creates an empty VM.
 func (s *System) CreateVM() (*VM, error) {
-	size, err := s.VCPUMmapSize()
+	size, err := s.vcpuMmapSize()
 	if err != nil {
 		return nil, err
 	}

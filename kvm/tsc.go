@@ -20,14 +20,15 @@ func (v *VCPU) TSCKHz() (uint64, error) {
 }
 
 // SetTSCKHz sets the frequency of the guest's TSC in kHz. Without CapTSCControl
-// the kernel takes the host's own, or one that is close enough (250 ppm), refuses
-// a slower one with unix.EINVAL, and emulates a faster one badly.
+// the kernel accepts the host's frequency within 250 ppm, refuses a lower one with
+// unix.EINVAL, and emulates a higher one inaccurately.
 func (v *VCPU) SetTSCKHz(khz uint64) error {
 	_, err := again(func() (uintptr, error) { return 0, gokvm.SetTSCKHz(v.h.raw(), khz) })
 	return opError(err, "KVM_SET_TSC_KHZ", "%s %d kHz", v.what, khz)
 }
 
-// TSCOffset returns what is added to the host's (scaled) TSC to get the guest's.
+// TSCOffset returns the difference between the guest's TSC and the host's (scaled)
+// TSC.
 func (v *VCPU) TSCOffset() (uint64, error) {
 	const op = "KVM_GET_DEVICE_ATTR"
 	if !v.h.hasAttr(vcpuTSCCtrl, vcpuTSCOffset) {
@@ -37,10 +38,10 @@ func (v *VCPU) TSCOffset() (uint64, error) {
 	return offset, opError(err, op, "%s TSC offset", v.what)
 }
 
-// SetTSCOffset sets what is added to the host's (scaled) TSC to get the guest's.
-// It reads the offset back: a KVM that takes another offset and goes on with its
-// own (one whose guests see the host's TSC itself) is reported as
-// errors.ErrUnsupported, since the guest's clock would jump.
+// SetTSCOffset sets the difference between the guest's TSC and the host's (scaled)
+// TSC. It reads the offset back: the error is errors.ErrUnsupported if KVM ignores
+// the new offset (its guests read the host's TSC), because the guest's clock would
+// jump.
 func (v *VCPU) SetTSCOffset(offset uint64) error {
 	const op = "KVM_SET_DEVICE_ATTR"
 	if !v.h.hasAttr(vcpuTSCCtrl, vcpuTSCOffset) {
@@ -57,9 +58,9 @@ func (v *VCPU) SetTSCOffset(offset uint64) error {
 	return nil
 }
 
-// KVMClockCtrl tells the guest, through its kvmclock page, that it was stopped,
-// so that its watchdogs do not count the time. unix.EINVAL means that the guest
-// has no kvmclock on this vCPU: nothing to tell.
+// KVMClockCtrl tells the guest, through its kvmclock page, that it was stopped, so
+// that its watchdogs ignore that time. The error is unix.EINVAL if the guest has no
+// kvmclock on this vCPU.
 func (v *VCPU) KVMClockCtrl() error {
 	_, err := v.h.ioctl(reqKVMClockCtrl, nil)
 	return opError(err, "KVM_KVMCLOCK_CTRL", "%s", v.what)

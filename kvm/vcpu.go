@@ -19,21 +19,21 @@ type VCPU struct {
 	what      string // "vCPU 0", for errors
 	xsaveSize int    // bytes of XSAVE state
 	xsave2    bool   // the kernel has KVM_GET_XSAVE2
-	nested    int    // largest nested state in bytes, 0 if there is none
 
-	// area is the mapping that the kernel shares: struct kvm_run, and behind it
-	// the data of port accesses. Written by CreateVCPU and Close only.
+	// area is the mapping shared with the kernel: struct kvm_run, followed by the
+	// data of port accesses. Only CreateVCPU and Close change it.
 	area []byte
 
 	ring dirtyRing // see CollectDirty
 
-	// kickMu guards, against Close and UnbindThread, what other threads touch to
-	// kick the vCPU: tid, and area's being mapped. Not held in KVM_RUN.
+	// kickMu guards tid, and keeps area mapped while another thread kicks the
+	// vCPU. It is not held in KVM_RUN.
 	kickMu sync.Mutex
 	tid    int // thread that runs the vCPU, 0 if none
 }
 
-// Errors that Run returns for a kick; made once, so that a kick does not allocate.
+// Errors that Run returns for a kick. They are variables so that a kick does not
+// allocate.
 var (
 	errInterrupted error = unix.EINTR
 	errAgain       error = unix.EAGAIN
@@ -43,29 +43,26 @@ var (
 // struct kvm_run, little endian: the byte at offset 1.
 const immediateExitBit = 1 << 8
 
-// CreateVCPU makes the vCPU with this id, which is its APIC id too. Interrupt
-// chips and the identity map are to be made before.
+// CreateVCPU creates the vCPU with this id, which is also its APIC id. Create the
+// interrupt chips and set the identity map before.
 func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	const op = "KVM_CREATE_VCPU"
 	v := &VCPU{id: id, what: fmt.Sprintf("vCPU %d", id)}
 	if id < 0 {
 		return nil, opError(invalid("negative"), op, "%s", v.what)
 	}
-	size, err := vm.CheckExtension(CapXSAVE2)
+	size, err := vm.CheckExtension(gokvm.CapXSave2)
 	if err != nil {
 		return nil, err
 	}
 	v.xsave2, v.xsaveSize = size > 0, max(size, xsaveLegacySize)
-	if v.nested, err = vm.CheckExtension(CapNestedState); err != nil {
-		return nil, err
-	}
 	fd, err := again(func() (uintptr, error) { return gokvm.CreateVCPU(vm.h.raw(), id) })
 	if err != nil {
 		return nil, opError(err, op, "%s", v.what)
 	}
 	v.h.init(fd)
 	if vm.vcpuMmapSize < int(unsafe.Sizeof(gokvm.RunData{})) {
-		err = invalid("KVM_GET_VCPU_MMAP_SIZE said %d bytes", vm.vcpuMmapSize)
+		err = invalid("KVM_GET_VCPU_MMAP_SIZE is only %d bytes", vm.vcpuMmapSize)
 	} else {
 		v.area, err = unix.Mmap(fd, 0, vm.vcpuMmapSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	}
@@ -78,8 +75,8 @@ func (vm *VM) CreateVCPU(id int) (*VCPU, error) {
 	return v, nil
 }
 
-// Close frees the vCPU's descriptor and mapping. No thread may be in Run or look at an
-// exit; a late Kick or SetImmediateExit does nothing.
+// Close closes the vCPU's descriptor and removes its mapping. No thread may be in
+// Run or decode an exit. A later Kick or SetImmediateExit does nothing.
 func (v *VCPU) Close() error {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
@@ -92,17 +89,17 @@ func (v *VCPU) Close() error {
 	return errors.Join(err, opError(v.h.close(), "close", "%s", v.what))
 }
 
-// ID returns the id it was made with.
+// ID returns the id that it was created with.
 func (v *VCPU) ID() int { return v.id }
 
-// Run enters the guest once. It returns nil when the guest exited and
-// [VCPU.ExitReason] says why; unix.EINTR when a signal or immediate exit ended
-// it, and unix.EAGAIN when a vCPU that waits for its start (INIT) was woken:
-// then the exit reason says nothing, and Run may be called again. These two are
-// returned bare. Run does not allocate but for other errors.
+// Run enters the guest once. It returns nil if the guest has exited, and
+// [VCPU.ExitReason] says why; unix.EINTR if a signal or immediate exit ended it;
+// unix.EAGAIN if a vCPU that waits for INIT was woken. After these two errors,
+// which are not wrapped, the exit reason has no meaning and Run may be called
+// again. Run allocates only for other errors.
 //
-// A port or MMIO access of the last exit completes at the next Run, also when
-// immediate exit is set.
+// The next Run completes the port or MMIO access of the last exit, also with
+// immediate exit set.
 func (v *VCPU) Run() error {
 	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, v.h.raw(), reqRun, 0)
 	switch errno {
@@ -116,9 +113,9 @@ func (v *VCPU) Run() error {
 	return opError(errno, "KVM_RUN", "%s", v.what)
 }
 
-// SetImmediateExit makes the next Run return unix.EINTR before it enters the
-// guest, for as long as it is set. It may be called from any thread; it does not
-// end a Run that is in the guest already, see [VCPU.Kick].
+// SetImmediateExit makes every Run return unix.EINTR before it enters the guest,
+// until it is cleared. It may be called from any thread. It does not end a Run
+// that is already in the guest, see [VCPU.Kick].
 func (v *VCPU) SetImmediateExit(on bool) {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
@@ -126,8 +123,8 @@ func (v *VCPU) SetImmediateExit(on bool) {
 }
 
 // setImmediateExit stores the flag. The caller holds kickMu. Go has no atomic
-// store of a byte; the neighbours in the word are request_interrupt_window and
-// padding, which the kernel only reads, and they stay as they are.
+// store of a byte. The other bytes of the word are request_interrupt_window and
+// padding, which the kernel only reads; they do not change.
 func (v *VCPU) setImmediateExit(on bool) {
 	if v.area == nil {
 		return
@@ -141,16 +138,16 @@ func (v *VCPU) setImmediateExit(on bool) {
 }
 
 // BindThread tells Kick that the calling thread runs this vCPU. The goroutine
-// must be locked to it (runtime.LockOSThread), and call UnbindThread before it
-// lets go of the thread.
+// must be locked to the thread (runtime.LockOSThread), and call UnbindThread
+// before it unlocks it.
 func (v *VCPU) BindThread() {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
 	v.tid = unix.Gettid()
 }
 
-// UnbindThread ends what BindThread began; it is called on the same thread.
-// Afterwards Kick sends no signal, unless another thread has bound itself since.
+// UnbindThread undoes BindThread, on the same thread. Afterwards Kick sends no
+// signal, unless another thread has bound itself since.
 func (v *VCPU) UnbindThread() {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
@@ -159,13 +156,13 @@ func (v *VCPU) UnbindThread() {
 	}
 }
 
-// Kick sets immediate exit and interrupts the thread that was bound, so that a
-// Run in progress, and every later one, returns unix.EINTR until
-// SetImmediateExit(false). The signal is SIGURG: Go's runtime has a handler for
-// it on every thread and programs expect stray ones.
+// Kick sets immediate exit and interrupts the bound thread, so that a Run in
+// progress, and every later one, returns unix.EINTR until SetImmediateExit(false).
+// The signal is SIGURG: Go's runtime handles it on every thread, and programs
+// expect spurious ones.
 //
-// No kick is lost: the flag is set before the signal is sent, so a thread that is
-// about to enter the guest sees one or the other.
+// No kick is lost: Kick sets the flag before it sends the signal, so a thread that
+// is about to enter the guest sees the flag or gets the signal.
 func (v *VCPU) Kick() error {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()

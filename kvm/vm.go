@@ -8,22 +8,22 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// VM is one virtual machine of the kernel: address space, interrupt chips,
-// clock. Its vCPUs hold it open.
+// VM is one virtual machine of the kernel: address space, interrupt chips and
+// clock. Its vCPUs keep it alive.
 type VM struct {
 	h            handle
 	vcpuMmapSize int
-	ringBytes    int // of each vCPU's dirty ring, 0: none; written before there are vCPUs
+	ringBytes    int // size of each vCPU's dirty ring, 0: none; set before the first vCPU
 
-	// slotsMu guards slots, and that it agrees with the kernel's: it is held for
-	// writing over KVM_SET_USER_MEMORY_REGION and for reading over the calls
-	// whose bitmap the kernel measures by the slot's size.
+	// slotsMu guards slots, and keeps it equal to the kernel's: it is held for
+	// writing during KVM_SET_USER_MEMORY_REGION, and for reading during the calls
+	// in which the kernel derives a bitmap's length from the slot's size.
 	slotsMu sync.RWMutex
 	slots   map[uint32]uint64 // pages of each registered slot
 }
 
-// Close gives up the VM. Its memory and devices go when the last vCPU is closed
-// as well.
+// Close closes the VM. The kernel frees its memory and devices when the last vCPU
+// is closed too.
 func (vm *VM) Close() error {
 	return opError(vm.h.close(), "close", "VM")
 }
@@ -47,7 +47,7 @@ func (vm *VM) EnableCap(c Capability, args ...uint64) error {
 	const op = "KVM_ENABLE_CAP"
 	e := &enableCap{cap: uint32(c)}
 	if len(args) > len(e.args) {
-		return opError(invalid("%d arguments, at most %d", len(args), len(e.args)), op, "%v", c)
+		return opError(invalid("expected at most %d arguments, got %d", len(e.args), len(args)), op, "%v", c)
 	}
 	copy(e.args[:], args)
 	_, err := vm.h.ioctl(reqEnableCap, unsafe.Pointer(e))
@@ -59,15 +59,15 @@ func (vm *VM) EnableCap(c Capability, args ...uint64) error {
 func (vm *VM) SetTSSAddr(addr uint64) error {
 	const op = "KVM_SET_TSS_ADDR"
 	if addr > 1<<32-3*mempage.Size {
-		return opError(invalid("three pages below 4 GiB are needed"), op, "%#x", addr)
+		return opError(invalid("expected three pages below 4 GiB"), op, "%#x", addr)
 	}
 	_, err := again(func() (uintptr, error) { return 0, gokvm.SetTSSAddr(vm.h.raw(), uint32(addr)) })
 	return opError(err, op, "%#x", addr)
 }
 
 // SetIdentityMapAddr sets the guest physical address of the page that Intel
-// processors need for protected mode without paging. It must be set before the
-// first vCPU is made.
+// processors need for protected mode without paging. Call it before the first vCPU
+// is created.
 func (vm *VM) SetIdentityMapAddr(addr uint64) error {
 	_, err := vm.h.ioctl(reqSetIdentityMapAddr, unsafe.Pointer(&addr))
 	return opError(err, "KVM_SET_IDENTITY_MAP_ADDR", "%#x", addr)

@@ -20,7 +20,7 @@ func TestEnableCap(t *testing.T) {
 	}
 	wantErr(t, vm.EnableCap(Capability(255)), unix.EINVAL, "KVM_ENABLE_CAP Capability(255) []: invalid argument")
 	wantErr(t, vm.EnableCap(CapExceptionPayload, 1, 2, 3, 4, 5), unix.EINVAL,
-		"KVM_ENABLE_CAP CapExceptionPayload: 5 arguments, at most 4: invalid argument")
+		"KVM_ENABLE_CAP CapExceptionPayload: expected at most 4 arguments, got 5: invalid argument")
 }
 
 func TestTSSAndIdentityMap(t *testing.T) {
@@ -28,7 +28,7 @@ func TestTSSAndIdentityMap(t *testing.T) {
 	check(t, vm.SetTSSAddr(0xfffbd000))
 	check(t, vm.SetIdentityMapAddr(0xfffbc000))
 	wantErr(t, vm.SetTSSAddr(1<<32), unix.EINVAL,
-		"KVM_SET_TSS_ADDR 0x100000000: three pages below 4 GiB are needed: invalid argument")
+		"KVM_SET_TSS_ADDR 0x100000000: expected three pages below 4 GiB: invalid argument")
 	newVCPU(t, vm)
 	wantErr(t, vm.SetIdentityMapAddr(0xfffbc000), unix.EINVAL, "KVM_SET_IDENTITY_MAP_ADDR 0xfffbc000: invalid argument")
 }
@@ -126,7 +126,7 @@ func TestGSIRouting(t *testing.T) {
 	}
 	wantErr(t, vm.SetGSIRouting([]IRQRoute{{GSI: 1, Chip: 7}}), unix.EINVAL, "KVM_SET_GSI_ROUTING 1 routes: invalid argument")
 	wantErr(t, vm.SetGSIRouting(make([]IRQRoute, maxIRQRoutes+1)), unix.EINVAL,
-		"KVM_SET_GSI_ROUTING 4097 routes: at most 4096: invalid argument")
+		"KVM_SET_GSI_ROUTING 4097 routes: expected at most 4096: invalid argument")
 }
 
 // The clock that was set goes on from there.

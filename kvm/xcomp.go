@@ -4,6 +4,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,18 +20,18 @@ const (
 	xcompGuestSupp = 0 // KVM_X86_XCOMP_GUEST_SUPP
 )
 
-// xfeatureTileData is the XSAVE component of AMX's tiles, the one that a process
-// has to ask for.
+// xfeatureTileData is the XSAVE component of AMX's tiles, which a process has to
+// request.
 const xfeatureTileData = 18
 
-// RequestXComp asks the kernel for the right to give guests every XSAVE
-// component that KVM supports, large ones (AMX tiles) included, and returns the
-// components that are permitted as a mask like XCR0's, or 0 on a kernel older
-// than the question. The right belongs to the process. It must be asked before
-// the first vCPU is made, also by the destination of a migration: it decides the
-// size of the XSAVE state.
+// RequestXComp asks the kernel for the permission to use every XSAVE component
+// that KVM supports in guests, including large ones (AMX tiles). It returns the
+// permitted components as a mask with XCR0's bits, or 0 if the kernel has no such
+// call. The permission is the process's. Call it before the first vCPU is created,
+// also at the destination of a migration: it determines the size of the XSAVE
+// state.
 func (s *System) RequestXComp() (uint64, error) {
-	has, err := s.CheckExtension(CapSysAttributes)
+	has, err := s.CheckExtension(gokvm.CapSysAttributes)
 	if err != nil || has == 0 {
 		return 0, err
 	}
