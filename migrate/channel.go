@@ -28,7 +28,7 @@ func (l *link) openChannels(m *Migration, ok helloOK) error {
 	for i := range conns {
 		dials.Go(func() {
 			h := hello{version: Version, minVersion: 2, purpose: purposeData, channel: uint16(i + 1), session: m.session}
-			conns[i], errs[i] = dial(l.ctx, m.addr, h, m.opt.PeerTimeout)
+			conns[i], errs[i] = m.peer.connect(l.ctx, h)
 		})
 	}
 	dials.Wait()

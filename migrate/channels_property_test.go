@@ -141,7 +141,7 @@ func TestChannelsLoseNoPage(t *testing.T) {
 			migrate.CompressNone, migrate.CompressZstd, migrate.CompressLZ4}).Draw(t, "compression")
 		opt.VerifyPages = rapid.Bool().Draw(t, "verify")
 		opt.MaxRounds = 12
-		err = migrate.New(m, j.ln.Addr().String(), opt).Run(ctx)
+		_, err = migrate.New(m, j.ln.Addr().String(), opt).Run(ctx)
 		if err == nil {
 			<-r.Arrived()
 		}

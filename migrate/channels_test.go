@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -31,7 +31,7 @@ func newPipeSession(t *testing.T) *pipeSession {
 	p := &pipeSession{t: t, lines: make(chan string, 16),
 		target: &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}}
 	p.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) { return p.target, nil }),
-		func(format string, args ...any) { p.lines <- fmt.Sprintf(format, args...) })
+		slog.New(lineHandler{slog.DiscardHandler, p.lines}))
 	p.recv.timeout = 5 * time.Second
 	t.Cleanup(func() {
 		for _, c := range append(p.data, p.control) {
@@ -418,7 +418,7 @@ func TestASlowChannelHoldsUpNoOther(t *testing.T) {
 	// under way, is well below 32 MiB.
 	g := newGate(t, rig.addr, 1, 64<<20)
 	m := New(rig.src, g.ln.Addr().String(), opt)
-	if err := m.Run(context.Background()); err != nil {
+	if _, err := m.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-rig.recv.Arrived()
@@ -439,7 +439,7 @@ func TestCompressionOverChannels(t *testing.T) {
 			opt := testOptions()
 			opt.PeerTimeout, opt.Channels, opt.Compression, opt.VerifyPages = patienceOfTests, 3, c, true
 			m := New(rig.src, rig.addr, opt)
-			if err := m.Run(context.Background()); err != nil {
+			if _, err := m.Run(context.Background()); err != nil {
 				t.Fatal(err)
 			}
 			<-rig.recv.Arrived()
@@ -468,7 +468,7 @@ func TestDestinationOfVersion1(t *testing.T) {
 		opt := testOptions()
 		opt.PeerTimeout, opt.Channels, opt.Compression, opt.VerifyPages = patienceOfTests, 4, c.compress, true
 		m := New(rig.src, old, opt)
-		err := m.Run(context.Background())
+		_, err := m.Run(context.Background())
 		if c.why != "" {
 			if err == nil || !strings.Contains(err.Error(), c.why) || !rig.runs.is("source") {
 				t.Errorf("error %v, want %q", err, c.why)

@@ -40,16 +40,17 @@ type conn struct {
 
 func newConn(c net.Conn, readTimeout, writeTimeout time.Duration) *conn {
 	nc := &conn{Conn: c, readTimeout: readTimeout, writeTimeout: writeTimeout}
-	if t, ok := c.(*net.TCPConn); ok {
+	// Only of these two types it is known that the bytes of the stream are those
+	// of the descriptor: a type that embeds one of them may change them.
+	switch s := c.(type) {
+	case *net.TCPConn:
 		// Frames are written whole, so waiting for more only adds latency.
 		// A kernel that refuses either option still moves the bytes.
-		_ = t.SetNoDelay(true)
-		_ = t.SetKeepAlive(true)
-	}
-	if s, ok := c.(syscall.Conn); ok {
-		if raw, err := s.SyscallConn(); err == nil {
-			nc.raw = raw
-		}
+		_ = s.SetNoDelay(true)
+		_ = s.SetKeepAlive(true)
+		nc.raw, _ = s.SyscallConn()
+	case *net.UnixConn:
+		nc.raw, _ = s.SyscallConn()
 	}
 	return nc
 }

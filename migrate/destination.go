@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -15,7 +16,7 @@ import (
 // completes, and from then on answers queries about it.
 type Receiver struct {
 	builder Builder
-	logf    func(format string, args ...any)
+	log     *slog.Logger
 	timeout time.Duration // for a silent source
 	arrived chan Target
 
@@ -35,13 +36,13 @@ const (
 	keptVerdicts = 1024
 )
 
-// NewReceiver returns a receiver that builds machines with b. logf gets one
-// line for each attempt that starts, fails or completes; nil: no lines.
-func NewReceiver(b Builder, logf func(format string, args ...any)) *Receiver {
-	if logf == nil {
-		logf = func(string, ...any) {}
+// NewReceiver returns a receiver that builds machines with b. Each attempt that
+// is refused, fails or completes is logged; nil: nothing is.
+func NewReceiver(b Builder, log *slog.Logger) *Receiver {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{builder: b, logf: logf, timeout: defaultPeerTimeout,
+	return &Receiver{builder: b, log: log, timeout: defaultPeerTimeout,
 		arrived: make(chan Target, 1), verdicts: map[sessionID]*session{}}
 }
 
@@ -99,13 +100,13 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	var b [helloSize]byte
 	if err := c.readFull(b[:]); err != nil {
 		if ctx.Err() == nil {
-			r.logf("refused %v: it did not say hello: %v", peer, err)
+			r.log.Warn("connection refused", "peer", peer, "err", fmt.Errorf("the peer did not say hello: %w", err))
 		}
 		return
 	}
 	h, err := decodeHello(&b)
 	if errors.Is(err, errNotGovmm) {
-		r.logf("refused %v: %v", peer, clip(err.Error()))
+		r.log.Warn("connection refused", "peer", peer, "err", clip(err.Error()))
 		return
 	}
 	var version uint16
@@ -116,7 +117,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	switch {
 	case err != nil:
 	case h.purpose == purposeQuery:
-		r.answer(c, h.session)
+		r.answer(ctx, c, h.session)
 		return
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
@@ -128,7 +129,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		err = fmt.Errorf("%w: a connection for an unknown purpose (%d)", ErrProtocol, h.purpose)
 	}
 	if err != nil {
-		r.logf("refused %v: %v", peer, err)
+		r.log.Warn("connection refused", "peer", peer, "err", err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
 		drain(c)
 		return
@@ -152,7 +153,7 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, id sessionID, agr
 	peer := c.RemoteAddr()
 	s, err := r.begin(id, c, agreed)
 	if err != nil {
-		r.logf("refused %v: %v", peer, err)
+		r.log.Warn("migration refused", "peer", peer, "err", err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
 		drain(c)
 		return
@@ -161,11 +162,11 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, id sessionID, agr
 	target := s.finish()
 	r.end(s, target != nil)
 	if target != nil {
-		r.logf("the guest of %v runs here now", peer)
+		r.log.Info("the guest runs here now", "peer", peer)
 		r.arrived <- target
 		return
 	}
-	r.logf("migration from %v failed: %v; still listening", peer, err)
+	r.log.Warn("migration failed, still listening", "peer", peer, "err", err)
 	s.tellFailure(err)
 }
 
@@ -213,13 +214,13 @@ func (r *Receiver) end(s *session, arrived bool) {
 }
 
 // answer says what became of a session.
-func (r *Receiver) answer(c *conn, id sessionID) {
+func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) {
 	r.sessionMu.Lock()
 	s := r.verdicts[id]
 	r.sessionMu.Unlock()
 	verdict := verdictUnknown
 	if s != nil {
-		verdict = s.queried()
+		verdict = s.queried(ctx)
 	}
 	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // it will ask again
 }

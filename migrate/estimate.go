@@ -28,18 +28,17 @@ type Estimate struct {
 	DirtyRate DirtyRate `json:"dirty_rate"`
 }
 
-// EstimateMigration foretells what a migration of src to the [Receiver] at addr
-// would take under opt: it counts what there is to send, watches for an
-// interval what the guest writes, and sends the receiver bytes for it to throw
-// away. The log of src must not be in use. It fails with [ErrNoProbe] at a
-// receiver that is too old to be probed.
-func EstimateMigration(ctx context.Context, src Source, addr string, opt Options, interval time.Duration) (Estimate, error) {
+// EstimateMigration predicts what a migration of src to the [Receiver] at address
+// would take under opt: it counts what there is to send, watches for an interval
+// what the guest writes, and sends the receiver bytes that it throws away. The
+// dirty log of src must not be in use.
+func EstimateMigration(ctx context.Context, src Source, address string, opt Options, interval time.Duration) (Estimate, error) {
 	if err := opt.Validate(); err != nil {
 		return Estimate{}, err
 	}
 	opt = opt.withDefaults()
 	// The link first: it needs no guest, and it may refuse.
-	link, err := probeLinks(ctx, addr, opt.Channels, opt.PeerTimeout)
+	link, err := probeLinks(ctx, newDialer(address, opt), opt.Channels)
 	if err != nil {
 		return Estimate{}, err
 	}

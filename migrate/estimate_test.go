@@ -96,7 +96,7 @@ func probeReceiver(t *testing.T) (addr string, r *Receiver) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r = NewReceiver(nil, t.Logf)
+	r = NewReceiver(nil, nil)
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
 	t.Cleanup(func() {
@@ -106,9 +106,13 @@ func probeReceiver(t *testing.T) (addr string, r *Receiver) {
 	return ln.Addr().String(), r
 }
 
+func probeOf(ctx context.Context, addr string, n int) (linkSpeed, error) {
+	return probeLinks(ctx, newDialer(addr, Options{PeerTimeout: time.Minute}), n)
+}
+
 func TestProbe(t *testing.T) {
 	addr, r := probeReceiver(t)
-	s, err := probeLink(context.Background(), addr, time.Minute)
+	s, err := probeOf(context.Background(), addr, 1)
 	if err != nil || s.bandwidth <= 0 || s.rtt <= 0 {
 		t.Fatalf("%+v, %v", s, err)
 	}
@@ -130,7 +134,7 @@ func TestProbe(t *testing.T) {
 		r.sessionMu.Lock()
 		r.taken, r.active, r.probes = c.taken, c.active, c.probes
 		r.sessionMu.Unlock()
-		if _, err := probeLink(context.Background(), addr, time.Minute); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.want) {
+		if _, err := probeOf(context.Background(), addr, 1); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("want %q: %v", c.want, err)
 		}
 	}
@@ -139,33 +143,8 @@ func TestProbe(t *testing.T) {
 	r.sessionMu.Unlock()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(errors.New("enough"))
-	if _, err := probeLink(ctx, addr, time.Minute); err == nil {
+	if _, err := probeOf(ctx, addr, 1); err == nil {
 		t.Error("a cancelled probe succeeds")
-	}
-}
-
-// A receiver of before there were probes refuses them; that is told apart from
-// other refusals.
-func TestProbeOfAnOlderReceiver(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	go func() {
-		nc, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		defer nc.Close()
-		c := newConn(nc, time.Minute, time.Minute)
-		var b [helloSize]byte
-		_ = c.readFull(b[:])
-		_ = c.writeControl(frameRefused, refused{[]string{"protocol error: a connection for an unknown purpose (4)"}})
-		drain(c)
-	}()
-	if _, err := probeLink(context.Background(), ln.Addr().String(), time.Minute); !errors.Is(err, ErrNoProbe) {
-		t.Errorf("%v", err)
 	}
 }
 
@@ -179,8 +158,8 @@ func TestProbeIsBounded(t *testing.T) {
 		"commit":           {typ: frameCommit},
 		"a long round":     {typ: frameRound, length: 1},
 	} {
-		c, err := dial(context.Background(), addr, hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1,
-			session: sessionID{1}}, time.Minute)
+		c, err := newDialer(addr, Options{PeerTimeout: time.Minute}).connect(context.Background(),
+			hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1, session: sessionID{1}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -72,7 +72,7 @@ func (h *heapTarget) PrepareState(b []byte) error {
 	return nil
 }
 
-func (h *heapTarget) LoadState(b []byte) error {
+func (h *heapTarget) LoadState(_ context.Context, b []byte) error {
 	if !bytes.Equal(b, h.prepared) {
 		h.t.Error("loads another state than was prepared")
 	}
@@ -83,7 +83,7 @@ func (h *heapTarget) LoadState(b []byte) error {
 	return nil
 }
 
-func (h *heapTarget) Start(paused bool) error {
+func (h *heapTarget) Start(_ context.Context, paused bool) error {
 	if h.discarded || h.loaded == nil {
 		h.t.Error("started a machine that has no state")
 	}

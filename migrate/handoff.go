@@ -23,7 +23,7 @@ func (m *Migration) settle(base context.Context, p *precopy) error {
 	}
 	if !running {
 		err := fmt.Errorf("the destination gave the right to run back, the guest goes on here: %w", why)
-		return errors.Join(err, m.takeBack(p))
+		return errors.Join(err, m.takeBack(base, p))
 	}
 	took, parts := p.watch.finish()
 	m.meter.update(func(mt *meter) {
@@ -88,7 +88,7 @@ func (m *Migration) askUntilKnown(ctx context.Context, lost error) (running bool
 		case verdict == verdictAborted:
 			return false, errAborted
 		default:
-			lost = fmt.Errorf("%s does not know this migration", m.addr)
+			lost = fmt.Errorf("%s does not know this migration", m.peer.address)
 		}
 		m.meter.update(func(mt *meter) {
 			mt.progress.Error = fmt.Sprintf("%v: %v", ErrHandoffUnknown, lost)
@@ -100,7 +100,7 @@ func (m *Migration) askUntilKnown(ctx context.Context, lost error) (running bool
 // ask makes one connection and returns the verdict.
 func (m *Migration) ask(ctx context.Context) (string, error) {
 	h := hello{version: Version, minVersion: MinVersion, purpose: purposeQuery, channels: 1, session: m.session}
-	c, err := dial(ctx, m.addr, h, m.opt.PeerTimeout)
+	c, err := m.peer.connect(ctx, h)
 	if err != nil {
 		return "", err
 	}
@@ -108,10 +108,10 @@ func (m *Migration) ask(ctx context.Context) (string, error) {
 	c.readTimeout = m.opt.PeerTimeout
 	r, err := c.readHeader()
 	if err != nil {
-		return "", fmt.Errorf("ask %s for its verdict: %w", m.addr, err)
+		return "", fmt.Errorf("ask %s for its verdict: %w", m.peer.address, err)
 	}
 	if r.typ != frameVerdict {
-		return "", fmt.Errorf("%w: %s answered a query with %v", ErrProtocol, m.addr, r.typ)
+		return "", fmt.Errorf("%w: %s answered a query with %v", ErrProtocol, m.peer.address, r.typ)
 	}
 	var v verdictMsg
 	if err := c.readControl(r, &v); err != nil {

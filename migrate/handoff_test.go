@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -93,18 +94,18 @@ func (s *toySource) PauseForHandoff(context.Context) (bool, error) {
 	s.runs.set("source", false)
 	return !s.paused, s.pauseOK
 }
-func (s *toySource) YieldForHandoff() error {
+func (s *toySource) YieldForHandoff(context.Context) error {
 	if s.yieldOK == nil {
 		s.runs.yield()
 	}
 	return s.yieldOK
 }
-func (s *toySource) ResumeAfterAbort() error {
+func (s *toySource) ResumeAfterAbort(context.Context) error {
 	s.runs.take("source")
 	s.runs.set("source", !s.paused)
 	return nil
 }
-func (s *toySource) SaveState() ([]byte, error) { return []byte("state"), s.saveOK }
+func (s *toySource) SaveState(context.Context) ([]byte, error) { return []byte("state"), s.saveOK }
 
 // toyTarget notes the right to run.
 type toyTarget struct {
@@ -114,14 +115,14 @@ type toyTarget struct {
 	paused  bool
 }
 
-func (d *toyTarget) Start(paused bool) error {
+func (d *toyTarget) Start(ctx context.Context, paused bool) error {
 	if d.startOK != nil {
 		return d.startOK
 	}
 	d.paused = paused
 	d.runs.take("destination")
 	d.runs.set("destination", true)
-	return d.heapTarget.Start(paused)
+	return d.heapTarget.Start(ctx, paused)
 }
 
 // where in the exchange a fault strikes: a frame of a type, in one direction,
@@ -268,6 +269,24 @@ func (p *faultyProxy) strike(a, b net.Conn) bool {
 	return true
 }
 
+// lineHandler passes each record on as a line.
+type lineHandler struct {
+	slog.Handler
+	lines chan<- string
+}
+
+func (lineHandler) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h lineHandler) Handle(_ context.Context, r slog.Record) error {
+	line := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		line += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+		return true
+	})
+	h.lines <- line
+	return nil
+}
+
 // handoffRig is a source, a destination and what is between them.
 type handoffRig struct {
 	runs    *whoRuns
@@ -300,9 +319,7 @@ func newRigOf(t *testing.T, timeout time.Duration, slot0 int) *handoffRig {
 		defer rig.mu.Unlock()
 		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, slot0), make([]byte, 66*mempage.Size)}}, runs: runs, startOK: rig.startOK}
 		return rig.dst, nil
-	}), func(format string, args ...any) {
-		rig.lines <- fmt.Sprintf(format, args...)
-	})
+	}), slog.New(lineHandler{slog.DiscardHandler, rig.lines}))
 	rig.recv.timeout = timeout
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -335,7 +352,7 @@ func TestHandoffCompletes(t *testing.T) {
 	opt := testOptions()
 	opt.VerifyPages = true
 	m := New(rig.src, rig.addr, opt)
-	if err := m.Run(context.Background()); err != nil {
+	if _, err := m.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-rig.recv.Arrived()
@@ -358,7 +375,7 @@ func TestHandoffCompletes(t *testing.T) {
 	rig.runs.set("destination", false)
 	rig.runs.yield()
 	rig.runs.set("source", true)
-	if err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); !errors.Is(err, ErrRefused) {
+	if _, err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); !errors.Is(err, ErrRefused) {
 		t.Errorf("a second migration: %v", err)
 	}
 }
@@ -366,7 +383,7 @@ func TestHandoffCompletes(t *testing.T) {
 func TestPausedGuestArrivesPaused(t *testing.T) {
 	rig := newRig(t)
 	rig.src.paused = true
-	if err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); err != nil {
+	if _, err := New(rig.src, rig.addr, testOptions()).Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-rig.recv.Arrived()
@@ -417,7 +434,7 @@ func faultAt(t *testing.T, f fault, patience time.Duration) (struck bool) {
 		opt.Compression = CompressLZ4
 	}
 	m := New(rig.src, proxy.ln.Addr().String(), opt)
-	err := m.Run(context.Background())
+	_, err := m.Run(context.Background())
 	source, destination := rig.runs.is("source"), rig.runs.is("destination")
 	if source == destination {
 		t.Fatalf("source runs: %v, destination runs: %v (%v)", source, destination, err)
@@ -449,7 +466,7 @@ func TestStartFailureReturnsTheRight(t *testing.T) {
 	rig.startOK = errors.New("its disk is locked")
 	rig.mu.Unlock()
 	m := New(rig.src, rig.addr, testOptions())
-	err := m.Run(context.Background())
+	_, err := m.Run(context.Background())
 	if err == nil || !strings.Contains(err.Error(), "its disk is locked") {
 		t.Fatalf("error %v", err)
 	}
@@ -474,7 +491,10 @@ func TestUnknownSessionIsNotAborted(t *testing.T) {
 	})
 	m := New(rig.src, proxy.ln.Addr().String(), testOptions())
 	ended := make(chan error, 1)
-	go func() { ended <- m.Run(context.Background()) }()
+	go func() {
+		_, err := m.Run(context.Background())
+		ended <- err
+	}()
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(m.Progress().Error, "does not know"); {
 		select {
 		case err := <-ended:
@@ -510,7 +530,10 @@ func TestCancelAtAnyTime(t *testing.T) {
 		rig := newRig(t)
 		m := New(rig.src, rig.addr, testOptions())
 		ended := make(chan error, 1)
-		go func() { ended <- m.Run(context.Background()) }()
+		go func() {
+			_, err := m.Run(context.Background())
+			ended <- err
+		}()
 		time.Sleep(time.Duration(i) * 50 * time.Microsecond)
 		cancelErr := m.Cancel()
 		err := <-ended
@@ -534,7 +557,7 @@ func TestCancelAtAnyTime(t *testing.T) {
 func TestDestinationSaysWhy(t *testing.T) {
 	rig := newRig(t)
 	rig.src.saveOK = errors.New("the vCPU has no state")
-	err := New(rig.src, rig.addr, testOptions()).Run(context.Background())
+	_, err := New(rig.src, rig.addr, testOptions()).Run(context.Background())
 	if err == nil || !strings.Contains(err.Error(), "the vCPU has no state") {
 		t.Fatal(err)
 	}

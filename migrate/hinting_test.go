@@ -3,6 +3,7 @@ package migrate_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -62,7 +63,7 @@ func (r *hintRig) run() migrate.Result {
 func (r *hintRig) send() migrate.Result {
 	r.t.Helper()
 	m, arrived := r.start(r.world.Holder())
-	if err := m.Run(context.Background()); err != nil {
+	if _, err := m.Run(context.Background()); err != nil {
 		r.t.Fatal(err)
 	}
 	<-arrived
@@ -80,7 +81,7 @@ func (r *hintRig) start(src migrate.Source) (*migrate.Migration, <-chan migrate.
 		r.t.Fatal(err)
 	}
 	b := &passDriver{Builder: simtest.Builder{World: r.world}, from: r.guest}
-	receiver := migrate.NewReceiver(b, r.t.Logf)
+	receiver := migrate.NewReceiver(b, slog.New(slog.NewTextHandler(r.t.Output(), nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- receiver.Serve(ctx, ln) }()
@@ -249,7 +250,7 @@ func TestCancelDuringHints(t *testing.T) {
 	}
 	m, _ := r.start(r.guest)
 	migration.Store(m)
-	if err := m.Run(context.Background()); !errors.Is(err, migrate.ErrCancelled) {
+	if _, err := m.Run(context.Background()); !errors.Is(err, migrate.ErrCancelled) {
 		t.Fatal(err)
 	}
 	if commands := r.guest.Balloon.Commands(); !slices.Equal(commands, []uint32{2, 0, 1}) || !r.guest.Running() {
@@ -327,7 +328,7 @@ func TestThePauseWhileAHintIsServed(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	if err := m.Run(context.Background()); err != nil {
+	if _, err := m.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-arrived
@@ -381,7 +382,7 @@ func TestWildHints(t *testing.T) {
 	m, arrived := r.start(&hostile{Machine: r.guest})
 	// The four pages at the end of the second slot are hinted by nobody that
 	// the world knows: it must see no other page differ.
-	if err := m.Run(context.Background()); err != nil {
+	if _, err := m.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-arrived

@@ -89,13 +89,13 @@ type Source interface {
 	// YieldForHandoff gives up what only the side that runs the guest may hold,
 	// locks on disks. It is called after PREPARED and before COMMIT, with the
 	// machine stopped; if it fails the migration does.
-	YieldForHandoff() error
+	YieldForHandoff(ctx context.Context) error
 	// ResumeAfterAbort undoes PauseForHandoff and YieldForHandoff: a guest that
 	// ran, runs again.
-	ResumeAfterAbort() error
+	ResumeAfterAbort(ctx context.Context) error
 	// SaveState returns the state of every device and vCPU. Called while the
 	// machine is stopped.
-	SaveState() ([]byte, error)
+	SaveState(ctx context.Context) ([]byte, error)
 }
 
 // Builder makes the destination's machine.
@@ -119,11 +119,11 @@ type Target interface {
 	PrepareState(state []byte) error
 	// LoadState restores every device and vCPU. Called once, after the last
 	// page has landed, with what PrepareState was called with; no vCPU has run.
-	LoadState(state []byte) error
+	LoadState(ctx context.Context, state []byte) error
 	// Start gives the machine the right to run: its vCPUs enter the guest, or
 	// stay stopped when paused is true. An error means that no instruction of
 	// the guest was executed.
-	Start(paused bool) error
+	Start(ctx context.Context, paused bool) error
 	// Discard frees a machine that never got the right to run.
 	Discard() error
 }

@@ -1,8 +1,10 @@
 package migrate
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
 	"time"
 )
@@ -45,6 +47,9 @@ type Options struct {
 	// lets the destination compare. It is for tests: it adds the time of
 	// hashing all memory to the downtime.
 	VerifyPages bool
+	// Dial makes each connection of the migration to the address that [New] got.
+	// nil: TCP to host:port; a name is resolved once.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// PeerTimeout is how long the peer may make no progress at all before it
 	// counts as dead. 0: 10 s.
 	PeerTimeout time.Duration

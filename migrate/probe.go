@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/govmm/govmm/mempage"
@@ -31,9 +32,6 @@ const (
 	probeWarm  = 4 << 20
 )
 
-// ErrNoProbe: the receiver is too old to be probed.
-var ErrNoProbe = errors.New("the receiver cannot be probed: it is of an older version")
-
 // linkSpeed is what a probe found.
 type linkSpeed struct {
 	bandwidth float64 // bytes a second, from memory to memory
@@ -41,87 +39,79 @@ type linkSpeed struct {
 }
 
 // probeLinks measures the way by as many connections as a migration would have.
-func probeLinks(ctx context.Context, addr string, n int, timeout time.Duration) (all linkSpeed, err error) {
-	type found struct {
-		linkSpeed
-		err error
-	}
-	n = min(n, maxProbes)
-	each := make(chan found, n)
-	for range n {
-		go func() {
-			s, err := probeLink(ctx, addr, timeout)
-			each <- found{s, err}
-		}()
-	}
-	for range n {
-		f := <-each
-		if err == nil {
-			err = f.err
+func probeLinks(ctx context.Context, d *dialer, n int) (all linkSpeed, err error) {
+	var probers []*prober
+	defer func() {
+		for _, p := range probers {
+			p.link.close()
 		}
-		all.bandwidth += f.bandwidth
-		all.rtt = max(all.rtt, f.rtt)
-	}
-	return all, err
-}
-
-// probeLink measures the way to the receiver at addr by one connection.
-func probeLink(ctx context.Context, addr string, timeout time.Duration) (s linkSpeed, err error) {
-	h := hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1}
-	if _, err := rand.Read(h.session[:]); err != nil {
-		return s, fmt.Errorf("draw a session: %w", err)
-	}
-	c, err := dial(ctx, addr, h, timeout)
-	if err != nil {
-		return s, err
-	}
-	l := newLink(ctx, c)
-	defer l.close()
-	asked := time.Now()
-	if _, err := l.await(l.ctx, frameHelloOK, timeout); err != nil {
-		if errors.Is(err, ErrRefused) && isUnknownPurpose(err) {
-			err = ErrNoProbe
+	}()
+	for range min(n, maxProbes) {
+		p, err := openProbe(ctx, d)
+		if err != nil {
+			return all, fmt.Errorf("probe %s: %w", d.address, err)
 		}
-		return s, fmt.Errorf("probe %s: %w", addr, err)
+		probers = append(probers, p)
+		all.rtt = max(all.rtt, p.rtt)
 	}
-	s.rtt = time.Since(asked)
-	p := prober{link: l, timeout: timeout, buf: make([]byte, maxProbeFrame)}
-	for i := range p.buf {
-		p.buf[i] = byte(i>>12) | 1 // not zeros, and not worth compressing
+	each := make([]float64, len(probers))
+	errs := make([]error, len(probers))
+	var sending sync.WaitGroup
+	for i, p := range probers {
+		sending.Go(func() { each[i], errs[i] = p.measure() })
 	}
-	if _, err := p.send(probeWarm, probeTime); err != nil {
-		return s, fmt.Errorf("probe %s: %w", addr, l.explain(err))
-	}
-	began := time.Now()
-	n, err := p.send(probeBytes, probeTime)
-	if err != nil {
-		return s, fmt.Errorf("probe %s: %w", addr, l.explain(err))
-	}
-	s.bandwidth = float64(n) / max(time.Since(began).Seconds(), 1e-6)
-	return s, nil
-}
-
-// isUnknownPurpose recognises the refusal of a receiver that does not know the
-// purpose; its words are those of version 1.
-func isUnknownPurpose(err error) bool {
-	refused := (*RefusedError)(nil)
-	if !errors.As(err, &refused) {
-		return false
-	}
-	for _, r := range refused.Reasons {
-		if r.Error() == fmt.Sprintf("%v: a connection for an unknown purpose (%d)", ErrProtocol, purposeProbe) {
-			return true
+	sending.Wait()
+	for i, err := range errs {
+		if err != nil {
+			return all, fmt.Errorf("probe %s: %w", d.address, err)
 		}
+		all.bandwidth += each[i]
 	}
-	return false
+	return all, nil
 }
 
 // prober sends on one connection.
 type prober struct {
 	link    *link
+	rtt     time.Duration
 	timeout time.Duration
 	buf     []byte
 	round   uint64
+}
+
+func openProbe(ctx context.Context, d *dialer) (*prober, error) {
+	h := hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1}
+	if _, err := rand.Read(h.session[:]); err != nil {
+		return nil, fmt.Errorf("draw a session: %w", err)
+	}
+	c, err := d.connect(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	p := &prober{link: newLink(ctx, c), timeout: d.timeout, buf: make([]byte, maxProbeFrame)}
+	asked := time.Now()
+	if _, err := p.link.await(p.link.ctx, frameHelloOK, d.timeout); err != nil {
+		p.link.close()
+		return nil, err
+	}
+	p.rtt = time.Since(asked)
+	for i := range p.buf {
+		p.buf[i] = byte(i>>12) | 1 // not zeros, and not worth compressing
+	}
+	return p, nil
+}
+
+// measure returns how many bytes a second land.
+func (p *prober) measure() (bandwidth float64, err error) {
+	if _, err := p.send(probeWarm, probeTime); err != nil {
+		return 0, p.link.explain(err)
+	}
+	began := time.Now()
+	n, err := p.send(probeBytes, probeTime)
+	if err != nil {
+		return 0, p.link.explain(err)
+	}
+	return float64(n) / max(time.Since(began).Seconds(), 1e-6), nil
 }
 
 // send sends n bytes, or for so long, and returns how many have landed.

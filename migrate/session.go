@@ -96,7 +96,7 @@ func (s *session) receive(ctx context.Context, r *Receiver) error {
 		return err
 	}
 	began := time.Now()
-	if err := target.LoadState(state); err != nil {
+	if err := target.LoadState(ctx, state); err != nil {
 		return fmt.Errorf("load the machine's state: %w", err)
 	}
 	s.prepared()
@@ -111,7 +111,7 @@ func (s *session) receive(ctx context.Context, r *Receiver) error {
 		return s.unexpected(f, "COMMIT")
 	}
 	began = time.Now()
-	if err := s.commit(); err != nil {
+	if err := s.commit(ctx); err != nil {
 		return err
 	}
 	// If this does not arrive, the source asks.

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
 	"time"
 
@@ -15,7 +14,7 @@ import (
 // Migration is one outgoing migration: made by [New], driven by [Migration.Run].
 type Migration struct {
 	src  Source
-	addr string
+	peer *dialer
 	opt  Options
 
 	session sessionID
@@ -38,22 +37,24 @@ var (
 	ErrTooLate = errors.New("too late to cancel: the right to run has been handed over")
 )
 
-// New prepares to send src to the [Receiver] at addr (host:port). Nothing
-// happens before Run.
-func New(src Source, addr string, opt Options) *Migration {
-	m := &Migration{src: src, addr: addr, opt: opt.withDefaults(),
+// New prepares to send src to the [Receiver] at address, which is host:port
+// unless [Options.Dial] says otherwise. Nothing happens before Run.
+func New(src Source, address string, opt Options) *Migration {
+	opt = opt.withDefaults()
+	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt,
 		done: make(chan struct{}), release: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
-	m.meter.progress = Progress{Phase: PhaseConnecting, Address: addr}
+	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address}
 	return m
 }
 
-// Run migrates and returns when it is over. After nil the source must never
-// run again. After any other error but [ErrHandoffUnknown] the guest is where
-// it was before: running if it ran. ErrHandoffUnknown comes only when ctx ends
-// or [Migration.Abandon] is called while the verdict is still unknown; the
-// guest is then left stopped. Run is called once.
-func (m *Migration) Run(ctx context.Context) error {
+// Run migrates, and returns when the migration is over. After nil the source
+// must never run again. After any error except [ErrHandoffUnknown] the guest is
+// as before at the source: it runs if it ran. ErrHandoffUnknown is returned only
+// if ctx ends, or [Migration.Abandon] is called, while the verdict is unknown;
+// the guest is then left stopped. The Result is complete in each case. Run is
+// called once.
+func (m *Migration) Run(ctx context.Context) (Result, error) {
 	defer close(m.done)
 	stop := context.AfterFunc(ctx, func() { m.cancel(context.Cause(ctx)) })
 	defer stop()
@@ -77,7 +78,7 @@ func (m *Migration) Run(ctx context.Context) error {
 		phase = PhaseFailed
 	}
 	m.meter.finish(phase, err)
-	return err
+	return m.Result(), err
 }
 
 // Done is closed when Run has returned.
@@ -166,7 +167,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 
 	err = p.converge(l.ctx)
 	if err == nil {
-		err = m.yield()
+		err = m.yield(l.ctx)
 		p.watch.lap(&p.watch.parts.YieldMS)
 	}
 	if err == nil {
@@ -175,25 +176,25 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	if err != nil {
 		// The guest first, the courtesies after.
 		err = l.explain(err)
-		return l.end(errors.Join(err, m.takeBack(p)))
+		return l.end(errors.Join(err, m.takeBack(base, p)))
 	}
 	return m.settle(base, p)
 }
 
 // yield lets the destination have what only one side can.
-func (m *Migration) yield() error {
-	if err := m.src.YieldForHandoff(); err != nil {
+func (m *Migration) yield(ctx context.Context) error {
+	if err := m.src.YieldForHandoff(ctx); err != nil {
 		return fmt.Errorf("hand over the disks: %w", err)
 	}
 	return nil
 }
 
-// takeBack lets the guest go on at the source.
-func (m *Migration) takeBack(p *precopy) error {
+// takeBack lets the guest go on at the source, whether or not ctx has ended.
+func (m *Migration) takeBack(ctx context.Context, p *precopy) error {
 	err := p.release()
 	if p.stopped {
 		p.stopped = false
-		if rerr := m.src.ResumeAfterAbort(); rerr != nil {
+		if rerr := m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); rerr != nil {
 			err = errors.Join(err, fmt.Errorf("resume at the source: %w", rerr))
 		}
 	}
@@ -211,7 +212,7 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if m.opt.VerifyPages {
 		h.features |= featureVerifyPages
 	}
-	c, err := dial(ctx, m.addr, h, m.opt.PeerTimeout)
+	c, err := m.peer.connect(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -246,29 +247,6 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 		mt.result.Compression = m.opt.Compression
 	})
 	return l, nil
-}
-
-// dial connects and says hello.
-func dial(ctx context.Context, addr string, h hello, timeout time.Duration) (*conn, error) {
-	d := net.Dialer{Timeout: timeout}
-	nc, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			return nil, cause
-		}
-		if op := (*net.OpError)(nil); errors.As(err, &op) {
-			err = op.Err // what it was about is said already
-		}
-		return nil, fmt.Errorf("connect to %s: %w; does govmm receive listen there?", addr, err)
-	}
-	c := newConn(nc, 0, timeout)
-	b := h.encode()
-	if err := c.writev(net.Buffers{b[:]}); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("say hello to %s: %w", addr, err)
-	}
-	c.midFrame = false
-	return c, nil
 }
 
 // setupPatience is how many times PeerTimeout the destination may take to build

@@ -32,7 +32,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 		return false, err
 	}
 	if left := p.tracker.Remaining(); wasRunning && p.est.failed < maxTries && p.est.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
-		return true, p.goOn(expected, left)
+		return true, p.goOn(ctx, expected, left)
 	}
 	// Wherever the guest goes on, it goes on at full speed.
 	if err := p.release(); err != nil {
@@ -42,7 +42,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	m.meter.beginRound(n, p.tracker.Remaining())
 	p.hints.done() // it travels in the state
 	early := !m.opt.VerifyPages && p.link.overtakes()
-	saved := p.save(early)
+	saved := p.save(ctx, early)
 	err = p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.PagesMS)
 	// Also after an error: the guest must not be resumed, nor ABORT be sent, meanwhile.
@@ -128,10 +128,10 @@ type savedState struct {
 // last pages: the destination prepares for it while they fly, and loads it when
 // they have landed. Exactly one value comes, after which nothing is written to the
 // connection of control.
-func (p *precopy) save(send bool) <-chan savedState {
+func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 	saved := make(chan savedState, 1)
 	go func() {
-		state, err := p.m.src.SaveState()
+		state, err := p.m.src.SaveState(ctx)
 		switch {
 		case err != nil:
 			err = fmt.Errorf("save the machine's state: %w", err)
@@ -147,10 +147,10 @@ func (p *precopy) save(send bool) <-chan savedState {
 
 // goOn undoes the stop. The state is saved the first time all the same: its
 // size and what saving it takes are then known.
-func (p *precopy) goOn(expected, left uint64) error {
+func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
 	var size int
 	if p.est.failed == 0 {
-		s := <-p.save(false)
+		s := <-p.save(ctx, false)
 		if s.err != nil {
 			return s.err
 		}
@@ -159,7 +159,7 @@ func (p *precopy) goOn(expected, left uint64) error {
 	}
 	p.est.gaveUp(expected, left, p.watch.parts, size)
 	p.stopped = false
-	if err := p.m.src.ResumeAfterAbort(); err != nil {
+	if err := p.m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("resume at the source: %w", err)
 	}
 	p.m.setPhase(PhasePrecopy)

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 )
@@ -13,7 +14,7 @@ func (s *session) prepared() {
 
 // commit takes the right to run. An error means that it was not taken and
 // never will be.
-func (s *session) commit() error {
+func (s *session) commit(ctx context.Context) error {
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()
 	switch s.state {
@@ -23,7 +24,7 @@ func (s *session) commit() error {
 	default:
 		return errors.New("the right to run was given up before COMMIT came")
 	}
-	if err := s.target.Start(s.paused); err != nil {
+	if err := s.target.Start(ctx, s.paused); err != nil {
 		s.state = stateAborted
 		return fmt.Errorf("start the guest: %w", err)
 	}
@@ -33,10 +34,10 @@ func (s *session) commit() error {
 
 // queried answers a query. A source asks only after COMMIT has left it, so for
 // a session that is prepared the question is the COMMIT that did not arrive.
-func (s *session) queried() string {
+func (s *session) queried(ctx context.Context) string {
 	if s.isState(statePrepared) {
-		_ = s.commit() // the state says how it went
-		s.conn.Close() // wake the reader that waits for COMMIT
+		_ = s.commit(ctx) // the state says how it went
+		s.conn.Close()    // wake the reader that waits for COMMIT
 	}
 	switch {
 	case s.isState(stateRunning):

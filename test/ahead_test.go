@@ -56,12 +56,12 @@ func TestHolesArriveAsHoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := &keeper{}
-	recv := migrate.NewReceiver(k, t.Logf)
+	recv := migrate.NewReceiver(k, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- recv.Serve(ctx, ln) }()
 	mig := migrate.New(still{src}, ln.Addr().String(), migrate.Options{Channels: 1, VerifyPages: true})
-	err = mig.Run(context.Background())
+	_, err = mig.Run(context.Background())
 	if err == nil {
 		<-recv.Arrived()
 	}

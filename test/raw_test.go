@@ -298,12 +298,12 @@ func (s still) MigrationConfig() ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(nil, s.Size()), nil
 }
 func (s still) PauseForHandoff(context.Context) (bool, error) { return true, nil }
-func (s still) YieldForHandoff() error                        { return nil }
-func (s still) ResumeAfterAbort() error                       { return nil }
-func (s still) SaveState() ([]byte, error)                    { return make([]byte, 16<<10), nil }
+func (s still) YieldForHandoff(context.Context) error         { return nil }
+func (s still) ResumeAfterAbort(context.Context) error        { return nil }
+func (s still) SaveState(context.Context) ([]byte, error)     { return make([]byte, 16<<10), nil }
 func (s still) PrepareState([]byte) error                     { return nil }
-func (s still) LoadState([]byte) error                        { return nil }
-func (s still) Start(bool) error                              { return nil }
+func (s still) LoadState(context.Context, []byte) error       { return nil }
+func (s still) Start(context.Context, bool) error             { return nil }
 func (s still) Discard() error                                { return s.Close() }
 
 type stillBuilder struct{}
@@ -317,7 +317,8 @@ func (stillBuilder) Build(_ context.Context, config []byte) (migrate.Target, err
 }
 
 func engineSend(mem *memory.Memory, addr string, channels int, c migrate.Compression) error {
-	return migrate.New(still{mem}, addr, migrate.Options{Channels: channels, Compression: c}).Run(context.Background())
+	_, err := migrate.New(still{mem}, addr, migrate.Options{Channels: channels, Compression: c}).Run(context.Background())
+	return err
 }
 
 // foretell, in the place of a compression, asks for an estimate.

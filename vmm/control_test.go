@@ -248,7 +248,7 @@ func TestBalloonDuringHandoff(t *testing.T) {
 	if err != nil || b.Target != 0 {
 		t.Errorf("%+v, %v", b, err)
 	}
-	check(t, s.ResumeAfterAbort())
+	check(t, s.ResumeAfterAbort(within(t)))
 	check(t, vm.SetBalloon(4096))
 	vm.con.keys("x")
 	vm.con.await(t, "Bx")

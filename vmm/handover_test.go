@@ -56,10 +56,10 @@ func handOver(t *testing.T, m *Machine) (migrate.Source, *target) {
 	ram := make([]byte, m.Memory().Size())
 	check(t, m.Memory().ReadAt(ram, 0))
 	check(t, to.Machine.Memory().WriteAt(ram, 0))
-	state, err := src.SaveState()
+	state, err := src.SaveState(within(t))
 	check(t, err)
 	check(t, to.PrepareState(state))
-	check(t, to.LoadState(state))
+	check(t, to.LoadState(within(t), state))
 	return src, to
 }
 
@@ -77,17 +77,17 @@ func TestDiskLockMoves(t *testing.T) {
 	check(t, m.Boot())
 	check(t, m.Start(false))
 	src, to := handOver(t, m)
-	cannotLock(t, to.Start(false)) // the source has not yielded: ABORTED
-	check(t, src.ResumeAfterAbort())
+	cannotLock(t, to.Start(within(t), false)) // the source has not yielded: ABORTED
+	check(t, src.ResumeAfterAbort(within(t)))
 	if m.Paused() {
 		t.Error("the source does not go on")
 	}
 
 	src, to = handOver(t, m)
-	check(t, src.YieldForHandoff())
-	check(t, to.Start(false))
+	check(t, src.YieldForHandoff(within(t)))
+	check(t, to.Start(within(t), false))
 	// The disk is taken: the source stays paused, and a resume tries again.
-	cannotLock(t, src.ResumeAfterAbort())
+	cannotLock(t, src.ResumeAfterAbort(within(t)))
 	if !m.Paused() {
 		t.Error("the source runs without its disk")
 	}

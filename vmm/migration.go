@@ -76,7 +76,7 @@ func (v *VM) migratable() error {
 // cancelMigration.
 func (v *VM) drive(ctx context.Context, o *outgoing) {
 	defer o.cancel(nil)
-	o.err = o.Migration.Run(ctx)
+	_, o.err = o.Migration.Run(ctx)
 	v.logHints(o)
 	if o.err == nil {
 		close(v.left)
@@ -156,7 +156,7 @@ func (o *outgoing) takeBack() error {
 		if err := o.machine.StopDirtyLog(); err != nil {
 			return err
 		}
-		return o.machine.Source().ResumeAfterAbort()
+		return o.machine.Source().ResumeAfterAbort(context.Background())
 	}
 	return nil // the verdict came after all: it does not run there
 }

@@ -105,7 +105,7 @@ func TestPauseAgainstAll(t *testing.T) {
 			if now := word(t, m, countAt); now != bsp {
 				t.Errorf("the guest runs while it is handed over")
 			}
-			return src.ResumeAfterAbort()
+			return src.ResumeAfterAbort(within(t))
 		})
 		callers.Go(func() {
 			for range 20 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	stdnet "net"
 
 	"github.com/govmm/govmm/migrate"
@@ -57,7 +58,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm:      v,
 		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Vsock: cfg.Vsock, Backing: cfg.Backing, Tracking: cfg.Tracking, Name: cfg.Name, Logf: v.logf},
-	}, v.logf)
+	}, slog.New(lineHandler{v.logf}))
 	return v, nil
 }
 
@@ -118,12 +119,12 @@ type arrival struct {
 	vm *VM
 }
 
-func (a *arrival) Start(paused bool) error {
+func (a *arrival) Start(ctx context.Context, paused bool) error {
 	if err := a.vm.arrive(); err != nil {
 		return err
 	}
 	defer a.vm.arrived()
-	if err := a.target.Start(paused); err != nil {
+	if err := a.target.Start(ctx, paused); err != nil {
 		return err
 	}
 	a.vm.setIncoming(nil)

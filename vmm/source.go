@@ -56,14 +56,14 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 }
 
 // YieldForHandoff flushes and unlocks the disks.
-func (s *source) YieldForHandoff() error { return s.backends.release() }
+func (s *source) YieldForHandoff(context.Context) error { return s.backends.release() }
 
 // ResumeAfterAbort locks the disks again and lets the guest go on, unless it
 // was paused before. A guest whose disk somebody has taken meanwhile is left
 // paused, for the user to resume when that has been settled.
-func (s *source) ResumeAfterAbort() error {
+func (s *source) ResumeAfterAbort(ctx context.Context) error {
 	if err := s.backends.acquire(); err != nil {
-		_, perr := s.hold(context.Background(), holdUser, 0)
+		_, perr := s.hold(ctx, holdUser, 0)
 		return errors.Join(fmt.Errorf("the guest stays paused here: %w", err), perr, s.let(holdHandoff, 0))
 	}
 	s.startInput()
@@ -71,7 +71,7 @@ func (s *source) ResumeAfterAbort() error {
 }
 
 // SaveState returns the encoded state.
-func (s *source) SaveState() ([]byte, error) {
+func (s *source) SaveState(context.Context) ([]byte, error) {
 	state, err := s.Machine.SaveState()
 	if err != nil {
 		return nil, err
@@ -105,10 +105,10 @@ func (t *target) PrepareState(state []byte) error {
 }
 
 // LoadState loads what has been prepared.
-func (t *target) LoadState([]byte) error { return t.Machine.LoadState(t.prepared) }
+func (t *target) LoadState(context.Context, []byte) error { return t.Machine.LoadState(t.prepared) }
 
 // Start lets the guest run here.
-func (t *target) Start(paused bool) error { return t.Machine.Start(paused) }
+func (t *target) Start(_ context.Context, paused bool) error { return t.Machine.Start(paused) }
 
 // Discard frees the machine.
 func (t *target) Discard() error { return t.Close() }

@@ -136,10 +136,10 @@ func TestThrottleARunningMachine(t *testing.T) {
 		if _, err := src.PauseForHandoff(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := src.SaveState(); err != nil {
+		if _, err := src.SaveState(within(t)); err != nil {
 			t.Fatal(err)
 		}
-		check(t, src.ResumeAfterAbort())
+		check(t, src.ResumeAfterAbort(within(t)))
 	}
 	check(t, m.Throttle(0))
 }

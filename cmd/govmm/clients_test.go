@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -156,7 +157,7 @@ func TestMigrateFlagsArrive(t *testing.T) {
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
 	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 7, 6, true, true
 	want.Channels, want.Compression = 3, migrate.CompressLZ4
-	if exit != 0 || vm.to != "h:1" || vm.opt != want {
+	if exit != 0 || vm.to != "h:1" || !reflect.DeepEqual(vm.opt, want) {
 		t.Errorf("exit %d %s: %q %+v", exit, stderr, vm.to, vm.opt)
 	}
 }

@@ -44,7 +44,7 @@ func TestATirelessGuestIsGivenUp(t *testing.T) {
 	o := slowly()
 	o.MaxRounds = 6
 	mig := migrate.New(m, addr, o)
-	if err := mig.Run(context.Background()); !errors.Is(err, migrate.ErrNotConverged) {
+	if _, err := mig.Run(context.Background()); !errors.Is(err, migrate.ErrNotConverged) {
 		t.Fatalf("Run: %v", err)
 	}
 	now, most := m.Throttled()
@@ -87,7 +87,7 @@ func TestRoundsInWhichNothingIsDirty(t *testing.T) {
 			seen[p.BandwidthBytes]++
 		}
 	}}, addr, o)
-	if err := mig.Run(context.Background()); !errors.Is(err, migrate.ErrNotConverged) {
+	if _, err := mig.Run(context.Background()); !errors.Is(err, migrate.ErrNotConverged) {
 		t.Fatalf("Run: %v", err)
 	}
 	r := mig.Result()
@@ -115,7 +115,7 @@ func TestAutoConverge(t *testing.T) {
 	o := slowly()
 	o.AutoConverge = true
 	mig := migrate.New(m, addr, o)
-	if err := mig.Run(context.Background()); err != nil {
+	if _, err := mig.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-r.Arrived()
@@ -174,7 +174,10 @@ func TestTheThrottleEndsWithTheMigration(t *testing.T) {
 			addr, _ := receiver(t, b)
 			mig := migrate.New(m, addr, o)
 			ended := make(chan error, 1)
-			go func() { ended <- mig.Run(context.Background()) }()
+			go func() {
+				_, err := mig.Run(context.Background())
+				ended <- err
+			}()
 			if cancel {
 				for now, _ := m.Throttled(); now == 0; now, _ = m.Throttled() {
 					time.Sleep(time.Millisecond)
@@ -250,7 +253,7 @@ func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 	addr, r := receiver(t, &Builder{World: w})
 	o := slowly() // 8 MiB at 8 MiB/s, where 250 ms are allowed
 	mig := migrate.New(m, addr, o)
-	if err := mig.Run(context.Background()); err != nil {
+	if _, err := mig.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-r.Arrived()
@@ -292,7 +295,7 @@ func TestAStopIsUndoneAFewTimesOnly(t *testing.T) {
 	}
 	addr, r := receiver(t, &Builder{World: w})
 	mig := migrate.New(m, addr, slowly())
-	if err := mig.Run(context.Background()); err != nil {
+	if _, err := mig.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-r.Arrived()

@@ -72,7 +72,7 @@ func TestEstimateMigration(t *testing.T) {
 	}
 	o.DowntimeLimit = 30 * time.Second
 	mig := migrate.New(m, addr, o)
-	if err := mig.Run(context.Background()); err != nil {
+	if _, err := mig.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-r.Arrived()

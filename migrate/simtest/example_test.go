@@ -29,12 +29,12 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	receiver := migrate.NewReceiver(&simtest.Builder{World: world}, func(string, ...any) {})
+	receiver := migrate.NewReceiver(&simtest.Builder{World: world}, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error)
 	go func() { served <- receiver.Serve(ctx, listener) }()
 
-	err = migrate.New(guest, listener.Addr().String(), migrate.DefaultOptions()).Run(ctx)
+	_, err = migrate.New(guest, listener.Addr().String(), migrate.DefaultOptions()).Run(ctx)
 	fmt.Println("error:", err)
 	<-receiver.Arrived()
 	fmt.Println("runs here:", guest.Running(), "there:", world.Holder().Running())

@@ -38,7 +38,7 @@ func within(b *testing.B, limit time.Duration) migrate.Result {
 	o := migrate.DefaultOptions()
 	o.DowntimeLimit = limit
 	mig := migrate.New(m, ln.Addr().String(), o)
-	if err := mig.Run(context.Background()); err != nil {
+	if _, err := mig.Run(context.Background()); err != nil {
 		b.Fatal(err)
 	}
 	<-r.Arrived()

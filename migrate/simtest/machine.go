@@ -246,7 +246,7 @@ func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err err
 
 // YieldForHandoff implements [migrate.Source]: the right to run goes once, with
 // the machine stopped.
-func (m *Machine) YieldForHandoff() error {
+func (m *Machine) YieldForHandoff(context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase != handedOff {
@@ -256,7 +256,7 @@ func (m *Machine) YieldForHandoff() error {
 }
 
 // ResumeAfterAbort implements [migrate.Source].
-func (m *Machine) ResumeAfterAbort() error {
+func (m *Machine) ResumeAfterAbort(context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase != handedOff {
@@ -298,7 +298,7 @@ func (m *Machine) Throttled() (now, most int) {
 }
 
 // SaveState implements [migrate.Source].
-func (m *Machine) SaveState() ([]byte, error) {
+func (m *Machine) SaveState(context.Context) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase != handedOff {
@@ -343,7 +343,7 @@ func (m *Machine) PrepareState(saved []byte) error {
 }
 
 // LoadState implements [migrate.Target].
-func (m *Machine) LoadState([]byte) error {
+func (m *Machine) LoadState(context.Context, []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase != building || m.loaded || m.prepared == nil {
@@ -368,7 +368,7 @@ func (m *Machine) LoadState([]byte) error {
 
 // Start implements [migrate.Target]. Before a vCPU enters the guest the world
 // compares its memory with the source's.
-func (m *Machine) Start(stayPaused bool) error {
+func (m *Machine) Start(_ context.Context, stayPaused bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase != building || !m.loaded {

@@ -3,6 +3,7 @@ package simtest
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -19,7 +20,7 @@ func receiver(t *testing.T, b *Builder) (addr string, r *migrate.Receiver) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r = migrate.NewReceiver(b, t.Logf)
+	r = migrate.NewReceiver(b, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
 	t.Cleanup(func() {
@@ -46,7 +47,7 @@ func options() migrate.Options {
 func send(t *testing.T, w *World, src migrate.Source, b *Builder) error {
 	t.Helper()
 	addr, r := receiver(t, b)
-	if err := migrate.New(src, addr, options()).Run(context.Background()); err != nil {
+	if _, err := migrate.New(src, addr, options()).Run(context.Background()); err != nil {
 		return err
 	}
 	<-r.Arrived()
@@ -190,7 +191,7 @@ func TestTheWorldSeesALostWrite(t *testing.T) {
 	addr, r := receiver(t, &Builder{World: w})
 	o := options()
 	o.VerifyPages = false // it would refuse the handoff
-	if err := migrate.New(deafSource{m}, addr, o).Run(context.Background()); err != nil {
+	if _, err := migrate.New(deafSource{m}, addr, o).Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	<-r.Arrived()

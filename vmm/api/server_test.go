@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -165,10 +166,10 @@ func TestMigrateOptionsArrive(t *testing.T) {
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
 	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 9, 6, true, true
 	want.Channels, want.Compression = 4, migrate.CompressZstd
-	if vm.opt != want || vm.addr != "[::1]:7000" {
+	if !reflect.DeepEqual(vm.opt, want) || vm.addr != "[::1]:7000" {
 		t.Errorf("%q %+v, want %+v", vm.addr, vm.opt, want)
 	}
-	if _, err := c.Migrate(context.Background(), api.MigrateRequest{To: "h:1"}, nil); err != nil || vm.opt != migrate.DefaultOptions() {
+	if _, err := c.Migrate(context.Background(), api.MigrateRequest{To: "h:1"}, nil); err != nil || !reflect.DeepEqual(vm.opt, migrate.DefaultOptions()) {
 		t.Errorf("%+v, %v; want the defaults", vm.opt, err)
 	}
 }
