@@ -3,6 +3,7 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -21,7 +22,7 @@ type (
 		Reason string `cbor:"reason"`
 	}
 	// tookMsg is the payload of PREPARED and RUNNING: how long the loading of
-	// the state, or the start, took. Older peers send none.
+	// the state, or the start, took.
 	tookMsg struct {
 		Microseconds uint64 `cbor:"us"`
 	}
@@ -55,15 +56,11 @@ func decodeControl(t frameType, b []byte, v any) error {
 	return nil
 }
 
-// decodeTook returns the milliseconds of a PREPARED or RUNNING; 0 if the peer
-// does not say.
-func decodeTook(r reply) (ms float64, err error) {
-	if len(r.payload) == 0 {
-		return 0, nil
-	}
+// decodeTook returns what a PREPARED or RUNNING says.
+func decodeTook(r reply) (time.Duration, error) {
 	var took tookMsg
-	err = decodeControl(r.typ, r.payload, &took)
-	return float64(took.Microseconds) / 1000, err
+	err := decodeControl(r.typ, r.payload, &took)
+	return time.Duration(min(took.Microseconds, uint64(forever/time.Microsecond))) * time.Microsecond, err
 }
 
 // clip bounds and cleans text for, or from, the peer: it ends up in one line

@@ -20,7 +20,7 @@ const (
 
 // DirtyRate is how a guest writes its memory.
 type DirtyRate struct {
-	IntervalMS float64 `json:"interval_ms"` // what was measured
+	Interval time.Duration `json:"interval_ms"` // what was measured
 	// Pages is how many different pages were written within the interval.
 	Pages    uint64 `json:"pages"`
 	RAMBytes uint64 `json:"ram_bytes"`
@@ -34,8 +34,8 @@ type DirtyRate struct {
 
 // DirtySample is one point of a [DirtyRate].
 type DirtySample struct {
-	AfterMS float64 `json:"after_ms"`
-	Pages   uint64  `json:"pages"`
+	After time.Duration `json:"after_ms"`
+	Pages uint64        `json:"pages"`
 }
 
 // rateSamples is how often the log is looked at: after the interval and its
@@ -71,13 +71,13 @@ func MeasureDirtyRate(ctx context.Context, ram RAM, log DirtyLog, interval time.
 		if err != nil {
 			return rate, err
 		}
-		rate.Samples = append(rate.Samples, DirtySample{milliseconds(after), pages})
-		rate.IntervalMS, rate.Pages = milliseconds(after), pages
+		rate.Samples = append(rate.Samples, DirtySample{after, pages})
+		rate.Interval, rate.Pages = after, pages
 	}
 	for _, s := range ram.Slots() {
 		rate.RAMBytes += s.Pages * mempage.Size
 	}
-	rate.BytesPerSecond = uint64(float64(rate.Pages*mempage.Size) / duration(rate.IntervalMS).Seconds())
+	rate.BytesPerSecond = uint64(float64(rate.Pages*mempage.Size) / rate.Interval.Seconds())
 	return rate, nil
 }
 
@@ -166,11 +166,10 @@ func (w *watcher) look() (pages uint64, err error) {
 // has.
 func (r DirtyRate) dirtied(d time.Duration) uint64 {
 	var before DirtySample // nothing after no time
-	at := milliseconds(d)
 	for i, s := range r.Samples {
-		if at <= s.AfterMS || i == len(r.Samples)-1 {
-			span := max(s.AfterMS-before.AfterMS, 0.001)
-			pages := float64(before.Pages) + (at-before.AfterMS)/span*float64(s.Pages-before.Pages)
+		if d <= s.After || i == len(r.Samples)-1 {
+			span := max(s.After-before.After, time.Microsecond)
+			pages := float64(before.Pages) + float64(d-before.After)/float64(span)*float64(s.Pages-before.Pages)
 			return uint64(min(pages, float64(r.RAMBytes/mempage.Size)))
 		}
 		before = s

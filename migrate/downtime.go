@@ -5,35 +5,18 @@ import (
 	"time"
 )
 
-// Downtime says where the time went in which the guest stood still, in
-// milliseconds. The parts follow one another: their sum is
-// [Result.DowntimeMS].
+// Downtime says where the time went in which the guest stood still. The parts
+// follow one another: their sum is [Result.Downtime].
 type Downtime struct {
-	// PauseMS is from the word to stop until the last vCPU stands still and
-	// the devices are quiet.
-	PauseMS float64 `json:"pause_ms"`
-	// LastSyncMS is the fetching of the dirty log.
-	LastSyncMS float64 `json:"last_sync_ms"`
-	// PagesMS is the writing of the last pages to the connections.
-	PagesMS float64 `json:"pages_ms"`
-	// StateMS is the saving of the machine's state, as far as the last pages
-	// did not hide it.
-	StateMS float64 `json:"state_ms"`
-	// YieldMS is the flushing and unlocking of the disks at the source.
-	YieldMS float64 `json:"yield_ms"`
-	// LoadMS is the loading of the state, as the destination measured it.
-	LoadMS float64 `json:"load_ms"`
-	// ResumeMS is from COMMIT to vCPUs that run, as the destination measured it.
-	ResumeMS float64 `json:"resume_ms"`
-	// WireMS is the rest: bytes on their way and two round trips.
-	WireMS float64 `json:"wire_ms"`
+	Pause    time.Duration `json:"pause_ms"`     // until the last vCPU stands still and the devices are quiet
+	LastSync time.Duration `json:"last_sync_ms"` // fetching the dirty log
+	Pages    time.Duration `json:"pages_ms"`     // writing the last pages to the connections
+	State    time.Duration `json:"state_ms"`     // saving the state, as far as the last pages did not hide it
+	Yield    time.Duration `json:"yield_ms"`     // flushing and unlocking the disks at the source
+	Load     time.Duration `json:"load_ms"`      // loading the state, as the destination measured it
+	Resume   time.Duration `json:"resume_ms"`    // from COMMIT to vCPUs that run, as the destination measured it
+	Wire     time.Duration `json:"wire_ms"`      // the rest: bytes under way and two round trips
 }
-
-// milliseconds is a duration as results have it.
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// duration is the way back.
-func duration(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
 // stopwatch measures a stop of the guest: each lap goes to one part.
 type stopwatch struct {
@@ -47,9 +30,9 @@ func startWatch() *stopwatch {
 }
 
 // lap adds the time since the last lap to a part.
-func (w *stopwatch) lap(part *float64) {
+func (w *stopwatch) lap(part *time.Duration) {
 	now := time.Now()
-	*part += milliseconds(now.Sub(w.last))
+	*part += now.Sub(w.last)
 	w.last = now
 }
 
@@ -61,10 +44,10 @@ func (w *stopwatch) sofar() time.Duration { return time.Since(w.began) }
 func (w *stopwatch) finish() (total time.Duration, parts Downtime) {
 	now := time.Now()
 	p := w.parts
-	waited := p.WireMS + milliseconds(now.Sub(w.last))
-	p.LoadMS = min(max(p.LoadMS, 0), waited)
-	p.ResumeMS = min(max(p.ResumeMS, 0), waited-p.LoadMS)
-	p.WireMS = waited - p.LoadMS - p.ResumeMS
+	waited := p.Wire + now.Sub(w.last)
+	p.Load = min(max(p.Load, 0), waited)
+	p.Resume = min(max(p.Resume, 0), waited-p.Load)
+	p.Wire = waited - p.Load - p.Resume
 	return now.Sub(w.began), p
 }
 
@@ -83,22 +66,22 @@ func (p plan) note(took time.Duration, parts Downtime) string {
 	if float64(took) <= tolerated*float64(p.limit) {
 		return ""
 	}
-	worst, over := "", 0.0
+	worst, over := "", time.Duration(0)
 	for _, c := range []struct {
 		what           string
-		took, expected float64
+		took, expected time.Duration
 	}{
-		{"stopping the vCPUs and devices", parts.PauseMS, p.parts.PauseMS},
-		{"saving the state", parts.StateMS, p.parts.StateMS},
-		{"the last sync of the dirty log", parts.LastSyncMS, p.parts.LastSyncMS},
-		{"the last pages and their way", parts.PagesMS + parts.WireMS, p.parts.PagesMS + p.parts.WireMS},
-		{"loading the state at the destination", parts.LoadMS, p.parts.LoadMS},
-		{"flushing the disks", parts.YieldMS, p.parts.YieldMS},
-		{"resuming there", parts.ResumeMS, p.parts.ResumeMS},
+		{"stopping the vCPUs and devices", parts.Pause, p.parts.Pause},
+		{"saving the state", parts.State, p.parts.State},
+		{"the last sync of the dirty log", parts.LastSync, p.parts.LastSync},
+		{"the last pages and their way", parts.Pages + parts.Wire, p.parts.Pages + p.parts.Wire},
+		{"loading the state at the destination", parts.Load, p.parts.Load},
+		{"flushing the disks", parts.Yield, p.parts.Yield},
+		{"resuming there", parts.Resume, p.parts.Resume},
 	} {
 		if by := c.took - c.expected; worst == "" || by > over {
 			over = by
-			worst = fmt.Sprintf("%s took %.1f ms, %.1f were estimated", c.what, c.took, c.expected)
+			worst = fmt.Sprintf("%s took %.1f ms, %.1f were estimated", c.what, milliseconds(c.took), milliseconds(c.expected))
 		}
 	}
 	return fmt.Sprintf("the guest stood still for %.1f ms, the limit was %v: %s", milliseconds(took), p.limit, worst)

@@ -12,15 +12,15 @@ import (
 // guest writes and what the way to the destination carries. Nothing is moved.
 type Estimate struct {
 	// Converges says that the rounds shrink until the downtime limit can be
-	// kept; if not, Rounds and TotalMS are up to where that was clear.
-	Converges  bool    `json:"converges"`
-	Note       string  `json:"note,omitempty"` // why not
-	Rounds     int     `json:"rounds"`         // in which the guest runs
-	TotalMS    float64 `json:"total_ms"`
-	DowntimeMS float64 `json:"downtime_ms"`
-	// BandwidthBytes a second were measured, RTTMS is a round trip.
-	BandwidthBytes uint64  `json:"bandwidth_bytes"`
-	RTTMS          float64 `json:"rtt_ms"`
+	// kept; if not, Rounds and Total are up to where that was clear.
+	Converges bool          `json:"converges"`
+	Note      string        `json:"note,omitempty"` // why not
+	Rounds    int           `json:"rounds"`         // in which the guest runs
+	Total     time.Duration `json:"total_ms"`
+	Downtime  time.Duration `json:"downtime_ms"`
+	// BandwidthBytes a second were measured, RTT is a round trip.
+	BandwidthBytes uint64        `json:"bandwidth_bytes"`
+	RTT            time.Duration `json:"rtt_ms"`
 	// RAMBytes is all of the guest's memory, DataBytes what of it has content
 	// other than zeros.
 	RAMBytes  uint64    `json:"ram_bytes"`
@@ -68,7 +68,7 @@ const setupTime = 20 * time.Millisecond
 
 // predict plays the rounds of [precopy] through, with the same rules.
 func predict(in prediction, opt Options) Estimate {
-	e := Estimate{BandwidthBytes: uint64(in.link.bandwidth), RTTMS: milliseconds(in.link.rtt),
+	e := Estimate{BandwidthBytes: uint64(in.link.bandwidth), RTT: in.link.rtt,
 		RAMBytes: in.rate.RAMBytes, DataBytes: in.data * mempage.Size, DirtyRate: in.rate}
 	full := max(in.link.bandwidth, 1)
 	rounds := full
@@ -93,18 +93,18 @@ func predict(in prediction, opt Options) Estimate {
 			last := newEstimator(in.link.rtt)
 			last.round(uint64(full), time.Second)
 			stop := last.downtime(left)
-			e.DowntimeMS = milliseconds(stop)
+			e.Downtime = stop
 			total += stop
 			break
 		}
 		if opt.MaxRounds > 0 && e.Rounds >= opt.MaxRounds || total >= opt.Timeout || e.Rounds > 1 && left >= before-before/100 {
-			e.DowntimeMS = milliseconds(est.downtime(left))
+			e.Downtime = est.downtime(left)
 			e.Note = fmt.Sprintf("the guest writes %d MiB in the time of a round, and the downtime would be %v where %v are allowed",
 				left*mempage.Size>>20, est.downtime(left).Round(time.Millisecond), opt.DowntimeLimit)
 			break
 		}
 	}
-	e.TotalMS = milliseconds(total)
+	e.Total = total
 	return e
 }
 

@@ -14,9 +14,9 @@ import (
 
 // rateOf is a guest that writes pages a second, of a working set.
 func rateOf(perSecond, workingSet, ram uint64) DirtyRate {
-	r := DirtyRate{IntervalMS: 1000, RAMBytes: ram * mempage.Size}
+	r := DirtyRate{Interval: time.Second, RAMBytes: ram * mempage.Size}
 	for _, ms := range []uint64{8, 16, 31, 63, 125, 250, 500, 1000} {
-		r.Samples = append(r.Samples, DirtySample{float64(ms), min(workingSet, perSecond*ms/1000)})
+		r.Samples = append(r.Samples, DirtySample{time.Duration(ms) * time.Millisecond, min(workingSet, perSecond*ms/1000)})
 	}
 	r.Pages = r.Samples[7].Pages
 	return r
@@ -49,21 +49,21 @@ func TestPredict(t *testing.T) {
 	opt.DowntimeLimit = 50 * time.Millisecond
 
 	idle := predict(prediction{link: link, rate: rateOf(0, 0, 25600), data: 25600}, opt)
-	if !idle.Converges || idle.Rounds != 1 || idle.TotalMS < 1000 || idle.TotalMS > 1100 || idle.DowntimeMS > 20 {
+	if !idle.Converges || idle.Rounds != 1 || idle.Total < time.Second || idle.Total > 1100*time.Millisecond || idle.Downtime > 20*time.Millisecond {
 		t.Errorf("idle: %+v", idle)
 	}
 	// 4096 pages are 160 ms: a second round, in which it writes 1600, and a third.
 	busy := predict(prediction{link: link, rate: rateOf(10000, 4096, 25600), data: 25600}, opt)
-	if !busy.Converges || busy.Rounds != 3 || busy.DowntimeMS > 50 {
+	if !busy.Converges || busy.Rounds != 3 || busy.Downtime > 50*time.Millisecond {
 		t.Errorf("busy: %+v", busy)
 	}
 	never := predict(prediction{link: link, rate: rateOf(50000, 20000, 25600), data: 25600}, opt)
-	if never.Converges || never.Note == "" || never.DowntimeMS < 500 || never.Rounds > 3 {
+	if never.Converges || never.Note == "" || never.Downtime < 500*time.Millisecond || never.Rounds > 3 {
 		t.Errorf("faster than the link: %+v", never)
 	}
 	opt.BandwidthLimit = 10 << 20
 	slow := predict(prediction{link: link, rate: rateOf(0, 0, 25600), data: 25600}, opt)
-	if !slow.Converges || slow.TotalMS < 10000 || slow.TotalMS > 10100 {
+	if !slow.Converges || slow.Total < 10*time.Second || slow.Total > 10100*time.Millisecond {
 		t.Errorf("at a tenth: %+v", slow)
 	}
 	opt.BandwidthLimit, opt.MaxRounds = 0, 1
@@ -83,7 +83,7 @@ func TestPredictEnds(t *testing.T) {
 			rate: rateOf(rapid.Uint64Range(0, 1<<32).Draw(t, "rate"), rapid.Uint64Range(0, ram).Draw(t, "set"), ram),
 			data: rapid.Uint64Range(0, ram).Draw(t, "data"),
 		}, opt)
-		if e.Rounds < 1 || e.TotalMS < 0 || e.DowntimeMS < 0 || e.Converges == (e.Note != "") {
+		if e.Rounds < 1 || e.Total < 0 || e.Downtime < 0 || e.Converges == (e.Note != "") {
 			t.Fatalf("%+v", e)
 		}
 	})

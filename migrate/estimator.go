@@ -148,17 +148,15 @@ const forever = 24 * time.Hour
 func (e *estimator) plan(pages uint64) Downtime {
 	c := e.cost
 	return Downtime{
-		PauseMS: milliseconds(c.pause), StateMS: milliseconds(c.save), LastSyncMS: milliseconds(c.sync),
-		PagesMS: milliseconds(e.transfer(pages * mempage.Size)),
-		LoadMS:  milliseconds(c.load), ResumeMS: milliseconds(c.start),
+		Pause: c.pause, State: c.save, LastSync: c.sync, Pages: e.transfer(pages * mempage.Size), Load: c.load, Resume: c.start,
 		// STATE to PREPARED, COMMIT to RUNNING.
-		WireMS: milliseconds(2*e.rtt + e.transfer(uint64(c.state))),
+		Wire: 2*e.rtt + e.transfer(uint64(c.state)),
 	}
 }
 
 // total is the sum of the parts.
 func (d Downtime) total() time.Duration {
-	return duration(d.PauseMS + d.LastSyncMS + d.PagesMS + d.StateMS + d.YieldMS + d.LoadMS + d.ResumeMS + d.WireMS)
+	return d.Pause + d.LastSync + d.Pages + d.State + d.Yield + d.Load + d.Resume + d.Wire
 }
 
 // downtime is the estimate with so many pages left, and with those that will
@@ -169,7 +167,7 @@ func (e *estimator) downtime(pages uint64) time.Duration { return e.plan(pages +
 // already, with so many pages left and the state still to be saved.
 func (e *estimator) stopped(sofar time.Duration, pages uint64) time.Duration {
 	d := e.plan(pages)
-	d.PauseMS, d.LastSyncMS = milliseconds(sofar), 0
+	d.Pause, d.LastSync = sofar, 0
 	return d.total()
 }
 
@@ -183,9 +181,9 @@ func (e *estimator) gaveUp(expected, found uint64, parts Downtime, state int) {
 	}
 	e.failed++
 	e.holdOff = e.failed
-	e.cost.pause, e.cost.sync = duration(parts.PauseMS), duration(parts.LastSyncMS)
+	e.cost.pause, e.cost.sync = parts.Pause, parts.LastSync
 	if state > 0 {
-		e.cost.save, e.cost.state = duration(parts.StateMS), state
+		e.cost.save, e.cost.state = parts.State, state
 		// Loading is as many system calls as saving, and some of them wait for
 		// other CPUs.
 		e.cost.load = max(e.cost.load, 2*e.cost.save)

@@ -78,7 +78,7 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	if got := e.stopped(time.Millisecond, 2000); got < 78*time.Millisecond {
 		t.Errorf("2000 pages at 100 MiB/s: %v", got)
 	}
-	e.gaveUp(100, 2000, Downtime{PauseMS: 3, LastSyncMS: 2, StateMS: 7}, 5000)
+	e.gaveUp(100, 2000, Downtime{Pause: 3 * time.Millisecond, LastSync: 2 * time.Millisecond, State: 7 * time.Millisecond}, 5000)
 	if c := e.cost; c.pause != 3*time.Millisecond || c.sync != 2*time.Millisecond || c.save != 7*time.Millisecond ||
 		c.load != 14*time.Millisecond || c.state != 5000 || e.surge != 1900 {
 		t.Errorf("learnt %+v, a surge of %d", e.cost, e.surge)
@@ -97,7 +97,7 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)
 	}
 	// One that took long on a busy host does not rule out all later ones.
-	e.gaveUp(0, 0, Downtime{PauseMS: 5000, LastSyncMS: 5000, StateMS: 5000}, 5000)
+	e.gaveUp(0, 0, Downtime{Pause: 5 * time.Second, LastSync: 5 * time.Second, State: 5 * time.Second}, 5000)
 	if e.downtime(0) < 10*time.Second {
 		t.Errorf("15 s measured, %v believed", e.downtime(0))
 	}
@@ -166,32 +166,33 @@ func TestDowntimePartsAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := startWatch()
 		w.began = w.began.Add(-time.Second)
-		w.parts.PauseMS, w.parts.PagesMS = 400, 350
+		w.parts.Pause, w.parts.Pages = 400*time.Millisecond, 350*time.Millisecond
 		w.last = w.began.Add(750 * time.Millisecond)
-		far := rapid.Float64Range(0, 1e18)
-		w.parts.LoadMS, w.parts.ResumeMS = far.Draw(t, "load"), far.Draw(t, "resume")
+		far := rapid.Int64Range(0, int64(forever))
+		w.parts.Load, w.parts.Resume = time.Duration(far.Draw(t, "load")), time.Duration(far.Draw(t, "resume"))
 		took, parts := w.finish()
 		if sum := parts.total(); (sum - took).Abs() > 2*time.Millisecond {
 			t.Fatalf("%+v add up to %v, not %v", parts, sum, took)
 		}
-		if parts.LoadMS < 0 || parts.ResumeMS < 0 || parts.WireMS < 0 {
+		if parts.Load < 0 || parts.Resume < 0 || parts.Wire < 0 {
 			t.Fatalf("%+v", parts)
 		}
 	})
 }
 
 func TestDowntimeNote(t *testing.T) {
-	p := plan{limit: 100 * time.Millisecond, parts: Downtime{PauseMS: 1, LoadMS: 4, PagesMS: 60, WireMS: 2}}
+	const ms = time.Millisecond
+	p := plan{limit: 100 * ms, parts: Downtime{Pause: 1 * ms, Load: 4 * ms, Pages: 60 * ms, Wire: 2 * ms}}
 	if s := p.note(119*time.Millisecond, Downtime{}); s != "" {
 		t.Errorf("within 1.2 times the limit: %q", s)
 	}
 	for want, parts := range map[string]Downtime{
-		"the last pages and their way took 182.0 ms, 62.0 were estimated": {PauseMS: 2, PagesMS: 80, WireMS: 102, LoadMS: 4},
-		"loading the state at the destination took 90.0 ms, 4.0":          {LoadMS: 90, PagesMS: 50, PauseMS: 50},
-		"stopping the vCPUs and devices took 130.0 ms, 1.0":               {PauseMS: 130, PagesMS: 10},
-		"saving the state":               {StateMS: 130, PagesMS: 10},
-		"the last sync of the dirty log": {LastSyncMS: 130, PagesMS: 10},
-		"resuming there":                 {ResumeMS: 130, PagesMS: 10},
+		"the last pages and their way took 182.0 ms, 62.0 were estimated": {Pause: 2 * ms, Pages: 80 * ms, Wire: 102 * ms, Load: 4 * ms},
+		"loading the state at the destination took 90.0 ms, 4.0":          {Load: 90 * ms, Pages: 50 * ms, Pause: 50 * ms},
+		"stopping the vCPUs and devices took 130.0 ms, 1.0":               {Pause: 130 * ms, Pages: 10 * ms},
+		"saving the state":               {State: 130 * ms, Pages: 10 * ms},
+		"the last sync of the dirty log": {LastSync: 130 * ms, Pages: 10 * ms},
+		"resuming there":                 {Resume: 130 * ms, Pages: 10 * ms},
 	} {
 		s := p.note(184*time.Millisecond, parts)
 		if !strings.Contains(s, "184.0 ms") || !strings.Contains(s, "limit was 100ms") || !strings.Contains(s, want) {
@@ -200,16 +201,20 @@ func TestDowntimeNote(t *testing.T) {
 	}
 }
 
-// PREPARED and RUNNING of an older peer say nothing, one that talks nonsense is
-// an error.
+// PREPARED and RUNNING that say nothing, or nonsense, are errors; the longest
+// time that they can say is bounded.
 func TestTook(t *testing.T) {
-	if ms, err := decodeTook(reply{header{typ: framePrepared}, nil}); ms != 0 || err != nil {
-		t.Errorf("%v, %v", ms, err)
+	for payload, want := range map[string]time.Duration{
+		"\xa1\x62us\x19\x05\xdc":                         1500 * time.Microsecond,
+		"\xa1\x62us\x1b\xff\xff\xff\xff\xff\xff\xff\xff": forever,
+	} {
+		if d, err := decodeTook(reply{header{typ: framePrepared}, []byte(payload)}); d != want || err != nil {
+			t.Errorf("%q: %v, %v", payload, d, err)
+		}
 	}
-	if ms, err := decodeTook(reply{header{typ: framePrepared}, []byte("\xa1\x62us\x19\x05\xdc")}); ms != 1.5 || err != nil {
-		t.Errorf("%v, %v", ms, err)
-	}
-	if _, err := decodeTook(reply{header{typ: framePrepared}, []byte("nonsense")}); err == nil {
-		t.Error("nonsense was taken")
+	for _, payload := range []string{"", "nonsense"} {
+		if _, err := decodeTook(reply{header{typ: framePrepared}, []byte(payload)}); err == nil {
+			t.Errorf("%q was taken", payload)
+		}
 	}
 }

@@ -27,11 +27,11 @@ func (m *Migration) settle(base context.Context, p *precopy) error {
 	}
 	took, parts := p.watch.finish()
 	m.meter.update(func(mt *meter) {
-		mt.result.DowntimeMS, mt.result.Downtime = milliseconds(took), parts
+		mt.result.Downtime, mt.result.DowntimeParts = took, parts
 		if !p.wasPaused {
 			mt.result.DowntimeNote = p.plan.note(took, parts)
 		}
-		mt.result.TotalMS = time.Since(mt.started).Milliseconds()
+		mt.result.Total = time.Since(mt.started)
 	})
 	p.hints.finish(false)
 	// The guest has gone; a log that cannot be stopped does not change that.
@@ -55,7 +55,7 @@ func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) 
 		return false, err
 	}
 	// It runs there, whatever else it says.
-	w.parts.ResumeMS, _ = decodeTook(r)
+	w.parts.Resume, _ = decodeTook(r)
 	return true, nil
 }
 

@@ -365,7 +365,7 @@ func TestHandoffCompletes(t *testing.T) {
 		}
 	}
 	r := m.Result()
-	if r.Status != "completed" || r.PagesSent+r.PagesZero != 136 || r.DowntimeMS <= 0 || r.RAMBytes != 136*mempage.Size || len(r.Rounds) != 2 {
+	if r.Status != "completed" || r.PagesSent+r.PagesZero != 136 || r.Downtime <= 0 || r.RAMBytes != 136*mempage.Size || len(r.Rounds) != 2 {
 		t.Errorf("result %+v", r)
 	}
 	if err := m.Cancel(); !errors.Is(err, ErrTooLate) {

@@ -333,7 +333,7 @@ func (h *hinter) report() {
 		r.HintsReceived = h.named.Load() + dropped
 		r.HintsLate = s.Stale + dropped + unused
 		r.HintsRewritten = s.Returned + s.Written
-		r.HintWaitMS = h.waited.Milliseconds()
+		r.HintWait = h.waited
 		if off != nil {
 			r.HintsOff = off.Error()
 		}

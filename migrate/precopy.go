@@ -128,7 +128,7 @@ func (p *precopy) round(ctx context.Context, n int) error {
 		m.progress.BandwidthBytes = uint64(p.est.throughput())
 		m.progress.DirtyRateBytes = uint64(rate)
 		m.progress.RemainingBytes = p.tracker.Remaining() * mempage.Size
-		m.progress.EstimatedDowntimeMS = milliseconds(p.estimate())
+		m.progress.EstimatedDowntime = p.estimate()
 	})
 	return nil
 }

@@ -32,64 +32,49 @@ func (p Phase) Ended() bool {
 // RoundStats is what one precopy round cost; the last round of a completed
 // migration is the one in which the guest stood still.
 type RoundStats struct {
-	N           int    `json:"n"`
-	DurationMS  int64  `json:"duration_ms"`
-	DirtyPages  uint64 `json:"dirty_pages"`  // pages to send when the round began
-	PagesSent   uint64 `json:"pages_sent"`   // with their content
-	PagesZero   uint64 `json:"pages_zero"`   // as a bit
-	PagesHole   uint64 `json:"pages_hole"`   // not at all
-	PagesHinted uint64 `json:"pages_hinted"` // hints took them out of what was to be sent
-	BytesSent   uint64 `json:"bytes_sent"`   // on the wire, headers included
+	N           int           `json:"n"`
+	Duration    time.Duration `json:"duration_ms" ms:"whole"`
+	DirtyPages  uint64        `json:"dirty_pages"`  // pages to send when the round began
+	PagesSent   uint64        `json:"pages_sent"`   // with their content
+	PagesZero   uint64        `json:"pages_zero"`   // as a bit
+	PagesHole   uint64        `json:"pages_hole"`   // not at all
+	PagesHinted uint64        `json:"pages_hinted"` // hints took them out of what was to be sent
+	BytesSent   uint64        `json:"bytes_sent"`   // on the wire, headers included
 }
 
-// Result is the outcome of a migration as `govmm migrate --json` prints it.
+// Result is what a migration came to. In JSON, which `govmm migrate --json` prints,
+// durations are milliseconds.
 type Result struct {
-	Status     string  `json:"status"` // completed, failed, cancelled
-	Error      string  `json:"error"`
-	TotalMS    int64   `json:"total_ms"` // from dialling to RUNNING
-	SetupMS    int64   `json:"setup_ms"` // from dialling to the first page
-	DowntimeMS float64 `json:"downtime_ms"`
-	// Downtime is where DowntimeMS went.
-	Downtime Downtime `json:"downtime"`
-	// DowntimeNote says why the downtime was more than 1.2 times the limit;
-	// empty if it was not.
-	DowntimeNote string `json:"downtime_note,omitempty"`
-	// StopsUndone is how often the guest was stopped and ran on, because more
-	// was left to send than the limit allows.
-	StopsUndone int `json:"stops_undone"`
-	// ThrottlePercent is the most by which the guest was slowed down.
-	ThrottlePercent int    `json:"throttle_percent"`
-	BytesSent       uint64 `json:"bytes_sent"`
-	RAMBytes        uint64 `json:"ram_bytes"`
-	PagesSent       uint64 `json:"pages_sent"`
-	PagesZero       uint64 `json:"pages_zero"`
-	PagesHole       uint64 `json:"pages_hole"`
-	// PagesHinted are the pages, each once, that hints kept off the wire and
-	// nothing put back: less than in all rounds together if some were written
-	// again. Holes are not among them.
+	Status          string        `json:"status"` // completed, failed, cancelled
+	Error           string        `json:"error"`
+	Total           time.Duration `json:"total_ms" ms:"whole"` // from dialling to RUNNING
+	Setup           time.Duration `json:"setup_ms" ms:"whole"` // from dialling to the first page
+	Downtime        time.Duration `json:"downtime_ms"`
+	DowntimeParts   Downtime      `json:"downtime"`
+	DowntimeNote    string        `json:"downtime_note,omitempty"` // why Downtime exceeded 1.2 times the limit, if it did
+	StopsUndone     int           `json:"stops_undone"`            // the guest was stopped and ran on, as more was left than the limit allows
+	ThrottlePercent int           `json:"throttle_percent"`        // the most by which the guest was slowed down
+	BytesSent       uint64        `json:"bytes_sent"`
+	RAMBytes        uint64        `json:"ram_bytes"`
+	PagesSent       uint64        `json:"pages_sent"`
+	PagesZero       uint64        `json:"pages_zero"`
+	PagesHole       uint64        `json:"pages_hole"`
+	// PagesHinted are pages, each once, that a hint kept off the wire and that were
+	// not written later. Holes are not counted.
 	PagesHinted uint64 `json:"pages_hinted"`
-	// HintsReceived are the pages that the guest hinted, a page as often as it
-	// was named. HintsLate of them came when their id was not current any more,
-	// or the page had been sent; HintsRewritten were written after the guest was
-	// asked, and so were sent.
-	HintsReceived  uint64 `json:"hints_received"`
-	HintsLate      uint64 `json:"hints_late"`
-	HintsRewritten uint64 `json:"hints_rewritten"`
-	// HintWaitMS is how long the first round waited for the guest's hints.
-	HintWaitMS int64 `json:"hint_wait_ms"`
-	// HintsOff says why the guest was not asked for hints, or not any more.
-	HintsOff string `json:"hints_off"`
-	// Channels is the number of data connections, ChannelBytes what each of
-	// them sent: all but the few bytes of control.
-	Channels     int         `json:"channels"`
-	ChannelBytes []uint64    `json:"channel_bytes"`
-	Compression  Compression `json:"compression"`
-	// CompressionRatio is the length of the pages that were sent with their
-	// content over what went on the wire for them; 1 without compression.
-	CompressionRatio float64 `json:"compression_ratio"`
-	// Rounds are all of them; of a migration that took more than a thousand,
-	// the first and the last five hundred.
-	Rounds []RoundStats `json:"rounds"`
+	// HintsReceived are the pages that the guest hinted, as often as it named them;
+	// HintsLate those under an old id, or of pages sent before; HintsRewritten those
+	// of pages that were sent since the guest wrote them after it was asked.
+	HintsReceived    uint64        `json:"hints_received"`
+	HintsLate        uint64        `json:"hints_late"`
+	HintsRewritten   uint64        `json:"hints_rewritten"`
+	HintWait         time.Duration `json:"hint_wait_ms" ms:"whole"` // how long the first round waited for hints
+	HintsOff         string        `json:"hints_off"`               // why the guest was not asked, or not any more
+	Channels         int           `json:"channels"`                // data connections
+	ChannelBytes     []uint64      `json:"channel_bytes"`           // what each of them sent
+	Compression      Compression   `json:"compression"`
+	CompressionRatio float64       `json:"compression_ratio"` // length of page content before to after; 1 without compression
+	Rounds           []RoundStats  `json:"rounds"`            // of more than 1000 the first and the last 500
 }
 
 // maxRounds bounds Result.Rounds: rounds can be short, and a migration that
@@ -98,21 +83,21 @@ const maxRounds = 1000
 
 // Progress is a snapshot of a migration under way.
 type Progress struct {
-	Phase               Phase    `json:"phase"`
-	Address             string   `json:"address"`
-	Round               int      `json:"round"`
-	Channels            int      `json:"channels"` // data connections
-	RAMBytes            uint64   `json:"ram_bytes"`
-	BytesSent           uint64   `json:"bytes_sent"`
-	ChannelBytes        []uint64 `json:"channel_bytes,omitempty"` // of BytesSent, by data connection
-	CompressionRatio    float64  `json:"compression_ratio"`       // see Result
-	RemainingBytes      uint64   `json:"remaining_bytes"`
-	BandwidthBytes      uint64   `json:"bandwidth_bytes"`  // a second, measured over the last round
-	DirtyRateBytes      uint64   `json:"dirty_rate_bytes"` // a second, measured over the last round
-	EstimatedDowntimeMS float64  `json:"estimated_downtime_ms"`
-	ThrottlePercent     int      `json:"throttle_percent"` // of the vCPUs' time is kept from them
-	ElapsedMS           int64    `json:"elapsed_ms"`
-	Error               string   `json:"error,omitempty"`
+	Phase             Phase         `json:"phase"`
+	Address           string        `json:"address"`
+	Round             int           `json:"round"`
+	Channels          int           `json:"channels"` // data connections
+	RAMBytes          uint64        `json:"ram_bytes"`
+	BytesSent         uint64        `json:"bytes_sent"`
+	ChannelBytes      []uint64      `json:"channel_bytes,omitempty"` // of BytesSent, by data connection
+	CompressionRatio  float64       `json:"compression_ratio"`       // see Result
+	RemainingBytes    uint64        `json:"remaining_bytes"`
+	BandwidthBytes    uint64        `json:"bandwidth_bytes"`  // a second, measured over the last rounds
+	DirtyRateBytes    uint64        `json:"dirty_rate_bytes"` // a second, measured over the last round
+	EstimatedDowntime time.Duration `json:"estimated_downtime_ms"`
+	ThrottlePercent   int           `json:"throttle_percent"` // of the vCPUs' time
+	Elapsed           time.Duration `json:"elapsed_ms" ms:"whole"`
+	Error             string        `json:"error,omitempty"`
 }
 
 // meter keeps the numbers of one migration.
@@ -170,7 +155,7 @@ func (m *meter) snapshot() Progress {
 		if end.IsZero() {
 			end = time.Now()
 		}
-		p.ElapsedMS = end.Sub(m.started).Milliseconds()
+		p.Elapsed = end.Sub(m.started)
 	}
 	return p
 }
@@ -228,7 +213,7 @@ func (m *meter) closeRound() {
 	if m.roundAt.IsZero() {
 		return
 	}
-	m.round.DurationMS = time.Since(m.roundAt).Milliseconds()
+	m.round.Duration = time.Since(m.roundAt)
 	m.round.BytesSent = m.wire() - m.wireAt
 	m.round.PagesHinted, m.hints = m.hints, 0
 	r := &m.result
@@ -254,8 +239,8 @@ func (m *meter) finish(phase Phase, err error) {
 			m.progress.Error = err.Error()
 			m.result.Error = err.Error()
 		}
-		if !m.started.IsZero() && m.result.TotalMS == 0 {
-			m.result.TotalMS = m.ended.Sub(m.started).Milliseconds()
+		if !m.started.IsZero() && m.result.Total == 0 {
+			m.result.Total = m.ended.Sub(m.started)
 		}
 		if m.wire != nil {
 			n := m.wire()

@@ -163,12 +163,12 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		return l.end(errors.Join(err, tracker.Stop()))
 	}
 	p.hints = newHinter(m, tracker)
-	m.meter.update(func(mt *meter) { mt.result.SetupMS = time.Since(mt.started).Milliseconds() })
+	m.meter.update(func(mt *meter) { mt.result.Setup = time.Since(mt.started) })
 
 	err = p.converge(l.ctx)
 	if err == nil {
 		err = m.yield(l.ctx)
-		p.watch.lap(&p.watch.parts.YieldMS)
+		p.watch.lap(&p.watch.parts.Yield)
 	}
 	if err == nil {
 		err = m.commit(l.ctx)

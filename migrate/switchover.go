@@ -23,7 +23,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	p.watch = startWatch()
 	p.stopped = true // even if it fails half way
 	wasRunning, err := m.src.PauseForHandoff(ctx)
-	p.watch.lap(&p.watch.parts.PauseMS)
+	p.watch.lap(&p.watch.parts.Pause)
 	if err != nil {
 		return false, fmt.Errorf("stop the guest: %w", err)
 	}
@@ -44,10 +44,10 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	early := !m.opt.VerifyPages && p.link.overtakes()
 	saved := p.save(ctx, early)
 	err = p.sender.send(ctx, nil, nil)
-	p.watch.lap(&p.watch.parts.PagesMS)
+	p.watch.lap(&p.watch.parts.Pages)
 	// Also after an error: the guest must not be resumed, nor ABORT be sent, meanwhile.
 	s := <-saved
-	p.watch.lap(&p.watch.parts.StateMS)
+	p.watch.lap(&p.watch.parts.State)
 	if err = errors.Join(err, s.err); err != nil {
 		return false, err
 	}
@@ -91,13 +91,13 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 		}
 	}
 	m.meter.endRound()
-	p.watch.lap(&p.watch.parts.PagesMS)
+	p.watch.lap(&p.watch.parts.Pages)
 	r, err := p.link.await(ctx, framePrepared, timeout)
 	if err != nil {
 		return err
 	}
-	p.watch.lap(&p.watch.parts.WireMS) // with the loading, which is taken out at the end
-	p.watch.parts.LoadMS, err = decodeTook(r)
+	p.watch.lap(&p.watch.parts.Wire) // with the loading, which is taken out at the end
+	p.watch.parts.Load, err = decodeTook(r)
 	return err
 }
 
@@ -114,7 +114,7 @@ const hashRate = 50 << 20
 
 // sync fetches the dirty log while the guest stands still.
 func (p *precopy) sync() error {
-	defer p.watch.lap(&p.watch.parts.LastSyncMS)
+	defer p.watch.lap(&p.watch.parts.LastSync)
 	return p.tracker.Sync()
 }
 
@@ -155,7 +155,7 @@ func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
 			return s.err
 		}
 		size = len(s.state)
-		p.watch.lap(&p.watch.parts.StateMS)
+		p.watch.lap(&p.watch.parts.State)
 	}
 	p.est.gaveUp(expected, left, p.watch.parts, size)
 	p.stopped = false

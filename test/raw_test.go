@@ -328,7 +328,7 @@ const foretell = "foretell"
 // took what is foretold of it.
 func engineEstimate(mem *memory.Memory, addr string, channels int) (began time.Time, err error) {
 	e, err := migrate.EstimateMigration(context.Background(), still{mem}, addr, migrate.Options{Channels: channels}, 100*time.Millisecond)
-	return time.Now().Add(-time.Duration(e.TotalMS * float64(time.Millisecond))), err
+	return time.Now().Add(-e.Total), err
 }
 
 func engineReceive() error {

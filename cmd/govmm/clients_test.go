@@ -279,7 +279,7 @@ func TestFollowWithoutVerdict(t *testing.T) {
 
 func TestProgressLine(t *testing.T) {
 	p := migrate.Progress{Phase: migrate.PhasePrecopy, Round: 3, BytesSent: 512 << 20, RemainingBytes: 64 << 20,
-		BandwidthBytes: 1 << 30, DirtyRateBytes: 300 << 20, EstimatedDowntimeMS: 62.5}
+		BandwidthBytes: 1 << 30, DirtyRateBytes: 300 << 20, EstimatedDowntime: 62500 * time.Microsecond}
 	const want = "round 3, 512 MiB sent, 64.0 MiB left, 1.00 GiB/s, dirtied 300 MiB/s, downtime ~62.5 ms"
 	if got := progressText(p); got != want {
 		t.Errorf("%q, want %q", got, want)

@@ -267,7 +267,7 @@ func (s *stage) report(res migrate.Result, owned uint64, before tick, after arri
 	row("pages written before the migration", "%d", before.writes)
 	row("pages written at the destination", "%d in %d ticks", after.writes, after.ticks)
 	row("pages checked at the destination", "%d", after.verified)
-	row("longest pause in its writes, that second", "%s", formatMS(after.gap))
+	row("longest pause in its writes, that second", "%s", formatMS(time.Duration(after.gap*float64(time.Millisecond))))
 	if err := w.Flush(); err != nil {
 		return err
 	}

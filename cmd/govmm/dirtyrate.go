@@ -68,12 +68,12 @@ func printDirtyRate(out io.Writer, r migrate.DirtyRate) error {
 	row := func(cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
 	row("WITHIN", "PAGES", "WRITTEN")
 	for _, s := range r.Samples {
-		row(formatMS(s.AfterMS), strconv.FormatUint(s.Pages, 10), formatBytes(s.Pages*mempage.Size))
+		row(formatMS(s.After), strconv.FormatUint(s.Pages, 10), formatBytes(s.Pages*mempage.Size))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "%s/s over %s, of %s of memory\n", formatBytes(r.BytesPerSecond), formatMS(r.IntervalMS), formatBytes(r.RAMBytes))
+	_, err := fmt.Fprintf(out, "%s/s over %s, of %s of memory\n", formatBytes(r.BytesPerSecond), formatMS(r.Interval), formatBytes(r.RAMBytes))
 	return err
 }
 
@@ -98,11 +98,11 @@ func printEstimate(out io.Writer, e migrate.Estimate) error {
 	if e.Rounds != 1 {
 		rounds = fmt.Sprintf("%d rounds", e.Rounds)
 	}
-	outcome := fmt.Sprintf("would complete: total ~%s, %s, downtime ~%s", formatMS(e.TotalMS), rounds, formatMS(e.DowntimeMS))
+	outcome := fmt.Sprintf("would complete: total ~%s, %s, downtime ~%s", formatMS(e.Total), rounds, formatMS(e.Downtime))
 	if !e.Converges {
 		outcome = "would not converge: " + e.Note
 	}
 	_, err := fmt.Fprintf(out, "%s\n%s of %s have content; the link carries %s/s, the guest writes %s/s (over %s)\n", outcome, formatBytes(e.DataBytes),
-		formatBytes(e.RAMBytes), formatBytes(e.BandwidthBytes), formatBytes(e.DirtyRate.BytesPerSecond), formatMS(e.DirtyRate.IntervalMS))
+		formatBytes(e.RAMBytes), formatBytes(e.BandwidthBytes), formatBytes(e.DirtyRate.BytesPerSecond), formatMS(e.DirtyRate.Interval))
 	return err
 }

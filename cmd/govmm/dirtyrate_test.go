@@ -22,10 +22,10 @@ func TestPrintDirtyRateAndEstimate(t *testing.T) {
 		}
 		out.Reset()
 	}
-	r := migrate.DirtyRate{IntervalMS: 1000, Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
-		Samples: []migrate.DirtySample{{AfterMS: 8, Pages: 4}, {AfterMS: 1000, Pages: 512}}}
+	r := migrate.DirtyRate{Interval: 1000 * time.Millisecond, Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
+		Samples: []migrate.DirtySample{{After: 8 * time.Millisecond, Pages: 4}, {After: 1000 * time.Millisecond, Pages: 512}}}
 	check(printDirtyRate(&out, r), "WITHIN", "8 ms", "512", "2.00 MiB/s over 1000 ms, of 512 MiB of memory")
-	e := migrate.Estimate{Converges: true, Rounds: 3, TotalMS: 1234, DowntimeMS: 21.5, BandwidthBytes: 1 << 30, RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: r}
+	e := migrate.Estimate{Converges: true, Rounds: 3, Total: 1234 * time.Millisecond, Downtime: 21500 * time.Microsecond, BandwidthBytes: 1 << 30, RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: r}
 	check(printEstimate(&out, e), "would complete: total ~1234 ms, 3 rounds, downtime ~21.5 ms", "256 MiB of 512 MiB", "1.00 GiB/s")
 	e.Converges, e.Note = false, "too fast"
 	check(printEstimate(&out, e), "would not converge: too fast")

@@ -172,8 +172,8 @@ func newFakeMigration() *fakeMigration {
 
 func (m *fakeMigration) end(status, why string) {
 	m.mu.Lock()
-	m.res = migrate.Result{Status: status, Error: why, TotalMS: 1500, DowntimeMS: 12.5, BytesSent: 1 << 20, RAMBytes: 512 << 20,
-		Rounds: []migrate.RoundStats{{N: 1, DurationMS: 900, DirtyPages: 256, PagesSent: 255, PagesZero: 1, BytesSent: 1 << 20}}}
+	m.res = migrate.Result{Status: status, Error: why, Total: 1500 * time.Millisecond, Downtime: 12500 * time.Microsecond, BytesSent: 1 << 20, RAMBytes: 512 << 20,
+		Rounds: []migrate.RoundStats{{N: 1, Duration: 900 * time.Millisecond, DirtyPages: 256, PagesSent: 255, PagesZero: 1, BytesSent: 1 << 20}}}
 	m.p.Phase = migrate.Phase(status)
 	m.mu.Unlock()
 	close(m.done)
@@ -217,14 +217,14 @@ func (c *cli) start(args ...string) (p *running) {
 func (f *fakeVM) MeasureDirtyRate(_ context.Context, interval time.Duration) (migrate.DirtyRate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
-		Samples: []migrate.DirtySample{{AfterMS: 8, Pages: 4}, {AfterMS: 1000, Pages: 512}}}, nil
+	return migrate.DirtyRate{Interval: interval, Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
+		Samples: []migrate.DirtySample{{After: 8 * time.Millisecond, Pages: 4}, {After: 1000 * time.Millisecond, Pages: 512}}}, nil
 }
 
 func (f *fakeVM) EstimateMigration(_ context.Context, to string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.to, f.opt = to, opt
-	return migrate.Estimate{Converges: opt.DowntimeLimit > 20e6, Note: "too fast", Rounds: 3, TotalMS: 1234, DowntimeMS: 21.5, BandwidthBytes: 1 << 30,
-		RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), BytesPerSecond: 2 << 20}}, nil
+	return migrate.Estimate{Converges: opt.DowntimeLimit > 20e6, Note: "too fast", Rounds: 3, Total: 1234 * time.Millisecond, Downtime: 21500 * time.Microsecond, BandwidthBytes: 1 << 30,
+		RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: migrate.DirtyRate{Interval: interval, BytesPerSecond: 2 << 20}}, nil
 }

@@ -112,5 +112,5 @@ func (f *follower) cancel(ctx context.Context) {
 // seen makes a result of the last progress, for a migration whose own result
 // did not come.
 func seen(p migrate.Progress) migrate.Result {
-	return migrate.Result{Status: "failed", TotalMS: p.ElapsedMS, BytesSent: p.BytesSent, RAMBytes: p.RAMBytes}
+	return migrate.Result{Status: "failed", Total: p.Elapsed, BytesSent: p.BytesSent, RAMBytes: p.RAMBytes}
 }

@@ -73,9 +73,9 @@ func progressText(p migrate.Progress) string {
 	case p.BandwidthBytes > 0:
 		parts = append(parts, formatBytes(p.BandwidthBytes)+"/s",
 			"dirtied "+formatBytes(p.DirtyRateBytes)+"/s",
-			"downtime ~"+formatMS(p.EstimatedDowntimeMS))
-	case p.ElapsedMS > 0: // the first round: nothing has been measured yet
-		parts = append(parts, formatBytes(p.BytesSent*1000/uint64(p.ElapsedMS))+"/s")
+			"downtime ~"+formatMS(p.EstimatedDowntime))
+	case p.Elapsed > 0: // the first round: nothing has been measured yet
+		parts = append(parts, formatBytes(uint64(float64(p.BytesSent)/p.Elapsed.Seconds()))+"/s")
 	}
 	if p.ThrottlePercent > 0 {
 		parts = append(parts, fmt.Sprintf("slowed by %d%%", p.ThrottlePercent))
@@ -90,10 +90,10 @@ func printResult(out io.Writer, r migrate.Result) error {
 	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	row("ROUND", "TIME", "TO SEND", "PAGES", "ZERO", "HOLES", "HINTED", "SENT")
 	for _, x := range r.Rounds {
-		row(strconv.Itoa(x.N), formatMS(float64(x.DurationMS)), count(x.DirtyPages), count(x.PagesSent), count(x.PagesZero),
+		row(strconv.Itoa(x.N), formatMS(x.Duration), count(x.DirtyPages), count(x.PagesSent), count(x.PagesZero),
 			count(x.PagesHole), count(x.PagesHinted), formatBytes(x.BytesSent))
 	}
-	row("all", formatMS(float64(r.TotalMS)), "", count(r.PagesSent), count(r.PagesZero),
+	row("all", formatMS(r.Total), "", count(r.PagesSent), count(r.PagesZero),
 		count(r.PagesHole), count(r.PagesHinted), formatBytes(r.BytesSent))
 	if err := w.Flush(); err != nil {
 		return err
@@ -104,12 +104,12 @@ func printResult(out io.Writer, r migrate.Result) error {
 		}
 	}
 	text := fmt.Sprintf("%s: total %s, set-up %s, downtime %s, %s of memory", r.Status,
-		formatMS(float64(r.TotalMS)), formatMS(float64(r.SetupMS)), formatMS(r.DowntimeMS), formatBytes(r.RAMBytes))
+		formatMS(r.Total), formatMS(r.Setup), formatMS(r.Downtime), formatBytes(r.RAMBytes))
 	if r.Compression != "" && r.Compression != migrate.CompressNone {
 		text += fmt.Sprintf(", %s made pages %.2f times shorter", r.Compression, r.CompressionRatio)
 	}
 	_, err := fmt.Fprintln(out, text)
-	if err != nil || r.DowntimeMS == 0 {
+	if err != nil || r.Downtime == 0 {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "downtime: %s\n", downtimeText(r))
@@ -118,9 +118,9 @@ func printResult(out io.Writer, r migrate.Result) error {
 
 // downtimeText says where the downtime went, and what else is to be known of it.
 func downtimeText(r migrate.Result) string {
-	d := r.Downtime
-	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, disks %s, load %s, resume %s, wire %s", formatMS(d.PauseMS),
-		formatMS(d.LastSyncMS), formatMS(d.PagesMS), formatMS(d.StateMS), formatMS(d.YieldMS), formatMS(d.LoadMS), formatMS(d.ResumeMS), formatMS(d.WireMS))
+	d := r.DowntimeParts
+	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, disks %s, load %s, resume %s, wire %s", formatMS(d.Pause),
+		formatMS(d.LastSync), formatMS(d.Pages), formatMS(d.State), formatMS(d.Yield), formatMS(d.Load), formatMS(d.Resume), formatMS(d.Wire))
 	if r.StopsUndone > 0 {
 		parts += fmt.Sprintf("; %d earlier stops undone", r.StopsUndone)
 	}
@@ -142,7 +142,7 @@ func hintText(r migrate.Result) string {
 		return "hints: none, " + r.HintsOff
 	}
 	s := fmt.Sprintf("hints: %d pages received, %d late, %d rewritten, waited %s", r.HintsReceived, r.HintsLate, r.HintsRewritten,
-		formatMS(float64(r.HintWaitMS)))
+		formatMS(r.HintWait))
 	if r.HintsOff != "" {
 		s += "; then " + r.HintsOff
 	}

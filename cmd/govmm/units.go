@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // parseSize reads a SIZE: a whole number of bytes, or of KiB, MiB, GiB or TiB
@@ -95,8 +96,9 @@ func formatBytes(n uint64) string {
 	return fmt.Sprintf("%.0f %s", v, name)
 }
 
-// formatMS writes milliseconds for people.
-func formatMS(ms float64) string {
+// formatMS writes a duration for people.
+func formatMS(d time.Duration) string {
+	ms := float64(d) / float64(time.Millisecond)
 	switch {
 	case ms < 100 && ms != math.Trunc(ms):
 		return fmt.Sprintf("%.1f ms", ms)

@@ -3,6 +3,7 @@ package main
 import (
 	"math"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -71,7 +72,7 @@ func TestHintText(t *testing.T) {
 	for want, r := range map[string]migrate.Result{
 		"":                                      {},
 		"hints: none, the guest did not answer": {HintsOff: "the guest did not answer"},
-		"hints: 500 pages received, 3 late, 20 rewritten, waited 90 ms":                       {HintsReceived: 500, HintsLate: 3, HintsRewritten: 20, HintWaitMS: 90},
+		"hints: 500 pages received, 3 late, 20 rewritten, waited 90 ms":                       {HintsReceived: 500, HintsLate: 3, HintsRewritten: 20, HintWait: 90 * time.Millisecond},
 		"hints: 1 pages received, 0 late, 0 rewritten, waited 0 ms; then the driver has gone": {HintsReceived: 1, HintsOff: "the driver has gone"},
 	} {
 		if got := hintText(r); got != want {

@@ -62,10 +62,10 @@ func BenchmarkDowntimeLimit(b *testing.B) {
 				if r.DowntimeNote != "" {
 					b.Logf("%d: %s", len(took), r.DowntimeNote)
 				}
-				took = append(took, r.DowntimeMS)
+				took = append(took, float64(r.Downtime.Microseconds())/1000)
 				undone += r.StopsUndone
 				switch {
-				case r.DowntimeMS <= 1.2*float64(limit.Milliseconds()):
+				case float64(r.Downtime) <= 1.2*float64(limit):
 					kept++
 				case r.DowntimeNote == "":
 					silent++

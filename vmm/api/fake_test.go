@@ -189,14 +189,14 @@ func serve(t *testing.T, dir, name string, vm *fakeVM) (c *api.Client, stop func
 func (f *fakeVM) MeasureDirtyRate(_ context.Context, interval time.Duration) (migrate.DirtyRate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
-		Samples: []migrate.DirtySample{{AfterMS: 8, Pages: 4}, {AfterMS: 1000, Pages: 512}}}, f.err
+	return migrate.DirtyRate{Interval: interval, Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
+		Samples: []migrate.DirtySample{{After: 8 * time.Millisecond, Pages: 4}, {After: 1000 * time.Millisecond, Pages: 512}}}, f.err
 }
 
 func (f *fakeVM) EstimateMigration(_ context.Context, to string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.addr, f.opt = to, opt
-	return migrate.Estimate{Converges: opt.DowntimeLimit > 20e6, Note: "too fast", Rounds: 3, TotalMS: 1234, DowntimeMS: 21.5, BandwidthBytes: 1 << 30,
-		RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: migrate.DirtyRate{IntervalMS: float64(interval.Milliseconds()), BytesPerSecond: 2 << 20}}, f.err
+	return migrate.Estimate{Converges: opt.DowntimeLimit > 20e6, Note: "too fast", Rounds: 3, Total: 1234 * time.Millisecond, Downtime: 21500 * time.Microsecond, BandwidthBytes: 1 << 30,
+		RAMBytes: 512 << 20, DataBytes: 256 << 20, DirtyRate: migrate.DirtyRate{Interval: interval, BytesPerSecond: 2 << 20}}, f.err
 }

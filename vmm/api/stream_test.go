@@ -53,10 +53,10 @@ func TestLastLineBeatsShutdown(t *testing.T) {
 		if p := wait(t, "progress", first); p.Round != 1 {
 			t.Errorf("%+v", p)
 		}
-		vm.migration.end(migrate.Result{Status: "completed", TotalMS: 7, Rounds: []migrate.RoundStats{{N: 1}}})
+		vm.migration.end(migrate.Result{Status: "completed", Total: 7 * time.Millisecond, Rounds: []migrate.RoundStats{{N: 1}}})
 		stop()
 		got := wait(t, "result", end)
-		if got.err != nil || got.res.Status != "completed" || got.res.TotalMS != 7 || len(got.res.Rounds) != 1 {
+		if got.err != nil || got.res.Status != "completed" || got.res.Total != 7*time.Millisecond || len(got.res.Rounds) != 1 {
 			t.Fatalf("%+v", got)
 		}
 	}
