@@ -2,15 +2,15 @@ package mempage
 
 import "math/bits"
 
-// Bitmap has one bit for each page of a slot, or for each chunk of one: bit i
-// is bit i%64 of word i/64, the layout of KVM's dirty log. Its methods accept
-// any index: what lies outside reads as clear and is not written.
+// Bitmap has one bit for each page of a slot, or for each chunk of pages. Bit i is
+// bit i%64 of word i/64, as in KVM's dirty log. Its methods accept any index: bits
+// outside of the bitmap are clear and cannot be set.
 type Bitmap []uint64
 
 // WordBits is the number of bits in a word.
 const WordBits = 64
 
-// Words is the number of words that hold n bits.
+// Words returns the number of words of a bitmap of n bits.
 func Words(n uint64) uint64 {
 	words := n / WordBits
 	if n%WordBits != 0 {
@@ -22,7 +22,7 @@ func Words(n uint64) uint64 {
 // NewBitmap returns a bitmap of n bits, all clear.
 func NewBitmap(n uint64) Bitmap { return make(Bitmap, Words(n)) }
 
-// Bits is the number of bits that the bitmap has room for.
+// Bits returns the number of bits, a multiple of WordBits.
 func (b Bitmap) Bits() uint64 { return uint64(len(b)) * WordBits }
 
 // Set sets bit i.
@@ -32,18 +32,18 @@ func (b Bitmap) Set(i uint64) {
 	}
 }
 
-// Get tells whether bit i is set.
+// Get returns whether bit i is set.
 func (b Bitmap) Get(i uint64) bool {
 	return i < b.Bits() && b[i/WordBits]>>(i%WordBits)&1 != 0
 }
 
-// Any tells whether a bit of [first, first+n) is set.
+// Any returns whether a bit of [first, first+n) is set.
 func (b Bitmap) Any(first, n uint64) bool {
 	lo, hi := b.clip(first, n)
 	return b.NextSet(lo, hi) < hi
 }
 
-// clip cuts the range [first, first+n) to the bitmap and returns its ends.
+// clip returns the part [lo, hi) of [first, first+n) that is inside the bitmap.
 func (b Bitmap) clip(first, n uint64) (lo, hi uint64) {
 	size := b.Bits()
 	if first >= size {
@@ -55,8 +55,8 @@ func (b Bitmap) clip(first, n uint64) (lo, hi uint64) {
 	return first, first + n
 }
 
-// WordMask has the bits of word w that lie in [lo, hi); w is a word that the
-// range touches.
+// WordMask returns a mask of the bits of word w that are in [lo, hi). The word must
+// have such bits.
 func WordMask(w, lo, hi uint64) uint64 {
 	mask := ^uint64(0)
 	if base := w * WordBits; lo > base {
@@ -84,7 +84,7 @@ func (b Bitmap) ClearRange(first, n uint64) {
 	}
 }
 
-// Count is the number of set bits.
+// Count returns the number of set bits.
 func (b Bitmap) Count() uint64 {
 	var n int
 	for _, word := range b {
@@ -93,7 +93,7 @@ func (b Bitmap) Count() uint64 {
 	return uint64(n)
 }
 
-// NextSet is the first set bit in [from, end), or end.
+// NextSet returns the first set bit in [from, end), or end.
 func (b Bitmap) NextSet(from, end uint64) uint64 {
 	limit := min(end, b.Bits())
 	for from < limit {
@@ -106,7 +106,7 @@ func (b Bitmap) NextSet(from, end uint64) uint64 {
 	return end
 }
 
-// NextClear is the first clear bit in [from, end), or end.
+// NextClear returns the first clear bit in [from, end), or end.
 func (b Bitmap) NextClear(from, end uint64) uint64 {
 	limit := min(end, b.Bits())
 	for from < limit {
@@ -119,7 +119,7 @@ func (b Bitmap) NextClear(from, end uint64) uint64 {
 	return min(from, end)
 }
 
-// Or sets every bit that is set in src, which is no longer.
+// Or sets every bit that is set in src. src must not be longer than b.
 func (b Bitmap) Or(src Bitmap) {
 	for i, word := range src {
 		b[i] |= word

@@ -6,7 +6,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A bitmap does what a slice of bools does, and nothing outside itself.
+// A bitmap behaves like a slice of bools, and ignores bits outside.
 func TestBitmapAgainstBools(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := NewBitmap(rapid.Uint64Range(0, 200).Draw(t, "bits"))

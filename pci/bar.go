@@ -6,22 +6,22 @@ import (
 )
 
 const (
-	barCount  = 6
-	barWide   = 1 << 2 // memory, 64 bits
-	barNature = 0xf    // the bits that are no address
+	barCount = 6
+	barWide  = 1 << 2 // memory, 64 bits
+	barFlags = 0xf    // the bits that are not part of the address
 )
 
 // BAR is a range of memory-mapped registers of a function.
 type BAR struct {
 	// Size is a power of 2, at least 16.
 	Size uint64
-	// Wide makes it a 64-bit BAR, which takes the next one's place too.
+	// Wide makes it a 64-bit BAR, which also occupies the next index.
 	Wide bool
-	// Region answers the guest's accesses.
+	// Region handles the guest's accesses.
 	Region Region
-	// Moved, which may be nil, is told when the BAR appears at a guest physical
-	// address and when it leaves one, so that what the kernel knows of the
-	// address (an ioeventfd) can follow.
+	// Moved, which may be nil, is called when the BAR is mapped at a guest
+	// physical address and when it is unmapped, so that what is registered in
+	// the kernel for the address (an ioeventfd) can follow.
 	Moved func(base uint64, there bool)
 }
 
@@ -31,7 +31,7 @@ type bar struct {
 	wide   bool
 	region Region
 	moved  func(uint64, bool)
-	base   uint64 // where it is decoded; 0: nowhere
+	base   uint64 // where it is mapped; 0: nowhere
 }
 
 // AddBAR adds BAR index, 0 to 5.
@@ -40,11 +40,14 @@ func (f *Function) AddBAR(index int, b BAR) error {
 	if b.Wide {
 		places = 2
 	}
-	if index < 0 || index+places > barCount || b.Region == nil {
-		return fmt.Errorf("PCI BAR %d: not possible", index)
+	if index < 0 || index+places > barCount {
+		return fmt.Errorf("PCI BAR %d: index must be between 0 and %d", index, barCount-places)
+	}
+	if b.Region == nil {
+		return fmt.Errorf("PCI BAR %d has no region", index)
 	}
 	if b.Size < 16 || b.Size&(b.Size-1) != 0 || b.Size > MMIOSize {
-		return fmt.Errorf("PCI BAR %d of %#x bytes: a power of 2 from 16 to %#x is possible", index, b.Size, MMIOSize)
+		return fmt.Errorf("PCI BAR %d: size must be a power of 2 between 16 and %#[3]x, got %#[2]x", index, b.Size, MMIOSize)
 	}
 	for _, other := range f.bars {
 		if other == nil {
@@ -55,7 +58,7 @@ func (f *Function) AddBAR(index int, b BAR) error {
 			end++
 		}
 		if index < end && other.index < index+places {
-			return fmt.Errorf("PCI BAR %d: taken by BAR %d", index, other.index)
+			return fmt.Errorf("PCI BAR %d overlaps BAR %d", index, other.index)
 		}
 	}
 	f.bars[index] = &bar{index: index, size: b.Size, wide: b.Wide, region: b.Region, moved: b.Moved}
@@ -69,8 +72,8 @@ func (f *Function) AddBAR(index int, b BAR) error {
 	return nil
 }
 
-// place gives the BARs their first addresses and turns decoding on, as firmware
-// would.
+// place assigns addresses to the BARs and enables memory decoding, as firmware
+// does.
 func (f *Function) place(b *Bus) error {
 	f.space.Lock()
 	defer f.space.Unlock()
@@ -92,21 +95,21 @@ func (f *Function) place(b *Bus) error {
 
 func (f *Function) setBAR(r *bar, base uint64) {
 	reg := regBAR + 4*r.index
-	nature := uint32(f.config[reg] & barNature)
-	binary.LittleEndian.PutUint32(f.config[reg:], uint32(base)|nature)
+	flags := uint32(f.config[reg] & barFlags)
+	binary.LittleEndian.PutUint32(f.config[reg:], uint32(base)|flags)
 	if r.wide {
 		binary.LittleEndian.PutUint32(f.config[reg+4:], uint32(base>>32))
 	}
 }
 
-// address is where the guest wants the BAR, 0 for nowhere: decoding is off, or
-// the host bridge forwards nothing there.
+// address returns the address in the BAR's register, or 0 if the BAR is not
+// mapped: memory decoding is off, or the host bridge does not forward the address.
 func (f *Function) address(r *bar) uint64 {
 	if binary.LittleEndian.Uint16(f.config[regCommand:])&commandMemory == 0 {
 		return 0
 	}
 	reg := regBAR + 4*r.index
-	base := uint64(binary.LittleEndian.Uint32(f.config[reg:]) &^ barNature)
+	base := uint64(binary.LittleEndian.Uint32(f.config[reg:]) &^ barFlags)
 	if r.wide {
 		base |= uint64(binary.LittleEndian.Uint32(f.config[reg+4:])) << 32
 	}
@@ -116,8 +119,7 @@ func (f *Function) address(r *bar) uint64 {
 	return base
 }
 
-// decode makes the mapping of all BARs follow the configuration space. The
-// caller holds the lock.
+// decode maps all BARs as the configuration space says. The caller holds space.
 func (f *Function) decode() {
 	if f.bus == nil {
 		return
@@ -141,8 +143,9 @@ func (f *Function) decode() {
 	}
 }
 
-// AccessBAR reads or writes p at off of a BAR as the guest would through the
-// address space, wherever the BAR is. It says whether the BAR has those bytes.
+// AccessBAR reads or writes p at offset off of a BAR like a guest access,
+// independent of where the BAR is mapped. It returns whether the BAR has these
+// bytes.
 func (f *Function) AccessBAR(index int, off uint64, p []byte, write bool) bool {
 	if index < 0 || index >= barCount || f.bars[index] == nil {
 		return false

@@ -1,13 +1,13 @@
-// Package pci is one PCI bus as a guest sees it: a host bridge, functions with
-// their configuration spaces, BARs and capabilities, and MSI-X.
+// Package pci emulates one PCI bus: a host bridge, functions with their
+// configuration spaces, BARs and capabilities, and MSI-X.
 //
-// There is no firmware: [Bus.Add] places a function's BARs and turns its memory
-// decoding on, so that the guest finds a machine that is set up. It may move
-// BARs and size them as on any PC. There is no INTx and no I/O space.
+// There is no firmware: [Bus.Add] assigns addresses to a function's BARs and
+// enables its memory decoding. The guest may move and size BARs as on any PC.
+// There are no INTx interrupts and no I/O BARs.
 //
-// The guest reaches configuration spaces through ECAM, a range of guest
-// physical addresses, and through the ports 0xcf8 and 0xcfc, which know only
-// the first 256 bytes; more than those no function here has.
+// The guest accesses configuration spaces through ECAM, a range of guest physical
+// addresses, and through the ports 0xcf8 and 0xcfc, which reach the first 256
+// bytes. No function has more than these.
 //
 // Numbers are those of the PCI Local Bus Specification 3.0 and of the PCI
 // Express Base Specification, section 7.2.2 (ECAM).
@@ -36,9 +36,9 @@ const (
 	Slots = 32
 )
 
-// Region answers accesses to a range of addresses. off counts from its start;
-// p is the access's bytes, little endian, all inside the range. Calls come from
-// the threads of all vCPUs at once.
+// Region handles accesses to a range of addresses. off is the offset in the range;
+// p has the bytes of the access, little endian, all inside the range. The threads
+// of all vCPUs may call it at once.
 type Region interface {
 	Read(off uint64, p []byte)
 	Write(off uint64, p []byte)
@@ -48,25 +48,25 @@ type Region interface {
 // runs.
 type Bus struct {
 	functions [Slots]*Function
-	next      uint64 // where the next BAR may go
+	next      uint64 // the lowest free address for a BAR
 	address   atomic.Uint32
 
-	mapMu  sync.Mutex // serialises changes of mapped
+	mapMu  sync.Mutex // held while mapped is replaced
 	mapped atomic.Pointer[[]mapping]
 }
 
-// mapping is a BAR that is decoded.
+// mapping is a BAR at the address where it is mapped.
 type mapping struct {
 	bar  *bar
 	base uint64
 }
 
-// hostBridge is the function 00:00.0. The identity is the one that Red Hat
-// has set aside for a generic host bridge (docs/specs/pci-ids in QEMU lists
-// it); no driver binds to it, no quirk is for it.
+// hostBridge is the function 00:00.0. Red Hat has assigned this identity to a
+// generic host bridge (docs/specs/pci-ids in QEMU). Guests have no driver and no
+// quirk for it.
 var hostBridge = Identity{Vendor: 0x1b36, Device: 0x0008, SubVendor: 0x1af4, SubDevice: 0x1100, Class: 0x060000}
 
-// NewBus makes a bus with its host bridge and nothing else.
+// NewBus returns a bus with only its host bridge.
 func NewBus() *Bus {
 	b := &Bus{next: MMIOBase}
 	b.functions[0] = NewFunction(hostBridge)
@@ -75,23 +75,24 @@ func NewBus() *Bus {
 }
 
 // Add puts a function in a slot, 1 to 31, or in the first free one if slot is
-// 0, places its BARs and turns decoding on. It returns the slot.
+// 0. It assigns addresses to the BARs, enables memory decoding, and returns the
+// slot.
 func (b *Bus) Add(slot int, f *Function) (int, error) {
 	if slot == 0 {
 		for slot = 1; slot < Slots && b.functions[slot] != nil; slot++ {
 		}
 		if slot == Slots {
-			return 0, fmt.Errorf("PCI bus: all of its %d slots are taken", Slots)
+			return 0, fmt.Errorf("PCI bus: all %d slots are in use", Slots)
 		}
 	}
 	if slot < 1 || slot >= Slots {
-		return 0, fmt.Errorf("PCI slot %d: 1 to %d are possible", slot, Slots-1)
+		return 0, fmt.Errorf("PCI slot must be between 1 and %[2]d, got %[1]d", slot, Slots-1)
 	}
 	if b.functions[slot] != nil {
-		return 0, fmt.Errorf("PCI slot %d is taken", slot)
+		return 0, fmt.Errorf("PCI slot %d is in use", slot)
 	}
 	if f.bus != nil {
-		return 0, fmt.Errorf("PCI slot %d: the function is on a bus already", slot)
+		return 0, fmt.Errorf("PCI slot %d: the function is already on a bus", slot)
 	}
 	if err := f.place(b); err != nil {
 		return 0, fmt.Errorf("PCI slot %d: %w", slot, err)
@@ -100,7 +101,7 @@ func (b *Bus) Add(slot int, f *Function) (int, error) {
 	return slot, nil
 }
 
-// allocate takes size bytes, a power of 2, out of the window.
+// allocate returns the address of size free bytes, a power of 2, in the window.
 func (b *Bus) allocate(size uint64) (uint64, error) {
 	align := max(size, 4096)
 	base := (b.next + align - 1) &^ (align - 1)
@@ -116,7 +117,7 @@ func inWindow(base, size uint64) bool {
 	return base >= MMIOBase && size <= MMIOSize && base-MMIOBase <= MMIOSize-size
 }
 
-// remap replaces a BAR's mapping: a base of 0 takes it away.
+// remap replaces a BAR's mapping; a base of 0 removes it.
 func (b *Bus) remap(r *bar, base uint64) {
 	b.mapMu.Lock()
 	defer b.mapMu.Unlock()
@@ -134,8 +135,8 @@ func (b *Bus) remap(r *bar, base uint64) {
 	b.mapped.Store(&list)
 }
 
-// find returns the BAR that has all n bytes at addr. Where two overlap it is
-// the one that came first.
+// find returns the BAR that has all n bytes at addr. If two overlap, the one that
+// was mapped first wins.
 func (b *Bus) find(addr uint64, n int) (*bar, uint64) {
 	list := b.mapped.Load()
 	if list == nil {
@@ -171,7 +172,7 @@ func (w window) Write(off uint64, p []byte) {
 	}
 }
 
-// ones is what reading something that is not there gives.
+// ones is the result of reading an address without a device.
 func ones(p []byte) {
 	for i := range p {
 		p[i] = 0xff

@@ -2,7 +2,7 @@ package pci
 
 import "encoding/binary"
 
-// ECAM is the memory-mapped configuration space, from ECAMBase on.
+// ECAM returns the memory-mapped configuration space, which starts at ECAMBase.
 func (b *Bus) ECAM() Region { return ecam{b} }
 
 type ecam struct{ *Bus }
@@ -10,7 +10,7 @@ type ecam struct{ *Bus }
 func (e ecam) Read(off uint64, p []byte)  { e.readConfig(uint32(off>>12), off&0xfff, p) }
 func (e ecam) Write(off uint64, p []byte) { e.writeConfig(uint32(off>>12), off&0xfff, p) }
 
-// function finds bus 0, device rid>>3, function rid&7.
+// function returns function rid&7 of device rid>>3 on bus 0, or nil.
 func (b *Bus) function(rid uint32) *Function {
 	if rid>>8 != 0 || rid&7 != 0 {
 		return nil
@@ -33,10 +33,9 @@ func (b *Bus) writeConfig(rid uint32, reg uint64, p []byte) {
 	}
 }
 
-// Ports are the 8 ports from ConfigPorts on. Accesses to the first four that
-// are not 4 bytes wide are not for the address register: they go to rest,
-// which may be nil (a PC has its reset control at port 0xcf9), with the same
-// offset.
+// Ports returns the 8 ports that start at ConfigPorts. The address register has
+// only accesses of 4 bytes. Other accesses to its four ports go to rest, which may
+// be nil, with the same offset: a PC has its reset control at port 0xcf9.
 func (b *Bus) Ports(rest Region) Region { return ports{b, rest} }
 
 type ports struct {
@@ -79,7 +78,7 @@ func (q ports) Write(off uint64, p []byte) {
 	}
 }
 
-// selected is what the data port at off, 4 to 7, leads to.
+// selected returns the register that the data port at off, 4 to 7, accesses.
 func (q ports) selected(off uint64) (rid uint32, reg uint64, ok bool) {
 	a := q.address.Load()
 	return a >> 8 & 0xffff, uint64(a&0xfc) + off - 4, a&addressEnable != 0

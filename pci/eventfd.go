@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// eventFD is a vector's eventfd. It is a bare descriptor and not an os.File:
-// the runtime's poller would be woken by each message that goes out. MSIX.table
-// keeps close and signal apart.
+// eventFD is a vector's eventfd. It is a descriptor and not an os.File, because
+// every message would wake the runtime's poller. MSIX.table prevents that signal
+// and close run at the same time.
 type eventFD int
 
 func newEventFD() (eventFD, error) {
@@ -23,8 +23,8 @@ func newEventFD() (eventFD, error) {
 
 var one = binary.NativeEndian.AppendUint64(nil, 1)
 
-// signal adds 1 to the count. It does not block: at the largest count, 2^64-2,
-// there is nothing to add.
+// signal adds 1 to the count. It does not block; the largest count, 2^64-2, stays
+// as it is.
 func (e eventFD) signal() error {
 	for {
 		_, err := unix.Write(int(e), one)

@@ -32,10 +32,10 @@ const (
 // Capability ids.
 const (
 	CapVendor = 0x09
-	CapMSIX   = 0x11
+	capMSIX   = 0x11
 )
 
-// Identity is what a function says it is.
+// Identity is a function's identity in its configuration space.
 type Identity struct {
 	Vendor, Device       uint16
 	SubVendor, SubDevice uint16
@@ -43,17 +43,17 @@ type Identity struct {
 	Revision             uint8
 }
 
-// Function is one PCI function: a type-0 configuration space with what is
-// behind it. BARs and capabilities are added before it is put on a bus.
+// Function is a PCI function: a type-0 configuration space, BARs and capabilities.
+// Add BARs and capabilities before the function is put on a bus.
 type Function struct {
 	bus  *Bus
 	bars [barCount]*bar
 	caps []*capability
 	msix *MSIX
-	end  int // of the capabilities
-	last int // where the last capability's "next" is
+	end  int // end of the capabilities
+	last int // offset of the last capability's "next" byte
 
-	space    sync.Mutex // guards config, and mapping of BARs
+	space    sync.Mutex // guards config and the mapping of BARs
 	config   [configSize]byte
 	writable [configSize]byte // bits that the guest may change
 }
@@ -61,22 +61,22 @@ type Function struct {
 // Capability is an entry of a function's capability list.
 type Capability struct {
 	ID byte
-	// Data is what follows the list's two bytes. Writable has its bits that
-	// the guest may change; nil: none.
+	// Data follows the capability's id and next pointer. Writable has the bits
+	// of Data that the guest may change; nil: none.
 	Data, Writable []byte
-	// BeforeRead may change data, which is the guest's view of Data, when the
-	// guest is about to read bytes [off, off+n) of it.
+	// BeforeRead is called before the guest reads bytes [off, off+n) of data,
+	// the guest's view of Data. It may change data.
 	BeforeRead func(data []byte, off, n int)
-	// AfterWrite is told that the guest has written them.
+	// AfterWrite is called after the guest has written bytes [off, off+n).
 	AfterWrite func(data []byte, off, n int)
 }
 
 type capability struct {
 	Capability
-	at int // of the data in the configuration space
+	at int // offset of the data in the configuration space
 }
 
-// NewFunction makes a function without BARs and capabilities.
+// NewFunction returns a function without BARs and capabilities.
 func NewFunction(id Identity) *Function {
 	f := &Function{end: capabilityArea, last: regCapPointer}
 	c := f.config[:]
@@ -95,7 +95,7 @@ func NewFunction(id Identity) *Function {
 // AddCapability appends a capability to the list.
 func (f *Function) AddCapability(c Capability) error {
 	if c.Writable != nil && len(c.Writable) != len(c.Data) {
-		return fmt.Errorf("PCI capability %#x: %d bytes of data, %d of mask", c.ID, len(c.Data), len(c.Writable))
+		return fmt.Errorf("PCI capability %#x: expected a mask of %d bytes, got %d", c.ID, len(c.Data), len(c.Writable))
 	}
 	at := f.end
 	if at+2+len(c.Data) > configSize {
@@ -114,8 +114,8 @@ func (f *Function) AddCapability(c Capability) error {
 // data is the capability's part of the configuration space.
 func (f *Function) data(c *capability) []byte { return f.config[c.at : c.at+len(c.Data)] }
 
-// overlap returns the part of an access [reg, reg+n) that is in the
-// capability's data, from its start.
+// overlap returns the part of an access [reg, reg+n) that is in the capability's
+// data, as an offset in the data and a length.
 func (c *capability) overlap(reg, n int) (off, length int) {
 	first, end := max(reg, c.at), min(reg+n, c.at+len(c.Data))
 	return first - c.at, end - first

@@ -8,26 +8,24 @@ import (
 	"sync"
 )
 
-// Interrupts turns messages into interrupts of the guest. Over KVM a GSI is an
-// entry of the routing table; those of the PICs and of the IOAPIC stay as they
-// are.
+// Interrupts delivers messages to the guest. With KVM a GSI is an entry of the
+// routing table. The implementation keeps the entries of the PICs and the IOAPIC.
 type Interrupts interface {
-	// AllocateGSI returns a GSI that nobody else has.
+	// AllocateGSI returns a free GSI.
 	AllocateGSI() (uint32, error)
-	// FreeGSI gives it back, with its route.
+	// FreeGSI frees the GSI and removes its route.
 	FreeGSI(gsi uint32)
-	// SetMSIRoutes adds or changes the routes of some GSIs, all in one call of
-	// the kernel.
+	// SetMSIRoutes adds or changes the routes of GSIs, all in one system call.
 	SetMSIRoutes(routes []MSIRoute) error
-	// AssignIRQFD makes each write to an eventfd raise the GSI. If the eventfd
-	// has a count already, that raises it too.
+	// AssignIRQFD makes each write to an eventfd raise the GSI. If the eventfd's
+	// count is not 0, AssignIRQFD raises the GSI too.
 	AssignIRQFD(gsi uint32, fd int) error
-	// DeassignIRQFD takes it off; when it returns, what was raised before has
-	// arrived in the guest's interrupt controllers.
+	// DeassignIRQFD undoes AssignIRQFD. When it returns, all earlier interrupts
+	// are in the guest's interrupt controllers.
 	DeassignIRQFD(gsi uint32, fd int) error
 }
 
-// MSIRoute leads a GSI to a message: what a device would write, and where.
+// MSIRoute connects a GSI to a message: a device's write of Data to Address.
 type MSIRoute struct {
 	GSI     uint32
 	Address uint64
@@ -35,8 +33,8 @@ type MSIRoute struct {
 }
 
 const (
-	// MaxVectors is the largest MSI-X table there can be.
-	MaxVectors = 2048
+	// maxVectors is the largest size of an MSI-X table.
+	maxVectors = 2048
 
 	entrySize    = 16
 	entryControl = 12 // vector control: bit 0 masks
@@ -48,18 +46,18 @@ const (
 )
 
 // MSIX is a function's message-signalled interrupts (PCI 3.0, section 6.8.2): a
-// table of messages and a bit array of those that wait for being unmasked,
-// both in one BAR. A message goes out through an eventfd that is the GSI's
-// irqfd; a vector that is masked is kept pending here.
+// table of messages and a pending bit array, both in one BAR. To send a message,
+// MSIX signals an eventfd that is the irqfd of the vector's GSI. A message of a
+// masked vector is pending until the guest unmasks the vector.
 type MSIX struct {
 	function *Function
 	irqs     Interrupts
-	logf     func(format string, args ...any)
-	at       int // of the message control in the configuration space
-	pba      uint64
+	report   func(error)
+	at       int    // offset of the message control in the configuration space
+	pba      uint64 // offset of the pending bit array in the BAR
 
-	// table guards all that follows. Raise reads what the guest and the
-	// machine change.
+	// table guards all fields below. Raise holds it for reading; the guest's
+	// and the machine's changes hold it for writing.
 	table     sync.RWMutex
 	enabled   bool
 	masked    bool // the function
@@ -67,30 +65,30 @@ type MSIX struct {
 	entries   []byte
 	vectors   []vector
 
-	pendingMu sync.Mutex // guards pending where table is only held for reading
+	pendingMu sync.Mutex // guards pending; taken after table
 	pending   []uint64
 }
 
-// vector is what is behind an entry on the host.
+// vector is the host's part of a table entry.
 type vector struct {
 	gsi   uint32
 	event eventFD
-	made  bool     // event and gsi are there
-	route MSIRoute // as it was last set
+	made  bool     // event and gsi are valid
+	route MSIRoute // the last route that was set
 	on    bool     // the irqfd is assigned
 }
 
-// AddMSIX gives the function MSI-X with n vectors, in BAR index. logf reports
-// what the guest cannot be told of.
-func (f *Function) AddMSIX(index, n int, irqs Interrupts, logf func(format string, args ...any)) (*MSIX, error) {
-	if n < 1 || n > MaxVectors {
-		return nil, fmt.Errorf("MSI-X: %d vectors, 1 to %d are possible", n, MaxVectors)
+// AddMSIX adds MSI-X with n vectors to the function, in BAR index. It calls report
+// with errors of later calls, because the guest gets no answer to them.
+func (f *Function) AddMSIX(index, n int, irqs Interrupts, report func(error)) (*MSIX, error) {
+	if n < 1 || n > maxVectors {
+		return nil, fmt.Errorf("MSI-X: number of vectors must be between 1 and %d, got %d", maxVectors, n)
 	}
-	m := &MSIX{function: f, irqs: irqs, logf: logf, entries: make([]byte, n*entrySize), vectors: make([]vector, n), pending: make([]uint64, (n+63)/64)}
+	m := &MSIX{function: f, irqs: irqs, report: report, entries: make([]byte, n*entrySize), vectors: make([]vector, n), pending: make([]uint64, (n+63)/64)}
 	for i := range n {
 		m.entries[i*entrySize+entryControl] = entryMasked
 	}
-	m.pba = uint64(n*entrySize+4095) &^ 4095 // in another page, as 6.8.2 advises
+	m.pba = uint64(n*entrySize+4095) &^ 4095 // in another page, as section 6.8.2 recommends
 	size := uint64(1) << bits.Len64(m.pba+uint64(len(m.pending)*8)-1)
 	if err := f.AddBAR(index, BAR{Size: size, Region: m}); err != nil {
 		return nil, fmt.Errorf("MSI-X: %w", err)
@@ -101,7 +99,7 @@ func (f *Function) AddMSIX(index, n int, irqs Interrupts, logf func(format strin
 	mask := make([]byte, len(data))
 	binary.LittleEndian.PutUint16(mask, controlWritable)
 	m.at = f.end + 2
-	err := f.AddCapability(Capability{ID: CapMSIX, Data: data, Writable: mask, AfterWrite: func(data []byte, _, _ int) {
+	err := f.AddCapability(Capability{ID: capMSIX, Data: data, Writable: mask, AfterWrite: func(data []byte, _, _ int) {
 		m.setControl(binary.LittleEndian.Uint16(data))
 	}})
 	if err != nil {
@@ -116,7 +114,7 @@ func (f *Function) AddMSIX(index, n int, irqs Interrupts, logf func(format strin
 	return m, nil
 }
 
-// make gets what a vector needs of the host.
+// make allocates the vector's eventfd and GSI.
 func (v *vector) make(irqs Interrupts) error {
 	event, err := newEventFD()
 	if err != nil {
@@ -129,18 +127,11 @@ func (v *vector) make(irqs Interrupts) error {
 	return nil
 }
 
-// Vectors is the size of the table.
+// Vectors returns the size of the table.
 func (m *MSIX) Vectors() int { return len(m.vectors) }
 
-// Enabled says whether the driver has turned MSI-X on.
-func (m *MSIX) Enabled() bool {
-	m.table.RLock()
-	defer m.table.RUnlock()
-	return m.enabled
-}
-
-// Raise sends the message of a vector, or makes it pending. A vector that is
-// not in the table, and any while MSI-X is off, is ignored.
+// Raise sends the message of a vector, or makes it pending. It does nothing if the
+// vector is not in the table or MSI-X is off.
 func (m *MSIX) Raise(i int) {
 	m.table.RLock()
 	defer m.table.RUnlock()
@@ -157,16 +148,16 @@ func (m *MSIX) Raise(i int) {
 // signal writes the vector's eventfd, which does not block.
 func (m *MSIX) signal(i int) {
 	if err := m.vectors[i].event.signal(); err != nil {
-		m.logf("MSI-X vector %d: %v", i, err)
+		m.report(fmt.Errorf("MSI-X vector %d: %w", i, err))
 	}
 }
 
-// holds says whether the vector's messages must wait. The caller holds table.
+// holds returns whether the vector's messages stay pending. The caller holds table.
 func (m *MSIX) holds(i int) bool {
 	return m.suspended || m.masked || m.entries[i*entrySize+entryControl]&entryMasked != 0
 }
 
-// setPending sets or clears a pending bit, and returns what it was.
+// setPending sets or clears a pending bit, and returns its old value.
 func (m *MSIX) setPending(i int, on bool) bool {
 	m.pendingMu.Lock()
 	defer m.pendingMu.Unlock()
@@ -180,14 +171,14 @@ func (m *MSIX) setPending(i int, on bool) bool {
 	return was
 }
 
-// ClearPending forgets messages that wait: their causes are gone.
+// ClearPending drops all pending messages. Call it when their causes are gone.
 func (m *MSIX) ClearPending() {
 	m.pendingMu.Lock()
 	defer m.pendingMu.Unlock()
 	clear(m.pending)
 }
 
-// setControl follows the message control word.
+// setControl handles a write of the message control word.
 func (m *MSIX) setControl(control uint16) {
 	m.table.Lock()
 	defer m.table.Unlock()
@@ -195,7 +186,7 @@ func (m *MSIX) setControl(control uint16) {
 	m.update(0, len(m.vectors))
 }
 
-// Read lets the guest read the table or the pending bits.
+// Read implements [Region]: the guest reads the table or the pending bits.
 func (m *MSIX) Read(off uint64, p []byte) {
 	m.table.RLock()
 	defer m.table.RUnlock()
@@ -213,7 +204,8 @@ func (m *MSIX) Read(off uint64, p []byte) {
 	}
 }
 
-// Write lets the guest write the table. The pending bits are read-only.
+// Write implements [Region]: the guest writes the table. The pending bits are
+// read-only.
 func (m *MSIX) Write(off uint64, p []byte) {
 	m.table.Lock()
 	defer m.table.Unlock()
@@ -230,8 +222,8 @@ func (m *MSIX) Write(off uint64, p []byte) {
 	m.update(first, last+1)
 }
 
-// update makes the host follow entries [first, end): routes in one batch, then
-// irqfds, then what was pending. The caller holds table.
+// update applies entries [first, end) on the host: first all routes in one call,
+// then irqfds, then pending messages. The caller holds table.
 func (m *MSIX) update(first, end int) {
 	if !m.enabled || m.suspended || m.masked {
 		return
@@ -244,7 +236,7 @@ func (m *MSIX) update(first, end int) {
 	}
 	if len(routes) > 0 {
 		if err := m.irqs.SetMSIRoutes(routes); err != nil {
-			m.logf("MSI-X: the guest's interrupts do not reach it: %v", err)
+			m.report(fmt.Errorf("MSI-X: the guest does not get its interrupts: %w", err))
 			return
 		}
 	}
@@ -256,7 +248,7 @@ func (m *MSIX) update(first, end int) {
 		v.route = m.message(i)
 		if !v.on {
 			if err := m.irqs.AssignIRQFD(v.gsi, int(v.event)); err != nil {
-				m.logf("MSI-X vector %d: %v", i, err)
+				m.report(fmt.Errorf("MSI-X vector %d: %w", i, err))
 				continue
 			}
 			v.on = true
@@ -267,15 +259,15 @@ func (m *MSIX) update(first, end int) {
 	}
 }
 
-// message is what entry i says.
+// message returns the route that entry i describes.
 func (m *MSIX) message(i int) MSIRoute {
 	e := m.entries[i*entrySize:]
 	return MSIRoute{GSI: m.vectors[i].gsi, Address: binary.LittleEndian.Uint64(e), Data: binary.LittleEndian.Uint32(e[8:])}
 }
 
-// Suspend takes the irqfds off, so that everything that was raised is in the
-// guest's interrupt controllers when they are saved. What is raised from now
-// on is pending.
+// Suspend deassigns the irqfds, so that all raised interrupts are in the guest's
+// interrupt controllers before these are saved. Until Resume, messages stay
+// pending.
 func (m *MSIX) Suspend() error {
 	m.table.Lock()
 	defer m.table.Unlock()
@@ -295,7 +287,7 @@ func (m *MSIX) off() error {
 	return errors.Join(errs...)
 }
 
-// Resume undoes Suspend, and sends what became pending.
+// Resume undoes Suspend and sends the pending messages.
 func (m *MSIX) Resume() {
 	m.table.Lock()
 	defer m.table.Unlock()
@@ -303,7 +295,7 @@ func (m *MSIX) Resume() {
 	m.update(0, len(m.vectors))
 }
 
-// Close gives GSIs and eventfds back.
+// Close frees GSIs and closes eventfds.
 func (m *MSIX) Close() error {
 	m.table.Lock()
 	defer m.table.Unlock()

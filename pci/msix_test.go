@@ -101,8 +101,8 @@ func TestMSIX(t *testing.T) {
 	g.setConfig(3, msixControl, 2, 0)
 	m.Raise(0)
 	want("off again", 0x71, 0, 0)
-	if m.Enabled() || m.Vectors() != 3 {
-		t.Error("still on")
+	if m.Vectors() != 3 {
+		t.Error("another number of vectors")
 	}
 }
 

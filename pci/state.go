@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// FunctionState is what of a function travels with a migration: the
-// configuration space, in which the BARs' addresses are, and the MSI-X table.
+// FunctionState is the state of a function that a migration sends: the
+// configuration space, which includes the BARs' addresses, and the MSI-X table.
 type FunctionState struct {
 	Config []byte `cbor:"config"`
 	// Table and Pending are empty without MSI-X.
@@ -14,14 +14,13 @@ type FunctionState struct {
 	Pending []uint64 `cbor:"msix_pending"`
 }
 
-// BusState is the state of the bus without its functions, but with the host
-// bridge.
+// BusState is the state of the bus and its host bridge, without other functions.
 type BusState struct {
 	Address uint32        `cbor:"address"` // port 0xcf8
 	Bridge  FunctionState `cbor:"bridge"`
 }
 
-// SaveState returns the function's state. The vCPUs have stopped.
+// SaveState returns the function's state. The vCPUs must be stopped.
 func (f *Function) SaveState() FunctionState {
 	f.space.Lock()
 	s := FunctionState{Config: append([]byte(nil), f.config[:]...)}
@@ -37,28 +36,29 @@ func (f *Function) SaveState() FunctionState {
 	return s
 }
 
-// LoadState puts the function into the state of its twin, moves its BARs and
-// routes its interrupts; or it changes nothing and says why: the twin was
-// another kind of function. Load MSI-X suspended ([MSIX.Suspend]) if the
-// interrupt controllers have not been loaded yet.
+// LoadState loads a saved state, maps the BARs and routes the interrupts. It
+// changes nothing if it fails, because the state is of another kind of function.
+// Suspend MSI-X before ([MSIX.Suspend]) if the interrupt controllers are not loaded
+// yet.
 func (f *Function) LoadState(s FunctionState) error {
 	if len(s.Config) != configSize {
-		return fmt.Errorf("PCI function state: a configuration space of %d bytes, not %d", len(s.Config), configSize)
+		return fmt.Errorf("PCI function state: expected a configuration space of %d bytes, found %d", configSize, len(s.Config))
 	}
 	m := f.msix
 	if m == nil && (len(s.Table) != 0 || len(s.Pending) != 0) {
-		return fmt.Errorf("PCI function state: MSI-X, which the function does not have")
+		return fmt.Errorf("PCI function state has MSI-X, the function does not")
 	}
 	if m != nil {
 		if len(s.Table) != len(m.entries) || len(s.Pending) != len(m.pending) {
-			return fmt.Errorf("PCI function state: %d bytes of MSI-X table, not %d", len(s.Table), len(m.entries))
+			return fmt.Errorf("PCI function state: expected an MSI-X table of %d bytes and %d words of pending bits, found %d and %d",
+				len(m.entries), len(m.pending), len(s.Table), len(s.Pending))
 		}
 		if beyond := len(m.vectors) % 64; beyond != 0 && s.Pending[len(s.Pending)-1]>>beyond != 0 {
-			return fmt.Errorf("PCI function state: interrupts are pending that are not in the table")
+			return fmt.Errorf("PCI function state: interrupts beyond the %d vectors are pending", len(m.vectors))
 		}
 		for i := range m.vectors {
 			if control := binary.LittleEndian.Uint32(s.Table[i*entrySize+entryControl:]); control&^entryMasked != 0 {
-				return fmt.Errorf("PCI function state: MSI-X vector %d has control %#x", i, control)
+				return fmt.Errorf("PCI function state: MSI-X vector %d: vector control must be 0 or %d, found %#x", i, entryMasked, control)
 			}
 		}
 	}
@@ -66,7 +66,7 @@ func (f *Function) LoadState(s FunctionState) error {
 	defer f.space.Unlock()
 	for i, v := range s.Config {
 		if diff := (v ^ f.config[i]) &^ f.writable[i]; diff != 0 {
-			return fmt.Errorf("PCI function state: byte %#x of the configuration space is %#x, the function here has %#x", i, v, f.config[i])
+			return fmt.Errorf("PCI function state: byte %#x of the configuration space: expected %#x, found %#x", i, f.config[i], v)
 		}
 	}
 	copy(f.config[:], s.Config)
@@ -89,15 +89,15 @@ func (m *MSIX) load(s FunctionState) {
 	m.update(0, len(m.vectors))
 }
 
-// SaveState returns the bus's state. The vCPUs have stopped.
+// SaveState returns the bus's state. The vCPUs must be stopped.
 func (b *Bus) SaveState() BusState {
 	return BusState{Address: b.address.Load(), Bridge: b.functions[0].SaveState()}
 }
 
-// LoadState puts the bus into the state of its twin.
+// LoadState loads a saved state.
 func (b *Bus) LoadState(s BusState) error {
 	if s.Address&^addressMask != 0 {
-		return fmt.Errorf("PCI bus state: address register %#x", s.Address)
+		return fmt.Errorf("PCI bus state: address register %#x has reserved bits", s.Address)
 	}
 	if err := b.functions[0].LoadState(s.Bridge); err != nil {
 		return fmt.Errorf("host bridge: %w", err)

@@ -125,7 +125,7 @@ func TestLoadRefuses(t *testing.T) {
 		"ring":         {func(s *transport.State) { s.Queues[0].Queue.Desc = 1 << 50 }, "not RAM"},
 		"size":         {func(s *transport.State) { s.Queues[0].Queue.Size = 4096 }, "4096 descriptors"},
 		"place":        {func(s *transport.State) { s.Queues[1].Queue.NextUsed = 60000 }, "60000"},
-		"config space": {func(s *transport.State) { s.Function.Config = nil }, "0 bytes"},
+		"config space": {func(s *transport.State) { s.Function.Config = nil }, "expected a configuration space of 256 bytes, found 0"},
 		"device":       {func(s *transport.State) { s.Device = nil }, "echo state"},
 	} {
 		s := g.save()

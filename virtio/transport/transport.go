@@ -132,7 +132,7 @@ func (t *Transport) init() error {
 		return err
 	}
 	var err error
-	if t.msix, err = t.function.AddMSIX(msixBAR, len(sizes)+1, t.host.Interrupts, t.host.Logf); err != nil {
+	if t.msix, err = t.function.AddMSIX(msixBAR, len(sizes)+1, t.host.Interrupts, func(err error) { t.host.Logf("%v", err) }); err != nil {
 		return err
 	}
 	return t.addCapabilities()

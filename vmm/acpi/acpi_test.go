@@ -162,13 +162,13 @@ func TestBuildRefuses(t *testing.T) {
 		change func(*Config)
 		want   string
 	}{
-		{func(c *Config) { c.CPUs = 0 }, "0 CPUs"},
-		{func(c *Config) { c.CPUs = 10_000 }, "10000 CPUs need"},
-		{func(c *Config) { c.Buses = 257 }, "257 PCI buses"},
+		{func(c *Config) { c.CPUs = 0 }, "number of CPUs must be 1 or more, got 0"},
+		{func(c *Config) { c.CPUs = 10_000 }, "for 10000 CPUs"},
+		{func(c *Config) { c.Buses = 257 }, "PCI buses must be between 1 and 256, got 257"},
 		{func(c *Config) { c.ECAM = 0xe0100000 }, "aligned"},
 		{func(c *Config) { c.ECAM = 1 << 32 }, "below 4 GiB"},
-		{func(c *Config) { c.MMIO.Size = 1 << 30; c.MMIO.Base += 1 }, "not below 4 GiB"},
-		{func(c *Config) { c.MMIO.Size = 0 }, "not below 4 GiB"},
+		{func(c *Config) { c.MMIO.Size = 1 << 30; c.MMIO.Base += 1 }, "PCI window of"},
+		{func(c *Config) { c.MMIO.Size = 0 }, "PCI window of"},
 	} {
 		cfg := usual
 		tt.change(&cfg)

@@ -1,20 +1,20 @@
 /*
- * The DSDT of govmm's machine. It is compiled by Debian's iasl (make -C
- * vmm/acpi) and embedded as dsdt.aml; dsdt.go puts the addresses of the machine
- * at hand in the place of the ranges at 0x5A..., each of which is there once.
+ * The DSDT of govmm's machine. Debian's iasl compiles it (make -C vmm/acpi), and
+ * dsdt.go embeds dsdt.aml. dsdt.go replaces the ranges at 0x5A... by the addresses
+ * of the machine; each of them occurs once.
  *
- * It is small on purpose: a guest interprets it, and CPUs, interrupts and the
- * fixed registers are in tables that need no interpreter.
+ * It is small, because a guest has to interpret it. CPUs, interrupts and fixed
+ * registers are in other tables, which need no interpreter.
  */
 DefinitionBlock ("dsdt.aml", "DSDT", 2, "GOVMM", "GOVMMDSD", 1)
 {
-    // Soft off. The PM1 control register takes any sleep type for it.
+    // Soft off. The PM1 control register accepts any sleep type.
     Name (\_S5, Package (4) { 5, 5, 0, 0 })
 
     Scope (\_SB)
     {
-        // Registers that no other device claims, and the PCI configuration
-        // space, so that a kernel takes MCFG's word for it.
+        // Registers that belong to no other device, and the PCI configuration
+        // space: a kernel uses MCFG only if ACPI reserves its range.
         Device (MBRD)
         {
             Name (_HID, EisaId ("PNP0C02"))

@@ -12,9 +12,10 @@ import (
 //go:embed dsdt.aml
 var dsdtAML []byte
 
-// patchDSDT returns the DSDT with the machine's addresses. A resource's fields
-// follow each other in AML: minimum, maximum, translation, length; or base and
-// length (6.4.3). dsdt.asl has ranges that look like no other bytes in it.
+// patchDSDT returns the DSDT with the machine's addresses. The fields of a resource
+// are consecutive in AML: minimum, maximum, translation, length; or base and length
+// (6.4.3). patchDSDT finds a resource by the range in dsdt.asl, which occurs only
+// once.
 func patchDSDT(cfg Config) ([]byte, error) {
 	le := binary.LittleEndian
 	words := func(v ...uint16) (b []byte) {
@@ -40,7 +41,7 @@ func patchDSDT(cfg Config) ([]byte, error) {
 		{"window", dwords(0x5a500000, 0x5a5fffff, 0, 0x100000), dwords(mmio.Base, mmio.Base+mmio.Size-1, 0, mmio.Size)},
 	} {
 		if n := bytes.Count(dsdtAML, p.old); n != 1 {
-			return nil, fmt.Errorf("DSDT has %d places for PCI's %s: 1 expected (dsdt.asl and dsdt.go do not match)", n, p.what)
+			return nil, fmt.Errorf("DSDT: expected one place for the PCI %s, found %d (dsdt.asl and dsdt.go do not match)", p.what, n)
 		}
 		copy(t[bytes.Index(dsdtAML, p.old):], p.new)
 	}

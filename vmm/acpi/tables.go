@@ -16,7 +16,7 @@ func fillRSDP(t []byte, xsdt uint64) {
 	t[15] = 2
 	binary.LittleEndian.PutUint32(t[20:], rsdpSize)
 	binary.LittleEndian.PutUint64(t[24:], xsdt)
-	t[8] = -sum(t[:20]) // what revision 0 had
+	t[8] = -sum(t[:20]) // the fields of revision 0
 	t[32] = -sum(t)
 }
 
@@ -30,8 +30,8 @@ func makeXSDT(tables ...uint64) []byte {
 	return t
 }
 
-// makeFACS returns the table that firmware and kernel share (5.2.10). Nothing
-// here reads it.
+// makeFACS returns the table that firmware and kernel share (5.2.10). govmm does
+// not read it.
 func makeFACS() []byte {
 	t := make([]byte, facsSize)
 	copy(t, "FACS")
@@ -49,10 +49,10 @@ func makeFADT(facs, dsdt uint64) []byte {
 		// Flags (table 5.10).
 		wbinvd      = 1 << 0
 		procC1      = 1 << 2
-		noSleepKey  = 1 << 5 // the power button is fixed hardware, a sleep button is not
+		noSleepKey  = 1 << 5 // no fixed sleep button; the power button is fixed hardware
 		noFixedRTC  = 1 << 6
 		resetReg    = 1 << 10
-		noC2, noC3  = 101, 1001 // latencies that say so
+		noC2, noC3  = 101, 1001 // latencies that mean "not supported"
 		centuryByte = 0x32      // in CMOS
 		systemIO    = 1
 	)
@@ -61,9 +61,9 @@ func makeFADT(facs, dsdt uint64) []byte {
 	le.PutUint32(t[36:], uint32(facs))
 	le.PutUint32(t[40:], uint32(dsdt))
 	le.PutUint16(t[46:], SCI)
-	// SMI_CMD is 0: there is no other mode than ACPI.
+	// SMI_CMD is 0: the machine is always in ACPI mode.
 	le.PutUint32(t[56:], PMEvents)
-	le.PutUint32(t[64:], PMControl)
+	le.PutUint32(t[64:], pmControl)
 	t[88], t[89] = 4, 2 // lengths of the two blocks
 	le.PutUint16(t[96:], noC2)
 	le.PutUint16(t[98:], noC3)
@@ -75,26 +75,26 @@ func makeFADT(facs, dsdt uint64) []byte {
 		t[at], t[at+1], t[at+3] = systemIO, bits, access
 		le.PutUint64(t[at+4:], port)
 	}
-	gas(116, 8, 1, ResetPort)
-	t[128] = ResetValue
+	gas(116, 8, 1, resetPort)
+	t[128] = resetValue
 	t[131] = 5 // minor version
-	// The spec wants either FIRMWARE_CTRL or X_FIRMWARE_CTRL; of the DSDT's
-	// two addresses the second counts.
+	// Only one of FIRMWARE_CTRL and X_FIRMWARE_CTRL may be set. X_DSDT takes
+	// precedence over DSDT.
 	le.PutUint64(t[140:], dsdt)
 	gas(148, 32, 2, PMEvents)
-	gas(172, 16, 2, PMControl)
+	gas(172, 16, 2, pmControl)
 	header(t, "FACP", revisionFADT)
 	return t
 }
 
 // makeMADT returns the interrupt controllers and CPUs (5.2.12). CPU i has local
-// APIC id i; the timer, ISA interrupt 0, is at the IOAPIC's pin 2.
+// APIC id i. The timer, ISA interrupt 0, is connected to the IOAPIC's pin 2.
 func makeMADT(cpus int) []byte {
 	const (
 		typeLocalAPIC, typeIOAPIC, typeOverride, typeLocalNMI = 0, 1, 2, 4
 		typeX2APIC, typeX2NMI                                 = 9, 10
 
-		pcatCompatible = 1 << 0 // there are PICs
+		pcatCompatible = 1 << 0 // the machine has PICs
 		enabled        = 1 << 0
 		everyCPU       = 0xff
 		lint1          = 1
@@ -137,7 +137,7 @@ func makeMADT(cpus int) []byte {
 	return t
 }
 
-// makeMCFG returns where PCI's configuration space is (PCI firmware
+// makeMCFG returns the address of PCI's configuration space (PCI firmware
 // specification 3.2, 4.1.2).
 func makeMCFG(ecam uint64, buses int) []byte {
 	t := make([]byte, headerSize+8, headerSize+24)

@@ -126,7 +126,7 @@ func TestUnpackOnHost(t *testing.T) {
 	elf := elftest.Build(elftest.Kernel{Code: []byte("\xf4 code of the kernel"), Load: 16 << 20})
 	noNote := bytes.Clone(elf)
 	noNote[note+8] = 1
-	pvh := Entry{RIP: 16 << 20, RBX: StartInfo}
+	pvh := Entry{RIP: 16 << 20, RBX: startInfoGPA}
 	for how := range compressors {
 		file := oldBzImage(pack(t, how, append(bytes.Clone(elf), "relocations"...)))
 		if e, err := Load(newMemory(t, 64<<20), file, Options{}); err != nil || e != pvh {

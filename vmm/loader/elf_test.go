@@ -67,7 +67,7 @@ func TestForeignFiles(t *testing.T) {
 		{"memory of 2^64", change(loadHeader+40, u64(^uint64(0))...), "not inside the guest's 16 MiB of RAM"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := LoadPVH(newMemory(t, 16<<20), tt.file, Options{})
+			_, err := loadPVH(newMemory(t, 16<<20), tt.file, Options{})
 			if early := Check(tt.file); early != nil && err == nil {
 				t.Errorf("it loads, but: %v", early)
 			}
@@ -152,7 +152,7 @@ func FuzzLoadPVH(f *testing.F) {
 	f.Add(elftest.Build(elftest.Kernel{Load: 0x6000, Code: []byte{0xf4}}), "")
 	f.Add([]byte("\x7fELF\x02\x01\x01"), "x")
 	f.Fuzz(func(t *testing.T, file []byte, cmdline string) {
-		entry, err := LoadPVH(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, Modules: []Module{{Data: file}}})
+		entry, err := loadPVH(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, Modules: []Module{{Data: file}}})
 		if err != nil {
 			return
 		}

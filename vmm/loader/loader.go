@@ -42,12 +42,12 @@ type Memory interface {
 // finds the first two in registers and in hvm_start_info; they move when the
 // kernel's own segments lie there.
 const (
-	// StartInfo is where hvm_start_info, its modules and memory map go.
-	StartInfo = 0x6000
+	// startInfoGPA is where hvm_start_info, its modules and memory map go.
+	startInfoGPA = 0x6000
 	// Cmdline is where the command line goes.
 	Cmdline = 0x20000
-	// EBDA is the extended BIOS data area, where the MP floating pointer is.
-	EBDA = 0x9fc00
+	// ebda is the extended BIOS data area, where the MP floating pointer is.
+	ebda = 0x9fc00
 	// HighRAM is where RAM goes on above the BIOS area.
 	HighRAM = 0x100000
 
@@ -146,13 +146,13 @@ const (
 )
 
 // MemoryMap returns the map of a guest with size bytes of RAM, as it is put
-// into hvm_start_info: RAM but for the BIOS area from [EBDA] to 1 MiB, and the
+// into hvm_start_info: RAM but for the BIOS area from 0x9fc00 to 1 MiB, and the
 // addresses of interrupt controllers below 4 GiB, where KVM has pages too.
 func MemoryMap(size uint64) []Region {
 	low := min(size, memory.HoleStart)
 	regions := []Region{
-		{0, EBDA, RAM},
-		{EBDA, HighRAM - EBDA, Reserved},
+		{0, ebda, RAM},
+		{ebda, HighRAM - ebda, Reserved},
 	}
 	if low > HighRAM {
 		regions = append(regions, Region{HighRAM, low - HighRAM, RAM})
@@ -192,7 +192,7 @@ func Check(kernel []byte) error {
 // Load loads a kernel of either kind into mem, and beside it what it is to find.
 func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	if !isBzImage(kernel) {
-		return LoadPVH(mem, kernel, opt)
+		return loadPVH(mem, kernel, opt)
 	}
 	b, err := parseBzImage(kernel)
 	if err != nil {
@@ -204,17 +204,17 @@ func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 		case err != nil:
 			return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
 		case elf != nil:
-			return LoadPVH(mem, elf, opt)
+			return loadPVH(mem, elf, opt)
 		}
 	}
 	return loadBzImage(mem, b, opt)
 }
 
-// LoadPVH loads a 64-bit ELF file that has a PVH entry point into mem, and
+// loadPVH loads a 64-bit ELF file that has a PVH entry point into mem, and
 // beside it what it is to find. Segments go to their physical addresses and
-// must lie in RAM; the BIOS data area and the area from [EBDA] to 1 MiB are
+// must lie in RAM; the BIOS data area and the area from 0x9fc00 to 1 MiB are
 // not theirs. Modules lie at the end of the RAM below 3 GiB.
-func LoadPVH(mem Memory, kernel []byte, opt Options) (Entry, error) {
+func loadPVH(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	img, err := parsePVH(kernel)
 	if err != nil {
 		return Entry{}, fmt.Errorf("kernel: %w", err)

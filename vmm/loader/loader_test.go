@@ -47,14 +47,14 @@ func TestLoadPVH(t *testing.T) {
 	for _, size := range []uint64{2 << 20, 512 << 20, 3 * gib, 5 * gib} {
 		m := newMemory(t, size)
 		initrd := bytes.Repeat([]byte("initrd"), 2000)
-		entry, err := LoadPVH(m, elftest.Build(elftest.Kernel{Code: code, BSS: 3 << 12}), Options{
+		entry, err := loadPVH(m, elftest.Build(elftest.Kernel{Code: code, BSS: 3 << 12}), Options{
 			Cmdline: "fill=16M tick=1",
 			Modules: []Module{{Data: initrd, Cmdline: "first"}, {Data: []byte("second module")}},
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if entry != (Entry{RIP: 1 << 20, RBX: StartInfo}) {
+		if entry != (Entry{RIP: 1 << 20, RBX: startInfoGPA}) {
 			t.Errorf("entry %+v", entry)
 		}
 		if got := read(t, m, 1<<20, uint64(len(code))); !bytes.Equal(got, code) {
@@ -143,14 +143,14 @@ func TestLoadPVHPlaces(t *testing.T) {
 		want   string // in the error
 		rbx    uint64
 	}{
-		{name: "usual", kernel: elftest.Kernel{}, rbx: StartInfo},
+		{name: "usual", kernel: elftest.Kernel{}, rbx: startInfoGPA},
 		{name: "on start info", kernel: elftest.Kernel{Load: 0x5000, BSS: 0x2000}, rbx: 0x1000},
 		{name: "all low pages", kernel: elftest.Kernel{Load: 0x1000, BSS: 0x1ffc0}, rbx: 0x21000},
-		{name: "on command line", kernel: elftest.Kernel{Load: 0x20000}, rbx: StartInfo},
-		{name: "all of low memory", kernel: elftest.Kernel{Load: 0x500, BSS: EBDA - 0x500 - 64}, rbx: 0x100000},
-		{name: "all but pages", kernel: elftest.Kernel{Load: 0x100000, BSS: 15<<20 - 64}, rbx: StartInfo},
+		{name: "on command line", kernel: elftest.Kernel{Load: 0x20000}, rbx: startInfoGPA},
+		{name: "all of low memory", kernel: elftest.Kernel{Load: 0x500, BSS: ebda - 0x500 - 64}, rbx: 0x100000},
+		{name: "all but pages", kernel: elftest.Kernel{Load: 0x100000, BSS: 15<<20 - 64}, rbx: startInfoGPA},
 		{name: "BIOS data area", kernel: elftest.Kernel{Load: 0x4c0}, want: "BIOS data area"},
-		{name: "EBDA", kernel: elftest.Kernel{Load: EBDA - 32}, want: "BIOS area"},
+		{name: "ebda", kernel: elftest.Kernel{Load: ebda - 32}, want: "BIOS area"},
 		{name: "end of RAM", kernel: elftest.Kernel{BSS: 15<<20 - 63}, want: "RAM"},
 		{name: "beyond RAM", kernel: elftest.Kernel{Load: 1 << 30}, want: "RAM"},
 		{name: "wraps", kernel: elftest.Kernel{Load: ^uint64(0) - 0xfff}, want: "RAM"},
@@ -158,10 +158,10 @@ func TestLoadPVHPlaces(t *testing.T) {
 		{name: "above 4 GiB", kernel: elftest.Kernel{Load: 4 << 30, Entry: 0x100000}, size: 4 << 30, want: "in none of its segments"},
 		{name: "entry elsewhere", kernel: elftest.Kernel{Entry: 0x200000}, want: "in none of its segments"},
 		{name: "long command line", opt: Options{Cmdline: strings.Repeat("x", 2048)}, want: "at most 2047"},
-		{name: "longest command line", opt: Options{Cmdline: strings.Repeat("x", 2047)}, rbx: StartInfo},
+		{name: "longest command line", opt: Options{Cmdline: strings.Repeat("x", 2047)}, rbx: startInfoGPA},
 		{name: "zero in command line", opt: Options{Cmdline: "a\x00b"}, want: "zero byte at 1"},
 		{name: "module too large", opt: Options{Modules: []Module{{Data: make([]byte, 16<<20)}}}, want: "no room for module 0"},
-		{name: "module around kernel", kernel: elftest.Kernel{Load: 15 << 20, BSS: 1<<20 - 64}, rbx: StartInfo,
+		{name: "module around kernel", kernel: elftest.Kernel{Load: 15 << 20, BSS: 1<<20 - 64}, rbx: startInfoGPA,
 			opt: Options{Modules: []Module{{Data: make([]byte, 14<<20)}}}},
 		{name: "too many modules", opt: Options{Modules: make([]Module, 65)}, want: "at most 64"},
 	} {
@@ -172,7 +172,7 @@ func TestLoadPVHPlaces(t *testing.T) {
 			m := newMemory(t, tt.size)
 			tt.kernel.Code = code
 			file := elftest.Build(tt.kernel)
-			entry, err := LoadPVH(m, file, tt.opt)
+			entry, err := loadPVH(m, file, tt.opt)
 			if tt.want != "" {
 				checkError(t, err, tt.want)
 				return

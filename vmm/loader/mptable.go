@@ -37,7 +37,7 @@ const (
 	bdaBaseMemory  = 0x413 // KiB of memory below the EBDA
 )
 
-// WriteMPTable writes the MP floating pointer structure to [EBDA], where the
+// WriteMPTable writes the MP floating pointer structure to the EBDA (0x9fc00), where the
 // word at 0x40e in the BIOS data area points, and the configuration table to
 // 0xf0000. CPUs have local APIC ids 0 to cpus-1, the first is the boot CPU; the
 // IOAPIC has id cpus. ISA interrupts go to the IOAPIC's pins of their number,
@@ -57,15 +57,15 @@ func WriteMPTable(mem Memory, cpus int) error {
 	pointer[10] = checksum(pointer)
 
 	var segment, base [2]byte
-	binary.LittleEndian.PutUint16(segment[:], EBDA>>4)
-	binary.LittleEndian.PutUint16(base[:], EBDA>>10)
+	binary.LittleEndian.PutUint16(segment[:], ebda>>4)
+	binary.LittleEndian.PutUint16(base[:], ebda>>10)
 	for _, w := range []struct {
 		what string
 		p    []byte
 		gpa  uint64
 	}{
 		{"MP configuration table", table, mpTable},
-		{"MP floating pointer", pointer, EBDA},
+		{"MP floating pointer", pointer, ebda},
 		{"EBDA segment", segment[:], bdaEBDASegment},
 		{"base memory size", base[:], bdaBaseMemory},
 	} {

@@ -17,8 +17,8 @@ func TestMPTable(t *testing.T) {
 				t.Fatal(err)
 			}
 			ebda := uint64(le.Uint16(read(t, m, 0x40e, 2))) << 4
-			if ebda != EBDA || le.Uint16(read(t, m, 0x413, 2)) != 639 {
-				t.Errorf("EBDA at %#x, base memory of %d KiB", ebda, le.Uint16(read(t, m, 0x413, 2)))
+			if ebda != ebda || le.Uint16(read(t, m, 0x413, 2)) != 639 {
+				t.Errorf("ebda at %#x, base memory of %d KiB", ebda, le.Uint16(read(t, m, 0x413, 2)))
 			}
 			pointer := read(t, m, ebda, 16)
 			if string(pointer[:4]) != "_MP_" || pointer[8] != 1 || pointer[9] != 4 || pointer[11] != 0 || checksum(pointer) != 0 {

@@ -25,7 +25,7 @@ type taken struct {
 func newPlacement(size uint64) *placement {
 	return &placement{low: min(size, memory.HoleStart), size: size, taken: []taken{
 		{biosData, biosDataEnd, "the BIOS data area"},
-		{EBDA, HighRAM, "the BIOS area below 1 MiB"},
+		{ebda, HighRAM, "the BIOS area below 1 MiB"},
 	}}
 }
 

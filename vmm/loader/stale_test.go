@@ -17,7 +17,7 @@ func TestLoadPVHIntoStaleMemory(t *testing.T) {
 	}
 	code := []byte("\xf4 code of the kernel")
 	const bss = 5<<16 + 77
-	if _, err := LoadPVH(m, elftest.Build(elftest.Kernel{Code: code, BSS: bss}), Options{Stale: true}); err != nil {
+	if _, err := loadPVH(m, elftest.Build(elftest.Kernel{Code: code, BSS: bss}), Options{Stale: true}); err != nil {
 		t.Fatal(err)
 	}
 	want := append(append(bytes.Clone(code), make([]byte, bss)...), old[len(code)+bss:]...)

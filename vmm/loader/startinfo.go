@@ -42,7 +42,7 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 		text = append(text, m.Cmdline+"\x00"...)
 	}
 
-	infoGPA, err := used.place(size, StartInfo, "hvm_start_info")
+	infoGPA, err := used.place(size, startInfoGPA, "hvm_start_info")
 	if err != nil {
 		return 0, err
 	}

@@ -12,39 +12,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Backing is what guest memory is made of on the host.
+// Backing is the kind of host memory that guest memory uses.
 type Backing string
 
 // The backings.
 const (
-	// Memfd is a memory file of 4 KiB pages (of huge pages where
-	// /sys/kernel/mm/transparent_hugepage/shmem_enabled allows it), which can
-	// be handed to another process.
+	// Memfd is a memfd of 4 KiB pages, or of huge pages if
+	// /sys/kernel/mm/transparent_hugepage/shmem_enabled allows it.
 	Memfd Backing = "memfd"
 	// Anonymous is private memory with transparent huge pages.
 	Anonymous Backing = "anonymous"
-	// Hugetlb is a memory file of 2 MiB pages out of the pool that the
-	// administrator has reserved (vm.nr_hugepages).
+	// Hugetlb is a memfd of 2 MiB pages from the pool that the administrator has
+	// reserved (vm.nr_hugepages).
 	Hugetlb Backing = "hugetlb"
 )
 
-// DefaultBacking is the fastest to populate of those that need no preparation
-// of the host; docs/memory.md has the measurements.
+// DefaultBacking is the backing that populates fastest without preparation of the
+// host; see docs/memory.md.
 const DefaultBacking = Anonymous
 
-// ParseBacking reads a backing's name.
+// ParseBacking returns the backing with the name s.
 func ParseBacking(s string) (Backing, error) {
 	switch b := Backing(s); b {
 	case Memfd, Anonymous, Hugetlb:
 		return b, nil
 	}
-	return "", fmt.Errorf("memory backing %q: use %s, %s or %s", s, Anonymous, Memfd, Hugetlb)
+	return "", fmt.Errorf("memory backing must be %[2]s, %[3]s or %[4]s, got %[1]q", s, Anonymous, Memfd, Hugetlb)
 }
 
-// open maps size bytes of m.backing at m.ram and opens what finds its holes.
+// open maps size bytes of m.backing at m.ram, and opens the pagemap if holes are
+// found with it.
 func (m *Memory) open(size uint64) error {
 	if pageSizeOfHost != mempage.Size {
-		return fmt.Errorf("guest memory: the host's pages have %d bytes, govmm knows %d", pageSizeOfHost, mempage.Size)
+		return fmt.Errorf("guest memory: expected a host with pages of %d bytes, found %d", mempage.Size, pageSizeOfHost)
 	}
 	var err error
 	switch m.backing {
@@ -56,8 +56,8 @@ func (m *Memory) open(size uint64) error {
 		}
 	case Hugetlb:
 		if m.fd, err = memfd(size, unix.MFD_HUGETLB|unix.MFD_HUGE_2MB); err == nil {
-			// Without MAP_NORESERVE: the pool's pages are set aside now, so
-			// that an empty pool is an error here and not SIGBUS later.
+			// Without MAP_NORESERVE the kernel reserves the pool's pages now: an
+			// empty pool is an error here instead of SIGBUS later.
 			m.ram, err = mapAligned(m.fd, size, unix.MAP_SHARED)
 		}
 		if errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
@@ -67,12 +67,12 @@ func (m *Memory) open(size uint64) error {
 	if err != nil {
 		return fmt.Errorf("guest memory of %d MiB, backing %s: %w", size>>20, m.backing, err)
 	}
-	// A child (there should be none but by exec) must not share or copy it.
+	// A child process must not share or copy guest memory.
 	if err := unix.Madvise(m.ram, unix.MADV_DONTFORK); err != nil {
 		return fmt.Errorf("madvise guest memory, MADV_DONTFORK: %w", err)
 	}
 	if m.backing != Hugetlb {
-		// EINVAL: a kernel without transparent huge pages. Pages are 4 KiB then.
+		// EINVAL: the kernel has no transparent huge pages.
 		if err := unix.Madvise(m.ram, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("madvise guest memory, MADV_HUGEPAGE: %w", err)
 		}
@@ -85,8 +85,8 @@ func (m *Memory) open(size uint64) error {
 	return nil
 }
 
-// memfd makes a memory file of size bytes whose size cannot change any more: a
-// file that is cut short under a mapping is SIGBUS.
+// memfd returns a memfd of size bytes, sealed so that its size cannot change: access
+// to a mapping beyond the end of a file is SIGBUS.
 func memfd(size uint64, flags int) (int, error) {
 	fd, err := unix.MemfdCreate("govmm-ram", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|flags)
 	if err != nil {
@@ -104,9 +104,9 @@ func memfd(size uint64, flags int) (int, error) {
 	return fd, nil
 }
 
-// mapAligned maps size bytes at a multiple of 2 MiB, without which neither the
-// kernel nor KVM can use huge pages: guest and host address of a huge page must
-// agree in their low 21 bits, and slots start at multiples of 1 GiB.
+// mapAligned maps size bytes at a multiple of 2 MiB. The kernel and KVM require this
+// for huge pages: the guest and host addresses of a huge page must have the same low
+// 21 bits, and slots start at multiples of 1 GiB.
 func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
 	reserved := uintptr(size) + hugePageSize
 	base, err := unix.MmapPtr(-1, 0, nil, reserved, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -129,12 +129,12 @@ func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
 	}
 	if err != nil {
 		_ = unix.MunmapPtr(base, reserved)
-		return nil, fmt.Errorf("munmap the reserve around guest memory: %w", err)
+		return nil, fmt.Errorf("munmap address space around guest memory: %w", err)
 	}
 	return unsafe.Slice((*byte)(ram), size), nil
 }
 
-// hugetlbError says what the pool of huge pages lacks and what to do about it.
+// hugetlbError describes the state of the pool of huge pages and what to do.
 func hugetlbError(size uint64, cause error) error {
 	const pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 	need := size / hugePageSize
@@ -147,10 +147,10 @@ func hugetlbError(size uint64, cause error) error {
 		return n
 	}
 	if _, err := os.Stat(pool); err != nil {
-		return fmt.Errorf("this kernel has no 2 MiB huge pages (no %s); use --memory-backing %s: %w", pool, DefaultBacking, cause)
+		return fmt.Errorf("this kernel has no 2 MiB huge pages (no %s); use backing %s: %w", pool, DefaultBacking, cause)
 	}
 	total, free, taken := read("nr_hugepages"), read("free_hugepages"), read("resv_hugepages")
 	free -= min(free, taken)
-	return fmt.Errorf("needs %d huge pages of 2 MiB, the host has %d free of %d; reserve more with `sysctl vm.nr_hugepages=%d`, or use --memory-backing %s: %w",
+	return fmt.Errorf("expected %d free huge pages of 2 MiB, found %d of %d; reserve more with `sysctl vm.nr_hugepages=%d`, or use backing %s: %w",
 		need, free, total, total+need-min(need, free), DefaultBacking, cause)
 }

@@ -15,7 +15,7 @@ import (
 func TestMarkAcrossSlots(t *testing.T) {
 	const gib = 1 << 30
 	m := newMemory(t, 4*gib+mempage.Size, Anonymous)
-	last := uint64(SlotSize>>mempage.Shift - 1)
+	last := uint64(slotSize>>mempage.Shift - 1)
 	for _, tt := range []struct {
 		gpa, n uint64
 		want   map[int][]uint64
@@ -52,7 +52,7 @@ func seq(first, n uint64) []uint64 {
 
 func TestFetchDirtyTakes(t *testing.T) {
 	m := newMemory(t, MinSize, Memfd)
-	if err := m.WriteUint16(0x5000, 1); err != nil {
+	if err := m.write16(0x5000, 1); err != nil {
 		t.Fatal(err)
 	}
 	// Words beyond the slot are cleared, those within are replaced.
@@ -100,7 +100,7 @@ func TestNoWriteIsLost(t *testing.T) {
 				if binary.LittleEndian.PutUint64(content[mempage.Size-8:], v); v%2 == 0 {
 					err = m.WriteAt(content, page*mempage.Size)
 				} else {
-					err = m.WriteUint64(page*mempage.Size+mempage.Size-8, v)
+					err = m.write64(page*mempage.Size+mempage.Size-8, v)
 				}
 				if err != nil {
 					t.Error(err)

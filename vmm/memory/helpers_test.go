@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"encoding/binary"
 	"os"
 	"strconv"
 	"strings"
@@ -13,7 +14,7 @@ import (
 type variant struct {
 	name    string
 	backing Backing
-	entries bool // by reading /proc/self/pagemap, whatever the kernel has
+	entries bool // by reading /proc/self/pagemap, also if the kernel has PAGEMAP_SCAN
 }
 
 var variants = []variant{
@@ -24,7 +25,7 @@ var variants = []variant{
 	{"hugetlb without PAGEMAP_SCAN", Hugetlb, true},
 }
 
-// eachVariant runs a test with every backing. make gives it memory.
+// eachVariant runs a test with every backing. make returns memory.
 func eachVariant(t *testing.T, size uint64, test func(t *testing.T, v variant, make func(testing.TB) *Memory)) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
@@ -42,8 +43,8 @@ func eachVariant(t *testing.T, size uint64, test func(t *testing.T, v variant, m
 	}
 }
 
-// needHugePages sees to it that n huge pages can be had: out of the pool, or
-// allocated when they are needed, which root may allow for the test's time.
+// needHugePages skips the test unless n huge pages are available: in the pool, or by
+// overcommit, which root may allow during the test.
 func needHugePages(t testing.TB, n uint64) {
 	t.Helper()
 	const pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
@@ -73,7 +74,7 @@ func needHugePages(t testing.TB, n uint64) {
 	})
 }
 
-// bitSet says whether bit i is set.
+// bitSet returns whether bit i is set.
 func bitSet(bitmap []uint64, i uint64) bool { return bitmap[i/64]>>(i%64)&1 != 0 }
 
 // dirtyPages fetches the VMM's dirty log of a slot as a list of page numbers.
@@ -90,4 +91,21 @@ func dirtyPages(t testing.TB, m *Memory, index int) []uint64 {
 		}
 	}
 	return pages
+}
+
+// write16 writes a word of 2 bytes.
+func (m *Memory) write16(gpa uint64, v uint16) error {
+	return m.WriteAt(binary.LittleEndian.AppendUint16(nil, v), gpa)
+}
+
+// read16 reads a word of 2 bytes.
+func (m *Memory) read16(gpa uint64) (uint16, error) {
+	var b [2]byte
+	err := m.ReadAt(b[:], gpa)
+	return binary.LittleEndian.Uint16(b[:]), err
+}
+
+// write64 writes a word of 8 bytes.
+func (m *Memory) write64(gpa, v uint64) error {
+	return m.WriteAt(binary.LittleEndian.AppendUint64(nil, v), gpa)
 }

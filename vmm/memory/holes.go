@@ -8,21 +8,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Populated sets bit i of bitmap where page first+i of the slot may hold data,
-// and clears it where that page is a hole: never written, or punched out, so
-// that it reads as zero. Nothing is populated by asking. Pages that are swapped
-// out count as populated. bitmap needs ceil(n/64) words; bits from n on are
-// left clear.
+// Populated sets bit i of bitmap if page first+i of the slot may hold data, and
+// clears it if the page is a hole: never written, or punched out, so that it reads
+// as zero. The call populates nothing. Pages that are swapped out are populated.
+// bitmap needs ceil(n/64) words; Populated clears the bits from n on.
 //
-// A page that the guest writes meanwhile may be reported either way: who acts
-// on the answer tracks writes since before the question.
+// The result is undefined for a page that the guest writes during the call: callers
+// must track writes from before the call.
 func (m *Memory) Populated(index int, first, n uint64, bitmap []uint64) error {
 	s, err := m.pageRange(index, first, n)
 	if err != nil {
 		return err
 	}
 	if uint64(len(bitmap)) < mempage.Words(n) {
-		return fmt.Errorf("bitmap of %d pages of memory slot %d: %d words given, %d needed", n, index, len(bitmap), mempage.Words(n))
+		return fmt.Errorf("bitmap of %d pages of memory slot %d: expected %d words or more, got %d", n, index, mempage.Words(n), len(bitmap))
 	}
 	bitmap = bitmap[:mempage.Words(n)]
 	clear(bitmap)
@@ -32,7 +31,7 @@ func (m *Memory) Populated(index int, first, n uint64, bitmap []uint64) error {
 	return m.eachPopulated(s, first, n, func(at, count uint64) { mempage.Bitmap(bitmap).SetRange(at, count) })
 }
 
-// PopulatedPages counts the pages of the guest that occupy host memory or swap.
+// PopulatedPages returns the number of guest pages that occupy host memory or swap.
 func (m *Memory) PopulatedPages() (uint64, error) {
 	total := uint64(0)
 	for i := range m.slots {
@@ -44,27 +43,26 @@ func (m *Memory) PopulatedPages() (uint64, error) {
 	return total, nil
 }
 
-// eachPopulated calls found for each run of populated pages in [first, first+n)
-// of the slot, in order; page numbers given to found count from first.
+// eachPopulated calls found for each range of populated pages in [first, first+n)
+// of the slot, in order. found's page numbers count from first.
 func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64)) error {
 	if m.backing == Memfd {
 		return m.bySeek(s, first, n, found)
 	}
-	// Hugetlb too: its pages cannot be swapped, and nobody but this process
-	// has the file, so what is not in its page table does not exist.
+	// Also for hugetlb: its pages cannot be swapped, and only this process has
+	// the file, so a page that is not in the page table does not exist.
 	return m.pagemap.populated(s.HVA+uintptr(first<<mempage.Shift), n, found)
 }
 
-// bySeek finds runs by asking the memory file for data and holes; pages of it
-// that are in swap are data. The file position that lseek moves is not used by
-// anything, so that concurrent calls do not disturb each other.
+// bySeek finds ranges by lseek in the memfd. Pages in swap are data there. Nothing
+// else uses the file's position, so concurrent calls do not affect each other.
 func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) error {
 	start := int64(s.off + first<<mempage.Shift)
 	end := start + int64(n<<mempage.Shift)
 	for at := start; at < end; {
 		data, err := unix.Seek(m.fd, at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
-			return nil // no data up to the end of the file
+			return nil // no more data
 		}
 		if err != nil {
 			return fmt.Errorf("SEEK_DATA in guest memory at %#x: %w", at, err)
@@ -79,7 +77,7 @@ func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) erro
 		if err != nil {
 			return fmt.Errorf("SEEK_HOLE in guest memory at %#x: %w", data, err)
 		}
-		// The file's last hole may start at its end, and data may have been
+		// The last hole may start at the end of the file, and the data may be
 		// punched out between the two calls.
 		hole = min(hole, end)
 		if hole > data {

@@ -62,7 +62,7 @@ func TestModel(t *testing.T) {
 				},
 				"write page": func(rt *rapid.T) {
 					gpa := page.Draw(rt, "page") * mempage.Size
-					if err := m.WriteUint64(gpa+8, 0x1111); err != nil {
+					if err := m.write64(gpa+8, 0x1111); err != nil {
 						rt.Fatal(err)
 					}
 					copy(model[gpa+8:], []byte{0x11, 0x11, 0, 0, 0, 0, 0, 0})
@@ -146,7 +146,7 @@ func TestHoles(t *testing.T) {
 			}
 		}
 		count("fresh", 0, 0)
-		if err := m.WriteUint16(0x3000, 1); err != nil {
+		if err := m.write16(0x3000, 1); err != nil {
 			t.Fatal(err)
 		}
 		bitmap := []uint64{0}
@@ -160,16 +160,16 @@ func TestHoles(t *testing.T) {
 		}
 		count("holes zeroed", 1, 512)
 		// Of a part of a huge page.
-		if err := m.WriteUint16(0x4000, 2); err != nil {
+		if err := m.write16(0x4000, 2); err != nil {
 			t.Fatal(err)
 		}
 		if err := m.Zero(0, 3, 1); err != nil {
 			t.Fatal(err)
 		}
-		if a, _ := m.ReadUint16(0x3000); a != 0 {
+		if a, _ := m.read16(0x3000); a != 0 {
 			t.Error("the zeroed page is not zero")
 		}
-		if b, _ := m.ReadUint16(0x4000); b != 2 {
+		if b, _ := m.read16(0x4000); b != 2 {
 			t.Error("its neighbour was zeroed too")
 		}
 		if err := m.Punch(0, size); err != nil {
@@ -246,7 +246,7 @@ func TestPunchAcrossSlots(t *testing.T) {
 		if err := m.WriteAt(bytes.Repeat([]byte{7}, 4*mempage.Size), 1<<30-2*mempage.Size); err != nil {
 			t.Fatal(err)
 		}
-		last := uint64(SlotSize>>mempage.Shift - 1)
+		last := uint64(slotSize>>mempage.Shift - 1)
 		dirtyPages(t, m, 0)
 		dirtyPages(t, m, 1)
 		if err := m.Punch(1<<30-mempage.Size, 2*mempage.Size); err != nil {
@@ -256,7 +256,7 @@ func TestPunchAcrossSlots(t *testing.T) {
 			t.Errorf("marked %v and %v", a, b)
 		}
 		for gpa, want := range map[uint64]uint16{1<<30 - 2*mempage.Size: 0x0707, 1<<30 - mempage.Size: 0, 1 << 30: 0, 1<<30 + mempage.Size: 0x0707} {
-			if got, err := m.ReadUint16(gpa); err != nil || got != want {
+			if got, err := m.read16(gpa); err != nil || got != want {
 				t.Errorf("%s: gpa %#x is %#x, %v", b, gpa, got, err)
 			}
 		}
@@ -273,7 +273,7 @@ func TestHolesUnderWrites(t *testing.T) {
 		stop := make(chan struct{})
 		written := pages / 2
 		for page := range uint64(written) {
-			if err := m.WriteUint16(page*mempage.Size, 1); err != nil {
+			if err := m.write16(page*mempage.Size, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -288,7 +288,7 @@ func TestHolesUnderWrites(t *testing.T) {
 				default:
 				}
 				page := uint64(written) + rng.Uint64N(pages/2)
-				_ = m.WriteUint16(page*mempage.Size, 1)
+				_ = m.write16(page*mempage.Size, 1)
 				if rng.Uint64N(64) == 0 {
 					_ = m.Zero(0, page, 1)
 					_ = unix.Madvise(m.ram[:size/2], unix.MADV_COLLAPSE)
@@ -317,7 +317,7 @@ func TestHugetlbError(t *testing.T) {
 	if err == nil {
 		t.Fatalf("16 TiB of huge pages: %v", m.Close())
 	}
-	for _, word := range []string{"8388608 huge pages of 2 MiB", "vm.nr_hugepages=", "--memory-backing"} {
+	for _, word := range []string{"8388608 free huge pages of 2 MiB", "vm.nr_hugepages=", "use backing anonymous"} {
 		if !strings.Contains(err.Error(), word) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("error %q, want one line with %q", err, word)
 		}

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pagemap finds what of this process's memory is populated, without touching
-// it: by the ioctl PAGEMAP_SCAN (Linux 6.7), else by reading
-// /proc/self/pagemap, 8 bytes for each page. The file is opened once and kept,
-// so that a sandbox that is set up later need not allow it.
+// pagemap finds the populated pages of this process's memory without access to
+// them: with the ioctl PAGEMAP_SCAN (Linux 6.7), otherwise by reading
+// /proc/self/pagemap, 8 bytes for each page. The file stays open, so that a sandbox
+// that is set up later need not allow to open it.
 type pagemap struct {
 	fd   int
 	scan bool // the kernel has PAGEMAP_SCAN
@@ -51,15 +51,15 @@ type pmScanArg struct {
 	returnMask       uint64
 }
 
-// pageRegion is struct page_region: a run of pages of the same categories.
+// pageRegion is struct page_region: a range of pages of the same categories.
 type pageRegion struct {
 	start uint64
 	end   uint64
-	_     uint64 // the categories, of which only returnMask's are told apart
+	_     uint64 // the categories in returnMask
 }
 
-// scratch is what one look at the pagemap needs; reused, since a migration
-// looks often.
+// scratch has the buffers of one query. They are reused, because a migration makes
+// many queries.
 type scratch struct {
 	arg     pmScanArg
 	regions [512]pageRegion
@@ -68,14 +68,14 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// openPagemap opens this process's pagemap and asks it for PAGEMAP_SCAN.
+// openPagemap opens this process's pagemap and detects PAGEMAP_SCAN.
 func openPagemap() (*pagemap, error) {
 	fd, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /proc/self/pagemap, to find holes in guest memory: %w", err)
 	}
 	p := &pagemap{fd: fd}
-	// An empty range: a kernel that knows the ioctl finds nothing in it.
+	// A scan of an empty range succeeds if the kernel has the ioctl.
 	s := scratches.Get().(*scratch)
 	_, err = p.scanOnce(s, 0, 0)
 	scratches.Put(s)
@@ -90,8 +90,8 @@ func (p *pagemap) close() error {
 	return nil
 }
 
-// populated calls found for each run of populated pages in the n pages from
-// host virtual address hva, in order; page numbers count from hva.
+// populated calls found for each range of populated pages in the n pages at host
+// virtual address hva, in order. found's page numbers count from hva.
 func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64)) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
@@ -101,8 +101,8 @@ func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64)) 
 	return p.byEntries(s, uint64(hva), n, found)
 }
 
-// byScan finds runs by PAGEMAP_SCAN. The kernel holds mmap_lock for reading
-// during a walk, which keeps khugepaged from moving pages meanwhile.
+// byScan finds ranges with PAGEMAP_SCAN. The kernel holds mmap_lock for reading
+// during the scan, so khugepaged cannot move pages.
 func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64)) error {
 	end := start + n<<mempage.Shift
 	for at := start; at < end; {
@@ -121,9 +121,9 @@ func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64
 	return nil
 }
 
-// scanOnce asks for the populated regions in [start, end): present or swapped
-// out (a migration entry counts as swapped), but not the shared zero page,
-// which reading memory that was never written maps.
+// scanOnce finds the populated regions in [start, end): present or swapped out (a
+// migration entry counts as swapped), without the shared zero page, which the kernel
+// maps for a read of a page that was never written.
 func (p *pagemap) scanOnce(s *scratch, start, end uint64) (int, error) {
 	s.arg = pmScanArg{
 		size:             uint64(unsafe.Sizeof(s.arg)),
@@ -147,9 +147,9 @@ func (p *pagemap) scanOnce(s *scratch, start, end uint64) (int, error) {
 	}
 }
 
-// byEntries finds runs by reading the pagemap. It cannot tell the shared zero
-// page from another, since frame numbers are hidden from those without
-// CAP_SYS_ADMIN: a page that was read and never written counts as populated.
+// byEntries finds ranges by reading the pagemap. It cannot distinguish the shared
+// zero page from others, because frame numbers are hidden without CAP_SYS_ADMIN: a
+// page that was read but never written counts as populated.
 func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uint64)) error {
 	const entrySize = 8
 	for done := uint64(0); done < n; {
@@ -162,7 +162,7 @@ func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uin
 			return fmt.Errorf("read /proc/self/pagemap: %w", err)
 		}
 		if got < entrySize {
-			return fmt.Errorf("read /proc/self/pagemap of guest memory at %#x: it ends there", start+done<<mempage.Shift)
+			return fmt.Errorf("read /proc/self/pagemap of guest memory at %#x: unexpected end of file", start+done<<mempage.Shift)
 		}
 		pages := uint64(got / entrySize)
 		for i := uint64(0); i < pages; i++ {

@@ -7,11 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Prefault populates pages [first, first+n) of the slot, in whole huge pages
-// where the backing has them: their content stays as it is, and that of holes
-// is zeros from then on, which [Memory.Populated] no longer reports as holes.
-// Who writes there later takes no page fault. It fails on Linux before 5.14,
-// which has no MADV_POPULATE_WRITE, and where memory is short.
+// Prefault populates pages [first, first+n) of the slot, with huge pages if the
+// backing has them, so that later writes cause no page faults. It does not change
+// their content; holes become populated pages of zeros. It fails on Linux before
+// 5.14, which has no MADV_POPULATE_WRITE, and if memory is short.
 func (m *Memory) Prefault(index int, first, n uint64) error {
 	s, err := m.pageRange(index, first, n)
 	if err != nil || n == 0 {

@@ -8,12 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Zero makes pages [first, first+n) of the slot read as zero and gives their
-// host memory back where the backing allows it: memfd and anonymous memory
-// become holes. Hugetlb keeps its pages, which the pool would not promise to
-// give back, and only clears those that exist. The VMM's dirty bitmap is not
-// touched: this is how a migration's destination applies zeros, see
-// [Memory.Punch].
+// Zero makes pages [first, first+n) of the slot read as zero. Memfd and anonymous
+// memory become holes: the host memory is freed. Hugetlb memory is only cleared, as
+// far as it is populated, because the pool does not guarantee that a freed page can
+// be allocated again. Zero does not change the VMM's dirty bitmap: it is for a
+// migration's destination. See also [Memory.Punch].
 func (m *Memory) Zero(index int, first, n uint64) error {
 	s, err := m.pageRange(index, first, n)
 	if err != nil {
@@ -43,23 +42,23 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 	return nil
 }
 
-// Punch gives the host memory of [gpa, gpa+n) back, as a balloon does; the
-// guest reads zeros there from now on. gpa and n are multiples of [mempage.Size].
-// The pages are marked in the VMM's dirty bitmap: a migration that has sent
-// their old content must send that they are zero now.
+// Punch frees the host memory of [gpa, gpa+n) for a balloon; the guest then reads
+// zeros there. gpa and n are multiples of [mempage.Size]. Punch sets the pages' bits
+// in the VMM's dirty bitmap: a migration that has sent their old content must send
+// that they are zero.
 func (m *Memory) Punch(gpa, n uint64) error {
 	if gpa%mempage.Size != 0 || n%mempage.Size != 0 {
-		return fmt.Errorf("punch %d bytes at gpa %#x out of guest memory: not whole pages", n, gpa)
+		return fmt.Errorf("punch %d bytes at gpa %#x out of guest memory: must be whole pages", n, gpa)
 	}
 	off, err := m.offset(gpa, n)
 	if err != nil {
 		return err
 	}
-	// What a failure left undone is marked all the same: it may be half done.
+	// All pages are marked also after an error: some may be punched out.
 	defer m.mark(off, n)
 	for n > 0 {
-		index := off / SlotSize
-		at := off % SlotSize
+		index := off / slotSize
+		at := off % slotSize
 		count := min(n, m.slots[index].Size-at)
 		if err := m.Zero(int(index), at>>mempage.Shift, count>>mempage.Shift); err != nil {
 			return err
@@ -69,7 +68,7 @@ func (m *Memory) Punch(gpa, n uint64) error {
 	return nil
 }
 
-// retryEINTR calls f again for as long as a signal cuts it short.
+// retryEINTR repeats f while a signal interrupts it.
 func retryEINTR(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, unix.EINTR) {

@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// CMOSPorts is how many ports CMOS has: index and data.
+// CMOSPorts is the number of CMOS's ports: index and data.
 const CMOSPorts = 2
 
-// CMOS registers: those of the clock (Motorola MC146818A), and where PCs keep
-// the rest.
+// CMOS registers: those of the clock (Motorola MC146818A), and those in which PCs
+// have the size of the memory.
 const (
 	rtcSecond, rtcMinute, rtcHour = 0x00, 0x02, 0x04 // between them: the alarm's
 	rtcWeekday, rtcDay            = 0x06, 0x07
@@ -21,7 +21,7 @@ const (
 
 	rtcUpdating   = 1 << 7 // A: an update is in progress
 	rtcRateReset  = 0x26   // A: 32768 Hz, 1024 interrupts a second
-	rtcHold       = 1 << 7 // B: the registers do not count, they are being set
+	rtcHold       = 1 << 7 // B: the clock stands still while its registers are set
 	rtcBinary     = 1 << 2 // B: numbers are binary, not BCD
 	rtc24Hours    = 1 << 1 // B
 	rtcAfternoon  = 1 << 7 // in a 12-hour hour
@@ -33,16 +33,16 @@ const (
 	cmosHigh64KiB = 0x5b // 24 bits: memory from 4 GiB, in 64 KiB
 )
 
-// CMOSConfig is what CMOS holds after power on.
+// CMOSConfig determines the content of CMOS after power on.
 type CMOSConfig struct {
 	Now func() time.Time // nil: time.Now
 	// Low and High are the guest's RAM in bytes below and above 4 GiB.
 	Low, High uint64
 }
 
-// CMOS is the memory of 128 bytes that a PC keeps over power off, with its
-// clock, which runs in UTC: time of day and date, BCD or binary, 12 or 24
-// hours. Alarms and interrupts of the clock are remembered and do not happen.
+// CMOS is a PC's non-volatile memory of 128 bytes with its clock, which runs in UTC:
+// time and date, BCD or binary, 12 or 24 hours. The guest can set alarms and
+// interrupts of the clock, but they do not occur.
 type CMOS struct {
 	now func() time.Time
 
@@ -50,7 +50,7 @@ type CMOS struct {
 	state CMOSState
 }
 
-// CMOSState is what of CMOS travels.
+// CMOSState is CMOS's state that a migration sends.
 type CMOSState struct {
 	Index  byte      `cbor:"index"`
 	Memory [128]byte `cbor:"memory"`
@@ -59,7 +59,7 @@ type CMOSState struct {
 	Offset int64 `cbor:"offset"`
 }
 
-// NewCMOS returns a clock of the host's time.
+// NewCMOS returns CMOS with the host's time.
 func NewCMOS(cfg CMOSConfig) *CMOS {
 	d := &CMOS{now: cfg.Now}
 	if d.now == nil {
@@ -79,7 +79,7 @@ func NewCMOS(cfg CMOSConfig) *CMOS {
 	return d
 }
 
-// above returns how much of size is above a limit.
+// above returns the part of size above a limit.
 func above(size, limit uint64) uint64 {
 	if size < limit {
 		return 0
@@ -87,7 +87,7 @@ func above(size, limit uint64) uint64 {
 	return size - limit
 }
 
-// Read reads the index port, which reads as all ones, or the data port.
+// Read reads the data port. The index port reads as all ones.
 func (d *CMOS) Read(off uint64, p []byte) {
 	for i := range p {
 		p[i] = 0xff
@@ -97,8 +97,8 @@ func (d *CMOS) Read(off uint64, p []byte) {
 	}
 }
 
-// Write selects a register, or writes it. The index's top bit masks NMIs on a
-// PC, which has no effect here.
+// Write selects a register, or writes it. The index's top bit, which masks NMIs on
+// a PC, has no effect.
 func (d *CMOS) Write(off uint64, p []byte) {
 	for i, v := range p {
 		switch off + uint64(i) {
@@ -131,7 +131,7 @@ func (d *CMOS) set(v byte) {
 		m[at] = v &^ rtcUpdating
 	case at == rtcB:
 		if m[at]&rtcHold == 0 {
-			d.tick() // what is not set keeps its value
+			d.tick() // registers that the guest does not set keep the current time
 		}
 		held := m[at]&rtcHold != 0
 		m[at] = v
@@ -153,7 +153,7 @@ func (d *CMOS) set(v byte) {
 	}
 }
 
-// isTime says whether a register counts.
+// isTime returns whether a register belongs to the time or date.
 func isTime(at byte) bool {
 	switch at {
 	case rtcSecond, rtcMinute, rtcHour, rtcWeekday, rtcDay, rtcMonth, rtcYear, rtcCentury:
@@ -162,7 +162,7 @@ func isTime(at byte) bool {
 	return false
 }
 
-// tick puts the time into the registers. Called with mu held.
+// tick writes the time into the registers. The caller holds mu.
 func (d *CMOS) tick() {
 	m := &d.state.Memory
 	t := time.Unix(d.now().Unix()+d.state.Offset, 0).UTC()
@@ -185,9 +185,8 @@ func (d *CMOS) tick() {
 	}
 }
 
-// adopt makes what the registers say the guest's time. A date that does not
-// exist is taken as far as it goes over (the 31st of April is the 1st of May).
-// Called with mu held.
+// adopt sets the guest's time to that in the registers. A date that does not exist
+// is normalised: the 31st of April is the 1st of May. The caller holds mu.
 func (d *CMOS) adopt() {
 	m := &d.state.Memory
 	get := func(at byte) int { return d.decode(m[at]) }
@@ -205,7 +204,7 @@ func (d *CMOS) adopt() {
 	d.state.Offset = t.Unix() - d.now().Unix()
 }
 
-// encode and decode are the registers' number format.
+// encode and decode convert the registers' number format.
 func (d *CMOS) encode(v int) byte {
 	if d.state.Memory[rtcB]&rtcBinary != 0 {
 		return byte(v)
@@ -227,11 +226,11 @@ func (d *CMOS) SaveState() CMOSState {
 	return d.state
 }
 
-// LoadState takes a state. The clock goes on by this host's clock.
+// LoadState loads a saved state. The clock then follows this host's clock.
 func (d *CMOS) LoadState(s CMOSState) error {
-	const centuries = 300 * 366 * 24 * 60 * 60 * 100 // more than two digits each can say
+	const centuries = 300 * 366 * 24 * 60 * 60 * 100 // beyond any date of 4 digits and overflows
 	if s.Index > 0x7f || s.Offset > centuries || s.Offset < -centuries {
-		return fmt.Errorf("load CMOS: index %#x, clock ahead by %d s: not possible", s.Index, s.Offset)
+		return fmt.Errorf("CMOS state: index %#x or clock offset of %d s is out of range", s.Index, s.Offset)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -1,6 +1,6 @@
-// Package platform has the small devices of a PC that are no part of KVM: ACPI
+// Package platform emulates the small devices of a PC that KVM does not have: ACPI
 // power management ([PM]), the CMOS memory with its clock ([CMOS]) and pvpanic
-// ([PVPanic]). Each answers accesses to its ports by Read and Write, whose
-// offsets count from its first port; each has a plain state that travels in a
-// migration. All methods may be called at once from several threads.
+// ([PVPanic]). Read and Write handle accesses to a device's ports; offsets count
+// from its first port. PM and CMOS have a state that a migration sends. All methods
+// may be called by several threads at once.
 package platform

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// PMPorts is how many ports PM has: PM1a_EVT_BLK with status and enable, and
-// PM1a_CNT_BLK, 16 bits each (ACPI 6.5, 4.8.3). Package acpi says where.
+// PMPorts is the number of PM's ports: PM1a_EVT_BLK with status and enable, and
+// PM1a_CNT_BLK, 16 bits each (ACPI 6.5, 4.8.3). Package acpi defines their address.
 const PMPorts = 6
 
 // PM1 registers and their bits (4.8.3.1, 4.8.3.2).
@@ -21,18 +21,18 @@ const (
 	pmSleepEnable = 1 << 13
 )
 
-// PMConfig is what PM acts on.
+// PMConfig has the functions that PM calls.
 type PMConfig struct {
-	// SCI sets the level of ACPI's interrupt. It is called with PM's lock
-	// held, so that levels arrive in order, and must not call PM.
+	// SCI sets the level of ACPI's interrupt. PM holds its lock during the
+	// call, so that levels arrive in order. SCI must not call PM.
 	SCI func(level bool)
-	// PowerOff is called when the guest turns itself off, without a lock held.
+	// PowerOff is called when the guest turns itself off. PM holds no lock.
 	PowerOff func()
 }
 
-// PM is the fixed hardware of ACPI power management: a power button that
-// raises the SCI, and soft off. There is no other mode than ACPI's (SCI_EN is
-// always set), no PM timer, and one sleep state, whatever SLP_TYP says.
+// PM is the fixed hardware of ACPI power management: a power button that raises the
+// SCI, and soft off. It is always in ACPI mode (SCI_EN is set), has no PM timer, and
+// only one sleep state, independent of SLP_TYP.
 type PM struct {
 	cfg PMConfig
 
@@ -41,22 +41,22 @@ type PM struct {
 	level bool // of the SCI
 }
 
-// PMState is what of PM travels.
+// PMState is PM's state that a migration sends.
 type PMState struct {
 	Status  uint16 `cbor:"status"`
 	Enable  uint16 `cbor:"enable"`
 	Control uint16 `cbor:"control"`
-	// Presses and Taken count how often the power button was pressed, and
-	// how often the guest took note of it.
+	// Presses counts how often the power button was pressed. Taken is Presses
+	// when the guest last acknowledged the button.
 	Presses uint64 `cbor:"presses"`
 	Taken   uint64 `cbor:"taken"`
 }
 
-// NewPM returns power management as it is after a reset.
+// NewPM returns power management in its state after a reset.
 func NewPM(cfg PMConfig) *PM { return &PM{cfg: cfg} }
 
-// PressPowerButton tells the guest that somebody wants it to shut down. A guest
-// that has not enabled the button, or does not listen, is not disturbed.
+// PressPowerButton asks the guest to shut down. It has no effect on a guest that
+// has not enabled the button.
 func (d *PM) PressPowerButton() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -65,14 +65,14 @@ func (d *PM) PressPowerButton() {
 	d.update()
 }
 
-// ButtonEnabled says whether the guest asks to be told of the power button.
+// ButtonEnabled returns whether the guest has enabled the power button.
 func (d *PM) ButtonEnabled() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.state.Enable&pmPowerButton != 0
 }
 
-// update sets the SCI to what the registers say. Called with mu held.
+// update sets the SCI's level as the registers say. The caller holds mu.
 func (d *PM) update() {
 	if level := d.state.Status&d.state.Enable != 0; level != d.level {
 		d.level = level
@@ -94,7 +94,7 @@ func (d *PM) Read(off uint64, p []byte) {
 	}
 }
 
-// Write writes registers: a one in a status bit clears it.
+// Write writes registers. A one clears a status bit.
 func (d *PM) Write(off uint64, p []byte) {
 	powerOff := false
 	d.mu.Lock()
@@ -122,14 +122,6 @@ func (d *PM) Write(off uint64, p []byte) {
 	}
 }
 
-// Reset puts the registers where a reset of the machine puts them.
-func (d *PM) Reset() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.state = PMState{}
-	d.update()
-}
-
 // SaveState returns the state.
 func (d *PM) SaveState() PMState {
 	d.mu.Lock()
@@ -137,11 +129,11 @@ func (d *PM) SaveState() PMState {
 	return d.state
 }
 
-// LoadState takes a state, and sets the SCI to what that says: the interrupt
-// controller's own state has the level too.
+// LoadState loads a saved state and sets the SCI's level accordingly. The saved
+// state of the interrupt controller includes the same level.
 func (d *PM) LoadState(s PMState) error {
 	if s.Status&^pmEvents != 0 || s.Enable&^pmEvents != 0 || s.Control&^pmSleepType != 0 || s.Taken > s.Presses {
-		return fmt.Errorf("load ACPI power management: status %#x, enable %#x, control %#x, button %d of %d: not possible",
+		return fmt.Errorf("ACPI power management state: status %#x, enable %#x or control %#x has reserved bits, or %d of %d presses are acknowledged",
 			s.Status, s.Enable, s.Control, s.Taken, s.Presses)
 	}
 	d.mu.Lock()

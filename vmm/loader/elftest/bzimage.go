@@ -5,8 +5,8 @@ import "encoding/binary"
 // What BzImage makes, as offsets in its file.
 const (
 	bzSetup = 3 * 512
-	// BzImageEntry is where the 64-bit entry's code is.
-	BzImageEntry = bzSetup + 0x200
+	// bzEntry is where the 64-bit entry's code is.
+	bzEntry = bzSetup + 0x200
 	// BzImagePayload is where the payload is.
 	BzImagePayload = bzSetup + 0x400
 )
@@ -37,7 +37,7 @@ func BzImage(code, payload []byte) []byte {
 	le.PutUint32(f[0x24c:], uint32(len(payload)))
 	le.PutUint64(f[0x258:], 16<<20) // pref_address
 	le.PutUint32(f[0x260:], 4<<20)  // init_size
-	copy(f[BzImageEntry:BzImagePayload], code)
+	copy(f[bzEntry:BzImagePayload], code)
 	copy(f[BzImagePayload:], payload)
 	return f
 }
