@@ -87,13 +87,10 @@ type Balloon struct {
 	hintQueue *virtio.Queue // nil: nobody hints
 	waiting   uint32        // a command id that is not announced yet; 0: none
 
-	// What follows belongs to the transport's calls, one at a time.
-	workers []*virtio.Worker
-	stats   *statsServer
-	hints   *hintServer
+	loop *virtio.Loop // nil when not active; belongs to the transport's calls
 
-	statsBox statsBox
-	punched  counter
+	stats   statsBox
+	punched counter
 }
 
 // configuration is struct virtio_balloon_config, section 5.5.4: four words.
@@ -114,7 +111,7 @@ func New(cfg Config) (*Balloon, error) {
 		cfg.Logf = func(string, ...any) {}
 	}
 	b := &Balloon{cfg: cfg}
-	b.statsBox.changed = make(chan struct{})
+	b.stats.changed, b.stats.wake = make(chan struct{}), make(chan struct{}, 1)
 	return b, nil
 }
 

@@ -31,7 +31,7 @@ func TestInflateGivesMemoryBack(t *testing.T) {
 		check(t, err)
 		// As Linux does, from the end; one page twice.
 		r.pfns(inflate, 905, 904, 903, 902, 902, 300, 100, 101)
-		r.needsReset(false)
+		r.noReset()
 		if got, want := r.mem.punched(), pages(100, 2, 300, 1, 902, 4); !slices.Equal(got, want) {
 			t.Fatalf("punched %v, want %v", got, want)
 		}
@@ -44,7 +44,7 @@ func TestInflateGivesMemoryBack(t *testing.T) {
 			t.Error("a page that was punched out is not marked: a migration would keep its old content")
 		}
 		r.pfns(deflate, 905, 904)
-		r.needsReset(false)
+		r.noReset()
 		check(t, r.mem.WriteAt([]byte("used again"), 904*4096))
 	}
 }
@@ -63,7 +63,7 @@ func TestManyPagesInOneRequest(t *testing.T) {
 	if total != 3000*4096 {
 		t.Errorf("punched %d bytes", total)
 	}
-	r.needsReset(false)
+	r.noReset()
 }
 
 func TestPagesThatAreNotThere(t *testing.T) {
@@ -75,15 +75,18 @@ func TestPagesThatAreNotThere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for _, queue := range []int{inflate, deflate} {
 				r := newRig(t, allOf)
-				r.pfns(queue, pfns...)
-				r.needsReset(true)
+				r.send(queue, []virtiotest.Buffer{r.put(words(pfns...))}, nil)
+				if err := <-r.broken; !errors.Is(err, balloon.ErrPage) {
+					t.Error(err)
+				}
 			}
 		})
 	}
 	r := newRig(t, allOf)
 	r.send(inflate, []virtiotest.Buffer{r.put(make([]byte, 7))}, nil)
-	r.wait(inflate)
-	r.needsReset(true)
+	if err := <-r.broken; !errors.Is(err, balloon.ErrPage) {
+		t.Error(err)
+	}
 }
 
 // A host that cannot take memory back says so, once, and the guest goes on.
@@ -91,7 +94,7 @@ func TestPunchFails(t *testing.T) {
 	r := newRig(t, allOf)
 	r.mem.fail = errors.New("no")
 	r.pfns(inflate, 1, 5)
-	r.needsReset(false)
+	r.noReset()
 	if n := len(r.logged); n != 1 || r.b.Punched() != 0 {
 		t.Errorf("%d lines, %d bytes counted", n, r.b.Punched())
 	}
@@ -118,7 +121,7 @@ func TestReporting(t *testing.T) {
 	if got, want := r.mem.punched(), pages(1024, 512); !slices.Equal(got, want) {
 		t.Errorf("punched %v, want %v", got, want)
 	}
-	r.needsReset(false)
+	r.noReset()
 }
 
 // What tests ask for: reported pages are left alone, inflated ones are not.
@@ -135,7 +138,7 @@ func TestKeepReported(t *testing.T) {
 	if got, want := r.mem.punched(), pages(5, 1); !slices.Equal(got, want) {
 		t.Errorf("punched %v by inflation, want %v", got, want)
 	}
-	r.needsReset(false)
+	r.noReset()
 }
 
 // A driver that does not hint may have its reporting queue in the hint queue's
@@ -230,5 +233,5 @@ func TestPauseThatFails(t *testing.T) {
 		r.free(1, 1)
 		r.wait(hint)
 	}
-	r.needsReset(false)
+	r.noReset()
 }

@@ -2,15 +2,12 @@ package balloon
 
 import (
 	"context"
-	"errors"
+	"fmt"
 
 	"github.com/govmm/govmm/virtio"
 )
 
-var (
-	_ virtio.Device        = (*Balloon)(nil)
-	_ virtio.QueueResetter = (*Balloon)(nil)
-)
+var _ virtio.Device = (*Balloon)(nil)
 
 // ID is the device type.
 func (b *Balloon) ID() uint16 { return virtio.IDBalloon }
@@ -42,48 +39,43 @@ func (b *Balloon) Activate(features uint64, queues []*virtio.Queue, n virtio.Not
 	}
 	b.config.Unlock()
 
-	b.workers = []*virtio.Worker{
-		virtio.StartWorker(queues[inflateQueue], n, (&pfnServer{b: b, n: n, punch: true}).serve),
-		virtio.StartWorker(queues[deflateQueue], n, (&pfnServer{b: b, n: n}).serve),
-	}
+	b.loop = virtio.NewLoop(n)
+	b.start(virtio.Server{Queue: queues[inflateQueue], Serve: (&pfnServer{b: b, loop: b.loop, punch: true}).serve})
+	b.start(virtio.Server{Queue: queues[deflateQueue], Serve: (&pfnServer{b: b, loop: b.loop}).serve})
 	if features&FeatureStats != 0 {
-		b.stats = startStats(b, queues[statsQueue], n)
+		b.loop.Start(b.stats.task(queues[statsQueue]))
 	}
 	if features&FeatureFreePageHint != 0 {
-		b.hints = startHints(b, queues[hintQueue], n)
+		h := &hintServer{b: b}
+		b.start(virtio.Server{Queue: queues[hintQueue], Serve: h.serve, Empty: h.empty})
 	}
 	if features&FeatureReporting != 0 {
 		q := queues[reportQueue]
 		if features&FeatureFreePageHint == 0 && q.Size() == 0 {
 			q = queues[hintQueue]
 		}
-		b.workers = append(b.workers, virtio.StartWorker(q, n, b.report))
+		b.start(virtio.Server{Queue: q, Serve: b.report})
 	}
 	return nil
 }
 
+// start serves a queue in a task of its own.
+func (b *Balloon) start(s virtio.Server) { b.loop.Start(virtio.Task{Servers: []virtio.Server{s}}) }
+
 // Reset stops serving and forgets what the driver said. The host's wish, the
 // target, stays, and so does the counter of command ids.
 func (b *Balloon) Reset() {
-	for _, w := range b.workers {
-		w.Stop()
-	}
-	if b.stats != nil {
-		b.stats.loop.end()
-	}
-	if b.hints != nil {
-		b.hints.loop.end()
-	}
-	hinting := b.hints != nil
-	b.workers, b.stats, b.hints = nil, nil, nil
+	b.loop.Stop()
+	b.loop = nil
 
 	b.config.Lock()
+	hinting := b.hintQueue != nil
 	b.active, b.features, b.notifier = false, 0, nil
 	b.hintQueue, b.waiting = nil, 0
 	b.state.Actual, b.state.Poison, b.state.Command = 0, 0, CommandStop
 	sink := b.sink
 	b.config.Unlock()
-	b.statsBox.forget()
+	b.stats.forget()
 	if hinting && sink != nil {
 		sink.HintLost()
 	}
@@ -92,55 +84,21 @@ func (b *Balloon) Reset() {
 // Pause returns when no request is being served. If ctx ends first, everything
 // goes on.
 func (b *Balloon) Pause(ctx context.Context) error {
-	if err := b.pause(ctx); err != nil {
-		return errors.Join(err, b.Resume())
-	}
-	return nil
-}
-
-func (b *Balloon) pause(ctx context.Context) error {
-	for _, w := range b.workers {
-		if err := w.Pause(ctx); err != nil {
-			return err
-		}
-	}
-	for _, l := range b.loops() {
-		if err := l.pause(ctx); err != nil {
-			return err
-		}
+	if err := b.loop.Pause(ctx); err != nil {
+		return fmt.Errorf("balloon: %w", err)
 	}
 	return nil
 }
 
 // Resume undoes Pause.
 func (b *Balloon) Resume() error {
-	for _, w := range b.workers {
-		w.Resume()
-	}
-	for _, l := range b.loops() {
-		l.resume()
-	}
+	b.loop.Resume()
 	return nil
 }
 
-// ResetQueue gives back the buffer of the statistics queue, which waits there
-// for the host to ask.
-func (b *Balloon) ResetQueue(index int) {
-	if index == statsQueue && b.stats != nil {
-		b.stats.loop.call(b.stats.drop)
-	}
-}
-
-func (b *Balloon) loops() []*loop {
-	var all []*loop
-	if b.stats != nil {
-		all = append(all, b.stats.loop)
-	}
-	if b.hints != nil {
-		all = append(all, b.hints.loop)
-	}
-	return all
-}
+// ResetQueue implements [virtio.Device]: the buffer of the statistics
+// queue waits there for the host to ask.
+func (b *Balloon) ResetQueue(q *virtio.Queue) { b.loop.ResetQueue(q) }
 
 // Close has nothing to give back.
 func (b *Balloon) Close() error { return nil }

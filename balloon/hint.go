@@ -93,75 +93,35 @@ func (b *Balloon) hinting(id uint32) (mempage.HintSink, bool) {
 	return b.sink, id >= commandMin && id == b.state.Command && b.sink != nil && b.poisonLocked() == 0
 }
 
-const (
-	// hintBatch is how many requests are taken before they are given back. Linux
-	// puts up to 4 MiB of free memory in each.
-	hintBatch = 64
-	// hintRanges is how many ranges the sink is told at once.
-	hintRanges = 256
-)
+// hintRanges is how many ranges the sink is told at once.
+const hintRanges = 256
 
 // hintServer serves the hint queue: readable buffers are command ids, writable
-// ones are free memory.
+// ones are free memory. It belongs to the queue's task.
 type hintServer struct {
-	b    *Balloon
-	n    virtio.Notifier
-	loop *loop
-
-	// The rest is the goroutine's.
+	b      *Balloon
 	id     uint32 // what the driver is answering to; CommandStop: nothing
 	late   bool   // it is answering to an id that is not current
-	chains [hintBatch]virtio.Chain
 	ranges [hintRanges]mempage.Range
 	count  int // ranges that the sink has not been told
 }
 
-func startHints(b *Balloon, q *virtio.Queue, n virtio.Notifier) *hintServer {
-	h := &hintServer{b: b, n: n}
-	nothing := func() {}
-	h.loop = &loop{queue: q, kicked: h.serve, quiet: nothing, ended: nothing}
-	h.loop.start()
-	return h
-}
-
-// serve takes a batch of requests, tells the sink, and gives them back. Then it
-// lets the loop look for other things: a guest may have many.
-func (h *hintServer) serve() {
-	taken := 0
-	defer func() { h.giveBack(taken) }()
-	for taken < hintBatch {
-		c := &h.chains[taken]
-		ok, err := h.loop.queue.Next(c)
-		if err != nil {
-			h.n.NeedsReset(err)
-			return
+// serve tells the sink of the pages in a request.
+func (h *hintServer) serve(c *virtio.Chain) (uint32, error) {
+	if c.ReadableLen() > 0 {
+		if err := h.command(c); err != nil {
+			return 0, err
 		}
-		if !ok {
-			h.tell()
-			h.b.announceWaiting()
-			return
-		}
-		taken++
-		if c.ReadableLen() > 0 {
-			if err := h.command(c); err != nil {
-				h.n.NeedsReset(err)
-				return
-			}
-		}
-		h.collect(c)
 	}
-	h.loop.queue.Signal()
-}
-
-func (h *hintServer) giveBack(taken int) {
+	h.collect(c)
 	h.tell()
-	for i := range taken {
-		if err := h.loop.queue.Done(&h.chains[i], 0); err != nil {
-			h.n.NeedsReset(err)
-			return
-		}
-	}
-	h.loop.queue.Notify()
+	return 0, nil
+}
+
+// empty: all that the driver had queued is consumed.
+func (h *hintServer) empty([]virtio.Chain, []uint32) int {
+	h.b.announceWaiting()
+	return virtio.Keep
 }
 
 // command takes the driver's word of what it is answering to. An id that is not
@@ -171,7 +131,6 @@ func (h *hintServer) command(c *virtio.Chain) error {
 	if c.ReadableLen() != len(raw) || c.ReadAt(raw[:], 0) != len(raw) {
 		return fmt.Errorf("balloon: a command id of %d bytes in the free page hint queue", c.ReadableLen())
 	}
-	h.tell()
 	id := binary.LittleEndian.Uint32(raw[:])
 	sink, current := h.b.hinting(id)
 	h.id, h.late = CommandStop, id >= commandMin && !current

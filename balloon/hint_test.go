@@ -104,7 +104,7 @@ func TestHints(t *testing.T) {
 	if got := r.readConfig(8); got != balloon.CommandDone {
 		t.Errorf("command %d", got)
 	}
-	r.needsReset(false)
+	r.noReset()
 }
 
 // What the guest says under an id that is no longer current does not count.
@@ -255,8 +255,7 @@ func TestHintsOfAPoisonedGuest(t *testing.T) {
 func TestHintsOfAHostileGuest(t *testing.T) {
 	r, _ := hinter(t)
 	r.send(hint, []virtiotest.Buffer{r.put([]byte{1, 2, 3, 4, 5})}, nil)
-	r.wait(hint)
-	r.needsReset(true)
+	<-r.broken
 	r, _ = hinter(t)
 	r.free(1<<40, 1)
 	if err := <-r.broken; err == nil {

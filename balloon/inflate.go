@@ -28,7 +28,7 @@ const (
 // are arrays of page numbers, 32 bits each.
 type pfnServer struct {
 	b     *Balloon
-	n     virtio.Notifier
+	loop  *virtio.Loop
 	punch bool // inflate
 
 	raw  [4 * pfnBatch]byte
@@ -36,14 +36,15 @@ type pfnServer struct {
 }
 
 // serve checks the pages of a request and, for inflation, gives them back. To
-// deflate is nothing: a page is there again when it is touched.
-func (s *pfnServer) serve(c *virtio.Chain) uint32 {
+// deflate is nothing: a page is there again when it is touched. When a pause is
+// due the rest is not looked at: a page of the balloon that is not given back
+// is memory that the host does without.
+func (s *pfnServer) serve(c *virtio.Chain) (uint32, error) {
 	n := c.ReadableLen()
 	if n%4 != 0 || n/4 > maxPFNs {
-		s.n.NeedsReset(fmt.Errorf("%w: a request of %d bytes of page numbers", ErrPage, n))
-		return 0
+		return 0, fmt.Errorf("%w: a request of %d bytes of page numbers", ErrPage, n)
 	}
-	for off := 0; off < n; {
+	for off := 0; off < n && !s.loop.Urgent(); {
 		got := c.ReadAt(s.raw[:min(len(s.raw), n-off)], off)
 		off += got
 		pfns := s.pfns[:got/4]
@@ -51,11 +52,10 @@ func (s *pfnServer) serve(c *virtio.Chain) uint32 {
 			pfns[i] = binary.LittleEndian.Uint32(s.raw[4*i:])
 		}
 		if err := s.pages(pfns); err != nil {
-			s.n.NeedsReset(err)
-			return 0
+			return 0, err
 		}
 	}
-	return 0
+	return 0, nil
 }
 
 // pages finds the runs in a batch and handles each as one.

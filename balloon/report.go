@@ -8,18 +8,21 @@ import (
 // report serves the reporting queue, section 5.5.6.7: buffers are free memory,
 // which is given back before the driver gets them back. Where the guest
 // expects a pattern in free pages they stay as they are, since a page that was
-// punched out reads as zero.
-func (b *Balloon) report(c *virtio.Chain) uint32 {
+// punched out reads as zero. So does what is left when a pause is due.
+func (b *Balloon) report(c *virtio.Chain) (uint32, error) {
 	if b.keepReported || b.poison() != 0 {
-		return 0
+		return 0, nil
 	}
 	for i := range c.Writable {
+		if b.loop.Urgent() {
+			break
+		}
 		s := &c.Writable[i]
 		if gpa, n := wholePages(s.GPA, uint64(len(s.Buf))); n > 0 {
 			b.punch(gpa, n)
 		}
 	}
-	return 0
+	return 0, nil
 }
 
 // KeepReported is for tests: what the guest reports as free stays where it is

@@ -201,12 +201,16 @@ func (r *rig) put(p []byte) virtiotest.Buffer {
 
 func (r *rig) pfns(queue int, pfns ...uint32) {
 	r.t.Helper()
+	r.send(queue, []virtiotest.Buffer{r.put(words(pfns...))}, nil)
+	r.wait(queue)
+}
+
+func words(v ...uint32) []byte {
 	var p []byte
-	for _, n := range pfns {
+	for _, n := range v {
 		p = binary.LittleEndian.AppendUint32(p, n)
 	}
-	r.send(queue, []virtiotest.Buffer{r.put(p)}, nil)
-	r.wait(queue)
+	return p
 }
 
 // fill writes to every page of guest memory and forgets the marks.
@@ -218,17 +222,12 @@ func (r *rig) fill() {
 	r.mem.dirty(r.t, 0)
 }
 
-func (r *rig) needsReset(want bool) {
+func (r *rig) noReset() {
 	r.t.Helper()
 	select {
 	case err := <-r.broken:
-		if !want {
-			r.t.Fatalf("the device needs a reset: %v", err)
-		}
+		r.t.Fatalf("the device needs a reset: %v", err)
 	default:
-		if want {
-			r.t.Fatal("the device does not need a reset")
-		}
 	}
 }
 

@@ -60,19 +60,55 @@ func parseStats(p []byte) Stats {
 	return s
 }
 
-// statsBox holds the statistics that came last.
+// statsBox serves the statistics queue and holds the statistics that came last.
+// There is one buffer: the driver fills it and makes it available, the device
+// keeps it, and gives it back when it wants to have new ones.
 type statsBox struct {
 	mu      sync.Mutex // guards what follows
 	last    Stats
 	have    bool
+	driver  bool          // there is one
+	asked   bool          // the buffer is to be given back
 	changed chan struct{} // closed when others come, or the driver goes
-	server  *statsServer  // nil when there is no driver
+
+	wake chan struct{}              // asked is set
+	raw  [maxStats * statBytes]byte // belongs to the queue's task
+}
+
+// task serves q.
+func (x *statsBox) task(q *virtio.Queue) virtio.Task {
+	x.mu.Lock()
+	x.driver, x.asked = true, false
+	x.mu.Unlock()
+	return virtio.Task{Servers: []virtio.Server{{Queue: q, Gather: x.take, Empty: x.request}}, Wake: x.wake}
+}
+
+// take reads the buffer that has come. If there still is one, that goes back.
+func (x *statsBox) take(chains []virtio.Chain, written []uint32) (int, error) {
+	stats := parseStats(x.raw[:chains[len(chains)-1].ReadAt(x.raw[:], 0)])
+	stats.At = time.Now()
+	x.put(stats)
+	clear(written)
+	return len(chains) - 1, nil
+}
+
+// request gives the buffer back, if that is asked for. If there is none, the
+// driver is about to send it, or has never sent one.
+func (x *statsBox) request(chains []virtio.Chain, written []uint32) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.asked {
+		return virtio.Keep
+	}
+	x.asked = false
+	clear(written)
+	return len(chains)
 }
 
 func (x *statsBox) put(s Stats) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.last, x.have = s, true
+	x.last, x.have, x.asked = s, true, false
 	close(x.changed)
 	x.changed = make(chan struct{})
 }
@@ -80,7 +116,7 @@ func (x *statsBox) put(s Stats) {
 func (x *statsBox) forget() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.last, x.have, x.server = Stats{}, false, nil
+	x.last, x.have, x.driver, x.asked = Stats{}, false, false, false
 	close(x.changed)
 	x.changed = make(chan struct{})
 }
@@ -88,24 +124,26 @@ func (x *statsBox) forget() {
 // Stats returns the statistics that the guest gave last, and whether it has
 // given any.
 func (b *Balloon) Stats() (Stats, bool) {
-	b.statsBox.mu.Lock()
-	defer b.statsBox.mu.Unlock()
-	return b.statsBox.last, b.statsBox.have
+	b.stats.mu.Lock()
+	defer b.stats.mu.Unlock()
+	return b.stats.last, b.stats.have
 }
 
 // PollStats asks the guest for statistics and returns its answer. It fails with
 // [ErrNoStats], or when ctx ends: a guest that is paused, or busy, does not
 // answer.
 func (b *Balloon) PollStats(ctx context.Context) (Stats, error) {
-	x := &b.statsBox
+	x := &b.stats
 	x.mu.Lock()
-	server, changed := x.server, x.changed
+	driver, changed := x.driver, x.changed
+	x.asked = driver
 	x.mu.Unlock()
-	if server == nil {
+	if !driver {
 		return Stats{}, ErrNoStats
 	}
-	if err := server.loop.ask(ctx, server.request); err != nil {
-		return Stats{}, err
+	select {
+	case x.wake <- struct{}{}:
+	default:
 	}
 	select {
 	case <-changed:
@@ -116,86 +154,4 @@ func (b *Balloon) PollStats(ctx context.Context) (Stats, error) {
 		return s, nil
 	}
 	return Stats{}, ErrNoStats
-}
-
-// statsServer serves the statistics queue. There is one buffer: the driver
-// fills it and makes it available, the device keeps it, and gives it back when
-// it wants to have new ones.
-type statsServer struct {
-	b    *Balloon
-	n    virtio.Notifier
-	loop *loop
-
-	// The rest is the goroutine's.
-	chains [2]virtio.Chain
-	at     int  // the one of chains that is held, or was
-	held   bool // read and kept
-	raw    [maxStats * statBytes]byte
-}
-
-func startStats(b *Balloon, q *virtio.Queue, n virtio.Notifier) *statsServer {
-	s := &statsServer{b: b, n: n}
-	s.loop = &loop{queue: q, kicked: s.take, quiet: s.putBack, ended: s.drop}
-	s.loop.start()
-	b.statsBox.mu.Lock()
-	b.statsBox.server = s
-	b.statsBox.mu.Unlock()
-	return s
-}
-
-// take reads the buffer that has come. If there still is one, that goes back.
-func (s *statsServer) take() {
-	for range queueSize {
-		c := &s.chains[1-s.at]
-		ok, err := s.loop.queue.Next(c)
-		if err != nil {
-			s.n.NeedsReset(err)
-			return
-		}
-		if !ok {
-			return
-		}
-		s.request()
-		s.at, s.held = 1-s.at, true
-		stats := parseStats(s.raw[:c.ReadAt(s.raw[:], 0)])
-		stats.At = time.Now()
-		s.b.statsBox.put(stats)
-	}
-	// More buffers than a driver may have: look for other work in between.
-	s.loop.queue.Signal()
-}
-
-// request gives the buffer back, which asks the driver to fill it again. If
-// there is none, the driver is about to send it, or has never sent one.
-func (s *statsServer) request() {
-	if !s.held {
-		return
-	}
-	s.held = false
-	if err := s.loop.queue.Done(&s.chains[s.at], 0); err != nil {
-		s.n.NeedsReset(err)
-		return
-	}
-	s.loop.queue.Notify()
-}
-
-// putBack leaves the buffer in the queue, so that the device finds it again
-// after a pause, on this host or on another.
-func (s *statsServer) putBack() {
-	if !s.held {
-		return
-	}
-	s.held = false
-	if err := s.loop.queue.Rewind(&s.chains[s.at]); err != nil {
-		s.n.NeedsReset(err)
-	}
-}
-
-// drop lets go of the buffer: the driver has reset the queue.
-func (s *statsServer) drop() {
-	if s.held {
-		s.held = false
-		// The only error is of a chain that is not out.
-		_ = s.loop.queue.Drop(&s.chains[s.at])
-	}
 }

@@ -75,7 +75,7 @@ func TestStatistics(t *testing.T) {
 			t.Errorf("got %+v, filled %d times", s, n)
 		}
 	}
-	r.needsReset(false)
+	r.noReset()
 }
 
 // The buffer is not out while the device is paused, and the device has it again
@@ -106,7 +106,7 @@ func TestStatisticsMove(t *testing.T) {
 	if s := r.poll(func() []byte { return stat(nil, 0, 5) }); s.SwapIn == nil || *s.SwapIn != 5 {
 		t.Errorf("got %+v", s)
 	}
-	r.needsReset(false)
+	r.noReset()
 }
 
 func TestStatisticsOfNoDriver(t *testing.T) {
@@ -139,12 +139,12 @@ func TestResetOfTheStatisticsQueue(t *testing.T) {
 	r := newRig(t, allOf)
 	r.holdStats()
 	r.queues[stats].Stop()
-	r.b.ResetQueue(stats)
+	r.b.ResetQueue(r.queues[stats])
 	r.queues[stats].Drain()
 	check(t, r.b.Pause(ctx(t)))
-	r.b.ResetQueue(stats)
+	r.b.ResetQueue(r.queues[stats])
 	check(t, r.b.Resume())
-	r.needsReset(false)
+	r.noReset()
 }
 
 // Two buffers are one too many: the first comes back.
@@ -157,5 +157,5 @@ func TestTwoStatisticsBuffers(t *testing.T) {
 	if _, ok := r.drivers[stats].Used(); !ok || r.drivers[stats].InFlight() != 1 {
 		t.Errorf("%d in flight", r.drivers[stats].InFlight())
 	}
-	r.needsReset(false)
+	r.noReset()
 }

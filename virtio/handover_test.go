@@ -1,7 +1,6 @@
 package virtio_test
 
 import (
-	"context"
 	"errors"
 	"runtime"
 	"sync/atomic"
@@ -35,11 +34,10 @@ func TestNoLostWakeup(t *testing.T) {
 			}
 		})
 		r.driver.Start(r.queue)
-		w := virtio.StartWorker(r.queue, failOn{t}, func(c *virtio.Chain) uint32 {
+		w := startLoop(t, r.queue, func(c *virtio.Chain) {
 			if c.ReadableLen()%7 == 0 {
 				runtime.Gosched()
 			}
-			return 0
 		})
 		kicks := 0
 		for added, back := 0, 0; back < requests; {
@@ -192,39 +190,6 @@ func TestRewindOrder(t *testing.T) {
 	if s, err := r.queue.SaveState(); err != nil || s.NextAvail != 0 {
 		t.Errorf("%+v, %v", s, err)
 	}
-}
-
-func TestWorkerPauses(t *testing.T) {
-	r := newRig(t, 8, layouts[1].features)
-	served := make(chan struct{}, 8)
-	w := virtio.StartWorker(r.queue, failOn{t}, func(*virtio.Chain) uint32 { served <- struct{}{}; return 0 })
-	buf := []virtiotest.Buffer{{GPA: r.buffers(), Len: 4}}
-	add := func() { r.driver.Add(buf, nil); r.queue.Signal() }
-	add()
-	<-served
-	check(t, w.Pause(context.Background()))
-	add()
-	if len(served) != 0 {
-		t.Error("a paused worker served")
-	}
-	check(t, w.Pause(context.Background()))
-	w.Resume()
-	<-served
-	w.Stop()
-
-	// A worker that is busy for longer than anybody waits.
-	enter, leave := make(chan struct{}), make(chan struct{})
-	w = virtio.StartWorker(r.queue, failOn{t}, func(*virtio.Chain) uint32 { enter <- struct{}{}; <-leave; return 0 })
-	add()
-	<-enter
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := w.Pause(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("paused: %v", err)
-	}
-	close(leave)
-	check(t, w.Pause(context.Background()))
-	w.Stop()
 }
 
 // Requests cost no allocation.

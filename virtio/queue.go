@@ -49,7 +49,7 @@ type Queue struct {
 	mem       Memory
 	max       uint16
 	interrupt func()
-	kick      chan struct{}
+	kick      chan struct{} // has a value when there may be requests
 
 	ring sync.Mutex // guards all that follows, and the device's side of the ring
 	idle sync.Cond  // out may have become 0
@@ -180,17 +180,8 @@ func (q *Queue) SaveState() (QueueState, error) {
 	return q.s, nil
 }
 
-// Kick has a value when the driver may have made chains available, or the
-// device has to look for another reason. Several kicks may be one value.
-func (q *Queue) Kick() <-chan struct{} { return q.kick }
-
-// Signal kicks the device.
-func (q *Queue) Signal() {
-	select {
-	case q.kick <- struct{}{}:
-	default:
-	}
-}
+// Signal kicks the device: the [Loop] that serves the queue looks at it.
+func (q *Queue) Signal() { signal(q.kick) }
 
 // Next fills c with the next available chain. When there is none it asks the
 // driver to kick, looks again, and returns false. An error wraps [ErrRing]: the

@@ -4,25 +4,18 @@
 // A device type (package virtio/blk and its neighbours) implements [Device].
 // The transport (package virtio/transport) negotiates features with the
 // driver, sets up the [Queue]s, and calls Activate; from then on the device
-// takes descriptor chains off its queues and gives them back:
+// takes requests, which are descriptor chains, off its queues and gives them
+// back. A [Loop] does that for a device, which supplies small functions:
 //
-//	for range q.Kick() {
-//		for {
-//			ok, err := q.Next(&chain)
-//			if err != nil {
-//				notifier.NeedsReset(err)
-//				break
-//			}
-//			if !ok {
-//				break
-//			}
-//			written := serve(&chain)
-//			if err := q.Done(&chain, written); err != nil { ... }
-//		}
-//		q.Notify()
+//	func (d *Device) Activate(_ uint64, queues []*virtio.Queue, n virtio.Notifier) error {
+//		d.loop = virtio.NewLoop(n)
+//		d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: queues[0], Serve: d.serve}}})
+//		return nil
 //	}
-//
-// [Worker] is that loop, with pausing and an end.
+//	func (d *Device) Reset()                          { d.loop.Stop() }
+//	func (d *Device) Pause(ctx context.Context) error { return d.loop.Pause(ctx) }
+//	func (d *Device) Resume() error                   { d.loop.Resume(); return nil }
+//	func (d *Device) ResetQueue(q *virtio.Queue)      { d.loop.ResetQueue(q) }
 //
 // The guest is not trusted: whatever it leaves in a ring, a queue answers with
 // chains whose every byte is guest RAM, or with an error, after which the
@@ -80,6 +73,11 @@ type Device interface {
 	// and none of its chains is out. It is also called on a device that was
 	// never active.
 	Reset()
+	// ResetQueue is called on an active device when the driver resets one queue
+	// (section 2.6). The queue hands out nothing more, and the transport then
+	// waits until none of its chains is out: the device gives back soon, or
+	// drops ([Queue.Drop]), what it would otherwise hold on to.
+	ResetQueue(q *Queue)
 	// Pause returns when the device is quiet: requests that it had taken are
 	// done, its goroutines are idle, and it will not touch guest memory
 	// until Resume. It is called on an active device only.
@@ -95,15 +93,6 @@ type Device interface {
 	// Close gives back what the device holds on the host. Reset has been
 	// called.
 	Close() error
-}
-
-// QueueResetter is a [Device] that may hold chains for long. When the driver
-// resets one queue (section 2.6), the transport first stops the queue, then
-// calls ResetQueue, then waits until none of the queue's chains is out.
-type QueueResetter interface {
-	// ResetQueue gives back, by [Queue.Drop], the chains of this queue that
-	// would otherwise be held on to.
-	ResetQueue(index int)
 }
 
 // Notifier is how a device reaches its driver other than through a queue.

@@ -21,7 +21,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/govmm/govmm/virtio"
@@ -67,13 +66,8 @@ type Device struct {
 	image  *image
 	logf   func(string, ...any)
 
-	features uint64 // negotiated; written by Activate only
-	queues   []*virtio.Queue
-	notify   virtio.Notifier
-	gate     *gate // nil when not active
-	stop     chan struct{}
-	workers  sync.WaitGroup
-	broken   *atomic.Bool // of this activation: the driver has broken a rule
+	features uint64       // negotiated; written by Activate only
+	loop     *virtio.Loop // nil when not active
 
 	// shownMu guards what the driver can read and write of the configuration.
 	shownMu   sync.Mutex
@@ -164,19 +158,18 @@ func (d *Device) QueueSizes() []uint16 {
 
 // Activate implements [virtio.Device].
 func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
-	if d.gate != nil {
+	if d.loop != nil {
 		return fmt.Errorf("disk %s: it is active", d.config.Path)
 	}
 	if len(queues) != d.config.queues() {
 		return fmt.Errorf("disk %s: %d queues, %d are configured", d.config.Path, len(queues), d.config.queues())
 	}
-	d.features, d.queues, d.notify = features, queues, n
-	d.gate, d.stop, d.broken = newGate(), make(chan struct{}), new(atomic.Bool)
+	d.features, d.loop = features, virtio.NewLoop(n)
 	perQueue := workersOf(len(queues))
 	for _, q := range queues {
 		for range perQueue {
-			w := &worker{d: d, queue: q, gate: d.gate, broken: d.broken}
-			d.workers.Go(func() { w.run(d.stop) })
+			w := &worker{d: d, loop: d.loop}
+			d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: w.serve, Parallel: true}}})
 		}
 	}
 	return nil
@@ -187,11 +180,8 @@ func workersOf(queues int) int { return max(4, min(16, 64/queues)) }
 
 // Reset implements [virtio.Device]. Requests that were taken are carried out.
 func (d *Device) Reset() {
-	if d.gate != nil {
-		close(d.stop)
-		d.workers.Wait()
-	}
-	d.gate, d.queues, d.notify, d.features = nil, nil, nil, 0
+	d.loop.Stop()
+	d.loop, d.features = nil, 0
 	d.shownMu.Lock()
 	d.writeBack = true
 	d.shownMu.Unlock()
@@ -202,13 +192,7 @@ func (d *Device) Reset() {
 
 // Pause implements [virtio.Device].
 func (d *Device) Pause(ctx context.Context) error {
-	if d.gate == nil {
-		return nil
-	}
-	if err := d.gate.shut(ctx); err != nil {
-		for _, q := range d.queues {
-			q.Signal()
-		}
+	if err := d.loop.Pause(ctx); err != nil {
 		return fmt.Errorf("disk %s: requests in flight: %w", d.config.Path, err)
 	}
 	return nil
@@ -216,11 +200,13 @@ func (d *Device) Pause(ctx context.Context) error {
 
 // Resume implements [virtio.Device].
 func (d *Device) Resume() error {
-	if d.gate != nil {
-		d.gate.open()
-	}
+	d.loop.Resume()
 	return nil
 }
+
+// ResetQueue implements [virtio.Device]: requests that are under way end
+// early where they may.
+func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
 // Close implements [virtio.Device]. It gives up the lock, too.
 func (d *Device) Close() error {

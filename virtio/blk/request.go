@@ -38,6 +38,22 @@ const (
 	maxZeroRanges     = 1
 )
 
+const (
+	// maxTransfer is how many bytes a request may read or write, far above
+	// what drivers put into one.
+	maxTransfer = 16 << 20
+	// discardStep is how much is discarded at once.
+	discardStep = 256 << 20
+)
+
+// worker carries out requests of a queue, one at a time.
+type worker struct {
+	d       *Device
+	loop    *virtio.Loop
+	bufs    [][]byte
+	scratch scratch
+}
+
 // errRequest is a request that has no place for an answer, or no question.
 var errRequest = errors.New("block request")
 
@@ -64,11 +80,10 @@ func (d *Device) Stats() Stats {
 	}
 }
 
-// serve carries out the request in w.chain and stores its status. It returns
-// how many bytes of the writable part, from its front, have been written. An
-// error means that the request is none.
-func (w *worker) serve() (uint32, error) {
-	c := &w.chain
+// serve carries out a request and stores its status. It returns how many bytes
+// of the writable part, from its front, have been written. An error means that
+// the request is none.
+func (w *worker) serve(c *virtio.Chain) (uint32, error) {
 	var header [headerSize]byte
 	if n := c.ReadAt(header[:], 0); n < headerSize {
 		return 0, fmt.Errorf("%w: a header of %d bytes", errRequest, n)
@@ -81,17 +96,17 @@ func (w *worker) serve() (uint32, error) {
 	sector := binary.LittleEndian.Uint64(header[8:])
 	switch binary.LittleEndian.Uint32(header[:]) {
 	case typeIn:
-		status, filled = w.in(sector, room)
+		status, filled = w.in(c, sector, room)
 	case typeOut:
-		status = w.out(sector)
+		status = w.out(c, sector)
 	case typeFlush:
 		status = w.flush()
 	case typeGetID:
-		status, filled = w.getID(room)
+		status, filled = w.getID(c, room)
 	case typeDiscard:
-		status = w.ranges(maxDiscardRanges, maxDiscardSectors, 0, w.discard)
+		status = w.ranges(c, maxDiscardRanges, maxDiscardSectors, 0, w.discard)
 	case typeWriteZeroes:
-		status = w.ranges(maxZeroRanges, maxZeroSectors, flagUnmap, w.writeZeroes)
+		status = w.ranges(c, maxZeroRanges, maxZeroSectors, flagUnmap, w.writeZeroes)
 	}
 	c.WriteAt([]byte{status}, room)
 	if filled == room {
@@ -107,11 +122,11 @@ func (d *Device) inside(sector uint64, n uint64) bool {
 
 // in reads. A read that fails half-way has changed guest memory: the rest is
 // cleared and all of it counts as written, so that all is marked dirty.
-func (w *worker) in(sector uint64, room int) (byte, int) {
-	if !w.d.inside(sector, uint64(room)) {
+func (w *worker) in(c *virtio.Chain, sector uint64, room int) (byte, int) {
+	if room > maxTransfer || !w.d.inside(sector, uint64(room)) {
 		return statusIOErr, 0
 	}
-	w.collect(w.chain.Writable, 0, room)
+	w.collect(c.Writable, 0, room)
 	off := int64(sector) * SectorSize
 	if err := w.d.image.read(w.bufs, off, &w.scratch); err != nil {
 		w.d.hostError("read", sector, int64(room), err)
@@ -125,12 +140,12 @@ func (w *worker) in(sector uint64, room int) (byte, int) {
 	return statusOK, room
 }
 
-func (w *worker) out(sector uint64) byte {
-	n := w.chain.ReadableLen() - headerSize
-	if w.d.config.ReadOnly || !w.d.inside(sector, uint64(n)) {
+func (w *worker) out(c *virtio.Chain, sector uint64) byte {
+	n := c.ReadableLen() - headerSize
+	if w.d.config.ReadOnly || n > maxTransfer || !w.d.inside(sector, uint64(n)) {
 		return statusIOErr
 	}
-	w.collect(w.chain.Readable, headerSize, n)
+	w.collect(c.Readable, headerSize, n)
 	off := int64(sector) * SectorSize
 	if err := w.d.image.write(w.bufs, off, !w.d.caches(), &w.scratch); err != nil {
 		w.d.hostError("write", sector, int64(n), err)
@@ -150,10 +165,10 @@ func (w *worker) flush() byte {
 	return statusOK
 }
 
-func (w *worker) getID(room int) (byte, int) {
+func (w *worker) getID(c *virtio.Chain, room int) (byte, int) {
 	var id [idBytes]byte
 	copy(id[:], w.d.config.ID)
-	n := w.chain.WriteAt(id[:min(room, idBytes)], 0)
+	n := c.WriteAt(id[:min(room, idBytes)], 0)
 	w.d.counters.rest.Add(1)
 	return statusOK, n
 }
@@ -167,11 +182,11 @@ type span struct {
 // ranges carries out a discard or write-zeroes request of at most so many
 // ranges: all are checked first, and flags other than known are not supported
 // (5.2.6.2).
-func (w *worker) ranges(most int, mostSectors, known uint32, do func(span) error) byte {
+func (w *worker) ranges(c *virtio.Chain, most int, mostSectors, known uint32, do func(span) error) byte {
 	if w.d.config.ReadOnly {
 		return statusIOErr
 	}
-	n := w.chain.ReadableLen() - headerSize
+	n := c.ReadableLen() - headerSize
 	if n == 0 || n%rangeSize != 0 || n > most*rangeSize {
 		return statusIOErr
 	}
@@ -179,7 +194,7 @@ func (w *worker) ranges(most int, mostSectors, known uint32, do func(span) error
 	count := n / rangeSize
 	for i := range count {
 		var b [rangeSize]byte
-		w.chain.ReadAt(b[:], headerSize+i*rangeSize)
+		c.ReadAt(b[:], headerSize+i*rangeSize)
 		s := &spans[i]
 		s.sector = binary.LittleEndian.Uint64(b[:])
 		sectors, flags := binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:])
@@ -203,13 +218,18 @@ func (w *worker) ranges(most int, mostSectors, known uint32, do func(span) error
 	return statusOK
 }
 
+// discard is advice: what is left when a pause is due stays as it is.
 func (w *worker) discard(s span) error {
-	n := int64(s.sectors) * SectorSize
-	err := w.d.image.discard(int64(s.sector)*SectorSize, n)
-	if err != nil {
-		w.d.hostError("discard", s.sector, n, err)
+	off, end := int64(s.sector)*SectorSize, int64(s.sector+s.sectors)*SectorSize
+	for off < end && !w.loop.Urgent() {
+		n := min(end-off, discardStep)
+		if err := w.d.image.discard(off, n); err != nil {
+			w.d.hostError("discard", uint64(off)/SectorSize, n, err)
+			return err
+		}
+		off += n
 	}
-	return err
+	return nil
 }
 
 func (w *worker) writeZeroes(s span) error {

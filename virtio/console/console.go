@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/govmm/govmm/virtio"
 )
@@ -52,26 +53,20 @@ type Config struct {
 	Columns, Rows uint16
 }
 
-var (
-	_ virtio.Device        = (*Device)(nil)
-	_ virtio.QueueResetter = (*Device)(nil)
-)
+var _ virtio.Device = (*Device)(nil)
 
 // Device is the console. It implements [virtio.Device].
 type Device struct {
 	out  *output
-	fed  chan struct{} // input has come
+	wake chan struct{} // input has come, or there is room for output again
 	room chan struct{} // there is room for input again
 
-	stop  chan struct{} // nil when not active
-	ended sync.WaitGroup
+	loop *virtio.Loop // nil when not active; belongs to the transport's calls
 
 	// serving is held while queues are served, which waits for nothing; it
 	// guards all below.
 	serving  sync.Mutex
-	paused   bool
 	features uint64 // negotiated
-	queues   []*virtio.Queue
 	notify   virtio.Notifier
 	input    []byte
 	offset   int // bytes of the next chain of the transmit queue that are in out
@@ -81,10 +76,8 @@ type Device struct {
 
 // New makes a console whose output goes to w. [Device.Close] ends it.
 func New(c Config, w io.Writer) *Device {
-	return &Device{
-		out: newOutput(w), size: c,
-		fed: make(chan struct{}, 1), room: make(chan struct{}, 1),
-	}
+	wake := make(chan struct{}, 1)
+	return &Device{out: newOutput(w, wake), size: c, wake: wake, room: make(chan struct{}, 1)}
 }
 
 // ID implements [virtio.Device].
@@ -126,7 +119,7 @@ func (d *Device) SetSize(columns, rows uint16) {
 	changed := d.size != Config{columns, rows}
 	d.size = Config{columns, rows}
 	notify := d.notify
-	tell := changed && !d.paused && notify != nil && d.features&FeatureSize != 0
+	tell := changed && notify != nil && d.features&FeatureSize != 0
 	d.serving.Unlock()
 	if tell {
 		notify.ConfigChanged()
@@ -135,134 +128,95 @@ func (d *Device) SetSize(columns, rows uint16) {
 
 // Activate implements [virtio.Device].
 func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
-	if d.stop != nil || len(queues) != 2 {
+	if d.loop != nil || len(queues) != 2 {
 		return fmt.Errorf("console: activated with %d queues, or twice", len(queues))
 	}
-	stop := make(chan struct{})
-	d.stop = stop
 	d.serving.Lock()
-	d.features, d.queues, d.notify, d.paused = features, queues, n, false
+	d.features, d.notify = features, n
 	d.serving.Unlock()
 	d.out.hold(false)
-	d.ended.Go(func() { d.run(queues[receiveQueue], n, stop, d.fed, d.receive) })
-	d.ended.Go(func() { d.run(queues[transmitQueue], n, stop, d.out.room, d.transmit) })
+	d.loop = virtio.NewLoop(n)
+	d.loop.Start(virtio.Task{
+		Servers: []virtio.Server{
+			{Queue: queues[receiveQueue], Ready: d.canReceive, Serve: d.receive},
+			{Queue: queues[transmitQueue], Ready: d.canTransmit, Gather: d.transmit, Reset: d.forget},
+		},
+		Wake: d.wake,
+		Lock: &d.serving,
+	})
 	return nil
 }
 
-// run serves a queue when the driver kicks, or something else has come.
-func (d *Device) run(q *virtio.Queue, n virtio.Notifier, stop, other <-chan struct{}, serve func(*virtio.Queue, *virtio.Chain) error) {
-	var chain virtio.Chain
-	for {
-		select {
-		case <-stop:
-			return
-		case <-q.Kick():
-		case <-other:
-		}
-		d.serving.Lock()
-		var err error
-		if !d.paused {
-			err = serve(q, &chain)
-		}
-		d.serving.Unlock()
-		if err != nil {
-			n.NeedsReset(err)
-		}
+func (d *Device) canReceive() time.Duration {
+	if len(d.input) == 0 {
+		return virtio.Never
 	}
+	return 0
 }
 
-// receive moves input into the guest's buffers. serving is held.
-func (d *Device) receive(q *virtio.Queue, c *virtio.Chain) error {
-	for range queueSize {
-		if len(d.input) == 0 {
-			return nil
-		}
-		ok, err := q.Next(c)
-		if err != nil || !ok {
-			return err
-		}
-		n := c.WriteAt(d.input, 0)
-		d.input = d.input[:copy(d.input, d.input[n:])]
-		signal(d.room)
-		if err := q.Done(c, uint32(n)); err != nil {
-			return err
-		}
-		q.Notify()
+// receive moves input into the guest's buffer. serving is held.
+func (d *Device) receive(c *virtio.Chain) (uint32, error) {
+	n := c.WriteAt(d.input, 0)
+	d.input = d.input[:copy(d.input, d.input[n:])]
+	signal(d.room)
+	return uint32(n), nil
+}
+
+func (d *Device) canTransmit() time.Duration {
+	if d.out.full() {
+		return virtio.Never
 	}
-	q.Signal() // a driver may add buffers for ever
-	return nil
+	return 0
 }
 
 // transmit moves what the guest has sent into the output. A chain that does not
 // fit is put back, and taken up again at offset when there is room. serving is
 // held.
-func (d *Device) transmit(q *virtio.Queue, c *virtio.Chain) error {
-	for range queueSize {
-		if d.out.full() {
-			return nil
+func (d *Device) transmit(chains []virtio.Chain, written []uint32) (int, error) {
+	c := &chains[0]
+	for d.offset < c.ReadableLen() && !d.out.ended() {
+		n := c.ReadAt(d.copied[:], d.offset)
+		put := d.out.put(d.copied[:n])
+		d.offset += put
+		if put < n {
+			return virtio.PutBack, nil
 		}
-		ok, err := q.Next(c)
-		if err != nil || !ok {
-			return err
-		}
-		for d.offset < c.ReadableLen() {
-			n := c.ReadAt(d.copied[:], d.offset)
-			put := d.out.put(d.copied[:n])
-			d.offset += put
-			if put < n {
-				return q.Rewind(c)
-			}
-		}
-		d.offset = 0
-		if err := q.Done(c, 0); err != nil {
-			return err
-		}
-		q.Notify()
 	}
-	q.Signal()
-	return nil
+	d.offset, written[0] = 0, 0
+	return 1, nil
 }
 
-// ResetQueue implements [virtio.QueueResetter]. No chain is ever out for long,
-// but one may have been taken in part.
-func (d *Device) ResetQueue(index int) {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	if index == transmitQueue {
-		d.offset = 0
-	}
-}
+// forget: the driver has reset the transmit queue, of which a chain may have
+// been taken in part. serving is held.
+func (d *Device) forget() { d.offset = 0 }
+
+// ResetQueue implements [virtio.Device].
+func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
 // Reset implements [virtio.Device]. Input that the guest has not read stays.
 func (d *Device) Reset() {
-	if d.stop != nil {
-		close(d.stop)
-		d.ended.Wait()
-		d.stop = nil
-	}
+	d.loop.Stop()
+	d.loop = nil
 	d.serving.Lock()
 	defer d.serving.Unlock()
-	d.paused, d.features, d.queues, d.notify, d.offset = false, 0, nil, nil, 0
+	d.features, d.notify, d.offset = 0, nil, 0
 	d.out.hold(false)
 }
 
 // Pause implements [virtio.Device]. A line that the guest has begun and not
 // ended is kept back, to be printed whole wherever the guest goes on.
-func (d *Device) Pause(context.Context) error {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.paused = true
+func (d *Device) Pause(ctx context.Context) error {
+	if err := d.loop.Pause(ctx); err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
 	d.out.hold(true)
 	return nil
 }
 
 // Resume implements [virtio.Device].
 func (d *Device) Resume() error {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.paused = false
 	d.out.hold(false)
-	signal(d.fed)
+	d.loop.Resume()
 	return nil
 }
 

@@ -21,7 +21,7 @@ func (d *Device) Feed(p []byte) int {
 	n := min(len(p), maxInput-len(d.input))
 	d.input = append(d.input, p[:n]...)
 	d.serving.Unlock()
-	signal(d.fed)
+	signal(d.wake)
 	return n
 }
 

@@ -22,9 +22,9 @@ const (
 // output is a queue of bytes and the goroutine that writes them.
 type output struct {
 	w    io.Writer
-	room chan struct{} // there is room again where there was none
-	wake chan struct{} // to the goroutine: something below has changed
-	done chan struct{} // closed when the goroutine has ended
+	room chan<- struct{} // there is room again where there was none
+	wake chan struct{}   // to the goroutine: something below has changed
+	done chan struct{}   // closed when the goroutine has ended
 
 	// queueMu guards all below.
 	queueMu sync.Mutex
@@ -38,8 +38,8 @@ type output struct {
 	empty   chan struct{} // if not nil, closed when nothing is left to write
 }
 
-func newOutput(w io.Writer) *output {
-	o := &output{w: w, room: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{})}
+func newOutput(w io.Writer, room chan<- struct{}) *output {
+	o := &output{w: w, room: room, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go o.run()
 	return o
 }
@@ -66,6 +66,13 @@ func (o *output) full() bool {
 	full := !o.closed && len(o.queue)+o.writing >= outputSize
 	o.starved = o.starved || full
 	return full
+}
+
+// ended says that the output goes nowhere any more.
+func (o *output) ended() bool {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	return o.closed
 }
 
 func (o *output) run() {

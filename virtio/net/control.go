@@ -30,22 +30,20 @@ var errControl = errors.New("net: a control request without room for its answer"
 // controller serves the control queue.
 type controller struct {
 	d        *Device
-	n        virtio.Notifier
 	features uint64
 	buf      [16]byte // more than any command has
 }
 
-func (s *controller) serve(c *virtio.Chain) uint32 {
+func (s *controller) serve(c *virtio.Chain) (uint32, error) {
 	if c.WritableLen() < 1 {
-		s.n.NeedsReset(errControl)
-		return 0
+		return 0, errControl
 	}
 	answer := byte(controlErr)
 	p := s.buf[:c.ReadAt(s.buf[:], 0)]
 	if len(p) >= 2 && s.command(p[0], p[1], p[2:]) {
 		answer = controlOK
 	}
-	return uint32(c.WriteAt([]byte{answer}, 0))
+	return uint32(c.WriteAt([]byte{answer}, 0)), nil
 }
 
 // command says whether it did what was asked for. The data is exactly as long
@@ -85,22 +83,21 @@ func (s *controller) change(f func(*State)) bool {
 // setPairs attaches n ports and has them served. Those that go away are no
 // longer read before they are detached. A failure is the host's, and is told.
 func (d *Device) setPairs(n int) bool {
-	var errs []error
 	if n < int(d.pairs.Load()) {
 		d.pairs.Store(int32(n)) // senders know before their ports go
 	}
 	for i, r := range d.receivers {
 		if i >= n {
-			errs = append(errs, r.setActive(false))
+			r.setActive(false)
 		}
 	}
-	errs = append(errs, d.cfg.Backend.SetPairs(n))
+	err := d.cfg.Backend.SetPairs(n)
 	for i, r := range d.receivers {
 		if i < n {
-			errs = append(errs, r.setActive(true))
+			r.setActive(true)
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		d.cfg.Logf("net: %s: %d queue pairs: %v", d.cfg.Backend.Name(), n, err)
 		return false
 	}

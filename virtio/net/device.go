@@ -2,7 +2,6 @@ package net
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/govmm/govmm/virtio"
@@ -54,9 +53,12 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 	if int(s.Pairs) > pairs {
 		return fmt.Errorf("net %s: %d queue pairs in use of %d", d.cfg.Backend.Name(), s.Pairs, pairs)
 	}
+	d.loop = virtio.NewLoop(n)
 	for i := range pairs {
-		d.receivers = append(d.receivers, startReceiver(d, i, queues[2*i], n, features))
-		d.senders = append(d.senders, virtio.StartWorker(queues[2*i+1], n, newSender(d, i, features).serve))
+		r := newReceiver(d, i, queues[2*i], features)
+		d.receivers = append(d.receivers, r)
+		d.loop.Start(r.task())
+		d.start(queues[2*i+1], newSender(d, i, features).serve)
 	}
 	guest := features & guestOffloads
 	if s.OffloadsSet {
@@ -71,24 +73,21 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 		d.config.Unlock()
 	}
 	if features&FeatureCtrlVQ != 0 {
-		d.control = virtio.StartWorker(queues[2*pairs], n, (&controller{d: d, n: n, features: features}).serve)
+		d.start(queues[2*pairs], (&controller{d: d, features: features}).serve)
 	}
 	return nil
+}
+
+// start serves a queue in a task of its own.
+func (d *Device) start(q *virtio.Queue, serve func(*virtio.Chain) (uint32, error)) {
+	d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: serve}}})
 }
 
 // Reset stops serving and forgets what the driver set.
 func (d *Device) Reset() {
 	d.endAnnouncement()
-	if d.control != nil {
-		d.control.Stop()
-	}
-	for _, w := range d.senders {
-		w.Stop()
-	}
-	for _, r := range d.receivers {
-		r.end()
-	}
-	d.control, d.senders, d.receivers = nil, nil, nil
+	d.loop.Stop()
+	d.loop, d.receivers = nil, nil
 	d.config.Lock()
 	defer d.config.Unlock()
 	d.features, d.notifier = 0, nil
@@ -99,45 +98,20 @@ func (d *Device) Reset() {
 // goes on.
 func (d *Device) Pause(ctx context.Context) error {
 	d.endAnnouncement()
-	if err := d.pause(ctx); err != nil {
-		return errors.Join(fmt.Errorf("net %s: %w", d.cfg.Backend.Name(), err), d.Resume())
-	}
-	return nil
-}
-
-func (d *Device) pause(ctx context.Context) error {
-	if d.control != nil {
-		// First: it may be starting and stopping receivers.
-		if err := d.control.Pause(ctx); err != nil {
-			return err
-		}
-	}
-	for _, w := range d.senders {
-		if err := w.Pause(ctx); err != nil {
-			return err
-		}
-	}
-	for _, r := range d.receivers {
-		if err := r.pause(); err != nil {
-			return err
-		}
+	if err := d.loop.Pause(ctx); err != nil {
+		return fmt.Errorf("net %s: %w", d.cfg.Backend.Name(), err)
 	}
 	return nil
 }
 
 // Resume undoes Pause.
 func (d *Device) Resume() error {
-	for _, r := range d.receivers {
-		r.resume()
-	}
-	for _, w := range d.senders {
-		w.Resume()
-	}
-	if d.control != nil {
-		d.control.Resume()
-	}
+	d.loop.Resume()
 	return nil
 }
+
+// ResetQueue implements [virtio.Device].
+func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
 // Close closes the backend.
 func (d *Device) Close() error {

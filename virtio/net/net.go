@@ -148,9 +148,9 @@ type Device struct {
 	gone   atomic.Bool  // the backend is; it was said
 
 	// What follows belongs to the transport's calls, one at a time; receivers
-	// are also used by the control queue's worker, which they stop first.
-	control      *virtio.Worker
-	senders      []*virtio.Worker
+	// and loop are also used by the control queue's task, which has ended
+	// before they change.
+	loop         *virtio.Loop // nil when not active
 	receivers    []*receiver
 	announcement *announcement
 

@@ -25,12 +25,12 @@ func newSender(d *Device, pair int, features uint64) *sender {
 }
 
 // serve sends a frame, or drops it: like on any wire, the guest is not told.
-func (s *sender) serve(c *virtio.Chain) uint32 {
+func (s *sender) serve(c *virtio.Chain) (uint32, error) {
 	p := s.buf[:c.ReadAt(s.buf[:], 0)]
 	n := &s.d.counters
 	if len(p) == len(s.buf) || !s.d.linkUp.Load() || s.pair >= int(s.d.pairs.Load()) || !checkSent(p, s.features, s.maxPlain) {
 		n.txDropped.Add(1)
-		return 0
+		return 0, nil
 	}
 	if err := s.port.Write(p); err != nil {
 		n.txDropped.Add(1)
@@ -38,9 +38,9 @@ func (s *sender) serve(c *virtio.Chain) uint32 {
 		if !errors.Is(err, ErrDropped) && s.pair < int(s.d.pairs.Load()) {
 			s.d.lost(err)
 		}
-		return 0
+		return 0, nil
 	}
 	n.txFrames.Add(1)
 	n.txBytes.Add(uint64(len(p) - HeaderBytes))
-	return 0
+	return 0, nil
 }

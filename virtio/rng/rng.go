@@ -8,7 +8,6 @@ package rng
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,19 +40,9 @@ var _ virtio.Device = (*Device)(nil)
 // Device is the entropy device. It implements [virtio.Device]. Nothing of it
 // travels with a migration but its queue.
 type Device struct {
-	fill  func([]byte) error
-	now   func() time.Time
-	after func(time.Duration) <-chan time.Time
-
-	stop  chan struct{} // nil when not active
-	ended sync.WaitGroup
-
-	// serving is held while the queue is served, which waits for nothing; it
-	// guards all below.
-	serving sync.Mutex
-	paused  bool
-	queue   *virtio.Queue
-	budget  budget
+	fill   func([]byte) error
+	budget budget       // belongs to the queue's task while that runs
+	loop   *virtio.Loop // nil when not active
 }
 
 // New makes the device.
@@ -61,7 +50,7 @@ func New(c Config) *Device {
 	if c.Rate == 0 {
 		c.Rate = DefaultRate
 	}
-	return &Device{fill: fill, now: time.Now, after: time.After, budget: budget{rate: c.Rate}}
+	return &Device{fill: fill, budget: budget{rate: c.Rate}}
 }
 
 // fill gets p from the kernel.
@@ -96,100 +85,48 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 
 // Activate implements [virtio.Device].
 func (d *Device) Activate(_ uint64, queues []*virtio.Queue, n virtio.Notifier) error {
-	if d.stop != nil || len(queues) != 1 {
+	if d.loop != nil || len(queues) != 1 {
 		return fmt.Errorf("entropy device: activated with %d queues, or twice", len(queues))
 	}
-	d.serving.Lock()
-	d.queue, d.paused = queues[0], false
-	d.serving.Unlock()
-	stop := make(chan struct{})
-	d.stop = stop
-	d.ended.Go(func() { d.run(queues[0], n, stop) })
+	d.loop = virtio.NewLoop(n)
+	d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: queues[0], Ready: d.ready, Serve: d.serve}}})
 	return nil
 }
 
-func (d *Device) run(q *virtio.Queue, n virtio.Notifier, stop <-chan struct{}) {
-	var chain virtio.Chain
-	var wait time.Duration
-	for {
-		kick := q.Kick()
-		var due <-chan time.Time
-		if wait > 0 {
-			kick, due = nil, d.after(wait)
-		}
-		select {
-		case <-stop:
-			return
-		case <-kick:
-		case <-due:
-		}
-		var err error
-		if wait, err = d.serve(&chain); err != nil {
-			n.NeedsReset(err)
-		}
-	}
-}
+// ready says how long the budget is spent.
+func (d *Device) ready() time.Duration { return max(d.budget.wait(time.Now()), 0) }
 
-// serve fills requests until there are no more, or there is no budget; it
-// returns how long that will be so.
-func (d *Device) serve(c *virtio.Chain) (time.Duration, error) {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	if d.paused {
-		return 0, nil
-	}
-	for {
-		now := d.now()
-		if wait := d.budget.wait(now); wait > 0 {
-			return wait, nil
-		}
-		ok, err := d.queue.Next(c)
-		if err != nil || !ok {
+// serve fills a request.
+func (d *Device) serve(c *virtio.Chain) (uint32, error) {
+	n := 0
+	for _, s := range c.Writable {
+		b := s.Buf[:min(len(s.Buf), maxRequest-n)]
+		if err := d.fill(b); err != nil {
 			return 0, err
 		}
-		n := uint32(0)
-		for _, s := range c.Writable {
-			b := s.Buf[:min(len(s.Buf), maxRequest-int(n))]
-			if err := d.fill(b); err != nil {
-				return 0, err
-			}
-			if n += uint32(len(b)); n == maxRequest {
-				break
-			}
+		if n += len(b); n == maxRequest {
+			break
 		}
-		d.budget.spend(now, max(n, minCost))
-		if err := d.queue.Done(c, n); err != nil {
-			return 0, err
-		}
-		d.queue.Notify()
 	}
+	d.budget.spend(time.Now(), uint32(max(n, minCost)))
+	return uint32(n), nil
 }
 
 // Reset implements [virtio.Device].
 func (d *Device) Reset() {
-	if d.stop != nil {
-		close(d.stop)
-		d.ended.Wait()
-		d.stop = nil
-	}
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.queue, d.paused = nil, false
+	d.loop.Stop()
+	d.loop = nil
 }
 
+// ResetQueue implements [virtio.Device].
+func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
+
 // Pause implements [virtio.Device].
-func (d *Device) Pause(context.Context) error {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.paused = true
-	return nil
-}
+func (d *Device) Pause(ctx context.Context) error { return d.loop.Pause(ctx) }
 
 // Resume implements [virtio.Device].
 func (d *Device) Resume() error {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.paused = false
+	d.loop.Resume()
 	return nil
 }
 

@@ -2,9 +2,9 @@ package rng
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/govmm/govmm/virtio"
@@ -104,76 +104,69 @@ func TestEntropy(t *testing.T) {
 	}
 }
 
-// clock is one that the test turns.
-type clock struct {
-	now   time.Time
-	timer chan time.Time
-	asked chan time.Duration
-}
-
-func (c *clock) put(d *Device) {
-	d.now = func() time.Time { return c.now }
-	d.after = func(w time.Duration) <-chan time.Time { c.asked <- w; return c.timer }
-}
-
 // Beyond the burst requests wait until their time has come, and a pause does
 // not wait for them.
 func TestRate(t *testing.T) {
-	d := New(Config{Rate: maxRequest})
-	c := &clock{time.Unix(1, 0), make(chan time.Time), make(chan time.Duration)}
-	c.put(d)
-	r := newRig(t, d, virtio.FeatureVersion1)
-	const free = burst/maxRequest + 1 // the budget may be overdrawn by one
-	for range free + 2 {
-		if _, ok := r.driver.Add(nil, []virtiotest.Buffer{{GPA: r.free, Len: maxRequest}}); !ok {
-			t.Fatal("the ring is full")
+	synctest.Test(t, func(t *testing.T) {
+		d := New(Config{Rate: maxRequest})
+		r := newRig(t, d, virtio.FeatureVersion1)
+		const free = burst/maxRequest + 1 // the budget may be overdrawn by one
+		for range free + 2 {
+			if _, ok := r.driver.Add(nil, []virtiotest.Buffer{{GPA: r.free, Len: maxRequest}}); !ok {
+				t.Fatal("the ring is full")
+			}
 		}
-	}
-	r.queue.Signal()
-	if w := <-c.asked; w != time.Second {
-		t.Fatalf("waits %v", w)
-	}
-	for range free {
-		r.wait()
-	}
-	if _, ok := r.driver.Used(); ok {
-		t.Fatal("more than the burst")
-	}
-	if err := d.Pause(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.queue.SaveState(); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Resume(); err != nil {
-		t.Fatal(err)
-	}
-	c.now = c.now.Add(time.Second)
-	c.timer <- c.now
-	r.wait()
-	if w := <-c.asked; w != time.Second {
-		t.Fatalf("waits %v", w)
-	}
+		served := func(want int) {
+			t.Helper()
+			synctest.Wait()
+			for range want {
+				if _, ok := r.driver.Used(); !ok {
+					t.Fatal("less than the rate")
+				}
+			}
+			if _, ok := r.driver.Used(); ok {
+				t.Fatal("more than the rate")
+			}
+		}
+		r.queue.Signal()
+		served(free)
+		r.queue.Signal() // to kick does not help
+		time.Sleep(time.Second - 1)
+		served(0)
+		if err := d.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.queue.SaveState(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(1)
+		served(0)
+		if err := d.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		served(1)
+		time.Sleep(time.Second)
+		served(1)
+	})
 }
 
 func TestPause(t *testing.T) {
-	d := New(Config{})
-	r := newRig(t, d, virtio.FeatureVersion1)
-	if err := d.Pause(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	r.add(virtiotest.Buffer{GPA: r.free, Len: 64})
-	if wait, err := d.serve(new(virtio.Chain)); wait != 0 || err != nil {
-		t.Fatal(wait, err)
-	}
-	if _, ok := r.driver.Used(); ok {
-		t.Fatal("served while it was paused")
-	}
-	if err := d.Resume(); err != nil {
-		t.Fatal(err)
-	}
-	r.queue.Signal()
-	r.wait()
+	synctest.Test(t, func(t *testing.T) {
+		d := New(Config{})
+		r := newRig(t, d, virtio.FeatureVersion1)
+		if err := d.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.add(virtiotest.Buffer{GPA: r.free, Len: 64})
+		synctest.Wait()
+		if _, ok := r.driver.Used(); ok {
+			t.Fatal("served while it was paused")
+		}
+		if err := d.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		r.wait()
+	})
 }
 
 func TestBrokenRing(t *testing.T) {

@@ -100,10 +100,8 @@ func (t *Transport) resetQueue(i int) {
 	}
 	t.wantNotifications(q, false)
 	if q.started {
-		if d, ok := t.dev.(virtio.QueueResetter); ok {
-			q.Quiesce()
-			d.ResetQueue(i)
-		}
+		q.Quiesce()
+		t.dev.ResetQueue(q.Queue)
 		q.Drain()
 	}
 	t.forget(q)

@@ -18,7 +18,7 @@ const IDEcho uint16 = 0x3f
 type Echo struct {
 	Queues []uint16 // sizes
 
-	workers []*virtio.Worker
+	loop *virtio.Loop
 
 	config sync.Mutex // guards bytes
 	bytes  [8]byte
@@ -59,55 +59,42 @@ func (e *Echo) WriteConfig(off uint32, p []byte) {
 	}
 }
 
-// Activate starts a worker for each queue.
+// Activate starts a task for each queue.
 func (e *Echo) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
 	e.Negotiated, e.Notifier = features, n
+	e.loop = virtio.NewLoop(n)
 	for _, q := range queues {
-		e.workers = append(e.workers, virtio.StartWorker(q, n, echo))
+		e.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: echo}}})
 	}
 	return nil
 }
 
 // echo copies readable bytes to writable ones.
-func echo(c *virtio.Chain) uint32 {
+func echo(c *virtio.Chain) (uint32, error) {
 	done := 0
 	for _, s := range c.Readable {
 		done += c.WriteAt(s.Buf, done)
 	}
-	return uint32(done)
+	return uint32(done), nil
 }
 
-// Reset stops the workers.
+// Reset stops the tasks.
 func (e *Echo) Reset() {
-	for _, w := range e.workers {
-		w.Stop()
-	}
-	e.workers = nil
+	e.loop.Stop()
+	e.loop = nil
 	e.config.Lock()
 	defer e.config.Unlock()
 	e.bytes = [8]byte{}
 }
 
+// ResetQueue drops nothing: nothing is kept.
+func (e *Echo) ResetQueue(q *virtio.Queue) { e.loop.ResetQueue(q) }
+
 // Pause pauses them.
-func (e *Echo) Pause(ctx context.Context) error {
-	for i, w := range e.workers {
-		if err := w.Pause(ctx); err != nil {
-			for _, w := range e.workers[:i] {
-				w.Resume()
-			}
-			return err
-		}
-	}
-	return nil
-}
+func (e *Echo) Pause(ctx context.Context) error { return e.loop.Pause(ctx) }
 
 // Resume resumes them.
-func (e *Echo) Resume() error {
-	for _, w := range e.workers {
-		w.Resume()
-	}
-	return nil
-}
+func (e *Echo) Resume() error { e.loop.Resume(); return nil }
 
 // SaveState returns the 8 bytes.
 func (e *Echo) SaveState() ([]byte, error) {

@@ -3,6 +3,8 @@ package vsock
 import (
 	"net"
 	"time"
+
+	"github.com/govmm/govmm/virtio"
 )
 
 // ports name a connection: there is one host and one guest.
@@ -79,7 +81,7 @@ func (d *Device) full() bool { return len(d.all)+len(d.clients) >= maxConnection
 
 // handle acts on a packet of the guest. serving is held, as in all that
 // follows.
-func (c *conn) handle(h *header) {
+func (c *conn) handle(h *header, packet *virtio.Chain) {
 	c.peerAlloc, c.peerFwd = h.BufAlloc, h.FwdCnt
 	if c.asked && c.credit() > 0 {
 		c.asked = false
@@ -100,7 +102,7 @@ func (c *conn) handle(h *header) {
 			return
 		}
 	case h.Op == opData && c.established && c.guestShut&shutSend == 0 && c.room(h.Len):
-		c.data(h.Len)
+		c.data(h.Len, packet)
 	default:
 		c.reset(false) // nothing that may come now, or more than there was credit for
 		return
@@ -113,15 +115,15 @@ func (c *conn) room(n uint32) bool {
 	return uint64(n)+uint64(len(c.in)+c.writing) <= bufferSize
 }
 
-// data takes the payload of the packet in Device.chain.
-func (c *conn) data(n uint32) {
+// data takes the payload of a packet.
+func (c *conn) data(n uint32, packet *virtio.Chain) {
 	if c.hostShut&shutReceive != 0 {
 		c.wrote(n) // nobody reads it
 		return
 	}
 	have := len(c.in)
 	c.in = append(c.in, make([]byte, n)...)
-	c.d.chain.ReadAt(c.in[have:], headerBytes)
+	packet.ReadAt(c.in[have:], headerBytes)
 	signal(c.fed)
 }
 

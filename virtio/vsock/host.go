@@ -30,7 +30,7 @@ func (d *Device) client(host *net.UnixConn) {
 	d.serving.Lock()
 	defer d.serving.Unlock()
 	delete(d.clients, host)
-	if err != nil || d.closed || d.queues == nil || d.broken || d.full() {
+	if err != nil || d.closed || !d.active || d.full() {
 		_ = host.Close() // that is the answer
 		return
 	}

@@ -75,17 +75,14 @@ type Device struct {
 	listener  *net.UnixListener // nil: not listening
 	accepting sync.WaitGroup
 
-	stop  chan struct{} // nil when not active
-	ended sync.WaitGroup
+	loop *virtio.Loop // nil when not active; belongs to the transport's calls
 
 	tasks sync.WaitGroup // goroutines of connections
 
 	// serving is held while queues are served and connections change, which
 	// waits for nothing; it guards all below.
 	serving sync.Mutex
-	queues  []*virtio.Queue // nil when not active
-	paused  bool
-	broken  bool // the driver has broken a rule
+	active  bool // there is a driver, which has broken no rule
 	closed  bool
 
 	clients  map[*net.UnixConn]bool // that have not said where to
@@ -93,10 +90,8 @@ type Device struct {
 	conns    map[ports]*conn        // those that the guest knows
 	ready    []*conn                // those with something for the guest, by turns
 	resets   []Reset                // to send to the guest
-	stalled  bool                   // the transmit queue waits for room in resets
 	lost     bool                   // the guest has to be told that connections are gone
 	nextPort uint32                 // of the host's next connection
-	chain    virtio.Chain
 }
 
 // firstPort is where ports of the host's connections begin: above those that
@@ -152,57 +147,50 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 
 // Activate implements [virtio.Device].
 func (d *Device) Activate(_ uint64, queues []*virtio.Queue, n virtio.Notifier) error {
-	if d.stop != nil || len(queues) != 3 {
+	if d.loop != nil || len(queues) != 3 {
 		return fmt.Errorf("vsock: activated with %d queues, or twice", len(queues))
 	}
 	d.serving.Lock()
-	d.queues, d.paused, d.broken = queues, false, false
+	d.active = true
 	d.serving.Unlock()
-	stop := make(chan struct{})
-	d.stop = stop
-	d.ended.Go(func() { d.run(queues, n, stop) })
+	d.loop = virtio.NewLoop(notifier{n, d})
+	d.loop.Start(virtio.Task{
+		Servers: []virtio.Server{
+			{Queue: queues[eventQueue], Ready: d.canTell, Serve: d.tell},
+			{Queue: queues[transmitQueue], Ready: d.canTransmit, Serve: d.transmit},
+			{Queue: queues[receiveQueue], Ready: d.canReceive, Serve: d.receive},
+		},
+		Wake: d.wake,
+		Lock: &d.serving,
+	})
 	return nil
 }
 
-// run serves the queues when the driver kicks or a connection has something.
-func (d *Device) run(queues []*virtio.Queue, n virtio.Notifier, stop <-chan struct{}) {
-	for {
-		select {
-		case <-stop:
-			return
-		case <-queues[receiveQueue].Kick():
-		case <-queues[transmitQueue].Kick():
-		case <-queues[eventQueue].Kick():
-		case <-d.wake:
-		}
-		d.serving.Lock()
-		var err error
-		if !d.paused && !d.broken {
-			if err = d.serve(); err != nil {
-				d.broken = true
-				d.endAll()
-			}
-		}
-		d.serving.Unlock()
-		if err != nil {
-			n.NeedsReset(err)
-		}
-	}
+// notifier ends the connections of a driver that breaks a rule.
+type notifier struct {
+	virtio.Notifier
+	d *Device
+}
+
+// NeedsReset implements [virtio.Notifier].
+func (n notifier) NeedsReset(err error) {
+	n.d.serving.Lock()
+	n.d.active = false
+	n.d.endAll()
+	n.d.serving.Unlock()
+	n.Notifier.NeedsReset(err)
 }
 
 // Reset implements [virtio.Device]: all connections end. What the guest has
 // sent on them before still goes to the host's programs.
 func (d *Device) Reset() {
-	if d.stop != nil {
-		close(d.stop)
-		d.ended.Wait()
-		d.stop = nil
-	}
+	d.loop.Stop()
+	d.loop = nil
 	d.serving.Lock()
 	defer d.serving.Unlock()
 	d.endAll()
-	d.queues, d.paused, d.broken = nil, false, false
-	d.ready, d.resets, d.stalled, d.lost = nil, nil, false, false
+	d.active = false
+	d.ready, d.resets, d.lost = nil, nil, false
 }
 
 // endAll ends all connections without telling the guest. serving is held.
@@ -214,21 +202,21 @@ func (d *Device) endAll() {
 
 // Pause implements [virtio.Device]. Connections stay; what comes on them from
 // the host waits.
-func (d *Device) Pause(context.Context) error {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.paused = true
+func (d *Device) Pause(ctx context.Context) error {
+	if err := d.loop.Pause(ctx); err != nil {
+		return fmt.Errorf("vsock: %w", err)
+	}
 	return nil
 }
 
 // Resume implements [virtio.Device].
 func (d *Device) Resume() error {
-	d.serving.Lock()
-	defer d.serving.Unlock()
-	d.paused = false
-	signal(d.wake)
+	d.loop.Resume()
 	return nil
 }
+
+// ResetQueue implements [virtio.Device].
+func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
 // Close implements [virtio.Device]. Programs of the host that have not read all
 // that the guest has sent get a second for it.
