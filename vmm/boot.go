@@ -16,7 +16,7 @@ func (m *Machine) Boot() error {
 		return fmt.Errorf("write the machine's tables: %w", err)
 	}
 	opt := loader.Options{
-		Cmdline: m.spec.Cmdline, RSDP: rsdp, NoUnpack: m.spec.NoUnpack, Stale: m.stale,
+		Cmdline: m.spec.Cmdline, RSDP: rsdp, Unpack: !m.spec.NoUnpack, Stale: m.stale,
 		Reserved: []loader.Region{{GPA: pci.ECAMBase, Size: pci.ECAMSize, Type: loader.Reserved}},
 	}
 	if len(m.spec.Initrd) > 0 {

@@ -47,7 +47,7 @@ func TestSpecRefuses(t *testing.T) {
 		{func(s *Spec) { s.Backing = "floppy" }, "floppy"},
 		{func(s *Spec) { s.Cmdline = strings.Repeat("x", 5000) }, "command line of 5000 bytes"},
 		{func(s *Spec) { s.Kernel = nil }, "kernel of 0 bytes"},
-		{func(s *Spec) { s.Kernel = []byte("MZ") }, "need a Linux bzImage, or an uncompressed 64-bit x86 ELF"},
+		{func(s *Spec) { s.Kernel = []byte("MZ") }, "expected a Linux bzImage, or an uncompressed 64-bit x86 ELF"},
 		{func(s *Spec) { s.CPUID = nil }, "0 CPUID leaves"},
 		{func(s *Spec) { s.CPUID = slices.Repeat(s.CPUID, 100) }, "900 CPUID leaves"},
 		{func(s *Spec) { s.Needs = make([]uint32, 300) }, "300 KVM capabilities"},

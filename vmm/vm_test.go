@@ -223,7 +223,7 @@ func TestNewVMRefuses(t *testing.T) {
 	for says, cfg := range map[string]Config{
 		"300 vCPUs":                 {CPUs: 300},
 		"kernel: not an ELF file":   {Kernel: []byte("#!/bin/sh\n")},
-		"ELF file cut short":        {Kernel: []byte("\x7fELF and nothing more")},
+		"ELF file truncated":        {Kernel: []byte("\x7fELF and nothing more")},
 		"memory of 5 bytes":         {Memory: 5},
 		"MiB in all":                {Memory: memory.MaxSize},
 		`name "a b"`:                {Name: "a b"},

@@ -21,16 +21,16 @@ const (
 	bpE820Max      = 128
 	bpE820Entry    = 20
 
-	loaderUndefined = 0xff // type_of_loader of those without a number of their own
+	loaderUndefined = 0xff // type_of_loader of loaders without an assigned number
 )
 
-// What the 64-bit entry finds mapped, and by what.
+// The page tables and the GDT of the 64-bit entry.
 const (
 	pageTablesGPA = 0x9000
 	mappedGiB     = 4
 	largePage     = 2 << 20
 	pteTable      = 1<<0 | 1<<1        // present, writable
-	pteLargePage  = pteTable | 1<<7    // maps 2 MiB itself
+	pteLargePage  = pteTable | 1<<7    // maps 2 MiB
 	gdtGPA        = 0x8000             // null, null, code, data
 	gdtCode       = 0x00af9b000000ffff // 64-bit, execute, read, accessed; at selector 0x10
 	gdtData       = 0x00cf93000000ffff // read, write, accessed; at selector 0x18
@@ -43,11 +43,11 @@ func writeBootParams(mem Memory, used *placement, b *bzImage, opt Options) (Entr
 		return Entry{}, err
 	}
 	if len(opt.Cmdline) > b.cmdlineMax {
-		return Entry{}, fmt.Errorf("command line of %d bytes: this kernel takes %d", len(opt.Cmdline), b.cmdlineMax)
+		return Entry{}, fmt.Errorf("command line: this kernel accepts at most %d bytes, got %d", b.cmdlineMax, len(opt.Cmdline))
 	}
 	regions := memoryMap(mem.Size(), opt.Reserved)
 	if len(regions) > bpE820Max {
-		return Entry{}, fmt.Errorf("memory map of %d regions: at most %d are possible", len(regions), bpE820Max)
+		return Entry{}, fmt.Errorf("memory map: expected at most %d regions, got %d", bpE820Max, len(regions))
 	}
 	entry := Entry{Mode: Long64}
 	var cmdline uint64
@@ -61,7 +61,7 @@ func writeBootParams(mem Memory, used *placement, b *bzImage, opt Options) (Entr
 		{&entry.RSI, bootParamsSize, bootParamsGPA, "boot_params"},
 		{&entry.GDT, mempage.Size, gdtGPA, "the GDT"},
 		{&entry.CR3, uint64(len(tables)), pageTablesGPA, "the page tables"},
-		{&cmdline, uint64(len(opt.Cmdline)) + 1, Cmdline, "the command line"},
+		{&cmdline, uint64(len(opt.Cmdline)) + 1, cmdlineGPA, "the command line"},
 	} {
 		var err error
 		if *w.at, err = used.place(w.n, w.preferred, w.what); err != nil {
@@ -121,8 +121,8 @@ func writeBootParams(mem Memory, used *placement, b *bzImage, opt Options) (Entr
 	return entry, nil
 }
 
-// placeInitrd finds the initrd's place: as high as the kernel allows below
-// 3 GiB, else, if the kernel can, above 4 GiB.
+// placeInitrd returns the initrd's address: as high as the kernel allows below 3
+// GiB, otherwise above 4 GiB if the kernel supports that.
 func (b *bzImage) placeInitrd(used *placement, n uint64) (uint64, error) {
 	gpa, err := used.placeHigh(n, b.initrdMax+1, "the initrd")
 	if err != nil && b.above4G && used.size-used.low >= roundUp(n, mempage.Size) {
@@ -131,9 +131,9 @@ func (b *bzImage) placeInitrd(used *placement, n uint64) (uint64, error) {
 	return gpa, err
 }
 
-// identityTables returns page tables that map the first 4 GiB to themselves,
-// as they are at address 0: a PML4, a page directory pointer table, and a page
-// directory of 2 MiB pages for each GiB.
+// identityTables returns page tables that map the first 4 GiB to the same physical
+// addresses: a PML4, a page directory pointer table, and a page directory of 2 MiB
+// pages for each GiB. They are valid at address 0, see relocate.
 func identityTables() []byte {
 	le := binary.LittleEndian
 	t := make([]byte, (2+mappedGiB)*mempage.Size)
@@ -148,7 +148,7 @@ func identityTables() []byte {
 	return t
 }
 
-// relocate moves the tables' addresses of each other to where they will lie.
+// relocate adjusts the addresses in the tables for tables at gpa.
 func relocate(tables []byte, gpa uint64) {
 	le := binary.LittleEndian
 	le.PutUint64(tables, le.Uint64(tables)+gpa)

@@ -7,13 +7,12 @@ import (
 	"math"
 )
 
-// The setup header of a bzImage: offsets in the file, which are those in
-// boot_params too (Documentation/arch/x86/boot.rst).
+// The setup header of a bzImage: offsets in the file and in boot_params (Documentation/arch/x86/boot.rst).
 const (
 	hdrStart          = 0x1f1 // setup_sects
 	hdrSysSize        = 0x1f4 // size of the code after the setup sectors, in 16 bytes
 	hdrBootFlag       = 0x1fe // 0xaa55
-	hdrJump           = 0x200 // its second byte is the distance to the header's end
+	hdrJump           = 0x200 // the second byte is the distance to the header's end
 	hdrMagic          = 0x202 // "HdrS"
 	hdrVersion        = 0x206
 	hdrTypeOfLoader   = 0x210
@@ -30,62 +29,62 @@ const (
 	hdrPayloadLength  = 0x24c
 	hdrPrefAddress    = 0x258
 	hdrInitSize       = 0x260
-	hdrEnd212         = 0x264 // the end of what protocol 2.10 to 2.12 has
+	hdrEnd212         = 0x264 // end of the header in protocols 2.10 to 2.12
 	hdrMinVersion     = 0x20c
 	sectorSize        = 512
 	entry64           = 0x200 // offset of the 64-bit entry in the code
 	loadedHigh        = 1 << 0
 	xlfKernel64       = 1 << 0
 	xlfAbove4G        = 1 << 1
-	maxBzImageHeader  = 0x290 // where boot_params has other things again
+	maxBzImageHeader  = 0x290 // end of the header's range in boot_params
 	maxKernelInitSize = 1 << 30
 )
 
-// bzImage is a bzImage, taken apart. Its slices are of the file.
+// bzImage is a parsed bzImage. Its slices are parts of the file.
 type bzImage struct {
 	header  []byte // the setup header, from hdrStart to its end
-	code    []byte // what the guest gets
-	payload []byte // the compressed kernel in it
+	code    []byte // loaded into the guest
+	payload []byte // the compressed kernel in code
 
 	prefAddress uint64
 	alignment   uint64 // a power of two
-	initSize    uint64 // memory the kernel needs from its load address on
-	initrdMax   uint64 // the highest address the initrd may occupy
+	initSize    uint64 // size of the memory that the kernel needs at its load address
+	initrdMax   uint64 // the highest address of the initrd
 	cmdlineMax  int
 	relocatable bool
 	above4G     bool
 }
 
-// isBzImage says whether the file is a Linux kernel with a setup header.
+// isBzImage returns whether the file has a Linux setup header.
 func isBzImage(file []byte) bool {
 	return len(file) >= hdrMagic+4 && string(file[hdrMagic:hdrMagic+4]) == "HdrS"
 }
 
-// parseBzImage takes a bzImage apart.
+// parseBzImage parses a bzImage.
 func parseBzImage(file []byte) (*bzImage, error) {
 	le := binary.LittleEndian
 	short := func(what string, want uint64) error {
-		return fmt.Errorf("cut short: %d bytes, %s ends at %d", len(file), what, want)
+		return fmt.Errorf("truncated: file of %d bytes, %s ends at %d", len(file), what, want)
 	}
 	if len(file) < hdrEnd212 {
 		return nil, short("its setup header", hdrEnd212)
 	}
 	if flag := le.Uint16(file[hdrBootFlag:]); flag != 0xaa55 {
-		return nil, fmt.Errorf("boot flag is %#x, not 0xaa55: not a Linux kernel, or a damaged one", flag)
+		return nil, fmt.Errorf("boot flag: expected 0xaa55, found %#x: not a Linux kernel, or damaged", flag)
 	}
 	if version := le.Uint16(file[hdrVersion:]); version < hdrMinVersion {
-		return nil, fmt.Errorf("boot protocol %d.%d is too old: 2.12 is needed (Linux 3.8, 2013)", version>>8, version&0xff)
+		return nil, fmt.Errorf("boot protocol: expected 2.12 or later (Linux 3.8, 2013), found %d.%d", version>>8, version&0xff)
 	}
 	if file[hdrLoadFlags]&loadedHigh == 0 {
-		return nil, errors.New("a zImage, which loads below 1 MiB; a bzImage is needed")
+		return nil, errors.New("expected a bzImage, found a zImage, which loads below 1 MiB")
 	}
 	xflags := le.Uint16(file[hdrXLoadFlags:])
 	if xflags&xlfKernel64 == 0 {
-		return nil, errors.New("a 32-bit kernel; a 64-bit one is needed")
+		return nil, errors.New("expected a 64-bit kernel, found a 32-bit one")
 	}
 	headerEnd := uint64(hdrMagic) + uint64(file[hdrJump+1])
 	if headerEnd < hdrEnd212 || headerEnd > maxBzImageHeader {
-		return nil, fmt.Errorf("setup header ends at %#x: between %#x and %#x is possible", headerEnd, hdrEnd212, maxBzImageHeader)
+		return nil, fmt.Errorf("setup header must end between %#x and %#x, found %#x", hdrEnd212, maxBzImageHeader, headerEnd)
 	}
 	sectors := uint64(file[hdrStart])
 	if sectors == 0 {
@@ -103,11 +102,11 @@ func parseBzImage(file []byte) (*bzImage, error) {
 	}
 	code = code[:min(codeSize, uint64(len(code)))]
 	if len(code) <= entry64 {
-		return nil, fmt.Errorf("%d bytes of code are too few", len(code))
+		return nil, fmt.Errorf("expected more than %d bytes of code, found %d", entry64, len(code))
 	}
 	payload, ok := cut(code, uint64(le.Uint32(file[hdrPayloadOffset:])), uint64(le.Uint32(file[hdrPayloadLength:])))
 	if !ok {
-		return nil, fmt.Errorf("its payload, %d bytes at %#x, is not inside its %d bytes of code",
+		return nil, fmt.Errorf("payload, %d bytes at %#x, is not inside the %d bytes of code",
 			le.Uint32(file[hdrPayloadLength:]), le.Uint32(file[hdrPayloadOffset:]), len(code))
 	}
 	b := &bzImage{
@@ -123,16 +122,16 @@ func parseBzImage(file []byte) (*bzImage, error) {
 		above4G:     xflags&xlfAbove4G != 0,
 	}
 	if b.alignment == 0 || b.alignment&(b.alignment-1) != 0 {
-		return nil, fmt.Errorf("alignment of %#x is no power of two", b.alignment)
+		return nil, fmt.Errorf("alignment must be a power of two, found %#x", b.alignment)
 	}
 	if b.initSize < uint64(len(code)) || b.initSize > maxKernelInitSize {
-		return nil, fmt.Errorf("it says that it needs %d bytes; %d to %d are possible", b.initSize, len(code), maxKernelInitSize)
+		return nil, fmt.Errorf("memory size in the header must be between %d and %d bytes, found %d", len(code), maxKernelInitSize, b.initSize)
 	}
 	return b, nil
 }
 
-// unpack returns the kernel's payload if that is an ELF file with a PVH entry,
-// and nil if the kernel has to unpack itself. size is that of the guest's RAM.
+// unpack returns the kernel's payload if it is an ELF file with a PVH entry, and nil
+// if the kernel has to unpack itself. size is the size of the guest's RAM.
 func (b *bzImage) unpack(size uint64) ([]byte, error) {
 	if len(b.payload) == 0 {
 		return nil, nil
@@ -153,7 +152,7 @@ func (b *bzImage) unpack(size uint64) ([]byte, error) {
 // loadBzImage loads a bzImage that unpacks itself.
 func loadBzImage(mem Memory, b *bzImage, opt Options) (Entry, error) {
 	if len(opt.Modules) > 1 {
-		return Entry{}, fmt.Errorf("kernel: a bzImage takes one module, its initrd: %d were given", len(opt.Modules))
+		return Entry{}, fmt.Errorf("kernel: a bzImage has at most one module, its initrd, got %d", len(opt.Modules))
 	}
 	used := newPlacement(mem.Size())
 	load, err := b.place(used)
@@ -171,8 +170,8 @@ func loadBzImage(mem Memory, b *bzImage, opt Options) (Entry, error) {
 	return entry, nil
 }
 
-// place finds the kernel's place: its preferred address, or the lowest aligned
-// one with room if it is relocatable.
+// place returns the kernel's address: its preferred one, or the lowest aligned one
+// if the kernel is relocatable and that range is free.
 func (b *bzImage) place(used *placement) (uint64, error) {
 	const what = "the kernel"
 	if used.fits(b.prefAddress, b.initSize) {
@@ -186,6 +185,6 @@ func (b *bzImage) place(used *placement) (uint64, error) {
 			return load, nil
 		}
 	}
-	return 0, fmt.Errorf("it needs %d MiB at %#x: the guest has %d MiB of RAM, give it more",
+	return 0, fmt.Errorf("needs %d MiB of RAM at %#x: the guest has %d MiB, give it more",
 		(b.initSize+1<<20-1)>>20, b.prefAddress, used.size>>20)
 }

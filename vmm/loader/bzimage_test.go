@@ -16,8 +16,8 @@ func oldBzImage(payload []byte) []byte {
 	return elftest.BzImage([]byte("startup_64"), payload)
 }
 
-// A kernel of protocol 2.12 that unpacks itself finds by boot_params, GDT and
-// page tables all that it was given.
+// A kernel of protocol 2.12 that unpacks itself gets boot_params, GDT and page tables
+// with all options.
 func TestLoadOldBzImage(t *testing.T) {
 	le := binary.LittleEndian
 	const gib = 1 << 30
@@ -32,7 +32,7 @@ func TestLoadOldBzImage(t *testing.T) {
 	} {
 		m := newMemory(t, tt.size)
 		e, err := Load(m, file, Options{
-			Cmdline: "console=ttyS0", Modules: []Module{{Data: initrd}}, RSDP: 0xe0000,
+			Cmdline: "console=ttyS0", Modules: []Module{{Data: initrd}}, RSDP: 0xe0000, Unpack: true,
 			Reserved: []Region{{0xe0000000, 1 << 28, Reserved}},
 		})
 		if err != nil {
@@ -56,7 +56,7 @@ func TestLoadOldBzImage(t *testing.T) {
 		if at%4096 != 0 || roundUp(at+n, 4096) != tt.initrdEnd || !bytes.Equal(read(t, m, at, n), initrd) {
 			t.Errorf("initrd [%#x,%#x), to end at %#x", at, at+n, tt.initrdEnd)
 		}
-		regions := MemoryMap(tt.size)
+		regions := memoryMap(tt.size, nil)
 		if int(p[0x1e8]) != len(regions)+1 {
 			t.Errorf("%d regions in e820", p[0x1e8])
 		}
@@ -96,7 +96,7 @@ func checkIdentity(t *testing.T, cr3 uint64, load func(gpa uint64) uint64) {
 	}
 }
 
-// An initrd that does not fit below goes above 4 GiB, where the kernel can.
+// An initrd that does not fit below 3 GiB is above 4 GiB if the kernel supports that.
 func TestInitrdAbove4G(t *testing.T) {
 	for _, tt := range []struct {
 		flags byte
@@ -121,7 +121,8 @@ func TestInitrdAbove4G(t *testing.T) {
 	}
 }
 
-// A payload with a PVH entry is unpacked here, unless that is turned off.
+// A payload with a PVH entry is unpacked on the host only with Unpack. Without it
+// the loader does not look at the payload.
 func TestUnpackOnHost(t *testing.T) {
 	elf := elftest.Build(elftest.Kernel{Code: []byte("\xf4 code of the kernel"), Load: 16 << 20})
 	noNote := bytes.Clone(elf)
@@ -129,26 +130,28 @@ func TestUnpackOnHost(t *testing.T) {
 	pvh := Entry{RIP: 16 << 20, RBX: startInfoGPA}
 	for how := range compressors {
 		file := oldBzImage(pack(t, how, append(bytes.Clone(elf), "relocations"...)))
-		if e, err := Load(newMemory(t, 64<<20), file, Options{}); err != nil || e != pvh {
+		if e, err := Load(newMemory(t, 64<<20), file, Options{Unpack: true}); err != nil || e != pvh {
 			t.Errorf("%s: %+v, %v", how, e, err)
 		}
-		if e, err := Load(newMemory(t, 64<<20), file, Options{NoUnpack: true}); err != nil || e.Mode != Long64 {
+		if e, err := Load(newMemory(t, 64<<20), file, Options{}); err != nil || e.Mode != Long64 {
 			t.Errorf("%s, not to be unpacked: %+v, %v", how, e, err)
 		}
 	}
 	for what, payload := range map[string][]byte{"no PVH note": noNote, "no ELF": []byte("text")} {
-		if e, err := Load(newMemory(t, 64<<20), oldBzImage(pack(t, "gzip", payload)), Options{}); err != nil || e.Mode != Long64 {
+		if e, err := Load(newMemory(t, 64<<20), oldBzImage(pack(t, "gzip", payload)), Options{Unpack: true}); err != nil || e.Mode != Long64 {
 			t.Errorf("%s: %+v, %v", what, e, err)
 		}
 	}
 	damaged := oldBzImage(pack(t, "gzip", elf))
 	damaged[elftest.BzImagePayload+50] ^= 0xff
-	_, err := Load(newMemory(t, 64<<20), damaged, Options{})
+	_, err := Load(newMemory(t, 64<<20), damaged, Options{Unpack: true})
 	checkError(t, err, "kernel: bzImage: unpack")
+	if e, err := Load(newMemory(t, 64<<20), damaged, Options{}); err != nil || e.Mode != Long64 {
+		t.Errorf("a damaged payload, not to be unpacked: %+v, %v", e, err)
+	}
 }
 
-// The kernel of Debian's cloud images, as the package has it: unpacked here,
-// and by itself.
+// The kernel of Debian's cloud images, unpacked on the host and by itself.
 func TestDebianKernel(t *testing.T) {
 	path, err := kernel.DebianKernel()
 	if err != nil {
@@ -159,7 +162,7 @@ func TestDebianKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newMemory(t, 512<<20)
-	e, err := Load(m, file, Options{Cmdline: "console=ttyS0", Modules: []Module{{Data: []byte("initrd")}}})
+	e, err := Load(m, file, Options{Cmdline: "console=ttyS0", Modules: []Module{{Data: []byte("initrd")}}, Unpack: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,23 +172,23 @@ func TestDebianKernel(t *testing.T) {
 	if zero := make([]byte, 16); bytes.Equal(read(t, m, e.RIP, 16), zero) {
 		t.Error("nothing at the entry")
 	}
-	e, err = Load(newMemory(t, 512<<20), file, Options{NoUnpack: true})
+	e, err = Load(newMemory(t, 512<<20), file, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if e.Mode != Long64 || e.RIP != 16<<20+0x200 {
 		t.Errorf("not unpacked: %+v", e)
 	}
-	if _, err := Load(newMemory(t, 16<<20), file, Options{NoUnpack: true}); err == nil || !strings.Contains(err.Error(), "give it more") {
+	if _, err := Load(newMemory(t, 16<<20), file, Options{}); err == nil || !strings.Contains(err.Error(), "give it more") {
 		t.Errorf("in 16 MiB: %v", err)
 	}
 	for _, n := range []int{0x206, 1000, 20_000, len(file) - 100_000} {
-		_, err := Load(newMemory(t, 512<<20), file[:n], Options{})
-		checkError(t, err, "cut short")
+		_, err := Load(newMemory(t, 512<<20), file[:n], Options{Unpack: true})
+		checkError(t, err, "truncated")
 	}
 }
 
-// Kernels that cannot be started are refused, each with a line that says why.
+// Kernels that cannot be started are refused with an error of one line.
 func TestForeignBzImages(t *testing.T) {
 	put := func(at int, b ...byte) []byte {
 		f := oldBzImage([]byte("payload"))
@@ -198,26 +201,26 @@ func TestForeignBzImages(t *testing.T) {
 		file []byte
 		want string
 	}{
-		{"magic only", whole[:0x206], "cut short: 518 bytes, its setup header ends at 612"},
-		{"header only", whole[:hdrEnd212], "cut short: 612 bytes, its setup code ends at 1536"},
-		{"setup only", whole[:1536], "cut short"},
+		{"magic only", whole[:0x206], "truncated: file of 518 bytes, its setup header ends at 612"},
+		{"header only", whole[:hdrEnd212], "truncated: file of 612 bytes, its setup code ends at 1536"},
+		{"setup only", whole[:1536], "truncated"},
 		{"half the code", whole[:2000], "its code ends at"},
-		{"no boot flag", put(hdrBootFlag, 0), "boot flag is 0xaa00"},
-		{"2.11", put(hdrVersion, 0x0b), "boot protocol 2.11 is too old"},
-		{"zImage", put(hdrLoadFlags, 0), "a zImage"},
-		{"32-bit", put(hdrXLoadFlags, 0), "a 32-bit kernel"},
-		{"short header", put(hdrJump+1, 0x10), "setup header ends at 0x212"},
-		{"long header", put(hdrJump+1, 0xff), "setup header ends at 0x301"},
-		{"payload outside", put(hdrPayloadOffset+3, 0xff), "not inside"},
-		{"alignment 0", put(hdrAlignment, 0, 0, 0, 0), "alignment of 0x0"},
-		{"alignment 3", put(hdrAlignment, 3, 0, 0, 0), "no power of two"},
-		{"tiny init_size", put(hdrInitSize, 1, 0, 0, 0), "says that it needs 1 bytes"},
-		{"huge init_size", put(hdrInitSize, 0, 0, 0, 0xff), "says that it needs"},
+		{"no boot flag", put(hdrBootFlag, 0), "boot flag: expected 0xaa55, found 0xaa00"},
+		{"2.11", put(hdrVersion, 0x0b), "boot protocol: expected 2.12 or later (Linux 3.8, 2013), found 2.11"},
+		{"zImage", put(hdrLoadFlags, 0), "found a zImage"},
+		{"32-bit", put(hdrXLoadFlags, 0), "expected a 64-bit kernel"},
+		{"short header", put(hdrJump+1, 0x10), "setup header must end between 0x264 and 0x290, found 0x212"},
+		{"long header", put(hdrJump+1, 0xff), "found 0x301"},
+		{"payload outside", put(hdrPayloadOffset+3, 0xff), "is not inside"},
+		{"alignment 0", put(hdrAlignment, 0, 0, 0, 0), "alignment must be a power of two, found 0x0"},
+		{"alignment 3", put(hdrAlignment, 3, 0, 0, 0), "alignment must be a power of two, found 0x3"},
+		{"tiny init_size", put(hdrInitSize, 1, 0, 0, 0), "found 1"},
+		{"huge init_size", put(hdrInitSize, 0, 0, 0, 0xff), "memory size in the header must be between"},
 		{"fixed elsewhere", put(hdrRelocatable, 0, 0, xlfKernel64, 0, 255, 0, 0, 0), ""},
 		{"fixed beyond RAM", put(hdrPrefAddress, 0, 0, 0, 0, 1), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Load(newMemory(t, 32<<20), tt.file, Options{})
+			_, err := Load(newMemory(t, 32<<20), tt.file, Options{Unpack: true})
 			for _, err := range []error{err, Check(tt.file)} {
 				if tt.want != "" {
 					checkError(t, err, tt.want)
@@ -234,9 +237,9 @@ func TestForeignBzImages(t *testing.T) {
 		opt        Options
 		file       []byte
 	}{
-		{"fixed beyond RAM", "it needs 4 MiB at 0x70000000", Options{}, fixed},
-		{"long command line", "this kernel takes 255", Options{Cmdline: strings.Repeat("x", 256)}, whole},
-		{"two modules", "takes one module", Options{Modules: make([]Module, 2)}, whole},
+		{"fixed beyond RAM", "needs 4 MiB of RAM at 0x70000000", Options{}, fixed},
+		{"long command line", "this kernel accepts at most 255", Options{Cmdline: strings.Repeat("x", 256)}, whole},
+		{"two modules", "has at most one module", Options{Modules: make([]Module, 2)}, whole},
 		{"large initrd", "no room for the initrd", Options{Modules: []Module{{Data: make([]byte, 31<<20)}}}, whole},
 		{"many regions", "at most 128", Options{Reserved: make([]Region, 130)}, whole},
 	} {
@@ -245,15 +248,15 @@ func TestForeignBzImages(t *testing.T) {
 	}
 }
 
-// Whatever the file holds: loaded, or one error, and every write in RAM.
+// Any file is loaded or refused with an error, and all writes are inside RAM.
 func FuzzLoadBzImage(f *testing.F) {
 	elf := elftest.Build(elftest.Kernel{Code: []byte{0xf4}, Load: 16 << 20})
 	for how := range compressors {
-		f.Add(oldBzImage(pack(f, how, elf)), "cmdline", false)
+		f.Add(oldBzImage(pack(f, how, elf)), "cmdline", true)
 	}
-	f.Add(oldBzImage([]byte("\x89LZO")), "", true)
-	f.Fuzz(func(t *testing.T, file []byte, cmdline string, noUnpack bool) {
-		e, err := Load(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, NoUnpack: noUnpack, Modules: []Module{{Data: file}}})
+	f.Add(oldBzImage([]byte("\x89LZO")), "", false)
+	f.Fuzz(func(t *testing.T, file []byte, cmdline string, unpack bool) {
+		e, err := Load(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, Unpack: unpack, Modules: []Module{{Data: file}}})
 		if err == nil && (e.RIP >= 64<<20 || e.RSI >= 64<<20 || e.CR3 >= 64<<20 || e.GDT >= 64<<20) {
 			t.Errorf("entry %+v", e)
 		}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 )
 
-// What of the ELF-64 format is used (System V ABI, chapters 4 and 5; gABI).
+// Constants of the ELF-64 format (System V ABI, chapters 4 and 5; gABI).
 const (
 	elfHeaderSize  = 64
 	elfPhdrSize    = 56
@@ -23,15 +23,15 @@ const (
 	bzImageMagicAt = 0x202 // "HdrS", Documentation/arch/x86/boot.rst
 )
 
-// What ends every message about a file of another kind; a bzImage gets here
-// only if the caller takes none.
+// The end of every message about a file of another kind. A bzImage is parsed as ELF
+// only if it is in the payload of another bzImage.
 const (
 	pvhELF     = "an uncompressed 64-bit x86 ELF with a PVH entry (XEN_ELFNOTE_PHYS32_ENTRY; for Linux: vmlinux, built with CONFIG_PVH)"
-	needPVH    = "need " + pvhELF
-	needKernel = "need a Linux bzImage, or " + pvhELF
+	needPVH    = "expected " + pvhELF
+	needKernel = "expected a Linux bzImage, or " + pvhELF
 )
 
-// image is a kernel file, taken apart. Its data are slices of the file.
+// image is a parsed kernel file. Its data are slices of the file.
 type image struct {
 	segments []segment
 	entry    uint64
@@ -41,11 +41,11 @@ type image struct {
 type segment struct {
 	index int    // in the program header table
 	gpa   uint64 // p_paddr
-	size  uint64 // p_memsz; what data does not cover is zero
+	size  uint64 // p_memsz; zero bytes follow data
 	data  []byte
 }
 
-// contains says whether the address is in a segment.
+// contains returns whether the address is in a segment.
 func (img *image) contains(gpa uint64) bool {
 	for _, s := range img.segments {
 		if gpa >= s.gpa && gpa-s.gpa < s.size {
@@ -55,8 +55,8 @@ func (img *image) contains(gpa uint64) bool {
 	return false
 }
 
-// parsePVH takes a kernel file apart. It allocates for the segment list only,
-// whatever sizes the file claims.
+// parsePVH parses a kernel file. It allocates memory only for the segment list,
+// independent of the sizes in the file.
 func parsePVH(file []byte) (*image, error) {
 	if err := checkHeader(file); err != nil {
 		return nil, err
@@ -64,14 +64,14 @@ func parsePVH(file []byte) (*image, error) {
 	le := binary.LittleEndian
 	phoff, phentsize, phnum := le.Uint64(file[32:]), le.Uint16(file[54:]), le.Uint16(file[56:])
 	if phnum == 0 || phnum > maxSegments {
-		return nil, fmt.Errorf("ELF file with %d program headers: 1 to %d are possible", phnum, maxSegments)
+		return nil, fmt.Errorf("ELF file: number of program headers must be between 1 and %d, found %d", maxSegments, phnum)
 	}
 	if phentsize != elfPhdrSize {
-		return nil, fmt.Errorf("ELF file with program headers of %d bytes: %d expected", phentsize, elfPhdrSize)
+		return nil, fmt.Errorf("ELF file: expected program headers of %d bytes, found %d", elfPhdrSize, phentsize)
 	}
 	table, ok := cut(file, phoff, uint64(phnum)*elfPhdrSize)
 	if !ok {
-		return nil, fmt.Errorf("ELF file is cut short: %d bytes, its program headers are at %#x", len(file), phoff)
+		return nil, fmt.Errorf("ELF file is truncated: %d bytes, the program headers are at %#x", len(file), phoff)
 	}
 	img := &image{}
 	found := false
@@ -84,7 +84,7 @@ func parsePVH(file []byte) (*image, error) {
 		}
 		data, ok := cut(file, offset, filesz)
 		if !ok {
-			return nil, fmt.Errorf("ELF file is cut short: %d bytes, segment %d has %#x bytes at %#x", len(file), i, filesz, offset)
+			return nil, fmt.Errorf("ELF file is truncated: %d bytes, segment %d has %#x bytes at %#x", len(file), i, filesz, offset)
 		}
 		switch {
 		case kind == segmentNote:
@@ -105,12 +105,13 @@ func parsePVH(file []byte) (*image, error) {
 		return nil, errors.New("64-bit ELF file without a PVH entry note; " + needPVH)
 	}
 	if len(img.segments) == 0 {
-		return nil, errors.New("ELF file with a PVH entry note but nothing to load")
+		return nil, errors.New("ELF file with a PVH entry note but without segments to load")
 	}
 	return img, nil
 }
 
-// checkHeader says what a file is, when it is not a 64-bit x86 ELF executable.
+// checkHeader returns an error that says what a file is, unless it is a 64-bit x86
+// ELF executable.
 func checkHeader(file []byte) error {
 	found := ""
 	switch {
@@ -125,7 +126,7 @@ func checkHeader(file []byte) error {
 	case !bytes.HasPrefix(file, []byte("\x7fELF")):
 		found = "not an ELF file"
 	case len(file) < elfHeaderSize:
-		found = fmt.Sprintf("ELF file cut short after %d bytes", len(file))
+		found = fmt.Sprintf("ELF file truncated after %d bytes", len(file))
 	case file[4] != elfClass64 && file[4] == 1:
 		found = "32-bit ELF file"
 	case file[4] != elfClass64:
@@ -135,17 +136,17 @@ func checkHeader(file []byte) error {
 	case binary.LittleEndian.Uint16(file[18:]) != elfMachineX86:
 		found = fmt.Sprintf("ELF file for another processor (machine %d)", binary.LittleEndian.Uint16(file[18:]))
 	case binary.LittleEndian.Uint16(file[16:]) != elfTypeExec && binary.LittleEndian.Uint16(file[16:]) != elfTypeDyn:
-		found = fmt.Sprintf("ELF file that is no executable (type %d)", binary.LittleEndian.Uint16(file[16:]))
+		found = fmt.Sprintf("ELF file that is not an executable (type %d)", binary.LittleEndian.Uint16(file[16:]))
 	default:
 		return nil
 	}
 	return errors.New(found + "; " + needKernel)
 }
 
-// findEntry looks for the PVH entry in a note segment: a sequence of name
-// size, descriptor size, type (4 bytes each), name and descriptor, both padded.
-// Padding is to 4 bytes, and to 8 in segments that are aligned so; linkers
-// also mark segments of the first kind as aligned to 8, so both are tried.
+// findEntry finds the PVH entry in a note segment: a sequence of name size,
+// descriptor size, type (4 bytes each), name and descriptor, both padded. Padding is
+// to 4 bytes, or to 8 in segments with alignment 8. Linkers also set alignment 8 for
+// segments that are padded to 4, so findEntry tries both.
 func findEntry(notes []byte, align uint64) (entry uint64, ok bool, err error) {
 	entry, ok, err = findEntryPadded(notes, 4)
 	if !ok && err == nil && align == 8 {
@@ -164,7 +165,7 @@ func findEntryPadded(notes []byte, pad uint64) (entry uint64, ok bool, err error
 		descAt := roundUp(at+header+nameSize, pad)
 		desc, okDesc := cut(notes, descAt, descSize)
 		if !okName || !okDesc {
-			return 0, false, nil // the rest is not notes; what was needed may be elsewhere
+			return 0, false, nil // not a note; the entry may be in another segment
 		}
 		if kind == notePhys32 && string(bytes.TrimRight(name, "\x00")) == "Xen" {
 			switch descSize {
@@ -174,16 +175,16 @@ func findEntryPadded(notes []byte, pad uint64) (entry uint64, ok bool, err error
 				if entry := le.Uint64(desc); entry>>32 == 0 {
 					return entry, true, nil
 				}
-				return 0, false, fmt.Errorf("ELF file's PVH entry %#x is not below 4 GiB", le.Uint64(desc))
+				return 0, false, fmt.Errorf("ELF file: PVH entry must be below 4 GiB, found %#x", le.Uint64(desc))
 			}
-			return 0, false, fmt.Errorf("ELF file's PVH entry note has %d bytes: 4 or 8 expected", descSize)
+			return 0, false, fmt.Errorf("ELF file: expected a PVH entry note of 4 or 8 bytes, found %d", descSize)
 		}
 		at = roundUp(descAt+descSize, pad)
 	}
 	return 0, false, nil
 }
 
-// cut returns b[at:at+n], or false if that is not inside b.
+// cut returns b[at:at+n], or false if the range is not inside b.
 func cut(b []byte, at, n uint64) ([]byte, bool) {
 	if n > uint64(len(b)) || at > uint64(len(b))-n {
 		return nil, false
@@ -191,5 +192,6 @@ func cut(b []byte, at, n uint64) ([]byte, bool) {
 	return b[at : at+n : at+n], true
 }
 
-// roundUp rounds up to a multiple of unit, a power of two. n is far from 2^64.
+// roundUp rounds n up to a multiple of unit, a power of two. It does not check for
+// overflow.
 func roundUp(n, unit uint64) uint64 { return (n + unit - 1) &^ (unit - 1) }

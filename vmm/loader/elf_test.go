@@ -7,14 +7,14 @@ import (
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
 
-// change returns the usual kernel with something else at an offset.
+// change returns a valid kernel with other bytes at an offset.
 func change(at int, b ...byte) []byte {
 	f := elftest.Build(elftest.Kernel{Code: []byte{0xf4}})
 	copy(f[at:], b)
 	return f
 }
 
-// Offsets in what elftest builds.
+// Offsets in the files that elftest builds.
 const (
 	loadHeader = 64
 	noteHeader = 64 + 56
@@ -34,37 +34,37 @@ func TestForeignFiles(t *testing.T) {
 	}{
 		{"good", whole, ""},
 		{"empty", nil, "empty file"},
-		{"text", []byte("#!/bin/sh\n"), "not an ELF file; need a Linux bzImage, or an uncompressed"},
-		{"bzImage", bzImage, "compressed Linux kernel (bzImage); need an uncompressed 64-bit x86 ELF with a PVH entry"},
-		{"gzip", []byte("\x1f\x8b\x08\x00"), "gzip file; need"},
+		{"text", []byte("#!/bin/sh\n"), "not an ELF file; expected a Linux bzImage, or an uncompressed"},
+		{"bzImage", bzImage, "compressed Linux kernel (bzImage); expected an uncompressed 64-bit x86 ELF with a PVH entry"},
+		{"gzip", []byte("\x1f\x8b\x08\x00"), "gzip file; expected"},
 		{"EFI", []byte("MZ\x90"), "EFI or DOS"},
-		{"magic only", []byte("\x7fELF"), "cut short after 4 bytes"},
-		{"header only", whole[:64], "cut short"},
-		{"no code", whole[:0x1000], "cut short"},
-		{"32-bit", change(4, 1), "32-bit ELF file; need"},
+		{"magic only", []byte("\x7fELF"), "truncated after 4 bytes"},
+		{"header only", whole[:64], "truncated"},
+		{"no code", whole[:0x1000], "truncated"},
+		{"32-bit", change(4, 1), "32-bit ELF file; expected"},
 		{"no class", change(4, 7), "unknown class 7"},
 		{"big-endian", change(5, 2), "big-endian"},
 		{"AArch64", change(18, 183), "another processor (machine 183)"},
-		{"object file", change(16, 1), "no executable (type 1)"},
+		{"object file", change(16, 1), "not an executable (type 1)"},
 		{"position independent", change(16, 3), ""},
-		{"no program headers", change(56, 0, 0), "0 program headers"},
-		{"too many program headers", change(56, 0xff, 0xff), "65535 program headers"},
-		{"odd program headers", change(54, 32), "program headers of 32 bytes"},
-		{"program headers beyond the end", change(32, u64(1<<40)...), "cut short"},
-		{"program headers that wrap", change(32, u64(^uint64(0)-10)...), "cut short"},
-		{"segment beyond the end", change(loadHeader+8, u64(1<<62)...), "cut short"},
-		{"segment that wraps", change(loadHeader+8, u64(^uint64(0))...), "cut short"},
-		{"segment of 2^63", change(loadHeader+32, u64(1<<63)...), "cut short"},
+		{"no program headers", change(56, 0, 0), "program headers must be between 1 and 256, found 0"},
+		{"too many program headers", change(56, 0xff, 0xff), "found 65535"},
+		{"odd program headers", change(54, 32), "expected program headers of 56 bytes, found 32"},
+		{"program headers beyond the end", change(32, u64(1<<40)...), "truncated"},
+		{"program headers that wrap", change(32, u64(^uint64(0)-10)...), "truncated"},
+		{"segment beyond the end", change(loadHeader+8, u64(1<<62)...), "truncated"},
+		{"segment that wraps", change(loadHeader+8, u64(^uint64(0))...), "truncated"},
+		{"segment of 2^63", change(loadHeader+32, u64(1<<63)...), "truncated"},
 		{"more in file than in memory", change(loadHeader+40, 0), "has 0x1 bytes in the file and 0x0 in memory"},
-		{"no segment", change(loadHeader, 6), "nothing to load"},
-		{"no note segment", change(noteHeader, 6), "64-bit ELF file without a PVH entry note; need"},
+		{"no segment", change(loadHeader, 6), "without segments to load"},
+		{"no note segment", change(noteHeader, 6), "64-bit ELF file without a PVH entry note; expected"},
 		{"another note", change(note+8, 1), "without a PVH entry note"},
 		{"another owner", change(note+12, 'G'), "without a PVH entry note"},
 		{"note of 2^32 bytes", change(note+4, 0xff, 0xff, 0xff, 0xff), "without a PVH entry note"},
 		{"note name of 2^32 bytes", change(note, 0xff, 0xff, 0xff, 0xff), "without a PVH entry note"},
-		{"note of 2 bytes", change(note+4, 2), "2 bytes: 4 or 8 expected"},
-		{"note segment of 2^64", change(noteHeader+32, u64(^uint64(0))...), "cut short"},
-		{"memory of 2^64", change(loadHeader+40, u64(^uint64(0))...), "not inside the guest's 16 MiB of RAM"},
+		{"note of 2 bytes", change(note+4, 2), "expected a PVH entry note of 4 or 8 bytes, found 2"},
+		{"note segment of 2^64", change(noteHeader+32, u64(^uint64(0))...), "truncated"},
+		{"memory of 2^64", change(loadHeader+40, u64(^uint64(0))...), "outside of the guest's 16 MiB of RAM"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := loadPVH(newMemory(t, 16<<20), tt.file, Options{})
@@ -80,8 +80,8 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// Notes come padded to 4 or 8 bytes, with others around, with an entry of 4 or
-// 8 bytes.
+// Notes are padded to 4 or 8 bytes, are beside others, and have an entry of 4 or 8
+// bytes.
 func TestFindEntry(t *testing.T) {
 	le := binary.LittleEndian
 	build := func(pad int, notes ...[3]any) []byte {
@@ -131,7 +131,7 @@ func TestFindEntry(t *testing.T) {
 	}
 }
 
-// sparse is memory that checks ranges and keeps nothing.
+// sparse is memory that checks ranges and stores nothing.
 type sparse struct {
 	t    *testing.T
 	size uint64
@@ -146,7 +146,7 @@ func (m sparse) WriteAt(p []byte, gpa uint64) error {
 	return nil
 }
 
-// Whatever the file holds: loaded, or one error, and every write in RAM.
+// Any file is loaded or refused with an error, and all writes are inside RAM.
 func FuzzLoadPVH(f *testing.F) {
 	f.Add(elftest.Build(elftest.Kernel{Code: []byte("\xf4code"), BSS: 1 << 16}), "cmdline")
 	f.Add(elftest.Build(elftest.Kernel{Load: 0x6000, Code: []byte{0xf4}}), "")

@@ -1,22 +1,21 @@
-// Package loader puts a kernel and what it wants to find at its start into
-// guest memory ([Load]): an ELF file with a PVH entry, or a Linux bzImage, told
-// apart by content; beside it the initrd, the command line and the memory map.
-// [WriteMPTable] writes the Intel MP table that tells a kernel without ACPI its
-// CPUs.
+// Package loader loads a kernel into guest memory ([Load]): an ELF file with a PVH
+// entry or a Linux bzImage, recognised by content, with its initrd, command line and
+// memory map. [WriteMPTable] writes the Intel MP table, which describes the CPUs to
+// a kernel without ACPI.
 //
-// PVH is the start protocol of Xen's hardware-assisted guests, which Linux,
-// the BSDs and many small kernels speak and QEMU and Firecracker load too:
+// PVH is the boot protocol of Xen's hardware-assisted guests. Linux, the BSDs and
+// many small kernels support it, and QEMU and Firecracker load it too:
 // https://xenbits.xen.org/docs/unstable/misc/pvh.html and Xen's
-// public/arch-x86/hvm/start_info.h. The kernel starts in 32-bit protected mode
-// and needs neither firmware nor a decompressor.
+// public/arch-x86/hvm/start_info.h. The kernel starts in 32-bit protected mode and
+// needs neither firmware nor a decompressor.
 //
-// A bzImage is unpacked here when its payload is such an ELF file; the kernel
-// then starts at its link address. Otherwise, and with NoUnpack, it is started
-// by the 64-bit boot protocol (Documentation/arch/x86/boot.rst in Linux) and
-// unpacks itself, to a random address if it likes (KASLR).
+// With Options.Unpack, the loader unpacks a bzImage whose payload is such an ELF
+// file; the kernel then starts at its link address. Every other bzImage starts by
+// the 64-bit boot protocol (Documentation/arch/x86/boot.rst in Linux) and unpacks
+// itself in the guest, to a random address with KASLR.
 //
-// Everything here is given files and sizes that it did not make: whatever they
-// hold, the outcome is a loaded guest or one error of one line.
+// Files and sizes are untrusted input: the result is a loaded guest or an error of
+// one line.
 package loader
 
 import (
@@ -27,28 +26,27 @@ import (
 	"github.com/govmm/govmm/vmm/memory"
 )
 
-// Memory is guest memory as a loader needs it. It is fresh: what was never
-// written reads as zero, and a loader leaves a kernel's bss alone so as not to
-// populate it.
+// Memory is guest memory. It must read as zero where it was never written: the
+// loader does not write a kernel's BSS, so that it stays unpopulated (but see
+// Options.Stale).
 type Memory interface {
-	// Size returns the size of the RAM in bytes; it is laid out as
-	// package memory has it, around the hole from 3 to 4 GiB.
+	// Size returns the size of the RAM in bytes. Its layout is that of package
+	// memory, with the hole between 3 and 4 GiB.
 	Size() uint64
 	// WriteAt writes all of p at the guest physical address, or nothing.
 	WriteAt(p []byte, gpa uint64) error
 }
 
-// Where things lie in a guest of govmm, as guest physical addresses. The guest
-// finds the first two in registers and in hvm_start_info; they move when the
-// kernel's own segments lie there.
+// Guest physical addresses. The first two are preferred addresses: the loader
+// chooses others if the kernel's segments are there. The guest gets them in a
+// register and in hvm_start_info.
 const (
-	// startInfoGPA is where hvm_start_info, its modules and memory map go.
+	// startInfoGPA is the address of hvm_start_info, its modules and memory map.
 	startInfoGPA = 0x6000
-	// Cmdline is where the command line goes.
-	Cmdline = 0x20000
-	// ebda is the extended BIOS data area, where the MP floating pointer is.
+	cmdlineGPA   = 0x20000
+	// ebda is the extended BIOS data area, which has the MP floating pointer.
 	ebda = 0x9fc00
-	// HighRAM is where RAM goes on above the BIOS area.
+	// HighRAM is the start of the RAM above the BIOS area.
 	HighRAM = 0x100000
 
 	biosData     = 0x400 // BIOS data area, 256 bytes
@@ -56,31 +54,32 @@ const (
 	deviceWindow = 0xfec00000 // IOAPIC, local APICs, KVM's TSS and page table, to 4 GiB
 )
 
-// MaxCmdline is the longest command line in bytes. Linux on x86 keeps 2048
-// with the final zero, and cuts a longer one short without a word.
+// MaxCmdline is the longest command line in bytes. Linux on x86 silently truncates
+// one that is longer than 2048 bytes with its final zero.
 const MaxCmdline = 2047
 
-// Module is a file that the kernel finds in memory: its initrd, say.
+// Module is a file that is loaded with the kernel, such as its initrd.
 type Module struct {
 	Data    []byte
 	Cmdline string // most kernels ignore it
 }
 
-// Options is what a kernel is started with. The zero value is fine.
+// Options are options of [Load]. The zero value is valid.
 type Options struct {
 	Cmdline string
-	Modules []Module // Linux takes the first as its initrd; a bzImage takes no other
+	Modules []Module // for Linux the first is the initrd; a bzImage has at most one
 	// RSDP is the guest physical address of ACPI's root pointer, for
 	// hvm_start_info and boot_params; 0: the guest has no ACPI.
 	RSDP uint64
-	// Reserved are regions that the memory map has to name beside those of
-	// [MemoryMap] and that are no RAM: the PCI configuration space, say.
+	// Reserved are further regions of the memory map that are not RAM, such as
+	// the PCI configuration space.
 	Reserved []Region
-	// NoUnpack lets a bzImage unpack itself in the guest.
-	NoUnpack bool
-	// Stale says that mem may hold something already: what of an ELF file's
-	// segments the file does not cover is cleared then. Fresh memory is zero
-	// and stays unpopulated there. A bzImage clears its own.
+	// Unpack unpacks a bzImage on the host, which is faster than in the guest.
+	// It is for kernels from a trusted source: decompressors are complex code
+	// to run on the file of an untrusted peer.
+	Unpack bool
+	// Stale says that memory may not be zero. The loader then clears the BSS of
+	// an ELF file. A bzImage clears its own.
 	Stale bool
 }
 
@@ -93,10 +92,11 @@ const (
 	Long64             // 64-bit mode, memory below 4 GiB mapped to itself
 )
 
-// Entry is how the boot vCPU starts. PVH asks for these registers:
+// Entry is the initial state of the boot vCPU. PVH requires these registers:
 //
-//   - RIP, and RBX = address of hvm_start_info, as given here;
-//   - RFLAGS = 2: interrupts and direction flag are off. All else is undefined;
+//   - RIP, and RBX = address of hvm_start_info, as in Entry;
+//   - RFLAGS = 2: interrupts and direction flag are off. Other registers are
+//     undefined;
 //   - CR0 = PE (ET may be set), CR4 = 0, EFER = 0: 32-bit protected mode without
 //     paging. A20 is on;
 //   - CS: base 0, limit 0xffffffff, 32-bit (D=1, G=1) code, type 0xb
@@ -107,15 +107,15 @@ const (
 //   - the selectors' values and GDTR, IDTR are undefined: the guest loads its
 //     own GDT before it loads a segment register. LDTR is unusable.
 //
-// Linux's 64-bit boot protocol asks for these:
+// Linux's 64-bit boot protocol requires these:
 //
-//   - RIP, RSI = address of boot_params, and CR3, as given here; RFLAGS = 2;
+//   - RIP, RSI = address of boot_params, and CR3, as in Entry; RFLAGS = 2;
 //   - CR0 = PG, PE (ET may be set), CR4 = PAE, EFER = LMA, LME;
 //   - CS: selector 0x10, base 0, limit 0xffffffff, type 0xb, S=1, DPL 0,
 //     present, L=1, D=0, G=1;
 //   - DS, ES, SS: selector 0x18, base 0, limit 0xffffffff, type 3, S=1, DPL 0,
 //     present, B=1, G=1. FS and GS may be the same;
-//   - GDTR: base and limit as given here, with these two segments;
+//   - GDTR: base and limit as in Entry; the table has these two segments;
 //   - TR: base 0, limit 0x67, type 0xb (busy 64-bit TSS), S=0, present. LDTR is
 //     unusable, IDTR undefined.
 type Entry struct {
@@ -126,17 +126,17 @@ type Entry struct {
 	RSI      uint64 // Long64: guest physical address of boot_params, below 4 GiB
 	CR3      uint64 // Long64: guest physical address of the page tables
 	GDT      uint64 // Long64: guest physical address of the GDT
-	GDTLimit uint16 // Long64: its last byte's offset
+	GDTLimit uint16 // Long64: offset of the GDT's last byte
 }
 
-// Region is a run of guest physical addresses in the map that a guest is given.
+// Region is a range of guest physical addresses in the guest's memory map.
 type Region struct {
 	GPA  uint64
 	Size uint64
 	Type RegionType
 }
 
-// RegionType says what a region is; the numbers are those of E820.
+// RegionType is the type of a region, an E820 number.
 type RegionType uint32
 
 // The region types in use.
@@ -145,10 +145,11 @@ const (
 	Reserved RegionType = 2
 )
 
-// MemoryMap returns the map of a guest with size bytes of RAM, as it is put
-// into hvm_start_info: RAM but for the BIOS area from 0x9fc00 to 1 MiB, and the
-// addresses of interrupt controllers below 4 GiB, where KVM has pages too.
-func MemoryMap(size uint64) []Region {
+// memoryMap returns the memory map of a guest with size bytes of RAM, in the order
+// of addresses: RAM without the BIOS area from 0x9fc00 to 1 MiB; the addresses below
+// 4 GiB of the interrupt controllers and of KVM's pages; and the machine's reserved
+// regions.
+func memoryMap(size uint64, reserved []Region) []Region {
 	low := min(size, memory.HoleStart)
 	regions := []Region{
 		{0, ebda, RAM},
@@ -161,19 +162,13 @@ func MemoryMap(size uint64) []Region {
 	if size > low {
 		regions = append(regions, Region{memory.HoleEnd, size - low, RAM})
 	}
-	return regions
-}
-
-// memoryMap returns the guest's memory map, reserved regions of its machine
-// included, in the order of addresses.
-func memoryMap(size uint64, reserved []Region) []Region {
-	regions := append(MemoryMap(size), reserved...)
+	regions = append(regions, reserved...)
 	slices.SortStableFunc(regions, func(a, b Region) int { return cmp.Compare(a.GPA, b.GPA) })
 	return regions
 }
 
-// Check says, without memory at hand, what [Load] has against a kernel file; it
-// does not unpack anything.
+// Check returns the errors of [Load] that depend only on the kernel file. It does
+// not unpack anything.
 func Check(kernel []byte) error {
 	var err error
 	if isBzImage(kernel) {
@@ -189,7 +184,7 @@ func Check(kernel []byte) error {
 	return nil
 }
 
-// Load loads a kernel of either kind into mem, and beside it what it is to find.
+// Load loads a kernel of either kind into mem, with what opt describes.
 func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	if !isBzImage(kernel) {
 		return loadPVH(mem, kernel, opt)
@@ -198,7 +193,7 @@ func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
 	}
-	if !opt.NoUnpack {
+	if opt.Unpack {
 		elf, err := b.unpack(mem.Size())
 		switch {
 		case err != nil:
@@ -210,10 +205,10 @@ func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	return loadBzImage(mem, b, opt)
 }
 
-// loadPVH loads a 64-bit ELF file that has a PVH entry point into mem, and
-// beside it what it is to find. Segments go to their physical addresses and
-// must lie in RAM; the BIOS data area and the area from 0x9fc00 to 1 MiB are
-// not theirs. Modules lie at the end of the RAM below 3 GiB.
+// loadPVH loads a 64-bit ELF file with a PVH entry point into mem. Segments are
+// loaded at their physical addresses, which must be RAM and not overlap the BIOS data
+// area or the area from 0x9fc00 to 1 MiB. Modules are at the end of the RAM below 3
+// GiB.
 func loadPVH(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	img, err := parsePVH(kernel)
 	if err != nil {
@@ -226,7 +221,7 @@ func loadPVH(mem Memory, kernel []byte, opt Options) (Entry, error) {
 		}
 	}
 	if !img.contains(img.entry) {
-		return Entry{}, fmt.Errorf("kernel: its PVH entry point %#x is in none of its segments", img.entry)
+		return Entry{}, fmt.Errorf("kernel: PVH entry point %#x is outside of all segments", img.entry)
 	}
 	entry, err := writeStartInfo(mem, used, opt)
 	if err != nil {

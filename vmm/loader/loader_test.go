@@ -40,7 +40,7 @@ func cstring(t testing.TB, m *memory.Memory, gpa uint64) string {
 	return string(b[:n])
 }
 
-// A kernel is loaded, and finds by hvm_start_info alone all that it was given.
+// A kernel is loaded, and hvm_start_info leads to all options.
 func TestLoadPVH(t *testing.T) {
 	const gib = 1 << 30
 	code := []byte("\xf4 code of the kernel")
@@ -81,7 +81,7 @@ func TestLoadPVH(t *testing.T) {
 		if got := read(t, m, le.Uint64(modules[32:]), le.Uint64(modules[40:])); string(got) != "second module" {
 			t.Errorf("the second module is %q", got)
 		}
-		regions := MemoryMap(size)
+		regions := memoryMap(size, nil)
 		if n := le.Uint32(info[48:]); int(n) != len(regions) {
 			t.Fatalf("%d memory map entries, want %d", n, len(regions))
 		}
@@ -92,7 +92,7 @@ func TestLoadPVH(t *testing.T) {
 				t.Errorf("memory map entry %d: % x, want %+v", i, e[:24], r)
 			}
 		}
-		// The bss, and all else, was not populated: what is, holds something.
+		// The BSS is not populated.
 		if n, err := m.PopulatedPages(); err != nil || (size < 1<<21 && n > 16) {
 			t.Errorf("%d pages populated, %v", n, err)
 		}
@@ -112,7 +112,7 @@ func TestMemoryMap(t *testing.T) {
 	} {
 		var ram []Region
 		end := uint64(0)
-		for _, r := range MemoryMap(tt.size) {
+		for _, r := range memoryMap(tt.size, nil) {
 			if r.GPA < end || r.Size == 0 {
 				t.Errorf("size %#x: %+v starts before %#x or is empty", tt.size, r, end)
 			}
@@ -132,7 +132,8 @@ func TestMemoryMap(t *testing.T) {
 	}
 }
 
-// What lies where the VMM's own data go moves those, or is refused.
+// The loader moves its own data away from the kernel's segments, or refuses the
+// kernel.
 func TestLoadPVHPlaces(t *testing.T) {
 	code := bytes.Repeat([]byte{0xf4}, 64)
 	for _, tt := range []struct {
@@ -150,13 +151,13 @@ func TestLoadPVHPlaces(t *testing.T) {
 		{name: "all of low memory", kernel: elftest.Kernel{Load: 0x500, BSS: ebda - 0x500 - 64}, rbx: 0x100000},
 		{name: "all but pages", kernel: elftest.Kernel{Load: 0x100000, BSS: 15<<20 - 64}, rbx: startInfoGPA},
 		{name: "BIOS data area", kernel: elftest.Kernel{Load: 0x4c0}, want: "BIOS data area"},
-		{name: "ebda", kernel: elftest.Kernel{Load: ebda - 32}, want: "BIOS area"},
+		{name: "EBDA", kernel: elftest.Kernel{Load: ebda - 32}, want: "BIOS area"},
 		{name: "end of RAM", kernel: elftest.Kernel{BSS: 15<<20 - 63}, want: "RAM"},
 		{name: "beyond RAM", kernel: elftest.Kernel{Load: 1 << 30}, want: "RAM"},
 		{name: "wraps", kernel: elftest.Kernel{Load: ^uint64(0) - 0xfff}, want: "RAM"},
 		{name: "huge bss", kernel: elftest.Kernel{BSS: 1 << 63}, want: "RAM"},
-		{name: "above 4 GiB", kernel: elftest.Kernel{Load: 4 << 30, Entry: 0x100000}, size: 4 << 30, want: "in none of its segments"},
-		{name: "entry elsewhere", kernel: elftest.Kernel{Entry: 0x200000}, want: "in none of its segments"},
+		{name: "above 4 GiB", kernel: elftest.Kernel{Load: 4 << 30, Entry: 0x100000}, size: 4 << 30, want: "outside of all segments"},
+		{name: "entry elsewhere", kernel: elftest.Kernel{Entry: 0x200000}, want: "outside of all segments"},
 		{name: "long command line", opt: Options{Cmdline: strings.Repeat("x", 2048)}, want: "at most 2047"},
 		{name: "longest command line", opt: Options{Cmdline: strings.Repeat("x", 2047)}, rbx: startInfoGPA},
 		{name: "zero in command line", opt: Options{Cmdline: "a\x00b"}, want: "zero byte at 1"},
@@ -198,7 +199,7 @@ func TestLoadPVHPlaces(t *testing.T) {
 	}
 }
 
-// checkError wants one line that has the word.
+// checkError fails unless err is one line with want in it.
 func checkError(t *testing.T, err error, want string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {

@@ -7,7 +7,7 @@ import (
 
 // Intel MultiProcessor Specification 1.4 (document 242016-006), chapter 4.
 const (
-	// MaxCPUs is how many CPUs an MP table can name: local APIC ids are 8
+	// MaxCPUs is the largest number of CPUs in an MP table: local APIC ids have 8
 	// bits, 255 is broadcast, and the IOAPIC needs one of the others.
 	MaxCPUs = 254
 
@@ -28,23 +28,23 @@ const (
 
 	localAPIC        = 0xfee00000
 	ioAPIC           = 0xfec00000
-	localAPICVersion = 0x14 // KVM's, an integrated xAPIC
-	ioAPICVersion    = 0x11 // KVM's, an 82093AA
+	localAPICVersion = 0x14 // an integrated xAPIC, as in KVM
+	ioAPICVersion    = 0x11 // an 82093AA, as in KVM
 	cpuSignature     = 0x600
-	cpuFeatures      = 1<<0 | 1<<9 // FPU and APIC; guests ask CPUID for the rest
+	cpuFeatures      = 1<<0 | 1<<9 // FPU and APIC; guests use CPUID for the rest
 
 	bdaEBDASegment = 0x40e // BIOS data area: EBDA's address >> 4
 	bdaBaseMemory  = 0x413 // KiB of memory below the EBDA
 )
 
-// WriteMPTable writes the MP floating pointer structure to the EBDA (0x9fc00), where the
-// word at 0x40e in the BIOS data area points, and the configuration table to
-// 0xf0000. CPUs have local APIC ids 0 to cpus-1, the first is the boot CPU; the
-// IOAPIC has id cpus. ISA interrupts go to the IOAPIC's pins of their number,
-// but the timer, IRQ 0, to pin 2. LINT0 is ExtINT, LINT1 NMI.
+// WriteMPTable writes the MP floating pointer structure to the EBDA (0x9fc00), whose
+// address is in the word at 0x40e in the BIOS data area, and the configuration table
+// to 0xf0000. CPUs have local APIC ids 0 to cpus-1; the first is the boot CPU. The
+// IOAPIC has id cpus. ISA interrupt n is connected to the IOAPIC's pin n, except the
+// timer, interrupt 0, to pin 2. LINT0 is ExtINT, LINT1 is NMI.
 func WriteMPTable(mem Memory, cpus int) error {
 	if cpus < 1 || cpus > MaxCPUs {
-		return fmt.Errorf("MP table of %d CPUs: 1 to %d are possible", cpus, MaxCPUs)
+		return fmt.Errorf("MP table: number of CPUs must be between 1 and %d, got %d", MaxCPUs, cpus)
 	}
 	table := mpConfigTable(cpus)
 	pointer := make([]byte, 16)
@@ -52,8 +52,8 @@ func WriteMPTable(mem Memory, cpus int) error {
 	binary.LittleEndian.PutUint32(pointer[4:], mpTable)
 	pointer[8] = 1 // length in units of 16 bytes
 	pointer[9] = 4 // specification 1.4
-	// Features: a table is present; no IMCR, so PICs and APICs work side by
-	// side at the start (virtual wire mode).
+	// Features: a configuration table; no IMCR: the PICs work with the APICs at
+	// the start (virtual wire mode).
 	pointer[10] = checksum(pointer)
 
 	var segment, base [2]byte
@@ -76,8 +76,8 @@ func WriteMPTable(mem Memory, cpus int) error {
 	return nil
 }
 
-// mpConfigTable returns the configuration table: a header and its entries, in
-// the order of their types.
+// mpConfigTable returns the configuration table: a header, and entries in the order
+// of their types.
 func mpConfigTable(cpus int) []byte {
 	le := binary.LittleEndian
 	const header = 44
@@ -101,7 +101,7 @@ func mpConfigTable(cpus int) []byte {
 	}
 	add(append([]byte{mpEntryBus, 0}, "ISA   "...)...)
 	add(le.AppendUint32([]byte{mpEntryIOAPIC, ioAPICID, ioAPICVersion, 1}, ioAPIC)...)
-	// Polarity and trigger 0: as the bus has it, which is edge, active high.
+	// Polarity and trigger are 0: those of the ISA bus, edge and active high.
 	for irq := range byte(16) {
 		pin := irq
 		switch irq {
@@ -127,8 +127,8 @@ func mpConfigTable(cpus int) []byte {
 	return t
 }
 
-// checksum returns the byte that makes the sum of all bytes of b zero, where b
-// has zero in its place.
+// checksum returns the byte that makes the sum of all bytes zero. Its place in b is
+// zero.
 func checksum(b []byte) byte {
 	sum := byte(0)
 	for _, v := range b {

@@ -16,11 +16,11 @@ func TestMPTable(t *testing.T) {
 			if err := WriteMPTable(m, cpus); err != nil {
 				t.Fatal(err)
 			}
-			ebda := uint64(le.Uint16(read(t, m, 0x40e, 2))) << 4
-			if ebda != ebda || le.Uint16(read(t, m, 0x413, 2)) != 639 {
-				t.Errorf("ebda at %#x, base memory of %d KiB", ebda, le.Uint16(read(t, m, 0x413, 2)))
+			at := uint64(le.Uint16(read(t, m, 0x40e, 2))) << 4
+			if at != ebda || le.Uint16(read(t, m, 0x413, 2)) != 639 {
+				t.Errorf("EBDA at %#x, base memory of %d KiB", at, le.Uint16(read(t, m, 0x413, 2)))
 			}
-			pointer := read(t, m, ebda, 16)
+			pointer := read(t, m, at, 16)
 			if string(pointer[:4]) != "_MP_" || pointer[8] != 1 || pointer[9] != 4 || pointer[11] != 0 || checksum(pointer) != 0 {
 				t.Fatalf("floating pointer % x", pointer)
 			}
@@ -98,8 +98,10 @@ func TestMPTable(t *testing.T) {
 	}
 }
 
-func ExampleMemoryMap() {
-	for _, r := range MemoryMap(4 << 30) {
+// The memory map of a guest with 4 GiB: RAM, the BIOS area, interrupt controllers, and
+// RAM above 4 GiB.
+func Example_memoryMap() {
+	for _, r := range memoryMap(4<<30, nil) {
 		fmt.Printf("%#x %#x %d\n", r.GPA, r.Size, r.Type)
 	}
 	// Output:

@@ -7,21 +7,21 @@ import (
 	"github.com/govmm/govmm/vmm/memory"
 )
 
-// placement knows which guest physical addresses are taken.
+// placement records the guest physical addresses that are in use.
 type placement struct {
 	low   uint64  // end of the RAM that starts at 0
 	size  uint64  // RAM in bytes
 	taken []taken // in the order of their addresses
 }
 
-// taken is a range that has a use, and which.
+// taken is a range in use, and its use.
 type taken struct {
 	gpa, end uint64
 	what     string
 }
 
-// newPlacement returns the placement of a guest with nothing loaded: only what
-// the PC's BIOS would use is taken.
+// newPlacement returns the placement of a guest before anything is loaded. Only the
+// BIOS areas of a PC are in use.
 func newPlacement(size uint64) *placement {
 	return &placement{low: min(size, memory.HoleStart), size: size, taken: []taken{
 		{biosData, biosDataEnd, "the BIOS data area"},
@@ -29,13 +29,13 @@ func newPlacement(size uint64) *placement {
 	}}
 }
 
-// take takes [gpa, gpa+n) for a segment of the kernel.
+// take reserves [gpa, gpa+n) for a segment of the kernel.
 func (p *placement) take(gpa, n uint64) error {
 	high := p.size - p.low
 	inLow := n <= p.low && gpa <= p.low-n
 	inHigh := gpa >= memory.HoleEnd && n <= high && gpa-memory.HoleEnd <= high-n
 	if !inLow && !inHigh {
-		return fmt.Errorf("%#x bytes at gpa %#x are not inside the guest's %d MiB of RAM: give it more memory, or another kernel", n, gpa, p.size>>20)
+		return fmt.Errorf("%#x bytes at gpa %#x are outside of the guest's %d MiB of RAM: give it more memory, or another kernel", n, gpa, p.size>>20)
 	}
 	if by := p.overlap(gpa, gpa+n); by != nil {
 		return fmt.Errorf("[%#x,%#x) overlaps %s at [%#x,%#x)", gpa, gpa+n, by.what, by.gpa, by.end)
@@ -44,15 +44,15 @@ func (p *placement) take(gpa, n uint64) error {
 	return nil
 }
 
-// place finds n bytes below 3 GiB that are not taken, at the preferred address
-// if possible, else as low as possible, and takes them.
+// place reserves n free bytes below 3 GiB, at the preferred address if possible,
+// otherwise as low as possible.
 func (p *placement) place(n, preferred uint64, what string) (uint64, error) {
 	const align = 0x1000
 	if p.fits(preferred, n) {
 		p.insert(taken{preferred, preferred + n, what})
 		return preferred, nil
 	}
-	// Page 0 is left alone: a null pointer should not find anything.
+	// Page 0 stays free: nothing valid should be at a null pointer.
 	gpa := uint64(align)
 	for {
 		by := p.overlap(gpa, gpa+n)
@@ -62,14 +62,14 @@ func (p *placement) place(n, preferred uint64, what string) (uint64, error) {
 		gpa = roundUp(by.end, align)
 	}
 	if !p.fits(gpa, n) {
-		return 0, fmt.Errorf("no room for %s, %d bytes: the kernel leaves none in the guest's %d MiB of RAM", what, n, p.size>>20)
+		return 0, fmt.Errorf("no room for %s, %d bytes, in the guest's %d MiB of RAM beside the kernel", what, n, p.size>>20)
 	}
 	p.insert(taken{gpa, gpa + n, what})
 	return gpa, nil
 }
 
-// placeHigh finds n bytes that are not taken, as high as possible below 3 GiB
-// and limit and above 1 MiB, and takes them.
+// placeHigh reserves n free bytes, as high as possible below 3 GiB and limit, and
+// above 1 MiB.
 func (p *placement) placeHigh(n, limit uint64, what string) (uint64, error) {
 	const align = 0x1000
 	size := roundUp(n, align)
@@ -85,13 +85,12 @@ func (p *placement) placeHigh(n, limit uint64, what string) (uint64, error) {
 	return 0, fmt.Errorf("no room for %s, %d bytes: the guest has %d MiB of RAM, give it more", what, n, p.size>>20)
 }
 
-// fits says whether [gpa, gpa+n) is low RAM that is not taken.
+// fits returns whether [gpa, gpa+n) is free RAM below 3 GiB.
 func (p *placement) fits(gpa, n uint64) bool {
 	return n <= p.low && gpa <= p.low-n && p.overlap(gpa, gpa+n) == nil
 }
 
-// overlap returns the highest taken range that overlaps [gpa, end), or nil.
-// The highest, so that a search upwards, and one downwards, gets past it.
+// overlap returns the highest range in use that overlaps [gpa, end), or nil.
 func (p *placement) overlap(gpa, end uint64) *taken {
 	for i := len(p.taken) - 1; i >= 0; i-- {
 		if t := &p.taken[i]; t.gpa < end && gpa < t.end {

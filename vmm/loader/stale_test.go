@@ -7,8 +7,7 @@ import (
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
 
-// Memory that held something: the kernel finds its bss zero all the same, and
-// nothing else is cleared.
+// In memory that is not zero, the loader clears the kernel's BSS and nothing else.
 func TestLoadPVHIntoStaleMemory(t *testing.T) {
 	m := newMemory(t, 4<<20)
 	old := bytes.Repeat([]byte{0xa5}, 3<<20)

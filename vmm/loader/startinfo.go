@@ -24,14 +24,14 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 		return 0, err
 	}
 	if len(opt.Modules) > maxModules {
-		return 0, fmt.Errorf("%d modules: at most %d are possible", len(opt.Modules), maxModules)
+		return 0, fmt.Errorf("expected at most %d modules, got %d", maxModules, len(opt.Modules))
 	}
 	regions := memoryMap(mem.Size(), opt.Reserved)
 	memmapAt := uint64(startInfoSize)
 	modlistAt := memmapAt + uint64(len(regions))*memmapEntrySize
 	size := modlistAt + uint64(len(opt.Modules))*modlistEntrySize
 
-	// All command lines in one piece: the kernel's and those of the modules.
+	// text is all command lines: the kernel's and those of the modules.
 	text := []byte(opt.Cmdline + "\x00")
 	moduleText := make([]uint64, len(opt.Modules))
 	for i, m := range opt.Modules {
@@ -46,7 +46,7 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	textGPA, err := used.place(uint64(len(text)), Cmdline, "the command line")
+	textGPA, err := used.place(uint64(len(text)), cmdlineGPA, "the command line")
 	if err != nil {
 		return 0, err
 	}
@@ -91,13 +91,13 @@ func writeStartInfo(mem Memory, used *placement, opt Options) (uint64, error) {
 	return infoGPA, nil
 }
 
-// checkCmdline refuses a command line that a guest could not read whole.
+// checkCmdline returns an error if a guest could not read the whole command line.
 func checkCmdline(s string) error {
 	if len(s) > MaxCmdline {
-		return fmt.Errorf("command line of %d bytes: at most %d are possible", len(s), MaxCmdline)
+		return fmt.Errorf("command line: expected at most %d bytes, got %d", MaxCmdline, len(s))
 	}
 	if i := strings.IndexByte(s, 0); i >= 0 {
-		return fmt.Errorf("command line has a zero byte at %d, where the guest would take it to end", i)
+		return fmt.Errorf("command line has a zero byte at %d, which would end it", i)
 	}
 	return nil
 }

@@ -14,23 +14,22 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// maxWindow is the largest window or dictionary in bytes that a compressed
-// kernel may ask for: that of zstd -22, the most that Linux's build uses.
+// maxWindow is the largest window or dictionary of a compressed kernel in bytes:
+// that of zstd -22, the largest in Linux's build.
 const maxWindow = 128 << 20
 
-// errUnknownCompression says that a payload is of no known format. Only the
-// kernel's own decompressor can unpack it (LZO, say).
-var errUnknownCompression = errors.New("compressed in a way that is not known here")
+// errUnknownCompression: the loader has no decompressor for the payload's format, such
+// as LZO. Only the kernel itself can unpack it.
+var errUnknownCompression = errors.New("unknown compression format")
 
-// compression is one way in which kernels are compressed
-// (scripts/Makefile.lib in Linux).
+// compression is a compression format of kernels (scripts/Makefile.lib in Linux).
 type compression struct {
 	name  string
 	magic string
-	// open returns a reader of what r unpacks to, at most size bytes.
+	// open returns a reader of the unpacked content of r, at most size bytes.
 	open func(r io.Reader, size uint64) (io.Reader, error)
-	// sized says that the build appended 4 bytes, the size, to what the
-	// compressor made. gzip's own last 4 bytes mean the same.
+	// sized says that Linux's build appends the size in 4 bytes to the
+	// compressor's output. gzip's format ends with the same 4 bytes.
 	sized bool
 }
 
@@ -70,7 +69,7 @@ func (c *compression) unpack(payload []byte, limit uint64) ([]byte, error) {
 	}
 	size := uint64(binary.LittleEndian.Uint32(end))
 	if size > limit {
-		return nil, fmt.Errorf("%d bytes unpacked are more than the %d that the kernel's header promises or the guest has", size, limit)
+		return nil, fmt.Errorf("unpacked size must be at most %d bytes, the smaller of the guest's RAM and the size in the header, found %d", limit, size)
 	}
 	r, err := c.open(bytes.NewReader(body), size)
 	if err != nil {
@@ -79,7 +78,7 @@ func (c *compression) unpack(payload []byte, limit uint64) ([]byte, error) {
 	if closer, ok := r.(io.Closer); ok {
 		defer func() { _ = closer.Close() }()
 	}
-	// Grows as content comes: the size is the file's claim.
+	// The size comes from the file: allocate a large one only as content arrives.
 	var out bytes.Buffer
 	if size <= 64*uint64(len(payload)) {
 		out.Grow(int(size) + bytes.MinRead)
@@ -89,7 +88,7 @@ func (c *compression) unpack(payload []byte, limit uint64) ([]byte, error) {
 		return nil, err
 	}
 	if uint64(n) != size {
-		return nil, fmt.Errorf("content of another size than the %d bytes it says", size)
+		return nil, fmt.Errorf("expected %d bytes of content, found %d or more", size, n)
 	}
 	return out.Bytes(), nil
 }
@@ -111,7 +110,7 @@ func openZstd(r io.Reader, _ uint64) (io.Reader, error) {
 	return d.IOReadCloser(), nil
 }
 
-// openLZMA opens the format of the old lzma tool: 13 bytes of header.
+// openLZMA opens the format of the lzma tool, with a header of 13 bytes.
 func openLZMA(r io.Reader, size uint64) (io.Reader, error) {
 	header := make([]byte, lzma.HeaderLen)
 	if _, err := io.ReadFull(r, header); err != nil {
@@ -125,11 +124,11 @@ func openLZMA(r io.Reader, size uint64) (io.Reader, error) {
 	return lzma.NewReader(io.MultiReader(bytes.NewReader(header), r))
 }
 
-// dictionary returns how large an LZMA dictionary has to be, in bytes, if the
-// packer had one of dict bytes: no larger than the content.
+// dictionary returns the size of the LZMA dictionary that unpacking needs: the
+// packer's, but not more than the content's size.
 func dictionary(dict, size uint64) (int, error) {
 	if dict > maxWindow {
-		return 0, fmt.Errorf("dictionary of %d bytes: at most %d are possible", dict, maxWindow)
+		return 0, fmt.Errorf("dictionary must have at most %d bytes, found %d", maxWindow, dict)
 	}
 	return int(max(min(dict, size), lzma.MinDictCap)), nil
 }

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// compressors are the command lines of Linux's scripts/Makefile.lib, with less
-// of a window where that takes the compressor long.
+// compressors are the command lines of Linux's scripts/Makefile.lib, with a smaller
+// window if the compressor would take long.
 var compressors = map[string]string{
 	"gzip":     "gzip -n -f -9",
 	"xz":       "xz --check=crc32 --x86 --lzma2=dict=32MiB",
@@ -23,7 +23,7 @@ var compressors = map[string]string{
 	"bzip2":    "bzip2 -9",
 }
 
-// pack compresses content as Linux's build does, size appended.
+// pack compresses content like Linux's build, and appends the size.
 func pack(t testing.TB, how string, content []byte) []byte {
 	t.Helper()
 	words := strings.Fields(compressors[how])
@@ -58,7 +58,7 @@ func code(n int) []byte {
 	return b[:n]
 }
 
-// What the tools pack is unpacked, in every format, byte for byte.
+// The output of the tools is unpacked to the same bytes in every format.
 func TestUnpack(t *testing.T) {
 	for how := range compressors {
 		for _, content := range [][]byte{code(200_003), []byte("small\xe8\x00"), bytes.Repeat([]byte{0xe8, 0, 0xff, 0xe9}, 50_000)} {
@@ -73,12 +73,13 @@ func TestUnpack(t *testing.T) {
 	}
 }
 
-// A damaged or lying payload is an error, and never more than the limit.
+// A payload that is damaged, or has a wrong size, is an error, and is never unpacked
+// to more than the limit.
 func TestUnpackDamaged(t *testing.T) {
 	content := code(100_000)
 	for how := range compressors {
 		packed := pack(t, how, content)
-		if _, err := unpack(packed, 99_999); err == nil || !strings.Contains(err.Error(), "100000 bytes unpacked are more than the 99999") {
+		if _, err := unpack(packed, 99_999); err == nil || !strings.Contains(err.Error(), "unpacked size must be at most 99999 bytes") {
 			t.Errorf("%s, too large: %v", how, err)
 		}
 		for _, size := range []uint32{99_999, 100_001, 1 << 31, 0} {
@@ -95,7 +96,7 @@ func TestUnpackDamaged(t *testing.T) {
 			}
 		}
 		if how == "xz many" || how == "lz4" {
-			continue // a check that is not computed here, and none in the format
+			continue // the loader does not compute CRC64, and lz4 has no check
 		}
 		flipped := bytes.Clone(packed)
 		flipped[len(flipped)/2] ^= 0x10
@@ -110,7 +111,7 @@ func TestUnpackDamaged(t *testing.T) {
 	}
 }
 
-// No content makes an unpacker crash, hang, or give more than it may.
+// Any payload is unpacked or refused, without a crash or more bytes than the limit.
 func FuzzUnpack(f *testing.F) {
 	for how := range compressors {
 		f.Add(pack(f, how, code(300)))

@@ -6,25 +6,24 @@ import (
 	"math/bits"
 )
 
-// x86Reader undoes xz's x86 filter: the targets of CALL (e8) and JMP (e9),
-// absolute in the packed data so that equal targets compress well, become
-// relative again. A target is only converted if its top byte is 0 or 255, and
-// if no opcode in the three bytes before makes it unlikely to be one.
+// x86Reader decodes xz's x86 filter. The filter has made the targets of CALL (e8)
+// and JMP (e9) absolute, so that equal targets compress well; x86Reader makes them
+// relative again. A target is converted only if its top byte is 0 or 255, and if the
+// opcodes in the three bytes before do not make it unlikely to be a target.
 type x86Reader struct {
 	r     io.Reader
 	buf   []byte // [0,ready) is converted, [ready,len) is not
-	at    int    // what of buf was returned
+	at    int    // number of bytes of buf that were returned
 	ready int
-	pos   uint32 // position in the stream of buf[0]
+	pos   uint32 // position of buf[0] in the stream
 	err   error
 
-	// seen has a bit for each of the last three bytes that was an opcode
-	// and was not converted, the latest lowest.
+	// seen has a bit for each of the last three bytes, the latest lowest: set
+	// if the byte was an opcode and was not converted.
 	seen uint32
 }
 
-// x86Lookahead is how many bytes an instruction has, without which it cannot
-// be converted.
+// x86Lookahead is the number of bytes of an instruction with its target.
 const x86Lookahead = 5
 
 func newX86Reader(r io.Reader) io.Reader {
@@ -43,8 +42,8 @@ func (x *x86Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill drops what was returned, reads more and converts it. At the end the
-// last bytes, too few for an instruction, are as they are.
+// fill drops the returned bytes, reads more and converts them. The last bytes of the
+// stream, too few for an instruction, are not converted.
 func (x *x86Reader) fill() {
 	x.pos += uint32(x.ready)
 	x.buf = x.buf[:copy(x.buf, x.buf[x.ready:])]
@@ -60,8 +59,7 @@ func (x *x86Reader) fill() {
 	}
 }
 
-// convert converts all instructions that are whole and returns how many bytes
-// are final.
+// convert converts all complete instructions and returns the number of final bytes.
 func (x *x86Reader) convert(b []byte) int {
 	i := 0
 	for i+x86Lookahead <= len(b) {
@@ -83,9 +81,9 @@ func (x *x86Reader) convert(b []byte) int {
 	return i
 }
 
-// isTarget says whether the packer converted what follows the opcode b[0]. It
-// did not if that overlaps what two earlier opcodes would take, or if the top
-// byte of the overlapped one looks like a target's.
+// isTarget returns whether the packer has converted the bytes after the opcode b[0].
+// It has not if they overlap the targets of two earlier opcodes, or if the top byte
+// of the one overlapped target looks like that of a target.
 func (x *x86Reader) isTarget(b []byte) bool {
 	if bits.OnesCount32(x.seen) > 1 {
 		return false
@@ -96,13 +94,13 @@ func (x *x86Reader) isTarget(b []byte) bool {
 	return isSign(b[4])
 }
 
-// relative returns the distance of a target from the next instruction, 25 bits
-// with sign. Where the packer found that the result would look like a target of
-// the overlapped opcode, it inverted the lower bits and converted again.
+// relative returns the distance of a target from the next instruction, 25 bits with
+// sign. If the result looked like a target of the overlapped opcode, the packer has
+// inverted the lower bits and converted again.
 func (x *x86Reader) relative(target, next uint32) uint32 {
 	overlap := 8 * bits.Len32(x.seen)
 	d := target - next
-	// Twice is what real data need; hostile ones must come to an end too.
+	// Valid data need at most two steps; the limit is for hostile data.
 	for range 32 {
 		if overlap == 0 || !isSign(byte(d>>(24-overlap))) {
 			break
@@ -112,5 +110,5 @@ func (x *x86Reader) relative(target, next uint32) uint32 {
 	return uint32(int32(d<<7) >> 7)
 }
 
-// isSign says whether b is the top byte of a short distance.
+// isSign returns whether b is the top byte of a short distance.
 func isSign(b byte) bool { return b == 0 || b == 0xff }

@@ -12,9 +12,9 @@ import (
 	"github.com/ulikunitz/xz/lzma"
 )
 
-// The .xz container (https://tukaani.org/xz/xz-file-format.txt, 1.2.0). Kernels
-// are packed with its x86 filter, which the library has not; so the container
-// and that filter are done here, and LZMA2 by the library.
+// The .xz container (https://tukaani.org/xz/xz-file-format.txt, 1.2.0). Kernels use
+// its x86 filter, which the library does not have. So this package implements the
+// container and the filter, and uses the library for LZMA2.
 const (
 	xzHeaderSize  = 12
 	xzFilterLZMA2 = 0x21
@@ -25,21 +25,21 @@ const (
 // xzCheckSizes are the sizes of a block's check by its type (2.1.1.2).
 var xzCheckSizes = [16]int{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64}
 
-// xzReader unpacks one .xz stream. The index that follows the last block tells
-// nothing that unpacking needs, and is not read.
+// xzReader unpacks one .xz stream. It does not read the index after the last block,
+// which unpacking does not need.
 type xzReader struct {
 	in    *countReader
-	size  uint64 // of the content, at most
+	size  uint64 // largest size of the content
 	check byte   // type of the blocks' check
 
 	block   io.Reader // the block's content; nil between blocks
-	started uint64    // in.n where the block's compressed data begin
+	started uint64    // in.n at the start of the block's compressed data
 	sum     hash.Hash32
 	done    bool
 }
 
-// countReader counts what is read. The library reads no more than it needs
-// from a reader that has ReadByte.
+// countReader counts the bytes that are read. The library reads only what it needs
+// from a reader with ReadByte.
 type countReader struct {
 	r *bufio.Reader
 	n uint64
@@ -94,7 +94,7 @@ func (x *xzReader) Read(p []byte) (int, error) {
 	}
 }
 
-// noEOF turns an end inside the container into what it is.
+// noEOF converts io.EOF inside the container to io.ErrUnexpectedEOF.
 func noEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -102,7 +102,7 @@ func noEOF(err error) error {
 	return err
 }
 
-// nextBlock reads a block header (3.1), or finds the index.
+// nextBlock reads a block header (3.1), or detects the index.
 func (x *xzReader) nextBlock() error {
 	first, err := x.in.ReadByte()
 	if err != nil {
@@ -137,8 +137,8 @@ func (x *xzReader) nextBlock() error {
 	return nil
 }
 
-// parseXZFilters reads the filter chain of a block header: LZMA2, with or
-// without the x86 filter before it.
+// parseXZFilters parses the filter chain of a block header: LZMA2, optionally after
+// the x86 filter.
 func parseXZFilters(h []byte, content uint64) (dict int, x86 bool, err error) {
 	damaged := errors.New("damaged xz block header")
 	flags, rest := h[1], h[2:]
@@ -171,7 +171,7 @@ func parseXZFilters(h []byte, content uint64) (dict int, x86 bool, err error) {
 		case id == xzFilterLZMA2 && i == int(flags&3) && size == 1:
 			dict, err = xzDictionary(properties[0], content)
 		default:
-			err = fmt.Errorf("xz filter %#x with %d bytes of properties is not known here", id, size)
+			err = fmt.Errorf("unsupported xz filter %#x with %d bytes of properties", id, size)
 		}
 		if err != nil {
 			return 0, false, err
@@ -183,7 +183,7 @@ func parseXZFilters(h []byte, content uint64) (dict int, x86 bool, err error) {
 	return dict, x86, nil
 }
 
-// xzDictionary decodes LZMA2's one property byte (5.3.1).
+// xzDictionary decodes LZMA2's property byte (5.3.1).
 func xzDictionary(b byte, content uint64) (int, error) {
 	if b > 40 {
 		return 0, errors.New("damaged xz block header")
@@ -191,7 +191,7 @@ func xzDictionary(b byte, content uint64) (int, error) {
 	return dictionary(uint64(2|b&1)<<(b/2+11), content)
 }
 
-// endBlock reads the padding and the check behind a block's data.
+// endBlock reads the padding and the check after a block's data.
 func (x *xzReader) endBlock() error {
 	for (x.in.n-x.started)%4 != 0 {
 		if _, err := x.in.ReadByte(); err != nil {

@@ -2,19 +2,18 @@ package elftest
 
 import "encoding/binary"
 
-// What BzImage makes, as offsets in its file.
+// Offsets in the file that BzImage returns.
 const (
 	bzSetup = 3 * 512
-	// bzEntry is where the 64-bit entry's code is.
-	bzEntry = bzSetup + 0x200
-	// BzImagePayload is where the payload is.
+	bzEntry = bzSetup + 0x200 // the code of the 64-bit entry
+	// BzImagePayload is the offset of the payload.
 	BzImagePayload = bzSetup + 0x400
 )
 
-// BzImage makes a bzImage as Linux 3.8 was, boot protocol 2.12, whose setup
-// header ends with init_size (2.13 and later add to it): relocatable, at 16 MiB
-// by preference, with 4 MiB to run in. At its 64-bit entry is code, up to 512
-// bytes; the payload is what is to be unpacked, and may be nothing.
+// BzImage returns a bzImage with boot protocol 2.12, as of Linux 3.8. Its setup header
+// ends with init_size; later versions have more fields. The kernel is relocatable,
+// prefers 16 MiB and needs 4 MiB. code, up to 512 bytes, is at the 64-bit entry.
+// payload is the compressed kernel, and may be empty.
 func BzImage(code, payload []byte) []byte {
 	const magic, headerEnd = 0x202, 0x264
 	le := binary.LittleEndian

@@ -1,24 +1,23 @@
-// Package elftest makes small PVH kernels and bzImages for tests, out of machine code that
-// the test brings along.
+// Package elftest builds small PVH kernels and bzImages for tests, from machine code.
 package elftest
 
 import "encoding/binary"
 
-// Kernel is a kernel to be made.
+// Kernel describes a kernel.
 type Kernel struct {
-	// Code is what the kernel's one segment holds: 32-bit code that starts
-	// with its first byte, or at Entry.
+	// Code is the content of the kernel's segment: 32-bit code with its entry at
+	// the first byte, or at Entry.
 	Code []byte
 	// Load is the guest physical address of the segment; 0 means 1 MiB.
 	Load uint64
 	// Entry is the entry point; 0 means Load.
 	Entry uint32
-	// BSS is how many bytes of zeros follow the code.
+	// BSS is the number of zero bytes after the code.
 	BSS uint64
 }
 
-// Build returns the kernel as an ELF file: the header, a PT_LOAD and a PT_NOTE
-// segment, the note, the code.
+// Build returns the kernel as an ELF file: a header, a PT_LOAD and a PT_NOTE segment,
+// the note and the code.
 func Build(k Kernel) []byte {
 	const (
 		headerSize = 64
