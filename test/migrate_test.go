@@ -108,13 +108,13 @@ func TestGuestRunsDuringPrecopy(t *testing.T) {
 	h := newHost(t)
 	p := h.start("run", "src", "--cpus", "1", "--memory", "256M",
 		"--cmdline", "fill=128M dirty=8M rate=2000 verify=1 tick=0.5")
-	from := p.out.awaitText(t, 0, "filled ")
+	filled := p.out.awaitText(t, 0, "filled ")
 	there, addr := h.receive("dst")
-	before, from := p.out.awaitTick(t, from, "with writes", func(k tick) bool { return k.writes > 0 })
+	before, _ := p.out.awaitTick(t, filled, "with writes", func(k tick) bool { return k.writes > 0 })
 	// 128 MiB at 1 MiB/s take two minutes: the migration lasts until it is cancelled.
 	mig := h.start("migrate", "src", "--to", addr, "--bandwidth-limit", "1M", "--json")
 	h.awaitMigrating("src", 1)
-	from = p.out.len()
+	from := p.out.len()
 	for range 4 {
 		var k tick
 		k, from = p.out.awaitTick(t, from, "during precopy", func(tick) bool { return true })

@@ -213,8 +213,9 @@ func (q *qemu) awaitRunning() {
 	}
 }
 
-// The harness itself works: a guest of QEMU's moves both ways.
+// TestQEMUHarness: the harness moves QEMU's guest by one connection and by two.
 func TestQEMUHarness(t *testing.T) {
+	testenv.NotShort(t, "QEMU may have to interpret the guest")
 	for _, n := range []int{1, 2} {
 		src := startQEMU(t, 128, 1, "fill=8M dirty=1M rate=100 tick=1", false)
 		src.out.awaitText(t, 0, "filled ")

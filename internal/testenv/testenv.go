@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"regexp"
 	"testing"
 	"time"
@@ -54,11 +55,23 @@ func NoKVM() error {
 	return nil
 }
 
-// NeedKVM skips the test where KVM is not available. Where /dev/kvm opens, the
-// test runner (test/run) counts each skipped test as a failure.
+// errShort is the reason for what make check leaves out.
+var errShort = errors.New("left out by -short")
+
+// noKVM is NoKVM for tests: with -short none uses KVM.
+func noKVM() error {
+	if testing.Short() {
+		return errShort
+	}
+	return NoKVM()
+}
+
+// NeedKVM skips the test where KVM is not available, and with -short. Where
+// /dev/kvm opens, the test runner (test/run) counts each skipped test as a
+// failure.
 func NeedKVM(t testing.TB) {
 	t.Helper()
-	if err := NoKVM(); err != nil {
+	if err := noKVM(); err != nil {
 		t.Skipf("NO KVM HERE, NOT TESTED: %v", err)
 	}
 }
@@ -77,11 +90,33 @@ func NeedVirtualisation(t testing.TB, why string) {
 	}
 }
 
-// NeedRoot skips the test in a process without root's rights.
+// NeedRoot skips the test in a process without root's rights, and with -short.
 func NeedRoot(t testing.TB, why string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 || testing.Short() {
 		t.Skipf("ROOT IS NEEDED, NOT TESTED: %s", why)
+	}
+}
+
+// NeedTools fails the test if a program is not installed; with -short it skips the
+// test. make setup installs all of them.
+func NeedTools(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil && testing.Short() {
+			t.Skipf("%s IS NOT INSTALLED HERE, NOT TESTED", name)
+		} else if err != nil {
+			t.Fatalf("%s is not installed: run make setup", name)
+		}
+	}
+}
+
+// NotShort skips the test with -short, because it fetches something from the
+// network or takes long.
+func NotShort(t testing.TB, why string) {
+	t.Helper()
+	if testing.Short() {
+		t.Skipf("%v: %s", errShort, why)
 	}
 }
 
@@ -89,7 +124,7 @@ func NeedRoot(t testing.TB, why string) {
 // where KVM is not available: an example cannot skip itself.
 func Main(m *testing.M) {
 	flag.Parse()
-	if err := NoKVM(); err != nil {
+	if err := noKVM(); err != nil {
 		fmt.Fprintf(os.Stderr, "NO KVM HERE, examples are skipped: %v\n", err)
 		if f := flag.Lookup("test.skip"); f.Value.String() == "" {
 			_ = f.Value.Set("^Example") // a pattern that is valid

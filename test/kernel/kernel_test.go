@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/mempage"
 )
 
@@ -22,6 +24,7 @@ func TestPrograms(t *testing.T) {
 		pages uint64 // of the working set
 	}{{"memhog", 256}, {"diskread", 64}} {
 		t.Run(tt.name, func(t *testing.T) {
+			testenv.NeedTools(t, "gcc", "ld")
 			program, err := Program(tt.name, 64)
 			if err != nil {
 				t.Fatal(err)
@@ -45,12 +48,13 @@ func TestPrograms(t *testing.T) {
 			}
 			defer func() { _ = mem.Close() }()
 			page := make([]byte, mempage.Size)
-			for {
-				if _, err := mem.ReadAt(page, at); err != nil {
-					t.Fatal(err)
-				}
+			for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(time.Millisecond) {
+				_, err := mem.ReadAt(page, at) // fails until the process has executed the program
 				r, ok := ParseReport(page)
-				if !ok || r.Passes < 2 {
+				if err != nil || !ok || r.Passes < 2 {
+					if time.Now().After(deadline) {
+						t.Fatalf("no second pass within %v: %+v, %v", testenv.Patience, r, err)
+					}
 					continue
 				}
 				written := r.Passes * tt.pages
@@ -90,6 +94,7 @@ func reportAddress(t *testing.T, path string) int64 {
 // No system call is in the programs, and the file does not hold the magic
 // number, which would show a second report in the page cache.
 func TestProgramsAreAlone(t *testing.T) {
+	testenv.NeedTools(t, "gcc", "ld", "objdump")
 	for _, name := range []string{"memhog", "diskread"} {
 		program, err := Program(name, 2)
 		if err != nil {
@@ -116,6 +121,7 @@ func TestProgramsAreAlone(t *testing.T) {
 
 // cpio itself reads what Initramfs writes.
 func TestInitramfs(t *testing.T) {
+	testenv.NeedTools(t, "cpio")
 	image := Initramfs(File{Name: "init", Data: []byte("one")}, File{Name: "etc", Mode: directory | 0o755}, File{Name: "etc/four", Data: []byte("four"), Mode: regular | 0o644})
 	cmd := exec.Command("cpio", "-tv", "--quiet")
 	cmd.Stdin = bytes.NewReader(image)
@@ -135,6 +141,7 @@ func TestInitramfs(t *testing.T) {
 }
 
 func TestExt2(t *testing.T) {
+	testenv.NeedTools(t, "mke2fs", "debugfs")
 	path := filepath.Join(t.TempDir(), "root.img")
 	if err := Ext2(path, 4<<20, []byte("the program")); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/govmm/govmm/internal/testenv"
 )
 
 // build builds this program as the machine takes it.
@@ -23,6 +25,7 @@ func build(t *testing.T) string {
 
 // TestFailures: what is wrong is said, with the exit status that says so.
 func TestFailures(t *testing.T) {
+	testenv.NotShort(t, "fetches Debian's kernel")
 	svm := build(t)
 	for want, args := range map[string][]string{
 		"usage: svm":                        nil,

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/test/kernel"
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
@@ -153,6 +154,7 @@ func TestUnpackOnHost(t *testing.T) {
 
 // The kernel of Debian's cloud images, unpacked on the host and by itself.
 func TestDebianKernel(t *testing.T) {
+	testenv.NotShort(t, "fetches Debian's kernel")
 	path, err := kernel.DebianKernel()
 	if err != nil {
 		t.Fatal(err)

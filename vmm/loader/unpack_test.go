@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/govmm/govmm/internal/testenv"
 )
 
 // compressors are the command lines of Linux's scripts/Makefile.lib, with a smaller
@@ -27,6 +29,7 @@ var compressors = map[string]string{
 func pack(t testing.TB, how string, content []byte) []byte {
 	t.Helper()
 	words := strings.Fields(compressors[how])
+	testenv.NeedTools(t, words[0])
 	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Stdin = bytes.NewReader(content)
 	out, err := cmd.Output()
