@@ -3,6 +3,7 @@ package migrate
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -42,8 +43,8 @@ func (in *inlet) apply(target Target, f header) error {
 // unpack reads n packed bytes, and puts the pages that they stand for into the
 // span if there are exactly as many as were announced.
 func (in *inlet) unpack(f header, span []byte, n, pages int) error {
-	if feature := codecFeature(f.flags); feature == 0 || feature&in.session.agreed.Features == 0 {
-		return fmt.Errorf("%w: PACKED by codec %d, which was not agreed on", ErrProtocol, f.flags)
+	if !slices.Contains(in.session.features, codecFeature(f.flags)) {
+		return fmt.Errorf("%w: PACKED by codec %d, which CONFIG does not name", ErrProtocol, f.flags)
 	}
 	packed := in.unpacker.room(n)
 	if err := in.conn.readFull(packed); err != nil {

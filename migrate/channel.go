@@ -12,13 +12,8 @@ import (
 // The source's data connections. The destination says nothing on them but
 // REFUSED, so a read that returns means that one has ended.
 
-// openChannels dials the data connections that the destination granted. With a
-// destination of version 1, pages go by the connection of control.
+// openChannels dials the data connections that the destination granted.
 func (l *link) openChannels(m *Migration, ok helloOK) error {
-	if ok.Version < 2 {
-		l.data = []*conn{l.conn}
-		return nil
-	}
 	if ok.Channels < 1 || int(ok.Channels) > m.opt.Channels {
 		return fmt.Errorf("%w: the destination granted %d data connections of %d", ErrProtocol, ok.Channels, m.opt.Channels)
 	}
@@ -27,7 +22,8 @@ func (l *link) openChannels(m *Migration, ok helloOK) error {
 	var dials sync.WaitGroup
 	for i := range conns {
 		dials.Go(func() {
-			h := hello{version: Version, minVersion: 2, purpose: purposeData, channel: uint16(i + 1), session: m.session}
+			h := newHello(purposeData, m.session)
+			h.channel = uint16(i + 1)
 			conns[i], errs[i] = m.peer.connect(l.ctx, h)
 		})
 	}
@@ -104,27 +100,17 @@ func (l *link) fence(s *sender, round int) error {
 }
 
 // endPages ends the last round: the destination takes the state when the end of
-// every data connection has come. Version 1 needs no word for it, since STATE
-// follows the pages there.
+// every data connection has come.
 func (l *link) endPages(s *sender, round int) error {
-	if !l.overtakes() {
-		return nil
-	}
 	l.flushed.Store(true)
 	return s.flush(round, flagLast)
 }
-
-// overtakes says that the state may be sent before the last pages: they go by
-// connections of their own, and the destination waits for all of them.
-func (l *link) overtakes() bool { return l.data[0] != l.conn }
 
 // sent is the number of bytes that went out on all connections.
 func (l *link) sent() uint64 {
 	n := l.conn.sent.Load()
 	for _, c := range l.data {
-		if c != l.conn {
-			n += c.sent.Load()
-		}
+		n += c.sent.Load()
 	}
 	return n
 }

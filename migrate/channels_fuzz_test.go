@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"testing"
-	"time"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -13,38 +12,12 @@ import (
 // serveChannels lets a receiver take in as control's bytes after CONFIG, and
 // what a data channel of two each carries.
 func serveChannels(t testing.TB, control []byte, data [2][]byte) *heapTarget {
-	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
-	built := make(chan struct{})
-	r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
-		close(built)
-		return target, nil
-	}), nil)
-	r.timeout = time.Second
-	h := hello{version: 2, minVersion: 1, purpose: purposeMigrate, channels: 1, dataChannels: 2, session: sessionID{1},
-		features: knownFeatures}
-	first := new(stream).hello(h).frame(header{typ: frameConfig}, []byte("config")).Bytes()
-	done := make(chan struct{}, 3)
-	serve := func(in []byte) {
-		r.serveConn(context.Background(), byteConn{bytes.NewReader(in)})
-		done <- struct{}{}
-	}
-	go serve(append(first[:len(first):len(first)], control...))
-	<-built // the session is there
-	for i, b := range data {
-		go serve(append(new(stream).hello(dataHello(1, uint16(i+1))).Bytes(), b...))
-	}
-	for range 3 {
-		<-done
-	}
-	select {
-	case <-r.Arrived():
-		if !target.started {
-			t.Error("a machine arrived that was not started")
-		}
-	default:
-		if target.started || !target.discarded {
-			t.Errorf("no machine arrived; started: %v, discarded: %v", target.started, target.discarded)
-		}
+	h := goodHello()
+	h.dataChannels = 2
+	first := new(stream).hello(h).config("config", knownFeatures...).Bytes()
+	target := serveBytes(t, append(first, control...), data[:]...)
+	if !target.started && !target.discarded {
+		t.Error("no machine arrived, and none was discarded")
 	}
 	return target
 }
@@ -209,7 +182,8 @@ func TestSpansAllocateNothing(t *testing.T) {
 			h, payload = packedFrame(t, c, 3, 'x')
 		}
 		h.length = uint32(len(payload))
-		s := newSession(sessionID{1}, newConn(byteConn{bytes.NewReader(nil)}, 0, 0), helloOK{Features: knownFeatures}, 0)
+		s := newSession(sessionID{1}, newConn(byteConn{bytes.NewReader(nil)}, 0, 0), 1, 0)
+		s.features = knownFeatures
 		s.slots = src.Slots()
 		in := &inlet{session: s}
 		reader := bytes.NewReader(payload)

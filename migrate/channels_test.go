@@ -76,15 +76,18 @@ func (p *pipeSession) read(c net.Conn, want frameType) header {
 }
 
 func dataHello(session byte, channel uint16) hello {
-	return hello{version: 2, minVersion: 2, purpose: purposeData, channel: channel, session: sessionID{session}}
+	h := newHello(purposeData, sessionID{session})
+	h.channel = channel
+	return h
 }
 
 // open makes the control connection, which wants n data channels, and joins.
-func (p *pipeSession) open(n uint16, features uint32, join bool) {
-	h := hello{version: 2, minVersion: 1, purpose: purposeMigrate, channels: 1, dataChannels: n, session: sessionID{1}, features: features}
+func (p *pipeSession) open(n uint16, join bool, features ...string) {
+	h := newHello(purposeMigrate, sessionID{1})
+	h.dataChannels = n
 	p.control = p.dial(h)
 	p.read(p.control, frameHelloOK)
-	p.write(p.control, new(stream).frame(header{typ: frameConfig}, []byte("config")))
+	p.write(p.control, new(stream).config("config", features...))
 	if join {
 		for i := range n {
 			p.data = append(p.data, p.dial(dataHello(1, i+1)))
@@ -104,7 +107,7 @@ func round(n uint64, flags uint8) header { return header{typ: frameRound, first:
 // on its way by another channel. Without the barrier the old content wins.
 func TestAPageSentTwiceLandsInOrder(t *testing.T) {
 	p := newPipeSession(t)
-	p.open(2, 0, true)
+	p.open(2, true)
 	ahead := make(chan error, 1)
 	go func() {
 		s := new(stream).frame(round(0, 0), nil).frame(header{typ: framePages, count: 1}, onePage('n')).frame(round(1, flagLast), nil)
@@ -139,7 +142,7 @@ func TestAPageSentTwiceLandsInOrder(t *testing.T) {
 // read any more.
 func TestStateWaitsForEveryChannel(t *testing.T) {
 	p := newPipeSession(t)
-	p.open(2, 0, true)
+	p.open(2, true)
 	p.write(p.data[1], new(stream).frame(round(0, flagLast), nil))
 	p.write(p.control, new(stream).frame(header{typ: frameState}, []byte("state")))
 	_ = p.control.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
@@ -161,7 +164,7 @@ func TestStateWaitsForEveryChannel(t *testing.T) {
 // once; one that is quiet is not, and holds up nothing.
 func TestRoundsWithoutPages(t *testing.T) {
 	p := newPipeSession(t)
-	p.open(2, 0, true)
+	p.open(2, true)
 	for n := uint64(0); n < 6; n += 2 {
 		for _, c := range p.data {
 			p.write(c, new(stream).frame(round(n, 0), nil))
@@ -184,7 +187,7 @@ func TestRoundsWithoutPages(t *testing.T) {
 // Who does not belong to the session is refused, and the session goes on.
 func TestDataChannelsThatDoNotBelong(t *testing.T) {
 	p := newPipeSession(t)
-	p.open(2, 0, false)
+	p.open(2, false)
 	p.data = append(p.data, p.dial(dataHello(1, 1)))
 	for joined := false; !joined; time.Sleep(time.Millisecond) { // nothing is said to those who are let in
 		p.recv.sessionMu.Lock()
@@ -203,8 +206,8 @@ func TestDataChannelsThatDoNotBelong(t *testing.T) {
 		{"a number twice", dataHello(1, 1), "connected already"},
 		{"number 0", dataHello(1, 0), "data channel 0"},
 		{"too many", dataHello(1, 3), "the session has 2"},
-		{"version 1", hello{version: 1, minVersion: 1, purpose: purposeData, channel: 2, session: sessionID{1}}, "version 1"},
-		{"a second migration", hello{version: 2, minVersion: 1, purpose: purposeMigrate, channels: 1, dataChannels: 1, session: sessionID{9}}, "under way"},
+		{"version 2", hello{version: 2, oldest: 1, purpose: purposeData, channel: 2, session: sessionID{1}}, "versions 1 to 2, this host version 3"},
+		{"a second migration", newHello(purposeMigrate, sessionID{9}), "under way"},
 	} {
 		a := p.dial(c.h)
 		p.read(a, frameRefused)
@@ -243,7 +246,7 @@ func TestDataChannelsThatDoNotBelong(t *testing.T) {
 func TestChannelsThatDoNotCome(t *testing.T) {
 	p := newPipeSession(t)
 	p.recv.timeout = 50 * time.Millisecond
-	p.open(2, 0, false)
+	p.open(2, false)
 	p.data = append(p.data, p.dial(dataHello(1, 2)))
 	p.read(p.control, frameFailed)
 	p.control.Close()
@@ -257,7 +260,7 @@ func TestChannelsThatDoNotCome(t *testing.T) {
 func TestSilentChannelEndsTheSession(t *testing.T) {
 	p := newPipeSession(t)
 	p.recv.timeout = 50 * time.Millisecond
-	p.open(3, 0, true)
+	p.open(3, true)
 	p.write(p.data[0], new(stream).frame(round(0, 0), nil))
 	p.write(p.data[2], new(stream).frame(round(0, 0), nil))
 	p.read(p.control, frameFailed)
@@ -292,7 +295,7 @@ func TestHostileChannels(t *testing.T) {
 		"ROUND with a payload":     new(stream).frame(round(0, 0), []byte{1}),
 		"span out of memory":       new(stream).frame(header{typ: framePages, slot: 1, first: 64, count: 3}, pagesPayload(3, 1, 0)),
 		"unknown codec":            new(stream).frame(header{typ: framePacked, flags: 9, count: 1}, append(meta(1), 1, 2, 3)),
-		"codec not agreed on":      new(stream).frame(header{typ: framePacked, flags: codecZstd, count: 1}, append(meta(1), 1, 2, 3)),
+		"codec not named":          new(stream).frame(header{typ: framePacked, flags: codecZstd, count: 1}, append(meta(1), 1, 2, 3)),
 		"packed to nothing":        new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, meta(1)),
 		"packed to more":           new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 1}, append(meta(1), make([]byte, mempage.Size)...)),
 		"less than announced":      new(stream).frame(header{typ: framePacked, flags: codecLZ4, count: 2}, append(meta(3), zip(make([]byte, mempage.Size))...)),
@@ -303,11 +306,11 @@ func TestHostileChannels(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPipeSession(t)
-			features := featureLZ4
+			features := []string{featureLZ4}
 			if strings.HasPrefix(name, "zstd") {
-				features |= featureZstd
+				features = append(features, featureZstd)
 			}
-			p.open(2, features, true)
+			p.open(2, true, features...)
 			_, _ = p.data[1].Write(s.Bytes()) // it may be cut short
 			p.read(p.control, frameFailed)
 			p.control.Close()
@@ -454,79 +457,4 @@ func TestCompressionOverChannels(t *testing.T) {
 			}
 		})
 	}
-}
-
-// A destination that speaks version 1 only is sent all by one connection, and
-// what it cannot do is an error that says so.
-func TestDestinationOfVersion1(t *testing.T) {
-	for _, c := range []struct {
-		compress Compression
-		why      string
-	}{{CompressNone, ""}, {CompressZstd, "cannot decompress zstd"}} {
-		rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
-		old := newOldProxy(t, rig.addr)
-		opt := testOptions()
-		opt.PeerTimeout, opt.Channels, opt.Compression, opt.VerifyPages = patienceOfTests, 4, c.compress, true
-		m := New(rig.src, old, opt)
-		_, err := m.Run(context.Background())
-		if c.why != "" {
-			if err == nil || !strings.Contains(err.Error(), c.why) || !rig.runs.is("source") {
-				t.Errorf("error %v, want %q", err, c.why)
-			}
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		<-rig.recv.Arrived()
-		if !bytes.Equal(rig.src.mem[0], rig.target().mem[0]) || !bytes.Equal(rig.src.mem[1], rig.target().mem[1]) {
-			t.Error("memory differs")
-		}
-		if n := m.Result().Channels; n != 1 {
-			t.Errorf("%d channels", n)
-		}
-	}
-}
-
-// newOldProxy makes the destination behind it one of version 1: what a hello
-// has of later versions does not arrive.
-func newOldProxy(t *testing.T, to string) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			a, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer a.Close()
-				b, err := net.Dial("tcp", to)
-				if err != nil {
-					return
-				}
-				defer b.Close()
-				hello := make([]byte, helloSize)
-				if _, err := io.ReadFull(a, hello); err != nil {
-					return
-				}
-				binary.LittleEndian.PutUint16(hello[8:], 1)
-				clear(hello[40:])
-				_, _ = b.Write(hello)
-				wg.Go(func() {
-					_, _ = io.Copy(a, b)
-					a.Close()
-				})
-				_, _ = io.Copy(b, a)
-			})
-		}
-	})
-	t.Cleanup(func() {
-		ln.Close()
-		wg.Wait()
-	})
-	return ln.Addr().String()
 }

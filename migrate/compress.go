@@ -31,33 +31,21 @@ func ParseCompression(s string) (Compression, error) {
 	return "", fmt.Errorf("compression %.80q: use %s, %s or %s", s, CompressNone, CompressZstd, CompressLZ4)
 }
 
-// feature is what the destination must grant.
-func (c Compression) feature() uint32 {
-	switch c {
-	case CompressZstd:
-		return featureZstd
-	case CompressLZ4:
-		return featureLZ4
-	}
-	return 0
-}
-
 // Codecs, in the flags of a PACKED frame.
 const (
 	codecZstd uint8 = 1
 	codecLZ4  uint8 = 2
 )
 
-// codecFeature is what must have been agreed on for a codec; 0: there is no
-// such codec.
-func codecFeature(codec uint8) uint32 {
+// codecFeature is the feature that a codec is part of; "": there is no such codec.
+func codecFeature(codec uint8) string {
 	switch codec {
 	case codecZstd:
 		return featureZstd
 	case codecLZ4:
 		return featureLZ4
 	}
-	return 0
+	return ""
 }
 
 // maxPlain is the most bytes that one PACKED frame stands for.

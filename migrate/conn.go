@@ -11,7 +11,7 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"golang.org/x/sys/unix"
 )
 
@@ -172,7 +172,7 @@ func (c *conn) writeSpan(h header, meta []byte, bufs net.Buffers) error {
 
 // writeControl writes a CBOR message.
 func (c *conn) writeControl(t frameType, v any) error {
-	b, err := cbor.Marshal(v)
+	b, err := strictcbor.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %v: %w", t, err)
 	}

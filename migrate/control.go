@@ -5,15 +5,19 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 )
 
 // The CBOR messages. Fields may be added; unknown ones are ignored.
 type (
 	helloOK struct {
 		Version  uint16 `cbor:"version"`
-		Features uint32 `cbor:"features"`
-		Channels uint16 `cbor:"channels,omitempty"` // data connections; version 2
+		Channels uint16 `cbor:"channels"` // data connections
+	}
+	// configMsg is the payload of CONFIG.
+	configMsg struct {
+		Features []string `cbor:"features"` // of the protocol, those that this migration uses
+		Machine  []byte   `cbor:"machine"`  // in the VMM's encoding
 	}
 	refused struct {
 		Reasons []string `cbor:"reasons"`
@@ -38,19 +42,8 @@ const (
 	verdictAborted = "aborted"
 )
 
-var controlDecoder = func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		MaxNestedLevels: 4, MaxArrayElements: 256, MaxMapPairs: 64,
-		IndefLength: cbor.IndefLengthForbidden, UTF8: cbor.UTF8RejectInvalid,
-	}.DecMode()
-	if err != nil {
-		panic(err) // constant options
-	}
-	return m
-}()
-
 func decodeControl(t frameType, b []byte, v any) error {
-	if err := controlDecoder.Unmarshal(b, v); err != nil {
+	if err := strictcbor.UnmarshalKnown(b, v); err != nil {
 		return fmt.Errorf("%w: %v: %v", ErrProtocol, t, err)
 	}
 	return nil

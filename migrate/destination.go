@@ -18,6 +18,7 @@ type Receiver struct {
 	builder Builder
 	log     *slog.Logger
 	timeout time.Duration // for a silent source
+	known   []string      // features
 	arrived chan Target
 
 	sessionMu sync.Mutex // guards active, taken, probes, verdicts, order
@@ -42,7 +43,7 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{builder: b, log: log, timeout: defaultPeerTimeout,
+	return &Receiver{builder: b, log: log, timeout: defaultPeerTimeout, known: knownFeatures,
 		arrived: make(chan Target, 1), verdicts: map[sessionID]*session{}}
 }
 
@@ -109,10 +110,6 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		r.log.Warn("connection refused", "peer", peer, "err", clip(err.Error()))
 		return
 	}
-	var version uint16
-	if err == nil {
-		version, err = h.negotiate()
-	}
 	var in *inlet
 	switch {
 	case err != nil:
@@ -122,7 +119,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
 	case h.purpose == purposeProbe:
-		if err = r.serveProbe(ctx, c, h); err == nil {
+		if err = r.serveProbe(ctx, c); err == nil {
 			return
 		}
 	case h.purpose != purposeMigrate:
@@ -138,7 +135,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		in.serve()
 		return
 	}
-	r.takeMigration(ctx, c, h.session, h.grant(version))
+	r.takeMigration(ctx, c, h)
 }
 
 // drain reads on for a moment, so that a refusal is not overtaken by the reset
@@ -149,9 +146,9 @@ func drain(c *conn) {
 }
 
 // takeMigration runs one migration and files its verdict.
-func (r *Receiver) takeMigration(ctx context.Context, c *conn, id sessionID, agreed helloOK) {
+func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 	peer := c.RemoteAddr()
-	s, err := r.begin(id, c, agreed)
+	s, err := r.begin(h, c)
 	if err != nil {
 		r.log.Warn("migration refused", "peer", peer, "err", err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
@@ -171,7 +168,7 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, id sessionID, agr
 }
 
 // begin makes the session the active one.
-func (r *Receiver) begin(id sessionID, c *conn, agreed helloOK) (*session, error) {
+func (r *Receiver) begin(h hello, c *conn) (*session, error) {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
 	switch {
@@ -179,13 +176,13 @@ func (r *Receiver) begin(id sessionID, c *conn, agreed helloOK) (*session, error
 		return nil, errors.New("a guest has arrived here already")
 	case r.active != nil:
 		return nil, errors.New("another migration to this destination is under way")
-	case r.verdicts[id] != nil:
-		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, id)
+	case r.verdicts[h.session] != nil:
+		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, h.session)
 	}
-	s := newSession(id, c, agreed, r.timeout)
+	s := newSession(h.session, c, int(h.granted()), r.timeout)
 	r.active = s
-	r.verdicts[id] = s
-	r.order = append(r.order, id)
+	r.verdicts[s.id] = s
+	r.order = append(r.order, s.id)
 	if len(r.order) > keptVerdicts {
 		delete(r.verdicts, r.order[0])
 		r.order = r.order[1:]

@@ -159,7 +159,7 @@ func TestProbeIsBounded(t *testing.T) {
 		"a long round":     {typ: frameRound, length: 1},
 	} {
 		c, err := newDialer(addr, Options{PeerTimeout: time.Minute}).connect(context.Background(),
-			hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1, session: sessionID{1}})
+			newHello(purposeProbe, sessionID{1}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -142,35 +143,64 @@ func pagesPayload(count int, data, zero uint64) []byte {
 	return b
 }
 
-// goodHello is of version 1, in which one connection carries all.
 func goodHello() hello {
-	return hello{version: 1, minVersion: 1, purpose: purposeMigrate, channels: 1,
-		session: sessionID{1}, features: featureVerifyPages}
+	h := newHello(purposeMigrate, sessionID{1})
+	h.dataChannels = 1
+	return h
 }
 
-// goodStream is a whole, small migration.
-func goodStream() *stream {
-	s := new(stream)
-	s.hello(goodHello()).frame(header{typ: frameConfig}, []byte("config"))
-	s.frame(header{typ: framePages, slot: 0, count: 3}, pagesPayload(3, 0b101, 0b010))
-	s.frame(header{typ: frameRound}, nil)
-	s.frame(header{typ: framePages, slot: 1, first: 64, count: 2}, pagesPayload(2, 0b10, 0b01))
-	s.frame(header{typ: frameState}, []byte("state"))
-	return s.frame(header{typ: frameCommit}, nil)
+// config is a CONFIG of a migration that uses features.
+func (s *stream) config(machine string, features ...string) *stream {
+	return s.control(frameConfig, configMsg{features, []byte(machine)})
 }
 
-// serveBytes lets a receiver take in as the whole of a connection.
-func serveBytes(t testing.TB, in []byte) *heapTarget {
+func start() *stream { return new(stream).hello(goodHello()).config("config", knownFeatures...) }
+
+// goodStream is a whole, small migration: what goes by the connection of control,
+// and by the data channel.
+func goodStream() (control, data *stream) {
+	data = new(stream).frame(header{typ: framePages, slot: 0, count: 3}, pagesPayload(3, 0b101, 0b010))
+	data.frame(round(0, 0), nil)
+	data.frame(header{typ: framePages, slot: 1, first: 64, count: 2}, pagesPayload(2, 0b10, 0b01))
+	data.frame(round(1, flagLast), nil)
+	control = start().frame(header{typ: frameState}, []byte("state"))
+	return control.frame(header{typ: frameCommit}, nil), data
+}
+
+// noPages is a data channel that carries nothing.
+func noPages() []byte { return new(stream).frame(round(0, flagLast), nil).Bytes() }
+
+// serveBytes lets a receiver take in as the whole of the connection of control,
+// and what the data channels of its session carry after their hellos.
+func serveBytes(t testing.TB, in []byte, data ...[]byte) *heapTarget {
 	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
-	built := false
+	built, ended := make(chan struct{}), make(chan struct{})
 	r := NewReceiver(buildFunc(func(_ context.Context, config []byte) (Target, error) {
 		if string(config) == "bad" {
 			return nil, errors.Join(errors.New("no such CPU"), errors.New("no such memory"))
 		}
-		built = true
+		close(built)
 		return target, nil
 	}), nil)
-	r.serveConn(context.Background(), byteConn{bytes.NewReader(in)})
+	r.timeout = time.Second
+	go func() {
+		r.serveConn(context.Background(), byteConn{bytes.NewReader(in)})
+		close(ended)
+	}()
+	made := false
+	select {
+	case <-built: // the session is there
+		made = true
+		var channels sync.WaitGroup
+		for i, b := range data {
+			channels.Go(func() {
+				r.serveConn(context.Background(), byteConn{bytes.NewReader(append(new(stream).hello(dataHello(1, uint16(i+1))).Bytes(), b...))})
+			})
+		}
+		channels.Wait()
+		<-ended
+	case <-ended:
+	}
 	select {
 	case got := <-r.Arrived():
 		if got != Target(target) || !target.started {
@@ -180,7 +210,7 @@ func serveBytes(t testing.TB, in []byte) *heapTarget {
 		if target.started {
 			t.Error("a machine was started and did not arrive")
 		}
-		if built && !target.discarded {
+		if made && !target.discarded {
 			t.Error("a machine was neither started nor discarded")
 		}
 	}
@@ -188,7 +218,8 @@ func serveBytes(t testing.TB, in []byte) *heapTarget {
 }
 
 func TestDestinationTakesAGoodStream(t *testing.T) {
-	target := serveBytes(t, goodStream().Bytes())
+	control, data := goodStream()
+	target := serveBytes(t, control.Bytes(), data.Bytes())
 	if !target.started {
 		t.Fatal("the guest was not started")
 	}
@@ -207,21 +238,16 @@ func TestDestinationTakesAGoodStream(t *testing.T) {
 
 // Every proper prefix of a migration is a failure: nothing runs.
 func TestDestinationRunsNothingTruncated(t *testing.T) {
-	whole := goodStream().Bytes()
+	control, data := goodStream()
+	whole := control.Bytes()
 	for n := range len(whole) {
-		if n > 200 && n < len(whole)-300 && n%97 != 0 {
-			continue
-		}
-		if serveBytes(t, whole[:n]).started {
+		if serveBytes(t, whole[:n], data.Bytes()).started {
 			t.Fatalf("a guest runs after %d of %d bytes", n, len(whole))
 		}
 	}
 }
 
 func TestDestinationRefusesHostileFrames(t *testing.T) {
-	start := func() *stream {
-		return new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("config"))
-	}
 	raw := func(s *stream, h header) []byte { // a header whose length is a lie
 		var b [headerSize]byte
 		h.encode(b[:])
@@ -231,78 +257,102 @@ func TestDestinationRefusesHostileFrames(t *testing.T) {
 	tail := func(s *stream) []byte {
 		return s.frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes()
 	}
-	cases := map[string][]byte{
+	one := new(stream).frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0)).frame(round(0, flagLast), nil).Bytes()
+	for name, in := range map[string][]byte{
 		"config of 4 GiB":       raw(new(stream).hello(goodHello()), header{typ: frameConfig, length: 1<<32 - 1}),
+		"config that is none":   tail(new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("config"))),
 		"state of 4 GiB":        raw(start(), header{typ: frameState, length: 1<<32 - 1}),
 		"abort of 4 GiB":        raw(start(), header{typ: frameAbort, length: 1<<32 - 1}),
-		"slot out of range":     tail(start().frame(header{typ: framePages, slot: 2, count: 1}, pagesPayload(1, 1, 0))),
-		"first page 2^63":       tail(start().frame(header{typ: framePages, first: 1 << 63, count: 64}, pagesPayload(64, 1, 0))),
-		"first page near 2^64":  tail(start().frame(header{typ: framePages, first: 1<<64 - 64, count: 64}, pagesPayload(64, 1, 0))),
-		"unaligned first page":  tail(start().frame(header{typ: framePages, first: 1, count: 1}, pagesPayload(1, 1, 0))),
-		"span past the end":     tail(start().frame(header{typ: framePages, first: 64, count: 7}, pagesPayload(7, 1, 0))),
-		"span of nothing":       tail(start().frame(header{typ: framePages}, nil)),
-		"span too long":         raw(start(), header{typ: framePages, count: maxSpan + 1}),
-		"data and zero at once": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 1))),
-		"page beyond its span":  tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 4, 0))),
-		"length against bitmap": tail(start().frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 0)[:mempage.Size])),
-		"round with a payload":  tail(start().frame(header{typ: frameRound}, []byte{1})),
+		"pages by control":      tail(start().frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0))),
+		"round by control":      tail(start().frame(header{typ: frameRound}, nil)),
 		"reply as a request":    tail(start().frame(header{typ: frameRunning}, nil)),
 		"unknown frame":         tail(start().frame(header{typ: 200}, nil)),
-		"pages before config":   tail(new(stream).hello(goodHello()).frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0))),
+		"state before config":   tail(new(stream).hello(goodHello())),
 		"state refused":         start().frame(header{typ: frameState}, []byte("bad")).frame(header{typ: frameCommit}, nil).Bytes(),
-		"config refused":        tail(new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("bad"))),
+		"config refused":        tail(new(stream).hello(goodHello()).config("bad")),
+		"unknown feature":       tail(new(stream).hello(goodHello()).config("config", "warp")),
 		"commit with a payload": start().frame(header{typ: frameState}, []byte("s")).frame(header{typ: frameCommit}, []byte{1}).Bytes(),
 		"commit without state":  start().frame(header{typ: frameCommit}, nil).Bytes(),
 		"abort":                 start().control(frameAbort, reason{"enough"}).Bytes(),
-		"wrong hashes": tail(start().frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0)).
-			frame(header{typ: frameHashes, count: 1}, make([]byte, hashSize))),
-	}
-	for name, h := range map[string]hello{
-		"version 0":       {version: 0, minVersion: 0},
-		"version too new": {version: 9, minVersion: 2},
-		"no session":      {version: 1, minVersion: 1, channels: 1, purpose: purposeMigrate},
-		"two channels":    {version: 1, minVersion: 1, channels: 2, purpose: purposeMigrate, session: sessionID{1}},
-		"unknown purpose": {version: 1, minVersion: 1, channels: 1, purpose: 9, session: sessionID{1}},
+		"wrong hashes":          tail(start().frame(header{typ: frameHashes, count: 1}, make([]byte, hashSize))),
+		"hashes not named":      tail(new(stream).hello(goodHello()).config("config").frame(header{typ: frameHashes, count: 1}, make([]byte, hashSize))),
+		"http":                  []byte("GET / HTTP/1.1\r\nHost: somewhere.example\r\nAccept: text/html\r\nX: 0123456789\r\n\r\n"),
 	} {
-		cases["hello: "+name] = tail(new(stream).hello(h).frame(header{typ: frameConfig}, []byte("config")))
-	}
-	cases["http"] = []byte("GET / HTTP/1.1\r\nHost: somewhere.example\r\nAccept: text/html\r\nX: 0123456789\r\n\r\n")
-	for name, in := range cases {
 		t.Run(name, func(t *testing.T) {
-			if serveBytes(t, in).started {
+			if serveBytes(t, in, one).started {
 				t.Error("the guest was started")
 			}
 		})
+	}
+	for name, in := range map[string][]byte{
+		"slot out of range":     new(stream).frame(header{typ: framePages, slot: 2, count: 1}, pagesPayload(1, 1, 0)).Bytes(),
+		"first page 2^63":       new(stream).frame(header{typ: framePages, first: 1 << 63, count: 64}, pagesPayload(64, 1, 0)).Bytes(),
+		"first page near 2^64":  new(stream).frame(header{typ: framePages, first: 1<<64 - 64, count: 64}, pagesPayload(64, 1, 0)).Bytes(),
+		"unaligned first page":  new(stream).frame(header{typ: framePages, first: 1, count: 1}, pagesPayload(1, 1, 0)).Bytes(),
+		"span past the end":     new(stream).frame(header{typ: framePages, first: 64, count: 7}, pagesPayload(7, 1, 0)).Bytes(),
+		"span of nothing":       new(stream).frame(header{typ: framePages}, nil).Bytes(),
+		"span too long":         raw(new(stream), header{typ: framePages, count: maxSpan + 1}),
+		"data and zero at once": new(stream).frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 1)).Bytes(),
+		"page beyond its span":  new(stream).frame(header{typ: framePages, count: 2}, pagesPayload(2, 4, 0)).Bytes(),
+		"length against bitmap": new(stream).frame(header{typ: framePages, count: 2}, pagesPayload(2, 1, 0)[:mempage.Size]).Bytes(),
+		"round with a payload":  new(stream).frame(header{typ: frameRound}, []byte{1}).Bytes(),
+		"reply as a request":    new(stream).frame(header{typ: frameRunning}, nil).Bytes(),
+		"unknown frame":         new(stream).frame(header{typ: 200}, nil).Bytes(),
+	} {
+		t.Run("data channel: "+name, func(t *testing.T) {
+			if serveBytes(t, tail(start()), append(in, noPages()...)).started {
+				t.Error("the guest was started")
+			}
+		})
+	}
+	for name, h := range map[string]hello{
+		"version 0":         {purpose: purposeMigrate, session: sessionID{1}, dataChannels: 1},
+		"version 2":         {version: 2, oldest: 1, purpose: purposeMigrate, session: sessionID{1}, dataChannels: 1},
+		"version too new":   {version: 9, oldest: 4, purpose: purposeMigrate, session: sessionID{1}, dataChannels: 1},
+		"no session":        newHello(purposeMigrate, sessionID{}),
+		"channel of none":   {version: Version, oldest: Version, purpose: purposeMigrate, channel: 1, session: sessionID{1}},
+		"data channel zero": newHello(purposeData, sessionID{1}),
+		"unknown purpose":   newHello(9, sessionID{1}),
+	} {
+		t.Run("hello: "+name, func(t *testing.T) {
+			if serveBytes(t, tail(new(stream).hello(h).config("config")), noPages()).started {
+				t.Error("the guest was started")
+			}
+		})
+	}
+	later := goodHello()
+	later.version = Version + 1
+	if !serveBytes(t, tail(new(stream).hello(later).config("config")), noPages()).started {
+		t.Error("a later version that speaks this one, too, is refused")
 	}
 }
 
 // FuzzDestination feeds a destination what a hostile source may send after its
 // hello and configuration.
 func FuzzDestination(f *testing.F) {
-	prefix := new(stream).hello(goodHello()).frame(header{typ: frameConfig}, []byte("config")).Len()
-	whole := goodStream().Bytes()
-	f.Add(whole[prefix:])
+	first := start().Bytes()
+	control, _ := goodStream()
+	f.Add(control.Bytes()[len(first):])
 	f.Add(new(stream).frame(header{typ: frameHashes, count: 2}, make([]byte, 16)).Bytes())
 	f.Add(new(stream).control(frameAbort, reason{"x"}).Bytes())
 	f.Fuzz(func(t *testing.T, rest []byte) {
-		serveBytes(t, append(whole[:prefix:prefix], rest...))
+		serveBytes(t, append(first[:len(first):len(first)], rest...), noPages())
 	})
 }
 
 // FuzzHello feeds a destination a whole connection.
 func FuzzHello(f *testing.F) {
-	f.Add(goodStream().Bytes())
-	h := goodHello()
-	h.purpose = purposeQuery
-	f.Add(new(stream).hello(h).Bytes())
-	f.Fuzz(func(t *testing.T, in []byte) { serveBytes(t, in) })
+	control, _ := goodStream()
+	f.Add(control.Bytes())
+	f.Add(new(stream).hello(newHello(purposeQuery, sessionID{1})).Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) { serveBytes(t, in, noPages()) })
 }
 
 // FuzzReplies feeds a source what a hostile destination may answer.
 func FuzzReplies(f *testing.F) {
-	s := new(stream).control(frameHelloOK, helloOK{Version: 1})
-	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).frame(header{typ: framePrepared}, nil)
-	f.Add(s.frame(header{typ: frameRunning}, nil).Bytes())
+	s := new(stream).control(frameHelloOK, helloOK{Version, 1})
+	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).control(framePrepared, tookMsg{5})
+	f.Add(s.control(frameRunning, tookMsg{6}).Bytes())
 	f.Add(new(stream).control(frameRefused, refused{[]string{"a", "b"}}).Bytes())
 	f.Add(new(stream).control(frameFailed, reason{"a"}).Bytes())
 	f.Add(new(stream).control(frameVerdict, verdictMsg{verdictRunning}).Bytes())

@@ -99,8 +99,7 @@ func (m *Migration) askUntilKnown(ctx context.Context, lost error) (running bool
 
 // ask makes one connection and returns the verdict.
 func (m *Migration) ask(ctx context.Context) (string, error) {
-	h := hello{version: Version, minVersion: MinVersion, purpose: purposeQuery, channels: 1, session: m.session}
-	c, err := m.peer.connect(ctx, h)
+	c, err := m.peer.connect(ctx, newHello(purposeQuery, m.session))
 	if err != nil {
 		return "", err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -63,8 +64,8 @@ func (s *session) compareHashes(target Target, f header) error {
 	if err := f.span(s.slots); err != nil {
 		return err
 	}
-	if s.agreed.Features&featureVerifyPages == 0 || int(f.length) != int(f.count)*hashSize {
-		return s.unexpected(f, "what was agreed on")
+	if !slices.Contains(s.features, featureVerifyPages) || int(f.length) != int(f.count)*hashSize {
+		return s.unexpected(f, "what CONFIG names")
 	}
 	theirs, err := s.conn.readPayload(f, maxSpan*hashSize)
 	if err != nil {

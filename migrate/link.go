@@ -20,8 +20,7 @@ type link struct {
 	cancel context.CancelCauseFunc
 	rtt    time.Duration
 
-	// data are the connections that carry pages; with a destination of version
-	// 1 the connection of control is the one. Set by openChannels.
+	// data are the connections that carry pages, set by openChannels.
 	data     []*conn
 	flushed  atomic.Bool    // the last frame of every data connection is on its way
 	watchers sync.WaitGroup // of data connections

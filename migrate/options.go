@@ -143,7 +143,7 @@ func (o Options) Validate() error {
 		bad("peer timeout %v: must not be negative", o.PeerTimeout)
 	}
 	if o.Channels < 1 || o.Channels > MaxChannels {
-		bad("%d channels: must be 1 to %d", o.Channels, MaxChannels)
+		bad("%d channels: must be between 1 and %d", o.Channels, MaxChannels)
 	}
 	if _, err := ParseCompression(string(o.Compression)); err != nil {
 		errs = append(errs, err)

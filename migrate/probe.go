@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
@@ -80,11 +79,11 @@ type prober struct {
 }
 
 func openProbe(ctx context.Context, d *dialer) (*prober, error) {
-	h := hello{version: Version, minVersion: MinVersion, purpose: purposeProbe, channels: 1}
-	if _, err := rand.Read(h.session[:]); err != nil {
-		return nil, fmt.Errorf("draw a session: %w", err)
+	id, err := newSessionID()
+	if err != nil {
+		return nil, err
 	}
-	c, err := d.connect(ctx, h)
+	c, err := d.connect(ctx, newHello(purposeProbe, id))
 	if err != nil {
 		return nil, err
 	}
@@ -130,18 +129,14 @@ func (p *prober) send(n int, d time.Duration) (sent int, err error) {
 }
 
 // serveProbe answers a probe: a bounded number of bytes, in a bounded time.
-func (r *Receiver) serveProbe(ctx context.Context, c *conn, h hello) error {
-	version, err := h.negotiate()
-	if err != nil {
-		return err
-	}
+func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
 	if err := r.beginProbe(); err != nil {
 		return err
 	}
 	defer r.endProbe()
 	late := time.AfterFunc(maxProbeTime, func() { c.Close() })
 	defer late.Stop()
-	if err := c.writeControl(frameHelloOK, helloOK{Version: version}); err != nil {
+	if err := c.writeControl(frameHelloOK, helloOK{Version: Version}); err != nil {
 		return err
 	}
 	sink, err := newSink()

@@ -20,15 +20,15 @@ import (
 // the guest, and is never taken back.
 type session struct {
 	id   sessionID
-	conn *conn // control; in version 1 pages too
+	conn *conn // control
 
-	agreed  helloOK
-	timeout time.Duration
-	life    *liveness
-	slots   []Slot
-	ahead   *ahead // nil: not done here
-	wrong   []string
-	nWrong  uint64
+	features []string // of the protocol, in use; set before a channel is served
+	timeout  time.Duration
+	life     *liveness
+	slots    []Slot
+	ahead    *ahead // nil: not done here
+	wrong    []string
+	nWrong   uint64
 
 	dataMu  sync.Mutex // guards the six below
 	inlets  []*inlet   // by number less one; nil: has not come yet
@@ -58,14 +58,11 @@ const (
 	stateAborted
 )
 
-func newSession(id sessionID, c *conn, agreed helloOK, timeout time.Duration) *session {
-	s := &session{id: id, conn: c, agreed: agreed, timeout: timeout, life: newLiveness(),
-		inlets: make([]*inlet, agreed.Channels), missing: int(agreed.Channels),
+func newSession(id sessionID, c *conn, channels int, timeout time.Duration) *session {
+	s := &session{id: id, conn: c, timeout: timeout, life: newLiveness(),
+		inlets: make([]*inlet, channels), missing: channels,
 		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{})}
 	c.life = s.life
-	if s.missing == 0 { // version 1
-		close(s.all)
-	}
 	return s
 }
 
@@ -84,7 +81,7 @@ func (e toldError) Unwrap() error { return e.error }
 // receive takes the migration up to COMMIT. Whatever it returns, the session's
 // state is the truth: finish reads it.
 func (s *session) receive(ctx context.Context, r *Receiver) error {
-	if err := s.conn.writeControl(frameHelloOK, s.agreed); err != nil {
+	if err := s.conn.writeControl(frameHelloOK, helloOK{Version: Version, Channels: uint16(len(s.inlets))}); err != nil {
 		return err
 	}
 	target, err := s.build(ctx, r)
@@ -132,11 +129,19 @@ func (s *session) build(ctx context.Context, r *Receiver) (Target, error) {
 	if f.typ != frameConfig {
 		return nil, s.unexpected(f, "CONFIG")
 	}
-	config, err := s.conn.readPayload(f, maxConfig)
+	b, err := s.conn.readPayload(f, maxConfig)
 	if err != nil {
 		return nil, lost(err)
 	}
-	target, err := r.builder.Build(ctx, config)
+	var config configMsg
+	if err := decodeControl(f.typ, b, &config); err != nil {
+		return nil, err
+	}
+	var target Target
+	if err = checkFeatures(config.Features, r.known); err == nil {
+		s.features = config.Features
+		target, err = r.builder.Build(ctx, config.Machine)
+	}
 	if err != nil {
 		reasons := reasonsOf(err)
 		if werr := s.conn.writeControl(frameRefused, refused{reasons}); werr != nil {
@@ -187,26 +192,14 @@ func (s *session) unexpected(f header, want string) error {
 }
 
 // receiveState takes what comes by control while pages come by the data
-// connections, and returns the state after the last page has landed. In version
-// 1 pages come by control too.
+// connections, and returns the state after the last page has landed.
 func (s *session) receiveState(target Target) (state []byte, err error) {
-	var pages *inlet
-	if s.agreed.Version < 2 {
-		pages = &inlet{conn: s.conn, session: s}
-	}
 	for {
 		f, err := s.next()
 		if err != nil {
 			return nil, err
 		}
 		switch {
-		case f.typ == framePages && pages != nil:
-			err = pages.apply(target, f)
-		case f.typ == frameRound && pages != nil:
-			if f.length != 0 {
-				return nil, s.unexpected(f, "an empty ROUND")
-			}
-			err = s.echo(f.first)
 		case f.typ == frameHashes:
 			if err = s.landed(); err == nil {
 				err = s.compareHashes(target, f)
@@ -229,8 +222,6 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 			s.paused = f.flags&flagPaused != 0
 			s.verdictMu.Unlock()
 			return state, nil
-		case pages != nil:
-			return nil, s.unexpected(f, "PAGES, ROUND or STATE")
 		default:
 			return nil, s.unexpected(f, "STATE")
 		}

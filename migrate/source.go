@@ -2,12 +2,12 @@ package migrate
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/mempage"
 )
 
@@ -17,12 +17,13 @@ type Migration struct {
 	peer *dialer
 	opt  Options
 
-	session sessionID
-	meter   meter
-	done    chan struct{}
-	ctx     context.Context // ends what happens before COMMIT
-	cancel  context.CancelCauseFunc
-	release chan struct{} // closed by Abandon
+	features []string // of the protocol, in use
+	session  sessionID
+	meter    meter
+	done     chan struct{}
+	ctx      context.Context // ends what happens before COMMIT
+	cancel   context.CancelCauseFunc
+	release  chan struct{} // closed by Abandon
 
 	handoffMu sync.Mutex // guards committed, released
 	committed bool       // COMMIT may have left
@@ -41,7 +42,7 @@ var (
 // unless [Options.Dial] says otherwise. Nothing happens before Run.
 func New(src Source, address string, opt Options) *Migration {
 	opt = opt.withDefaults()
-	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt,
+	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(),
 		done: make(chan struct{}), release: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address}
@@ -204,14 +205,12 @@ func (m *Migration) takeBack(ctx context.Context, p *precopy) error {
 
 // connect dials and agrees on a version.
 func (m *Migration) connect(ctx context.Context) (*link, error) {
-	if _, err := rand.Read(m.session[:]); err != nil {
-		return nil, fmt.Errorf("draw a session: %w", err)
+	var err error
+	if m.session, err = newSessionID(); err != nil {
+		return nil, err
 	}
-	h := hello{version: Version, minVersion: MinVersion, purpose: purposeMigrate, channels: 1, session: m.session,
-		dataChannels: uint16(m.opt.Channels), features: m.opt.Compression.feature()}
-	if m.opt.VerifyPages {
-		h.features |= featureVerifyPages
-	}
+	h := newHello(purposeMigrate, m.session)
+	h.dataChannels = uint16(m.opt.Channels)
 	c, err := m.peer.connect(ctx, h)
 	if err != nil {
 		return nil, err
@@ -228,15 +227,8 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if err := decodeControl(r.typ, r.payload, &ok); err != nil {
 		return nil, l.end(err)
 	}
-	if ok.Version < MinVersion || ok.Version > Version {
+	if ok.Version != Version {
 		return nil, l.end(fmt.Errorf("%w: the destination chose version %d", ErrProtocol, ok.Version))
-	}
-	if lacks := h.features &^ ok.Features; lacks != 0 {
-		what := "verify pages"
-		if lacks != featureVerifyPages {
-			what = fmt.Sprintf("decompress %s", m.opt.Compression)
-		}
-		return nil, l.end(fmt.Errorf("the destination speaks version %d of the protocol and cannot %s", ok.Version, what))
 	}
 	if err := l.openChannels(m, ok); err != nil {
 		return nil, l.end(err)
@@ -256,9 +248,13 @@ const setupPatience = 6
 // setup sends the configuration and waits until the machine is built.
 func (m *Migration) setup(ctx context.Context, l *link) error {
 	m.setPhase(PhaseSetup)
-	config, err := m.src.MigrationConfig()
+	machine, err := m.src.MigrationConfig()
 	if err != nil {
 		return fmt.Errorf("describe the machine: %w", err)
+	}
+	config, err := strictcbor.Marshal(configMsg{Features: m.features, Machine: machine})
+	if err != nil {
+		return fmt.Errorf("encode %v: %w", frameConfig, err)
 	}
 	if len(config) > maxConfig {
 		return fmt.Errorf("the machine's configuration has %d bytes, at most %d can be sent", len(config), maxConfig)

@@ -41,7 +41,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 
 	m.meter.beginRound(n, p.tracker.Remaining())
 	p.hints.done() // it travels in the state
-	early := !m.opt.VerifyPages && p.link.overtakes()
+	early := !m.opt.VerifyPages
 	saved := p.save(ctx, early)
 	err = p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.Pages)

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -12,13 +13,8 @@ import (
 // little-endian. A connection begins with one hello from the source; after it
 // both directions carry frames: a header of 24 bytes and a payload.
 
-// Version is the protocol version that this package speaks; MinVersion the
-// oldest that it still understands. Version 1 has one connection, which carries
-// pages and control; since version 2 pages have connections of their own.
-const (
-	Version    = 2
-	MinVersion = 1
-)
+// Version is the version of the migration protocol.
+const Version = 3
 
 // MaxChannels is the most data connections that a migration may have.
 const MaxChannels = 16
@@ -48,34 +44,34 @@ type purpose uint8
 const (
 	purposeMigrate purpose = 1 // the control connection of a migration
 	purposeQuery   purpose = 2 // asks for the verdict on a session
-	purposeData    purpose = 3 // one of the data connections; since version 2
+	purposeData    purpose = 3 // one of the data connections
 	purposeProbe   purpose = 4 // measures the way to the destination
 )
 
 // sessionID is the nonce that the source draws for one migration.
 type sessionID [16]byte
 
-func (s sessionID) String() string { return fmt.Sprintf("%x", s[:4]) }
+func newSessionID() (id sessionID, err error) {
+	if _, err := rand.Read(id[:]); err != nil {
+		return id, fmt.Errorf("draw a session: %w", err)
+	}
+	return id, nil
+}
 
-// Features that a source may offer; the destination answers with those that
-// it will use.
-const (
-	featureVerifyPages uint32 = 1 << 0 // HASHES
-	featureZstd        uint32 = 1 << 1 // PACKED by zstd; since version 2
-	featureLZ4         uint32 = 1 << 2 // PACKED by LZ4; since version 2
-	knownFeatures             = featureVerifyPages | featureZstd | featureLZ4
-	version1Features          = featureVerifyPages
-)
+func (s sessionID) String() string { return fmt.Sprintf("%x", s[:4]) }
 
 // hello opens a connection: 64 bytes.
 type hello struct {
-	version, minVersion uint16
-	purpose             purpose
-	channel             uint16 // a data connection's number, from 1; else 0
-	channels            uint16 // 1: how many connections version 1 has
-	features            uint32
-	session             sessionID
-	dataChannels        uint16 // data connections that are wanted; since version 2
+	version, oldest uint16 // the newest version that the source speaks, and the oldest
+	purpose         purpose
+	channel         uint16 // a data connection's number, from 1; otherwise 0
+	session         sessionID
+	dataChannels    uint16 // data connections that the source asks for
+}
+
+// newHello is a hello of this version.
+func newHello(p purpose, session sessionID) hello {
+	return hello{version: Version, oldest: Version, purpose: p, session: session}
 }
 
 func (h hello) encode() [helloSize]byte {
@@ -83,11 +79,9 @@ func (h hello) encode() [helloSize]byte {
 	copy(b[:8], helloMagic[:])
 	le := binary.LittleEndian
 	le.PutUint16(b[8:], h.version)
-	le.PutUint16(b[10:], h.minVersion)
+	le.PutUint16(b[10:], h.oldest)
 	b[12] = byte(h.purpose)
 	le.PutUint16(b[14:], h.channel)
-	le.PutUint16(b[16:], h.channels)
-	le.PutUint32(b[20:], h.features)
 	copy(b[24:40], h.session[:])
 	le.PutUint16(b[40:], h.dataChannels)
 	return b
@@ -95,60 +89,35 @@ func (h hello) encode() [helloSize]byte {
 
 var errNotGovmm = fmt.Errorf("%w: the peer does not speak govmm's migration protocol", ErrProtocol)
 
-// decodeHello checks what is the same in every version. Reserved bytes are
-// ignored, so that a later version may use them.
+// decodeHello reads a hello and checks it. Reserved bytes are ignored, so that a
+// later version may use them.
 func decodeHello(b *[helloSize]byte) (hello, error) {
 	if [8]byte(b[:8]) != helloMagic {
 		return hello{}, fmt.Errorf("%w (it began with %q)", errNotGovmm, b[:8])
 	}
 	le := binary.LittleEndian
 	h := hello{
-		version:    le.Uint16(b[8:]),
-		minVersion: le.Uint16(b[10:]),
-		purpose:    purpose(b[12]),
-		channel:    le.Uint16(b[14:]),
-		channels:   le.Uint16(b[16:]),
-		features:   le.Uint32(b[20:]),
-		session:    sessionID(b[24:40]),
-
+		version:      le.Uint16(b[8:]),
+		oldest:       le.Uint16(b[10:]),
+		purpose:      purpose(b[12]),
+		channel:      le.Uint16(b[14:]),
+		session:      sessionID(b[24:40]),
 		dataChannels: le.Uint16(b[40:]),
 	}
 	if h.session == (sessionID{}) {
 		return h, fmt.Errorf("%w: hello without a session", ErrProtocol)
 	}
-	if h.minVersion > h.version {
-		return h, fmt.Errorf("%w: hello with versions %d to %d", ErrProtocol, h.minVersion, h.version)
+	if h.version < Version || h.oldest > Version {
+		return h, fmt.Errorf("the source speaks migration protocol versions %d to %d, this host version %d", h.oldest, h.version, Version)
+	}
+	if (h.purpose == purposeData) != (h.channel != 0) {
+		return h, fmt.Errorf("%w: hello with purpose %d and data channel %d", ErrProtocol, h.purpose, h.channel)
 	}
 	return h, nil
 }
 
-// negotiate picks the newest version that both sides speak.
-func (h hello) negotiate() (uint16, error) {
-	v := min(h.version, Version)
-	if v < h.minVersion || v < MinVersion {
-		return 0, fmt.Errorf("protocol versions %d to %d are offered, %d to %d are spoken here",
-			h.minVersion, h.version, MinVersion, Version)
-	}
-	if h.purpose == purposeData {
-		if v < 2 || h.channel == 0 {
-			return 0, fmt.Errorf("%w: data channel %d of protocol version %d", ErrProtocol, h.channel, v)
-		}
-		return v, nil
-	}
-	if h.channels != 1 || h.channel != 0 {
-		return 0, fmt.Errorf("%w: hello of channel %d of %d, 0 of 1 is expected", ErrProtocol, h.channel, h.channels)
-	}
-	return v, nil
-}
-
-// grant is what a destination answers to a hello with purposeMigrate.
-func (h hello) grant(version uint16) helloOK {
-	if version < 2 {
-		return helloOK{Version: version, Features: h.features & version1Features}
-	}
-	return helloOK{Version: version, Features: h.features & knownFeatures,
-		Channels: min(max(h.dataChannels, 1), MaxChannels)}
-}
+// granted is how many data connections a source gets.
+func (h hello) granted() uint16 { return min(max(h.dataChannels, 1), MaxChannels) }
 
 // frameType tells frames apart.
 type frameType uint8

@@ -1,0 +1,43 @@
+package migrate
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Features of the protocol that a migration may use. Those that it does use are
+// named in CONFIG, and a destination that does not know one of them refuses before
+// any page is sent. Whatever is added to the protocol has a name here, so that a
+// host which is not upgraded yet still understands the migrations that do without.
+const (
+	featureVerifyPages = "verify-pages"  // HASHES
+	featureZstd        = "compress-zstd" // PACKED by zstd
+	featureLZ4         = "compress-lz4"  // PACKED by LZ4
+)
+
+var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4}
+
+// features are those that a migration under these options uses.
+func (o Options) features() []string {
+	var used []string
+	if o.VerifyPages {
+		used = append(used, featureVerifyPages)
+	}
+	switch o.Compression {
+	case CompressZstd:
+		used = append(used, featureZstd)
+	case CompressLZ4:
+		used = append(used, featureLZ4)
+	}
+	return used
+}
+
+// checkFeatures says which of the features in use are not known here.
+func checkFeatures(used, known []string) error {
+	unknown := slices.DeleteFunc(slices.Clone(used), func(f string) bool { return slices.Contains(known, f) })
+	if len(unknown) == 0 {
+		return nil
+	}
+	return fmt.Errorf("this migration uses features that are not known here: %s", clip(strings.Join(unknown, ", ")))
+}

@@ -1,0 +1,96 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/govmm/govmm/mempage"
+)
+
+// moveTo migrates src to r in memory, and returns when r has served all connections.
+func moveTo(r *Receiver, m *Migration) error {
+	var served sync.WaitGroup
+	m.peer.dial = func(context.Context, string) (net.Conn, error) {
+		a, b := net.Pipe()
+		served.Go(func() { r.serveConn(context.Background(), b) })
+		return a, nil
+	}
+	_, err := m.Run(context.Background())
+	served.Wait()
+	return err
+}
+
+// Two hosts of which one knows a feature more understand each other, in both
+// directions, unless the feature is in use: then the older one refuses it by its
+// name before it builds a machine, and the guest stays where it is.
+func TestPeersThatDifferByAFeature(t *testing.T) {
+	const later = "warp"
+	for _, c := range []struct {
+		name      string
+		used      bool
+		known     []string
+		compress  Compression
+		refusedBy string
+	}{
+		{name: "newer to older, in use", used: true, known: knownFeatures, refusedBy: later},
+		{name: "newer to older, not in use", known: knownFeatures},
+		{name: "older to newer", known: append(slices.Clone(knownFeatures), later)},
+		{name: "newer to newer, in use", used: true, known: append(slices.Clone(knownFeatures), later)},
+		{name: "a compression that is not known", known: []string{featureVerifyPages, featureLZ4}, compress: CompressZstd, refusedBy: featureZstd},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			runs := &whoRuns{t: t, who: map[string]bool{}}
+			src := newToySource(t, runs)
+			dst := &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}, runs: runs}
+			built := false
+			r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
+				built = true
+				return dst, nil
+			}), nil)
+			r.known = c.known
+			m := New(src, "the other host", Options{Compression: c.compress, VerifyPages: true})
+			if c.used {
+				m.features = append(m.features, later)
+			}
+			err := moveTo(r, m)
+			if c.refusedBy == "" {
+				if err != nil || !runs.is("destination") {
+					t.Fatalf("%v; the guest runs there: %v", err, runs.is("destination"))
+				}
+				return
+			}
+			if !errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), "not known here: "+c.refusedBy) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %v, want one line that names %s only", err, c.refusedBy)
+			}
+			if built || m.Result().PagesSent != 0 || !runs.is("source") {
+				t.Errorf("built: %v, %d pages sent, the guest runs at the source: %v", built, m.Result().PagesSent, runs.is("source"))
+			}
+		})
+	}
+}
+
+// What a later version adds to CONFIG without a feature that names it is ignored.
+func TestUnknownFieldsOfConfig(t *testing.T) {
+	p := newPipeSession(t)
+	var got string
+	p.recv.builder = buildFunc(func(_ context.Context, machine []byte) (Target, error) {
+		got = string(machine)
+		return p.target, nil
+	})
+	h := newHello(purposeMigrate, sessionID{1})
+	h.dataChannels = 1
+	p.control = p.dial(h)
+	p.read(p.control, frameHelloOK)
+	p.write(p.control, new(stream).control(frameConfig, map[string]any{
+		"machine": []byte("the machine"), "since_4": map[string]any{"depth": 7, "names": []string{"a", "b"}}}))
+	p.data = append(p.data, p.dial(dataHello(1, 1)))
+	p.read(p.control, frameReady)
+	if got != "the machine" {
+		t.Errorf("built from %q", got)
+	}
+}
