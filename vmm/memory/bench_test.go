@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The measurements behind DefaultBacking; docs/memory.md has their results.
+// The measurements behind DefaultBacking; docs/benchmarks.md has their results.
 
 // benchmarkBackings are the backings, and anonymous memory without huge pages.
 var benchmarkBackings = []struct {

@@ -11,7 +11,7 @@
 // are written; [Memory.FetchDirty] fetches the bits. A live migration needs both
 // logs.
 //
-// docs/memory.md describes how to choose a backing and has measurements.
+// docs/memory.md describes how to choose a backing.
 package memory
 
 import (
