@@ -34,6 +34,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/govmm/govmm/internal/unixsock"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -72,7 +73,7 @@ type Device struct {
 
 	// listenMu guards listener, and orders Listen and Unlisten.
 	listenMu  sync.Mutex
-	listener  *net.UnixListener // nil: not listening
+	listener  *unixsock.Listener // nil: not listening
 	accepting sync.WaitGroup
 
 	loop *virtio.Loop // nil when not active; belongs to the transport's calls

@@ -3,7 +3,6 @@ package api
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/govmm/govmm/internal/unixsock"
 )
 
 // Claim is the right to one name and one socket path. It is held through a
@@ -128,26 +129,14 @@ func flock(f *os.File, how int) error {
 
 // removeStale removes the socket of a VM that died. The caller holds the lock.
 func removeStale(socket string) error {
-	st, err := os.Lstat(socket)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if st.Mode().Type() != fs.ModeSocket {
+	err := unixsock.RemoveStale(socket)
+	switch {
+	case errors.Is(err, unixsock.ErrNotSocket):
 		return &kindError{ErrSocketInUse, fmt.Sprintf("%s exists and is not a socket; remove it, or choose another path", socket)}
-	}
-	conn, err := dialUnix(socket)
-	if err == nil {
-		_ = conn.Close()
+	case errors.Is(err, unixsock.ErrInUse):
 		return &kindError{ErrSocketInUse, fmt.Sprintf("another program answers on %s; choose another path", socket)}
-	}
-	if !errors.Is(err, unix.ECONNREFUSED) {
+	case err != nil:
 		return fmt.Errorf("look whether %s is in use: %w", socket, err)
-	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	return nil
 }
@@ -166,7 +155,7 @@ func (c *Claim) Listen() (net.Listener, error) {
 	if c.released || c.listener != nil {
 		return nil, fmt.Errorf("listen on %s: claimed no more, or listening already", c.socket)
 	}
-	ln, err := listenUnix(c.socket)
+	ln, err := unixsock.Listen(c.socket)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", c.socket, err)
 	}
@@ -185,7 +174,6 @@ func (c *Claim) Release() {
 	c.released = true
 	if c.listener != nil {
 		_ = c.listener.Close()
-		_ = os.Remove(c.socket)
 	}
 	_ = os.Remove(c.lock.Name())
 	_ = c.lock.Close()

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/govmm/govmm/internal/unixsock"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -36,7 +37,7 @@ func Open(socket string) *Client {
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true, // each call stands for itself; no idle connection outlives the VM
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialUnixContext(ctx, socket)
+			return unixsock.Dial(ctx, socket)
 		},
 	}
 	return c

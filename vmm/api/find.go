@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/govmm/govmm/internal/unixsock"
 )
 
 // listTimeout bounds what one VM may take to say what it is.
@@ -90,7 +92,7 @@ func Find(ctx context.Context, dir, name string, passOver ...string) (*Client, e
 		return nil, err
 	}
 	socket := socketIn(dir, name)
-	conn, err := dialUnixContext(ctx, socket)
+	conn, err := unixsock.Dial(ctx, socket)
 	switch {
 	case err == nil:
 		_ = conn.Close()

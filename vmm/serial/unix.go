@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/govmm/govmm/internal/unixsock"
 )
 
 // maxBacklog is how many of the last bytes of output are kept while no client
@@ -24,7 +24,7 @@ const maxBacklog = 64 << 10
 // waits for it; while none is, the last maxBacklog bytes are kept.
 type unixSocket struct {
 	path string
-	ln   *net.UnixListener
+	ln   *unixsock.Listener
 	work sync.WaitGroup // accept, and a greet for each client
 
 	// clientMu guards all below.
@@ -43,56 +43,14 @@ type client struct {
 }
 
 func openUnix(path string) (*unixSocket, error) {
-	ln, err := listenUnix(path)
+	ln, err := unixsock.Listen(path)
 	if err != nil {
-		return nil, fmt.Errorf("serial port on a unix socket: %w", err)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	b := &unixSocket{path: path, ln: ln, changed: make(chan struct{})}
 	b.work.Add(1)
 	go b.accept()
 	return b, nil
-}
-
-// listenUnix listens on a socket that only its owner may connect to. A socket
-// file that nobody listens on is left over and replaced.
-func listenUnix(path string) (*net.UnixListener, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		// The mode of a socket before bind is that of the file bind makes, so
-		// there is no moment at which others could connect.
-		var chmod error
-		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
-			return err
-		}
-		return chmod
-	}}
-	for range 2 {
-		ln, err := lc.Listen(context.Background(), "unix", path)
-		if err == nil {
-			return ln.(*net.UnixListener), nil
-		}
-		if !errors.Is(err, unix.EADDRINUSE) {
-			return nil, err
-		}
-		if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSocket == 0 {
-			return nil, fmt.Errorf("%s exists and is not a socket", path)
-		}
-		// A datagram socket cannot connect to a listener, and is told so; to a
-		// real connection a listening UART would give what it has kept.
-		conn, err := net.Dial("unixgram", path)
-		if err == nil {
-			_ = conn.Close()
-		}
-		if err == nil || errors.Is(err, unix.EPROTOTYPE) {
-			return nil, fmt.Errorf("%s is in use by another process", path)
-		}
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			return nil, err
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-	return nil, fmt.Errorf("%s is in use by another process", path)
 }
 
 // accept takes connections until the listener is closed.
