@@ -8,8 +8,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/fxamacker/cbor/v2"
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
@@ -191,7 +191,7 @@ func TestStateRoundTrip(t *testing.T) {
 			Target: rng.Uint32N(ramBytes / 4096), Actual: rng.Uint32(), Command: rng.Uint32(),
 			LastID: 2 + rng.Uint32N(1<<31), Poison: rng.Uint32(),
 		}
-		raw, err := cbor.Marshal(s)
+		raw, err := strictcbor.Marshal(s)
 		check(t, err)
 		b, err := balloon.New(balloon.Config{Memory: &guestMemory{}, Puncher: &guestMemory{}, RAM: ramBytes})
 		check(t, err)
@@ -208,7 +208,7 @@ func TestBadState(t *testing.T) {
 	b, err := balloon.New(balloon.Config{Memory: &guestMemory{}, Puncher: &guestMemory{}, RAM: ramBytes})
 	check(t, err)
 	for _, bad := range []any{1, map[string]any{"Else": 1}, balloon.State{Target: ramBytes / 4096}, balloon.State{LastID: 1}} {
-		raw, err := cbor.Marshal(bad)
+		raw, err := strictcbor.Marshal(bad)
 		check(t, err)
 		if err := b.LoadState(raw); err == nil {
 			t.Errorf("%v was taken for a state", bad)

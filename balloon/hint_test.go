@@ -8,8 +8,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/fxamacker/cbor/v2"
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
@@ -230,7 +230,7 @@ func TestHintIDs(t *testing.T) {
 		t.Errorf("id %d again", id)
 	}
 	r.b.Reset()
-	raw, err := cbor.Marshal(balloon.State{LastID: 1<<32 - 1})
+	raw, err := strictcbor.Marshal(balloon.State{LastID: 1<<32 - 1})
 	check(t, err)
 	check(t, r.b.LoadState(raw))
 	check(t, r.b.Activate(r.features, r.queues, r))

@@ -4,40 +4,28 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/mempage"
 )
 
 // State is what travels with a migration. What the guest has given back is in
 // guest memory, as holes.
 type State struct {
-	Target  uint32 // pages that the balloon shall hold
-	Actual  uint32 // pages that it holds, as the driver has it
-	Command uint32 // the free page hint command id that the driver reads
-	LastID  uint32 // the last id that hints were asked for under; 0: none yet
-	Poison  uint32 // what the driver expects in free pages
+	Target  uint32 `cbor:"target"`  // pages that the host wants the balloon to hold
+	Actual  uint32 `cbor:"actual"`  // pages that it holds, as the driver says
+	Command uint32 `cbor:"command"` // the free page hint command id that the driver reads
+	LastID  uint32 `cbor:"last_id"` // the last id that hints were asked for under; 0: none yet
+	Poison  uint32 `cbor:"poison"`  // what the driver expects in free pages
 }
 
 var errState = errors.New("balloon state")
-
-var stateDecoder = func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode()
-	if err != nil {
-		panic(err)
-	}
-	return m
-}()
 
 // SaveState returns a [State].
 func (b *Balloon) SaveState() ([]byte, error) {
 	b.config.Lock()
 	s := b.state
 	b.config.Unlock()
-	raw, err := cbor.Marshal(s)
+	raw, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errState, err)
 	}
@@ -47,7 +35,7 @@ func (b *Balloon) SaveState() ([]byte, error) {
 // LoadState takes a [State].
 func (b *Balloon) LoadState(raw []byte) error {
 	var s State
-	if err := stateDecoder.Unmarshal(raw, &s); err != nil {
+	if err := strictcbor.Unmarshal(raw, &s); err != nil {
 		return fmt.Errorf("%w: %w", errState, err)
 	}
 	if s.Target > 0 && uint64(s.Target)*mempage.Size >= b.cfg.RAM {

@@ -291,7 +291,10 @@ func (t *running) attract() {
 	signal(t.attention)
 }
 
+// run waits for the first kick, as a driver expects: what it puts into a queue
+// before is not ready for an answer.
 func (t *running) run() {
+	t.sleep()
 	for t.attend() {
 		if !t.turn() {
 			t.sleep()

@@ -21,25 +21,25 @@ var (
 // what travels with a migration. A queue just enabled has zeros in all that
 // follows Device.
 type QueueState struct {
-	Size    uint16 // descriptors
-	Enabled bool
-	Desc    uint64 // gpa of the descriptor table, or of the packed ring
-	Driver  uint64 // gpa of the available ring, or of the driver's event suppression
-	Device  uint64 // gpa of the used ring, or of the device's event suppression
+	Size    uint16 `cbor:"size"` // descriptors
+	Enabled bool   `cbor:"enabled"`
+	Desc    uint64 `cbor:"desc"`   // gpa of the descriptor table, or of the packed ring
+	Driver  uint64 `cbor:"driver"` // gpa of the available ring, or of the driver's event suppression
+	Device  uint64 `cbor:"device"` // gpa of the used ring, or of the device's event suppression
 
 	// NextAvail is where the device looks for the next chain: a free-running
 	// index (split), a place in the ring (packed).
-	NextAvail uint16
+	NextAvail uint16 `cbor:"next_avail"`
 	// NextUsed is where the next used element goes, likewise.
-	NextUsed uint16
+	NextUsed uint16 `cbor:"next_used"`
 	// AvailFlipped and UsedFlipped: the wrap counter is 0 (packed; it starts
 	// as 1).
-	AvailFlipped bool
-	UsedFlipped  bool
+	AvailFlipped bool `cbor:"avail_flipped"`
+	UsedFlipped  bool `cbor:"used_flipped"`
 	// Unsignalled counts what was used since the driver was last considered
 	// for an interrupt: elements (split), descriptors (packed). It stops at
 	// [MaxQueueSize].
-	Unsignalled uint32
+	Unsignalled uint32 `cbor:"unsignalled"`
 }
 
 // Queue is one virtqueue, split or packed. Its methods may be called from

@@ -51,11 +51,11 @@ const (
 // Topology is what the guest is told about the storage (section 5.2.4). It
 // must not change under a guest that runs, so it travels in the [State].
 type Topology struct {
-	BlockSize    uint32 // bytes of a logical block
-	PhysicalExp  uint8  // log2 of logical blocks in a physical one
-	MinIO        uint16 // logical blocks: the least that is good to transfer
-	OptIO        uint32 // logical blocks: the best to transfer; 0: unknown
-	DiscardAlign uint32 // sectors
+	BlockSize    uint32 `cbor:"block_size"`    // bytes of a logical block
+	PhysicalExp  uint8  `cbor:"physical_exp"`  // log2 of logical blocks in a physical one
+	MinIO        uint16 `cbor:"min_io"`        // logical blocks: the smallest good transfer
+	OptIO        uint32 `cbor:"opt_io"`        // logical blocks: the best transfer; 0: unknown
+	DiscardAlign uint32 `cbor:"discard_align"` // sectors
 }
 
 var _ virtio.Device = (*Device)(nil)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"pgregory.net/rapid"
 )
 
@@ -122,14 +123,14 @@ func TestWriteback(t *testing.T) {
 func TestState(t *testing.T) {
 	d := open(t, Config{Path: newImage(t, 64<<10)})
 	rapid.Check(t, func(rt *rapid.T) {
-		s := State{stateVersion, 128, Topology{
+		s := State{128, Topology{
 			BlockSize:    512 << rapid.IntRange(0, 3).Draw(rt, "block"),
 			PhysicalExp:  rapid.Uint8Range(0, 20).Draw(rt, "physical"),
 			MinIO:        rapid.Uint16().Draw(rt, "min"),
 			OptIO:        rapid.Uint32().Draw(rt, "opt"),
 			DiscardAlign: rapid.Uint32().Draw(rt, "align"),
 		}, rapid.Bool().Draw(rt, "writeback")}
-		b, err := encode.Marshal(s)
+		b, err := strictcbor.Marshal(s)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -146,13 +147,12 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, s := range map[string]State{
-		"65024 bytes at the source, 65536": {stateVersion, 127, Topology{BlockSize: 512}, true},
-		"version 2":                        {2, 128, Topology{BlockSize: 512}, true},
-		"blocks of 0 bytes":                {stateVersion, 128, Topology{}, true},
-		"blocks of 8192 bytes":             {stateVersion, 128, Topology{BlockSize: 8192}, true},
-		"2^21 blocks":                      {stateVersion, 128, Topology{BlockSize: 512, PhysicalExp: 21}, true},
+		"65024 bytes at the source, 65536": {127, Topology{BlockSize: 512}, true},
+		"blocks of 0 bytes":                {128, Topology{}, true},
+		"blocks of 8192 bytes":             {128, Topology{BlockSize: 8192}, true},
+		"2^21 blocks":                      {128, Topology{BlockSize: 512, PhysicalExp: 21}, true},
 	} {
-		b, err := encode.Marshal(s)
+		b, err := strictcbor.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
 		}

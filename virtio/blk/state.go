@@ -3,47 +3,24 @@ package blk
 import (
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 )
-
-// stateVersion is counted on when State changes its meaning.
-const stateVersion = 1
 
 // State is what of a disk travels with a migration, beside its configuration
-// and the content of its image: what the driver has read of it and must find
-// again. No requests travel, there are none while it is saved.
+// and the content of its image: what the driver has read and must find again.
+// No requests travel: none are under way when it is saved.
 type State struct {
-	Version   uint32
-	Capacity  uint64 // sectors of 512 bytes
-	Topology  Topology
-	WriteBack bool
-}
-
-var (
-	encode = must(cbor.CoreDetEncOptions().EncMode())
-	decode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode())
-)
-
-// must is for the modes above, whose options do not depend on anything.
-func must[M any](m M, err error) M {
-	if err != nil {
-		panic(err)
-	}
-	return m
+	Capacity  uint64   `cbor:"capacity"` // sectors of 512 bytes
+	Topology  Topology `cbor:"topology"`
+	WriteBack bool     `cbor:"write_back"`
 }
 
 // SaveState implements [virtio.Device].
 func (d *Device) SaveState() ([]byte, error) {
 	d.shownMu.Lock()
-	s := State{stateVersion, d.image.sectors, d.topology, d.writeBack}
+	s := State{d.image.sectors, d.topology, d.writeBack}
 	d.shownMu.Unlock()
-	b, err := encode.Marshal(s)
+	b, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: encode its state: %w", d.config.Path, err)
 	}
@@ -53,7 +30,7 @@ func (d *Device) SaveState() ([]byte, error) {
 // LoadState implements [virtio.Device]. An image of another size is refused.
 func (d *Device) LoadState(b []byte) error {
 	var s State
-	if err := decode.Unmarshal(b, &s); err != nil {
+	if err := strictcbor.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("disk %s: decode its state: %w", d.config.Path, err)
 	}
 	if err := s.check(d.image.sectors); err != nil {
@@ -68,8 +45,6 @@ func (d *Device) LoadState(b []byte) error {
 func (s *State) check(sectors uint64) error {
 	t := &s.Topology
 	switch {
-	case s.Version != stateVersion:
-		return fmt.Errorf("version %d, version %d is known", s.Version, stateVersion)
 	case s.Capacity != sectors:
 		return fmt.Errorf("%d bytes at the source, %d bytes here", s.Capacity*SectorSize, sectors*SectorSize)
 	case !powerOf2(int(t.BlockSize), maxBlock) || t.BlockSize < SectorSize:

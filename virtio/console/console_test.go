@@ -11,6 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
@@ -242,7 +243,7 @@ func TestMove(t *testing.T) {
 				t.Fatal(err)
 			}
 			var s State
-			if err := decode.Unmarshal(state, &s); err != nil || s.Offset == 0 || len(s.Line) == 0 || string(s.Input) != "typed" {
+			if err := strictcbor.Unmarshal(state, &s); err != nil || s.Offset == 0 || len(s.Line) == 0 || string(s.Input) != "typed" {
 				t.Fatalf("offset %d, line of %d bytes, input %q, %v", s.Offset, len(s.Line), s.Input, err)
 			}
 			// What the one prints, before and after it was saved.
@@ -429,13 +430,12 @@ func TestWriterFails(t *testing.T) {
 func TestState(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := State{
-			Version: stateVersion,
 			Columns: rapid.Uint16().Draw(rt, "columns"), Rows: rapid.Uint16().Draw(rt, "rows"),
 			Input:  rapid.SliceOfN(rapid.Byte(), 0, maxInput).Draw(rt, "input"),
 			Line:   append([]byte{}, bytes.ReplaceAll(rapid.SliceOfN(rapid.Byte(), 0, 10000).Draw(rt, "line"), []byte("\n"), nil)...),
 			Offset: rapid.Uint32().Draw(rt, "offset"),
 		}
-		b, err := encode.Marshal(s)
+		b, err := strictcbor.Marshal(s)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -455,12 +455,11 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, s := range map[string]State{
-		"version 9":             {Version: 9},
-		"4097 bytes of input":   {Version: stateVersion, Input: make([]byte, maxInput+1)},
-		"line of 65537 bytes":   {Version: stateVersion, Line: make([]byte, outputSize+1)},
-		"without a newline are": {Version: stateVersion, Line: []byte("a\nb")},
+		"4097 bytes of input":   {Input: make([]byte, maxInput+1)},
+		"line of 65537 bytes":   {Line: make([]byte, outputSize+1)},
+		"without a newline are": {Line: []byte("a\nb")},
 	} {
-		b, err := encode.Marshal(s)
+		b, err := strictcbor.Marshal(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -541,7 +540,7 @@ func FuzzRequests(f *testing.F) {
 
 // FuzzState loads anything: it is refused, or it is what is saved again.
 func FuzzState(f *testing.F) {
-	good, err := encode.Marshal(State{Version: stateVersion, Input: []byte("in"), Line: []byte("out"), Offset: 7})
+	good, err := strictcbor.Marshal(State{Input: []byte("in"), Line: []byte("out"), Offset: 7})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -4,53 +4,30 @@ import (
 	"bytes"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 )
-
-// stateVersion is counted on when State changes its meaning.
-const stateVersion = 1
 
 // State is what of a console travels with a migration. Input that the guest has
 // not read goes with it: it was typed to the guest, not to a host. Of the
 // output goes the line that the guest has not finished; whole lines are still
 // written by the console that was saved from ([Device.Drain]).
 type State struct {
-	Version uint32
-	Columns uint16
-	Rows    uint16
-	Input   []byte // at most 4096 bytes
-	Line    []byte // at most 64 KiB, no newline
-	Offset  uint32 // bytes of the transmit queue's next chain that are in the output
-}
-
-var (
-	encode = must(cbor.CoreDetEncOptions().EncMode())
-	decode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode())
-)
-
-// must is for the modes above, whose options do not depend on anything.
-func must[M any](m M, err error) M {
-	if err != nil {
-		panic(err)
-	}
-	return m
+	Columns uint16 `cbor:"columns"`
+	Rows    uint16 `cbor:"rows"`
+	Input   []byte `cbor:"input"`  // at most 4096 bytes
+	Line    []byte `cbor:"line"`   // at most 64 KiB, no newline
+	Offset  uint32 `cbor:"offset"` // bytes of the transmit queue's next chain that are in the output
 }
 
 // SaveState implements [virtio.Device].
 func (d *Device) SaveState() ([]byte, error) {
 	d.serving.Lock()
 	s := State{
-		Version: stateVersion, Columns: d.size.Columns, Rows: d.size.Rows,
+		Columns: d.size.Columns, Rows: d.size.Rows,
 		Input: append([]byte{}, d.input...), Line: d.out.line(), Offset: uint32(d.offset),
 	}
 	d.serving.Unlock()
-	b, err := encode.Marshal(s)
+	b, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("console: encode its state: %w", err)
 	}
@@ -61,12 +38,10 @@ func (d *Device) SaveState() ([]byte, error) {
 // unfinished line is kept back until Activate.
 func (d *Device) LoadState(b []byte) error {
 	var s State
-	if err := decode.Unmarshal(b, &s); err != nil {
+	if err := strictcbor.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("console: decode its state: %w", err)
 	}
 	switch {
-	case s.Version != stateVersion:
-		return fmt.Errorf("console: its state has version %d, version %d is known", s.Version, stateVersion)
 	case len(s.Input) > maxInput:
 		return fmt.Errorf("console: its state has %d bytes of input, %d are possible", len(s.Input), maxInput)
 	case len(s.Line) > outputSize || bytes.IndexByte(s.Line, '\n') >= 0:

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/net"
 	"github.com/govmm/govmm/virtio/virtiotest"
@@ -388,7 +388,7 @@ func TestStateRoundTrip(t *testing.T) {
 	d, err := net.New(net.Config{Backend: newWire(t, 4), MAC: guestMAC})
 	check(t, err)
 	for range 200 {
-		raw, err := cbor.Marshal(net.State{
+		raw, err := strictcbor.Marshal(net.State{
 			MAC: net.MAC{byte(rng.Uint32()) &^ 1, 2, byte(rng.Uint32())}, Status: uint16(rng.IntN(4)), Pairs: uint16(1 + rng.IntN(4)),
 			Offloads: rng.Uint64() & (net.FeatureGuestCsum | net.FeatureGuestTSO4 | net.FeatureGuestUSO6), OffloadsSet: rng.IntN(2) == 0,
 		})
@@ -410,7 +410,7 @@ func TestStateRoundTrip(t *testing.T) {
 	} {
 		s := good
 		change(&s)
-		raw, err := cbor.Marshal(s)
+		raw, err := strictcbor.Marshal(s)
 		check(t, err)
 		if d.LoadState(raw) == nil {
 			t.Errorf("%+v was taken for a state", s)

@@ -4,32 +4,20 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 )
 
 // State is what travels with a migration. Frames do not: what waits in a tap
 // is lost, as on any wire.
 type State struct {
-	MAC         MAC
-	Status      uint16 // of section 5.1.4
-	Pairs       uint16 // queue pairs that the driver uses
-	Offloads    uint64 // features that the driver takes for now, if OffloadsSet
-	OffloadsSet bool
+	MAC         MAC    `cbor:"mac"`
+	Status      uint16 `cbor:"status"`       // of section 5.1.4
+	Pairs       uint16 `cbor:"pairs"`        // queue pairs that the driver uses
+	Offloads    uint64 `cbor:"offloads"`     // features that the driver takes for now, if OffloadsSet
+	OffloadsSet bool   `cbor:"offloads_set"` // the driver has chosen
 }
 
 var errState = errors.New("net state")
-
-var stateDecoder = func() cbor.DecMode {
-	m, err := cbor.DecOptions{
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode()
-	if err != nil {
-		panic(err)
-	}
-	return m
-}()
 
 // fresh is the state that a driver finds.
 func (d *Device) fresh() State {
@@ -45,7 +33,7 @@ func (d *Device) SaveState() ([]byte, error) {
 	d.config.Lock()
 	s := d.state
 	d.config.Unlock()
-	raw, err := cbor.Marshal(s)
+	raw, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errState, err)
 	}
@@ -55,7 +43,7 @@ func (d *Device) SaveState() ([]byte, error) {
 // LoadState takes a [State].
 func (d *Device) LoadState(raw []byte) error {
 	var s State
-	if err := stateDecoder.Unmarshal(raw, &s); err != nil {
+	if err := strictcbor.Unmarshal(raw, &s); err != nil {
 		return fmt.Errorf("%w: %w", errState, err)
 	}
 	switch {

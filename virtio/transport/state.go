@@ -13,28 +13,28 @@ import (
 // data. Eventfds do not travel; [Transport.Resume] makes up for what they may
 // have counted.
 type State struct {
-	Type           uint16 // the device's
-	Function       pci.FunctionState
-	Status         uint8
-	Generation     uint8
-	ISR            uint8
-	Active         bool // the device had been activated
-	ConfigVector   uint16
-	QueueSelect    uint16
-	DeviceSelect   uint32
-	DriverSelect   uint32
-	DriverFeatures uint64
-	Queues         []QueueState
-	Device         []byte // of the device type
+	Type           uint16            `cbor:"type"` // the device's
+	Function       pci.FunctionState `cbor:"function"`
+	Status         uint8             `cbor:"status"`
+	Generation     uint8             `cbor:"generation"`
+	ISR            uint8             `cbor:"isr"`
+	Active         bool              `cbor:"active"` // the device had been activated
+	ConfigVector   uint16            `cbor:"config_vector"`
+	QueueSelect    uint16            `cbor:"queue_select"`
+	DeviceSelect   uint32            `cbor:"device_select"`
+	DriverSelect   uint32            `cbor:"driver_select"`
+	DriverFeatures uint64            `cbor:"driver_features"`
+	Queues         []QueueState      `cbor:"queues"`
+	Device         []byte            `cbor:"device"` // of the device type
 }
 
 // QueueState is a queue with its interrupt.
 type QueueState struct {
-	Queue  virtio.QueueState
-	Vector uint16
+	Queue  virtio.QueueState `cbor:"queue"`
+	Vector uint16            `cbor:"vector"`
 	// Started: the device has the queue. One that the driver enabled and that
 	// could not be started is not.
-	Started bool
+	Started bool `cbor:"started"`
 }
 
 // ErrNotPaused: the state of a device that runs cannot be saved.

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
@@ -124,7 +125,7 @@ func echo(c *net.UnixConn) {
 
 // FuzzState loads anything: it is refused, or it is what is saved again.
 func FuzzState(f *testing.F) {
-	good, err := encode.Marshal(State{Version: stateVersion, CID: DefaultCID, NextPort: firstPort, Resets: []Reset{{CID: 2, HostPort: 1, GuestPort: 2, Type: 1}}})
+	good, err := strictcbor.Marshal(State{CID: DefaultCID, NextPort: firstPort, Resets: []Reset{{CID: 2, HostPort: 1, GuestPort: 2, Type: 1}}})
 	if err != nil {
 		f.Fatal(err)
 	}

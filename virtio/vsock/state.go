@@ -5,63 +5,40 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
 )
-
-// stateVersion is counted on when State changes its meaning.
-const stateVersion = 1
 
 // State is what of the device travels with a migration. Connections do not:
 // the guest is told so at the destination (TRANSPORT_RESET, section 5.10.6.7),
 // and its driver ends those that are established.
 type State struct {
-	Version uint32
-	CID     uint32
+	CID uint32 `cbor:"cid"`
 	// NextPort is that of the host's next connection. It goes on at the
 	// destination, so that no connection there is taken for an old one of the
 	// guest's.
-	NextPort uint32
+	NextPort uint32 `cbor:"next_port"`
 	// Resets are what the guest is still to be told: refusals, and the end of
 	// connections that it has asked for and was not answered about, which a
 	// driver does not count among those that TRANSPORT_RESET ends.
-	Resets []Reset
+	Resets []Reset `cbor:"resets"`
 }
 
 // Reset is an RST packet to the guest.
 type Reset struct {
-	CID       uint64 // from whom
-	HostPort  uint32
-	GuestPort uint32
-	Type      uint16
+	CID       uint64 `cbor:"cid"` // the sender's
+	HostPort  uint32 `cbor:"host_port"`
+	GuestPort uint32 `cbor:"guest_port"`
+	Type      uint16 `cbor:"type"`
 }
 
 func (r Reset) header() header {
 	return header{SrcCID: r.CID, SrcPort: r.HostPort, DstPort: r.GuestPort, Type: r.Type, Op: opReset}
 }
 
-var (
-	encode = must(cbor.CoreDetEncOptions().EncMode())
-	decode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}.DecMode())
-)
-
-// must is for the modes above, whose options do not depend on anything.
-func must[M any](m M, err error) M {
-	if err != nil {
-		panic(err)
-	}
-	return m
-}
-
 // SaveState implements [virtio.Device].
 func (d *Device) SaveState() ([]byte, error) {
 	d.serving.Lock()
-	s := State{Version: stateVersion, CID: d.config.GuestCID(), NextPort: d.nextPort, Resets: append([]Reset{}, d.resets...)}
+	s := State{CID: d.config.GuestCID(), NextPort: d.nextPort, Resets: append([]Reset{}, d.resets...)}
 	for at, c := range d.conns {
 		if c.due&dueResponse != 0 || !c.established && c.host == nil {
 			s.Resets = append(s.Resets, Reset{CID: hostCID, HostPort: at.host, GuestPort: at.guest, Type: typeStream})
@@ -69,7 +46,7 @@ func (d *Device) SaveState() ([]byte, error) {
 	}
 	sortResets(s.Resets[len(d.resets):])
 	d.serving.Unlock()
-	b, err := encode.Marshal(s)
+	b, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("vsock: encode its state: %w", err)
 	}
@@ -86,7 +63,7 @@ func sortResets(r []Reset) {
 // connections are gone.
 func (d *Device) LoadState(b []byte) error {
 	var s State
-	if err := decode.Unmarshal(b, &s); err != nil {
+	if err := strictcbor.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("vsock: decode its state: %w", err)
 	}
 	if err := s.check(d.config.GuestCID()); err != nil {
@@ -102,8 +79,6 @@ func (d *Device) LoadState(b []byte) error {
 
 func (s *State) check(cid uint32) error {
 	switch {
-	case s.Version != stateVersion:
-		return fmt.Errorf("version %d, version %d is known", s.Version, stateVersion)
 	case s.CID != cid:
 		return fmt.Errorf("the guest knows itself by CID %d, here it would be %d", s.CID, cid)
 	case s.NextPort < firstPort || s.NextPort == 1<<32-1:

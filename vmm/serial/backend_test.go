@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/internal/unixsock"
 	"golang.org/x/sys/unix"
 )
 
@@ -111,7 +112,7 @@ func TestUnix(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
-	if _, err := OpenBackend("unix:"+path, Options{}); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := OpenBackend("unix:"+path, Options{}); !errors.Is(err, unixsock.ErrInUse) {
 		t.Errorf("a second listener: %v", err)
 	}
 

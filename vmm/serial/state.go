@@ -12,16 +12,22 @@ import (
 // is saved ([UART.Drain] first) are still written by the UART that was saved
 // from.
 type State struct {
-	IER, FCR, LCR, MCR, SCR byte
-	DLL, DLM                byte
-	MSR                     byte
-	Overrun                 bool
+	IER     byte `cbor:"ier"`
+	FCR     byte `cbor:"fcr"`
+	LCR     byte `cbor:"lcr"`
+	MCR     byte `cbor:"mcr"`
+	SCR     byte `cbor:"scr"`
+	DLL     byte `cbor:"dll"`
+	DLM     byte `cbor:"dlm"`
+	MSR     byte `cbor:"msr"`
+	Overrun bool `cbor:"overrun"`
 	// THREPending: the transmitter's interrupt is pending, or will be as soon
-	// as there is room for output, which the twin has from the start.
-	THREPending bool
-	FIFO        []byte // received, not read by the guest; at most 16 bytes
-	Pending     []byte // waits for room in FIFO; at most 4096 bytes
-	Line        []byte // sent by the guest, no newline yet; at most 64 KiB
+	// as there is room for output, which there is at the destination from the
+	// start.
+	THREPending bool   `cbor:"thre_pending"`
+	FIFO        []byte `cbor:"fifo"`    // received, not read by the guest; at most 16 bytes
+	Pending     []byte `cbor:"pending"` // waits for room in FIFO; at most 4096 bytes
+	Line        []byte `cbor:"line"`    // sent by the guest, no newline yet; at most 64 KiB
 }
 
 // SaveState returns the state. The UART is not changed by it. The vCPUs and
