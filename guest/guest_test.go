@@ -20,7 +20,7 @@ func open(t *testing.T) *elf.File {
 
 func TestELF(t *testing.T) {
 	if len(ELF) >= 64<<10 {
-		t.Errorf("demo.elf has %d bytes; under 64 KiB is promised", len(ELF))
+		t.Errorf("demo.elf has %d bytes, want less than 64 KiB", len(ELF))
 	}
 	f := open(t)
 	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_EXEC {
@@ -28,13 +28,13 @@ func TestELF(t *testing.T) {
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_LOAD && (p.Paddr < 1<<20 || p.Paddr+p.Memsz > 2<<20 || p.Paddr != p.Vaddr) {
-			t.Errorf("segment [%#x, %#x) at %#x: the guest is promised to lie, identity-mapped, in [1 MiB, 2 MiB)",
+			t.Errorf("segment [%#x, %#x) at %#x: want it inside [1 MiB, 2 MiB), with equal physical and virtual addresses",
 				p.Paddr, p.Paddr+p.Memsz, p.Vaddr)
 		}
 	}
 }
 
-// The note as loaders look for it: in a PT_NOTE segment aligned to 4, name "Xen", type 18, the entry's address.
+// The PVH note is in a PT_NOTE segment aligned to 4: name "Xen", type 18, the entry's address.
 func TestPVHNote(t *testing.T) {
 	f := open(t)
 	for _, p := range f.Progs {
@@ -60,7 +60,7 @@ func TestPVHNote(t *testing.T) {
 	t.Fatal("no PT_NOTE segment")
 }
 
-// words is the guest's grammar, as docs/guest.md has it.
+// words matches the words of docs/guest.md.
 var words = regexp.MustCompile(`^((fill|dirty|pool|keep|disk)=[0-9]+[KMGTkmgt]?|(rate|zeros|churn|drate)=[0-9]+|hintrace(=[0-9]+)?|(hints|reports)=[01]|` +
 	`ip=[0-9.]+|(verify|tick)=[0-9]+(\.[0-9]+)?|stop|help|poweroff|reboot|crash)$`)
 
@@ -76,7 +76,7 @@ func TestDefaultCmdline(t *testing.T) {
 	}
 }
 
-// The help that the guest prints names every word that the tests and the documentation know.
+// The help that the guest prints has all words of the documentation.
 func TestHelpNamesEveryWord(t *testing.T) {
 	for _, w := range []string{"fill=SIZE", "dirty=SIZE", "rate=PAGES/S", "verify=SECONDS", "zeros=N", "tick=SECONDS", "stop",
 		"pool=SIZE", "keep=SIZE", "churn=PAGES/S", "hintrace[=N]", "hints=0|1", "reports=0|1", "disk=SIZE", "drate=PAGES/S", "ip=ADDRESS", "poweroff", "reboot", "crash", "help"} {

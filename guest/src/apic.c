@@ -1,4 +1,4 @@
-/* The local APIC (MMIO, not x2APIC), the IOAPIC's one pin that is used, and the start of the other CPUs. */
+/* The local APIC (MMIO, not x2APIC), the IOAPIC's pin of the serial port, and the start of the other CPUs. */
 #include "guest.h"
 
 /* Registers: SDM 3, table 11-1. */
@@ -23,7 +23,7 @@
 
 volatile u32 cpus_running = 1;
 
-/* Inline assembly, so that KVM meets only plain moves when it emulates the access. */
+/* Inline assembly, so that KVM has to emulate only simple moves. */
 static void lapic_write(u32 reg, u32 value)
 {
 	__asm__ volatile("movl %0, (%1)" : : "r"(value), "r"(LAPIC + reg) : "memory");
@@ -36,11 +36,11 @@ static u32 lapic_read(u32 reg)
 	return value;
 }
 
-/* Enables this CPU's local APIC, its timer silent. */
+/* Enables this CPU's local APIC; its timer is masked. */
 void lapic_init(void)
 {
 	lapic_write(LAPIC_SPURIOUS, 0x100 | VEC_SPURIOUS);
-	lapic_write(LAPIC_LVT_LINT0, LVT_MASKED); /* a BIOS may have left the 8259 connected */
+	lapic_write(LAPIC_LVT_LINT0, LVT_MASKED); /* a BIOS may have connected the 8259 */
 	lapic_write(LAPIC_LVT_LINT1, LVT_MASKED);
 	lapic_write(LAPIC_TIMER_DIVIDE, 0xb); /* by 1 */
 	lapic_write(LAPIC_LVT_TIMER, LVT_MASKED | VEC_TIMER);
@@ -48,8 +48,8 @@ void lapic_init(void)
 }
 
 /*
- * An interrupt every so many TSC cycles from now on. Periodic although the sleeper wants one: should one get lost, the
- * next wakes it. The count has 32 bits; at KVM's 1 GHz that is 4.2 s.
+ * Sets a periodic interrupt, in TSC cycles. A sleep needs only one, but if it were lost, the next one would end the
+ * sleep. The count has 32 bits; at KVM's 1 GHz that is 4.2 s.
  */
 void timer_set(u64 cycles)
 {
@@ -74,7 +74,7 @@ u32 timer_count(void)
 	return lapic_read(LAPIC_TIMER_CURRENT);
 }
 
-/* Every pin masked, and the serial port's to this CPU: edge-triggered, active high, as ISA has it. */
+/* Masks all pins, except the serial port's, which goes to this CPU: edge-triggered, active high, like ISA. */
 void ioapic_init(void)
 {
 	volatile u32 *select = (volatile u32 *)machine.ioapic, *window = select + 4;
@@ -105,7 +105,7 @@ void cpu_wake(u32 cpu)
 	send(machine.lapic_id[cpu], 0x4000 | VEC_WAKE);
 }
 
-/* INIT to all, one wait of 10 ms for all, then one CPU at a time (MP specification, B.4). */
+/* INIT to all CPUs, a wait of 10 ms, then one CPU after another (MP specification, B.4). */
 void cpus_start(void)
 {
 	if (machine.cpus == 1)
@@ -124,7 +124,7 @@ void cpus_start(void)
 				clock_delay_10ms();
 		}
 		if (cpus_running <= cpu) {
-			machine.cpus = cpu; /* go on with those that came */
+			machine.cpus = cpu; /* use the CPUs that have started */
 			return;
 		}
 	}

@@ -1,4 +1,4 @@
-/* The balloon, virtio 1.2 section 5.5: size, statistics and free page reporting. hint.c has the hints. */
+/* The balloon, virtio 1.2 section 5.5: size, statistics and free page reporting. hint.c sends hints. */
 #include "devices.h"
 #include "pool.h"
 #include "serial.h"
@@ -20,12 +20,12 @@ u64 balloon_pages, reported_pages;
 bool reports_wanted = true;
 
 static struct queue inflate, deflate, statistics, reporting;
-static u32 wanted;           /* pages, by the host */
-static u32 numbers[BLOCK_PAGES]; /* of the request in flight */
-static u32 in_flight;        /* pages of it; 0: none is */
-static bool inflating;       /* it is one of the inflate queue */
-static u32 stack[MAX_BLOCKS], depth; /* blocks in the balloon, in order; only the last can be there in part */
-static u32 part;             /* pages of the last one */
+static u32 wanted;           /* pages: the host's target */
+static u32 numbers[BLOCK_PAGES]; /* page numbers of the request in flight */
+static u32 in_flight;        /* its number of pages; 0: no request */
+static bool inflating;       /* it is in the inflate queue */
+static u32 stack[MAX_BLOCKS], depth; /* blocks in the balloon; only the last may be partly in it */
+static u32 part;             /* pages of the last block in the balloon */
 static u32 reports_in_flight;
 static bool told_short;
 
@@ -38,7 +38,7 @@ static struct {
 static void fill_statistics(void)
 {
 	enum { FREE = 4, TOTAL = 5, AVAILABLE = 6 };
-	u64 spare = ram_pages - plan.owned - pool_pages;
+	u64 spare = ram_pages - settings.owned - pool_pages;
 	u64 free = pool_count(BLOCK_FREE) + pool_count(BLOCK_HINTED) + pool_count(BLOCK_REPORTING) + spare;
 	counts[0].tag = FREE;
 	counts[0].value = free * PAGE;
@@ -61,7 +61,7 @@ void balloon_init(void)
 		return;
 	if (d->features & FEATURE_HINTS)
 		hint_init(d);
-	/* Section 5.5.2 gives it number 4; QEMU leaves no number out. */
+	/* Queue 4 (section 5.5.2). QEMU numbers the existing queues without gaps. */
 	if ((d->features & FEATURE_REPORTING) && d->there)
 		virtio_queue(d, &reporting, virtio_queues(d) > 4 ? 4 : 3);
 	if (!d->there)
@@ -96,7 +96,7 @@ static void say_short(void)
 	serial_line(&l);
 }
 
-/* The highest block that is free, else one that is full: the host comes before the guest. */
+/* The highest free block, otherwise the highest full one. */
 static struct block *spare_block(void)
 {
 	for (u32 state = BLOCK_FREE; state <= BLOCK_FULL; state += BLOCK_FULL - BLOCK_FREE)
@@ -144,7 +144,7 @@ static void shrink(void)
 	send(&deflate, b, part - n, n);
 }
 
-/* A block that has left the balloon is taken at once, which checks that every page of it is there and can be used. */
+/* The device has used the request. A block that has left the balloon is taken, which checks that its pages are usable. */
 static void answered(void)
 {
 	u32 n = in_flight;
@@ -166,7 +166,7 @@ static void answered(void)
 	mmio_write32(balloon_device.config + CONFIG_ACTUAL, balloon_pages);
 }
 
-/* Section 5.5.6.6: blocks that are free and that the device has not heard of since. */
+/* Section 5.5.6.6: reports free blocks that were not reported since they were freed. */
 static void report(void)
 {
 	struct piece pieces[REPORT_BLOCKS];

@@ -1,7 +1,7 @@
 /*
- * Ring 0, first half: from the PVH entry (32-bit, paging off) or from an AP's real mode to long mode, and down to
- * ring 3. It does as little as it can, because the demo guest also runs on KVMs that emulate ring 0 one instruction
- * at a time: page tables and GDT are data, everything else that needs no privilege is done by C in ring 3.
+ * Ring 0, first part: from the PVH entry (32-bit, paging off), or from an AP's real mode, to long mode and to ring 3. It
+ * does as little as possible, because the demo guest also runs on KVMs that emulate ring 0 one instruction at a time.
+ * Page tables and the GDT are data. C in ring 3 does everything that needs no privilege.
  */
 #include "layout.h"
 
@@ -26,7 +26,7 @@ pvh_entry:
 	xorl %edi, %edi /* CPU 0 */
 	ljmp $SEL_CODE32, $enter_long_mode
 
-/* An AP comes here from the trampoline. */
+/* An AP jumps here from the trampoline. */
 ap_entry:
 	movl $SEL_DATA, %eax
 	movl %eax, %ds
@@ -73,7 +73,7 @@ long_mode:
 	testl %edi, %edi
 	jnz 2f
 
-	/* The first CPU: both 8259s masked, whatever a BIOS left; then the IDT, all gates to the 16-byte stubs. */
+	/* The first CPU masks both 8259s, which a BIOS may have enabled, and fills the IDT with gates to the 16-byte stubs. */
 	movb $0xff, %al
 	outb %al, $0x21
 	outb %al, $0xa1
@@ -95,12 +95,12 @@ long_mode:
 	incl %eax
 	shll $14, %eax
 	addl $user_stacks, %eax
-	subl $8, %eax /* the ABI's alignment at a function's entry */
+	subl $8, %eax /* the alignment that the ABI requires at a function's entry */
 	pushq $SEL_USER_DATA
 	pushq %rax
 	/*
-	 * Interrupts on, and IOPL 3: ports need the bitmap where a KVM forces IOPL to 0, and IOPL where an emulator (QEMU,
-	 * of a CPU with SVM) no longer takes the TSS for one after KVM has restored it, busy.
+	 * Interrupts on, IOPL 3. Port access needs the bitmap on KVMs that force IOPL to 0. It needs IOPL 3 on an emulator
+	 * (QEMU with SVM) that does not recognise the TSS after KVM has restored it, which marks it busy.
 	 */
 	pushq $0x3202
 	pushq $SEL_USER_CODE
@@ -108,7 +108,7 @@ long_mode:
 	movl %ebx, %esi
 	xorl %ebp, %ebp
 	xorl %r13d, %r13d
-	xorl %r14d, %r14d /* cursor and pass (version.h): nothing rewritten yet */
+	xorl %r14d, %r14d /* cursor and pass (version.h) */
 	xorl %r15d, %r15d
 	iretq
 
@@ -154,8 +154,8 @@ idt_pointer:
 	.quad idt
 
 /*
- * Identity-mapped 2 MiB pages, user, writable, accessed and dirty already set so that an idle guest's page walks
- * write nothing. Here: the first page, which holds the image. memory.c maps the rest.
+ * Identity-mapped 2 MiB pages: user, writable. Accessed and dirty bits are set in advance, so that page walks of an idle
+ * guest write nothing. This is the first page, which has the image; memory.c maps the rest.
  */
 	.bss
 	.balign 4096

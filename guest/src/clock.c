@@ -1,6 +1,6 @@
 /*
- * Time is the TSC's. Its rate, and the LAPIC timer's, are measured once against channel 0 of the 8254, whose count can
- * be read. Channel 2, the usual one, has its gate at port 0x61, which not every virtual machine has.
+ * Time is the TSC's. Its frequency and the LAPIC timer's are measured once with channel 0 of the 8254, whose count can be
+ * read. Channel 2, which others use, needs port 0x61, which not every virtual machine has.
  */
 #include "guest.h"
 
@@ -18,13 +18,13 @@ u64 clock_ms(u64 ms)
 	return mul_div(ms, tsc_hz, 1000);
 }
 
-/* One moment on three clocks. */
+/* A reading of three clocks at one time. */
 struct moment {
 	u64 tsc;
 	u32 timer, pit; /* both count down */
 };
 
-/* Latches the count (command 0), so that its two bytes are of one moment. */
+/* Latches the count (command 0), so that its two bytes belong together. */
 static struct moment read_clocks(void)
 {
 	struct moment m;
@@ -37,8 +37,8 @@ static struct moment read_clocks(void)
 }
 
 /*
- * Some 10 ms by the 8254; false where nothing counts, after a time that is not known. The channel's interrupt is masked
- * in the 8259 and in the IOAPIC.
+ * Waits about 10 ms by the 8254; false if it does not count, after an unknown time. The channel's interrupt is masked in
+ * the 8259 and in the IOAPIC.
  */
 static bool pit_10ms(struct moment *passed)
 {
@@ -62,8 +62,7 @@ void clock_delay_10ms(void)
 }
 
 /*
- * Of three runs the one in which the clocks were read most quickly: a host that was busy elsewhere between two of the
- * reads makes the run longer.
+ * Uses the shortest of three runs: a run is longer if the host was busy with something else between two readings.
  */
 void clock_calibrate(void)
 {

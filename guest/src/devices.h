@@ -1,4 +1,4 @@
-/* The drivers. CPU 0 alone runs them, a step at a time between its batches of work; none ever waits. */
+/* The drivers. Only CPU 0 runs them, one step at a time between its batches of work. They never wait. */
 #ifndef DEVICES_H
 #define DEVICES_H
 
@@ -6,17 +6,17 @@
 #include "print.h"
 #include "virtio.h"
 
-void devices_init(void);                   /* finds them; prints a line for each */
+void devices_init(void);                   /* finds the devices; prints a line for each */
 void devices_step(u64 now, u64 *next);
-void devices_count(struct line *l);        /* what they add to the tick line */
+void devices_count(struct line *l);        /* appends the devices' counters to the tick line */
 
-/* disk.c: writes pages to a disk, flushes it, reads them back, checks them, and begins again. */
+/* disk.c: writes pages to a disk, flushes it, reads the pages back and checks them, repeatedly. */
 extern struct virtio disk_device;
 void disk_init(void);
 void disk_step(u64 now, u64 *next);
-u64 disk_pages(void);          /* how many it has, or 0 */
-void disk_use(u64 pages);      /* from its beginning; 0: none */
-void disk_pace(u64 per_second); /* pages; 0: flat out */
+u64 disk_pages(void);          /* size of a writable disk, or 0 */
+void disk_use(u64 pages);      /* uses this many pages, from the beginning */
+void disk_pace(u64 per_second); /* pages; 0: as fast as possible */
 extern u64 disk_writes, disk_reads, disk_bad; /* pages */
 
 /* net.c: answers ARP, ping and UDP port 7. */
@@ -26,18 +26,18 @@ void net_step(u64 now, u64 *next);
 void net_address(u32 ip); /* 10.9.0.2 is 0x0a090002; 0: none */
 extern u64 net_received, net_sent, net_announced;
 
-/* balloon.c and hint.c, the balloon; its memory is the pool's. */
+/* balloon.c and hint.c: the balloon. Its memory is the pool's. */
 extern struct virtio balloon_device;
 void balloon_init(void);
 void balloon_step(u64 now, u64 *next);
-extern u64 balloon_pages, reported_pages; /* in the balloon now; reported since boot */
+extern u64 balloon_pages, reported_pages; /* pages in the balloon now; pages reported since boot */
 extern bool reports_wanted;
 
 void hint_init(struct virtio *d);
-void hint_command(u32 id); /* the device announces it */
+void hint_command(u32 id); /* a new command id of the device */
 void hint_step(u64 *next);
 extern u64 hinted_pages, hint_rounds;
-extern u64 hint_race; /* of so many hinted blocks one is taken back at once; 0: none */
+extern u64 hint_race; /* one of this many hinted blocks is taken back immediately; 0: none */
 extern bool hints_wanted;
 
 #endif

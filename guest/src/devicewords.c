@@ -1,4 +1,4 @@
-/* The words for the pool and the devices; words.c has the others, and the help. */
+/* The words for the pool and the devices. words.c has the others and the help. */
 #include "devices.h"
 #include "pool.h"
 #include "words.h"
@@ -10,7 +10,7 @@ static bool make_pool(const char *word, u32 length, u64 pages)
 		return refuse(word, length, "there is a pool already");
 	if (!pages)
 		return true;
-	if (pages > ram_pages - plan.owned)
+	if (pages > ram_pages - settings.owned)
 		return refuse(word, length, "there is not that much memory beside what fill= owns");
 	if (!pool_make(pages))
 		return refuse(word, length, "a pool has at most 32G");
@@ -28,7 +28,7 @@ static bool use_disk(const char *word, u32 length, u64 pages)
 	return true;
 }
 
-/* 10.9.0.2 */
+/* Parses an IPv4 address such as 10.9.0.2. */
 static bool read_address(const char *text, u32 length, u32 *ip)
 {
 	u32 parts = 0, digits = 0, part = 0, all = 0;

@@ -1,6 +1,6 @@
 /*
- * The disk, virtio 1.2 section 5.2. Round and round: every page is written with a new version, all is flushed, every
- * page is read back and checked. Several requests are in flight; a migration finds them wherever they are.
+ * The disk, virtio 1.2 section 5.2. In each round, every page is written with a new version, the disk is flushed, and every
+ * page is read back and checked. Several requests are in flight, also during a migration.
  */
 #include "devices.h"
 #include "serial.h"
@@ -10,12 +10,12 @@
 #define FEATURE_FLUSH (1UL << 9)
 
 enum { READ = 0, WRITE = 1, FLUSH = 4 }; /* section 5.2.6 */
-#define STATUS_NONE 0xff /* which no device answers */
+#define STATUS_NONE 0xff /* not a status of the specification */
 
-#define SECTORS (PAGE / 512) /* a page */
+#define SECTORS (PAGE / 512) /* in a page */
 #define SLOTS 4
 #define SLOT_PAGES 16
-#define FIRST_NUMBER 0x80000000UL /* so that a page of the disk is like none of the memory */
+#define FIRST_NUMBER 0x80000000UL /* so that no page of the disk equals one of the memory */
 #define BAD_LINES 10
 
 struct virtio disk_device;
@@ -35,12 +35,12 @@ static struct slot {
 static u8 buffer[SLOTS][SLOT_PAGES * PAGE] __attribute__((aligned(4096)));
 
 static u64 capacity; /* pages */
-static u64 wanted, used; /* pages that are written: as told, and in this round */
-static u64 version;  /* of this round; counts for ever */
+static u64 wanted, used; /* number of pages: as set, and in this round */
+static u64 version;  /* of this round; never repeats */
 static u64 next_page;
 static u32 in_flight;
 static enum { WRITING, FLUSHING, READING } phase;
-static u64 interval, due; /* TSC: a page */
+static u64 interval, due; /* TSC cycles for each page; TSC of the next request */
 static u32 lines;
 
 void disk_init(void)
@@ -144,7 +144,7 @@ static void done(struct slot *s)
 	}
 }
 
-/* The next request of this phase. A buffer is spoilt before it is read into: else what it still holds would do. */
+/* Sends the next request of this phase. A buffer is overwritten before it is read into: its old content may be right. */
 static void issue(struct slot *s)
 {
 	u64 left = used - next_page;
@@ -161,7 +161,7 @@ static void issue(struct slot *s)
 	due += interval * pages;
 }
 
-/* Nothing is in flight, and the phase has nothing left to send. */
+/* Called when all requests of the phase are complete. */
 static void next_phase(void)
 {
 	next_page = 0;
@@ -194,7 +194,7 @@ void disk_step(u64 now, u64 *next)
 			done(&slots[token]);
 	if (!in_flight && (phase == FLUSHING || next_page >= used || (used != wanted && phase != READING))) {
 		if (used != wanted)
-			phase = READING; /* gives this round up: what it has written is never read */
+			phase = READING; /* ends this round: its pages are not read */
 		next_phase();
 	}
 	if (!used || phase == FLUSHING || next_page >= used) {

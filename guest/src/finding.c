@@ -1,4 +1,4 @@
-/* A bad page in words. */
+/* The description of a bad page. */
 #include "page.h"
 #include "print.h"
 

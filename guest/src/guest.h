@@ -1,4 +1,4 @@
-/* What every C file of the demo guest shares. All C runs in ring 3, at native speed even where ring 0 is emulated. */
+/* Included by every C file of the demo guest. All C runs in ring 3, at native speed even if ring 0 is emulated. */
 #ifndef GUEST_H
 #define GUEST_H
 
@@ -55,7 +55,7 @@ static inline u64 tsc(void)
 	return (u64)high << 32 | low;
 }
 
-/* a * b / c without losing the product's upper half; the quotient must fit in 64 bits. */
+/* a * b / c with a 128-bit product. The quotient must fit in 64 bits. */
 static inline u64 mul_div(u64 a, u64 b, u64 c)
 {
 	u64 low, high, quotient, rest;
@@ -72,19 +72,19 @@ extern u64 pdpt[512], pd_0[512], pd_3[512];
 extern const u8 trampoline[], trampoline_end[];
 extern u8 image_end[];
 
-/* memory.c: what the PVH start info says. */
+/* memory.c: the content of the PVH start info. */
 #define MAX_EXTENTS 32
 struct extent {
 	u64 gpa;
 	u64 pages;
 };
-extern struct extent ram[MAX_EXTENTS]; /* RAM that may be owned, ascending */
+extern struct extent ram[MAX_EXTENTS]; /* RAM that can be owned, ascending */
 extern u32 ram_extents;
 extern u64 ram_pages;   /* sum over ram[] */
-extern u64 memory_size; /* bytes of RAM in all */
+extern u64 memory_size; /* bytes of RAM in total */
 extern char command_line[1024];
 void memory_init(u64 start_info);
-bool map_device(u64 gpa); /* maps the 2 MiB around it and the next; false: out of reach */
+bool map_device(u64 gpa); /* maps the 2 MiB around gpa and the next 2 MiB; false: not possible */
 
 /* mptable.c */
 struct machine {

@@ -1,7 +1,7 @@
 /*
- * Free page hints, virtio 1.2 section 5.5.6.5. The device announces a command id; the driver answers with the id, with
- * its free memory, and with STOP, in this order on one queue. What it has hinted it leaves alone until the id is DONE,
- * or takes it back before that, and then must write it first: which is what hint_race is for.
+ * Free page hints, virtio 1.2 section 5.5.6.5. The device sets a command id; the driver sends the id, its free memory and
+ * STOP, in this order on one queue. It does not use hinted memory until the command is DONE. Or it takes memory back
+ * before, and then must write it first; hint_race tests that.
  */
 #include "devices.h"
 #include "pool.h"
@@ -11,23 +11,23 @@
 #define COMMAND_DONE 1
 #define QUEUE 3
 
-#define AT_ONCE 8 /* blocks in a step */
+#define AT_ONCE 8 /* blocks for each step */
 #define COMMANDS 8
 
 u64 hinted_pages, hint_rounds, hint_race;
 bool hints_wanted = true;
 
 static struct queue hints;
-static u32 commands[COMMANDS], commands_sent; /* each stays until its buffer is used: at most four are out */
+static u32 commands[COMMANDS], commands_sent; /* a command must not change until its buffer is used */
 static u32 commands_out;
-static u32 current; /* the id that is being answered to; STOP: none */
-static u32 last;    /* command that was seen */
-static u32 at;      /* next block to hint */
-static u32 turn;    /* counts hinted blocks */
-static bool stopping; /* STOP is to be said */
-static bool starting; /* and then `current` */
-static bool over = true; /* DONE has come since an id */
-static bool anew;        /* the first answer since: what was taken back in one before goes through it again */
+static u32 current; /* the id that is being answered; STOP: none */
+static u32 last;    /* the last command of the device */
+static u32 at;      /* the next block to hint */
+static u32 turn;    /* number of hinted blocks */
+static bool stopping; /* STOP is to be sent */
+static bool starting; /* `current` is to be sent, after STOP */
+static bool over = true; /* the last command was DONE, or there was none */
+static bool anew;        /* this is the first id after DONE: free and hint again the blocks that were taken back */
 
 #define TOKEN_COMMAND 1
 
@@ -52,7 +52,7 @@ static bool say(u32 command, bool kick)
 	return true;
 }
 
-/* Hinted blocks are the guest's again: the id is DONE. */
+/* After DONE the guest may use hinted blocks again. */
 static void release(void)
 {
 	for (u32 i = 0; i < pool_blocks; i++)
@@ -80,11 +80,11 @@ void hint_command(u32 command)
 	at = 0;
 }
 
-/* Hints a block: true if it was worth a look at the clock. quiet: the device is not to hear of it yet. */
+/* Hints a block; true if it was also filled, which takes time. quiet: do not notify the device yet. */
 static bool hint(struct block *b, bool *kick, bool quiet)
 {
 	if (anew && block_state(b) == BLOCK_FULL && (b->note & NOTE_RETAKEN))
-		block_free(b); /* it was taken back under an id before DONE, and has been checked ever since */
+		block_free(b); /* it was taken back under an id before DONE */
 	if ((block_state(b) != BLOCK_FREE && block_state(b) != BLOCK_HINTED) || !block_version(b))
 		return false;
 	struct piece p = {block_page(b, 0), b->pages * PAGE};
@@ -96,9 +96,9 @@ static bool hint(struct block *b, bool *kick, bool quiet)
 	if (!hint_race || turn++ % hint_race)
 		return false;
 	/*
-	 * Now the buffer is available, and the block is the guest's again. By turns the device can know of the buffer
-	 * before the pages are rewritten, or only after, unless it is looking anyway: both are allowed. Of the first
-	 * blocks it knows nothing until all of them are rewritten.
+	 * The buffer is available, and the guest takes the block back. Alternately it notifies the device before and after
+	 * it rewrites the pages (a polling device may see the buffer earlier): both are allowed. For the first blocks, it
+	 * notifies the device after all of them are rewritten.
 	 */
 	if (!quiet && turn / hint_race % 2) {
 		queue_kick(&hints);

@@ -1,4 +1,4 @@
-/* CPU 0's chores beside its work: the console, the ticks, the bad pages. And where every CPU's C begins. */
+/* The C entry of every CPU, and CPU 0's other tasks: console, ticks, reports of bad pages. */
 #include "devices.h"
 #include "pool.h"
 #include "power.h"
@@ -6,8 +6,8 @@
 #include "words.h"
 #include "work.h"
 
-#define POLL_MS 250    /* the console is looked at that often even if no interrupt comes */
-#define BAD_LINES 10   /* a tick */
+#define POLL_MS 250    /* the console is polled at this interval too */
+#define BAD_LINES 10   /* for each tick */
 
 static struct line l;
 static u64 booted, poll_due, pump_due, tick_due, tick_period, limit_due;
@@ -26,7 +26,7 @@ static void print_bad(const struct finding *f)
 	serial_line(&l);
 }
 
-/* The first few bad pages of each tick are printed; end_of_tick counts the others. */
+/* Prints the first bad pages of each tick; limit_reports counts the others. */
 static void print_reports(void)
 {
 	for (u32 cpu = 0; cpu < machine.cpus; cpu++) {
@@ -43,9 +43,9 @@ static void print_reports(void)
 
 static void limit_reports(u64 bad)
 {
-	static u32 lies;
-	if (pool_lies != lies) {
-		lies = pool_lies;
+	static u32 mismatches;
+	if (pool_mismatches != mismatches) {
+		mismatches = pool_mismatches;
 		bad_printed++;
 		put(&l, "bad notes: what is written down about the pool is not what the vCPU's register says");
 		serial_line(&l);
@@ -62,7 +62,7 @@ static void limit_reports(u64 bad)
 
 static u64 count_bad(void)
 {
-	u64 bad = pool_lies;
+	u64 bad = pool_mismatches;
 	for (u32 cpu = 0; cpu < machine.cpus; cpu++)
 		bad += workers[cpu].bad;
 	return bad;
@@ -99,7 +99,7 @@ static void print_tick(u64 now)
 	serial_line(&l);
 }
 
-/* After a pause longer than a tick the ticks go on from now; none is made up for. */
+/* After a pause longer than a tick the next tick is one period from now; missed ticks are not printed. */
 static void tick(u64 now, u64 *next)
 {
 	if (tick_every != tick_period) {
@@ -124,18 +124,18 @@ static void tick(u64 now, u64 *next)
 
 static void announce_fill(u64 now)
 {
-	if (plan.fill != fill_seen) {
-		fill_seen = plan.fill;
+	if (settings.fill != fill_seen) {
+		fill_seen = settings.fill;
 		fill_started = now;
 	}
-	if (fill_announced == plan.fill)
+	if (fill_announced == settings.fill)
 		return;
 	for (u32 cpu = 0; cpu < machine.cpus; cpu++)
-		if (workers[cpu].filled != plan.fill)
+		if (workers[cpu].filled != settings.fill)
 			return;
-	fill_announced = plan.fill;
+	fill_announced = settings.fill;
 	put(&l, "filled ");
-	put_number(&l, plan.owned);
+	put_number(&l, settings.owned);
 	put(&l, " pages in ");
 	put_decimals(&l, mul_div(tsc() - fill_started, 1000, tsc_hz), 3);
 	put(&l, " s");
@@ -215,7 +215,7 @@ static void boot(u64 start_info)
 	words_run(command_line);
 }
 
-/* Every CPU's first function in ring 3, and its last. */
+/* The main function of every CPU, in ring 3. It never returns. */
 void cpu_main(u64 cpu, u64 start_info)
 {
 	struct worker *w = &workers[cpu];
@@ -230,7 +230,7 @@ void cpu_main(u64 cpu, u64 start_info)
 	}
 	for (;;) {
 		u64 next = tsc() + tsc_hz;
-		if (plan.generation != w->generation)
+		if (settings.generation != w->generation)
 			worker_adopt(w);
 		if (cpu == 0)
 			chores(&next);
@@ -243,7 +243,7 @@ void cpu_main(u64 cpu, u64 start_info)
 __attribute__((noreturn)) void trap_report(const u64 *frame, u64 cr2)
 {
 	static struct line report;
-	serial_flush(); /* what led to it */
+	serial_flush(); /* the lines before the trap */
 	put(&report, "\r\ntrap: vector ");
 	put_number(&report, frame[0]);
 	put(&report, " error ");

@@ -1,4 +1,4 @@
-/* The machine's memory: from PVH's start info to page tables and to the list of what may be owned. */
+/* The machine's memory: reads the PVH start info, writes page tables and the list of RAM that can be owned. */
 #include "guest.h"
 
 /* Xen's public/arch-x86/hvm/start_info.h. */
@@ -22,15 +22,15 @@ u64 ram_pages, memory_size;
 char command_line[1024];
 
 /*
- * Maps the GiB at gpa with 2 MiB pages. The table for it is written before it is linked, and entries only ever go from
- * absent to present, so no TLB needs flushing. Tables come from `table`, which the caller advances.
+ * Maps the GiB at gpa with 2 MiB pages. A table is written before it is linked, and entries only change from absent to
+ * present, so no TLB flush is needed. A new table is at *table, which the caller advances if the result is true.
  */
 static bool map_gib(u64 gpa, u64 *table)
 {
 	u64 slot = gpa / GIB;
 	if (slot == 0)
-		return false; /* memory_init */
-	if (slot == 3) {      /* memory_init has put the APICs in */
+		return false; /* mapped by memory_init */
+	if (slot == 3) {      /* its table has the APICs already */
 		for (u64 i = 0; i < 502; i++)
 			pd_3[i] = (3 * GIB + i * 2 * MIB) | 0xe7;
 		return false;
@@ -45,8 +45,8 @@ static bool map_gib(u64 gpa, u64 *table)
 }
 
 /*
- * Maps what a BAR points at, uncached, where nothing is mapped yet: up to 4 MiB from the 2 MiB boundary below. A
- * firmware may have placed it anywhere.
+ * Maps the memory of a BAR, uncached, if it is not mapped yet: 4 MiB from the 2 MiB boundary below gpa. A firmware may
+ * have placed the BAR anywhere.
  */
 bool map_device(u64 gpa)
 {
@@ -68,7 +68,7 @@ bool map_device(u64 gpa)
 	return true;
 }
 
-/* Page tables take the memory from 2 MiB on (below, the image) as far as they need; what they took is not owned. */
+/* Page tables are in the memory from 2 MiB on, after the image. Their memory is not owned. */
 void memory_init(u64 address)
 {
 	for (volatile u64 *entry = pd_0 + 1; entry < pd_0 + 512; entry++)
@@ -103,7 +103,7 @@ void memory_init(u64 address)
 		for (u64 gib = start & -GIB; gib < end; gib += GIB)
 			if (map_gib(gib, &table))
 				table += PAGE;
-		/* Insertion keeps ram[] ascending, whatever the order of the map. */
+		/* The map may have any order; ram[] is ascending. */
 		u32 at = ram_extents++;
 		for (; at > 0 && ram[at - 1].gpa > start; at--)
 			ram[at] = ram[at - 1];

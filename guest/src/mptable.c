@@ -1,4 +1,4 @@
-/* How many CPUs there are and where the serial port's interrupt arrives: Intel's MultiProcessor Specification 1.4. */
+/* Reads the CPUs and the serial port's interrupt from the MP table: Intel's MultiProcessor Specification 1.4. */
 #include "guest.h"
 
 struct machine machine;
@@ -53,11 +53,11 @@ static const struct table_header *search(u64 from, u64 bytes)
 	return 0;
 }
 
-/* The three places of section 4: the EBDA's first KiB, base memory's last, the BIOS ROM. */
+/* Section 4: the table is in the first KiB of the EBDA, the last KiB of base memory, or the BIOS ROM. */
 static const struct table_header *find_table(void)
 {
 	const struct table_header *table = 0;
-	u64 ebda, base_kib; /* from the BIOS data area, by assembly: to a compiler an object so near to 0 does not exist */
+	u64 ebda, base_kib; /* from the BIOS data area; in assembly, because a compiler assumes no object at these addresses */
 	__asm__("movzwl 0x40e, %k0" : "=r"(ebda));
 	__asm__("movzwl 0x413, %k0" : "=r"(base_kib));
 	ebda <<= 4;
@@ -72,7 +72,7 @@ static const struct table_header *find_table(void)
 	return table;
 }
 
-/* The CPU that booted comes first in `machine`, so that index 0 is always the one that runs this. */
+/* The boot CPU has index 0 in `machine`. */
 static void add_cpu(const u8 *entry)
 {
 	bool enabled = entry[3] & 1, boot = entry[3] & 2;
@@ -89,13 +89,13 @@ static void add_cpu(const u8 *entry)
 	}
 }
 
-/* Walks the entries by the table's length. */
+/* Parses the entries up to the table's length. */
 static void parse(const struct table_header *table)
 {
 	u32 isa_bus = 256; /* none */
 	const u8 *entry = (const u8 *)(table + 1);
 	const u8 *end = (const u8 *)table + table->length;
-	while (entry + 8 <= end) { /* table->entries is 0 in qboot's */
+	while (entry + 8 <= end) { /* qboot sets table->entries to 0 */
 		switch (entry[0]) {
 		case ENTRY_CPU:
 			add_cpu(entry);

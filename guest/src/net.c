@@ -1,6 +1,6 @@
 /*
  * The network, virtio 1.2 section 5.1: one address that answers ARP (RFC 826), ping (RFC 792) and UDP's echo port (RFC
- * 862), and that makes itself known when the host asks for it (section 5.1.6.5.4).
+ * 862), and is announced when the host requests it (section 5.1.6.5.4).
  */
 #include "devices.h"
 #include "serial.h"
@@ -10,15 +10,15 @@
 #define FEATURE_STATUS (1UL << 16)
 #define FEATURE_CONTROL (1UL << 17)
 #define FEATURE_ANNOUNCE (1UL << 21)
-#define FEATURE_MQ (1UL << 22) /* not wanted: the control queue is number 2 without it */
+#define FEATURE_MQ (1UL << 22) /* not accepted: without it the control queue is number 2 */
 
-#define CONFIG_STATUS 4 /* in its upper half; the MAC address ends in the lower one */
+#define CONFIG_STATUS 4 /* in the upper half; the lower half is the end of the MAC address */
 #define STATUS_ANNOUNCE 2
-#define CONTROL_ANNOUNCE 3 /* class; command 0 acknowledges */
+#define CONTROL_ANNOUNCE 3 /* class; command 0 is the acknowledgement */
 
 #define HEADER 12 /* struct virtio_net_hdr with num_buffers, section 5.1.6 */
 #define FRAME 1526
-#define BUFFERS 32 /* each way */
+#define BUFFERS 32 /* for each direction */
 
 #define ETHERNET 14
 #define TYPE_ARP 0x0806
@@ -32,8 +32,8 @@ u64 net_received, net_sent, net_announced;
 
 static struct queue receive, transmit, control;
 static u8 received[BUFFERS][2048], sent[BUFFERS][2048];
-static u32 sending;    /* bit i: sent[i] is the device's */
-static bool drop_kick; /* a buffer has been given back and the device not told yet */
+static u32 sending;    /* bit i: the device has sent[i] */
+static bool drop_kick; /* buffers were made available, and the device is not notified yet */
 static u8 mac[6];
 static u32 address;
 static bool acknowledging;
@@ -98,7 +98,7 @@ void net_init(void)
 	serial_line(&l);
 }
 
-/* A frame to fill, after its header; 0: all are on their way. */
+/* Returns a free frame, after its header; 0: all are being sent. */
 static u8 *new_frame(void)
 {
 	for (u32 i = 0; i < BUFFERS; i++)
@@ -145,7 +145,7 @@ static void send_arp(const u8 *to, u32 operation, const u8 *target_mac, u32 targ
 	send(f, ETHERNET + 28);
 }
 
-/* "Here I am", to everybody: a request for the own address. */
+/* Announces the address by an ARP request for it. */
 static void announce(void)
 {
 	static const u8 everybody[] = {255, 255, 255, 255, 255, 255}, nobody[6];
@@ -172,7 +172,7 @@ static u32 sum(const u8 *at, u32 n)
 	return total;
 }
 
-/* Sends an IP packet back to where it came from; the caller changes what follows the IP header. */
+/* Makes a reply to an IP packet, with the same content; the caller changes what follows the IP header. */
 static u8 *reply(const u8 *ip, const u8 *frame, u32 length)
 {
 	u8 *f = new_frame();
@@ -196,7 +196,7 @@ static void answer_ip(const u8 *frame, u32 length)
 	if (length < ETHERNET + 20 || ip[0] >> 4 != 4 || header < 20 || total < header + 8 || total > length - ETHERNET)
 		return;
 	if (get32(ip + 16) != address || sum(ip, header) != 0xffff || (get16(ip + 6) & 0x3fff))
-		return; /* fragments are not put together */
+		return; /* fragments are not supported */
 	const u8 *body = ip + header;
 	u32 n = total - header;
 	u8 *f;
@@ -209,7 +209,7 @@ static void answer_ip(const u8 *frame, u32 length)
 		send(f, ETHERNET + total);
 	} else if (ip[9] == PROTOCOL_UDP && get16(body + 2) == ECHO_PORT && get16(body) != ECHO_PORT &&
 		   (f = reply(ip, frame, total))) {
-		/* Addresses and ports change places, so the checksum stays what it was. */
+		/* Addresses and ports are swapped, so the checksum does not change. */
 		u8 *to = f + ETHERNET + header;
 		copy(to, body + 2, 2);
 		copy(to + 2, body, 2);
@@ -228,7 +228,7 @@ static void answer(const u8 *frame, u32 length)
 		send_arp(arp + 8, 2, arp + 8, get32(arp + 14));
 }
 
-/* Section 5.1.6.5.4.1: first the packets, then the acknowledgement. */
+/* Section 5.1.6.5.4.1: packets first, then the acknowledgement. */
 static void look_at_status(void)
 {
 	if (!(net_device.features & FEATURE_ANNOUNCE) || acknowledging)

@@ -4,9 +4,9 @@
 #include "page.h"
 
 #define WORDS 512
-#define MARK 0x67760000UL /* "gv", in the upper half of word 0, so that no page with number 0 begins with 0 */
+#define MARK 0x67760000UL /* "gv", the upper half of word 0, so that page 0 does not begin with 0 */
 
-/* Word 0 names the page, word 1 its version; word i >= 2 is seed + i * STEP. */
+/* Word 0 has the page's number, word 1 its version; word i >= 2 is seed + i * STEP. */
 #define STEP 0x9e3779b97f4a7c15UL
 
 static inline u64 first_word(u64 number)
@@ -85,7 +85,7 @@ bool page_good(const void *page, u64 number, u64 version, u64 zeros)
 	return _mm_movemask_epi8(_mm_cmpeq_epi8(wrong, _mm_setzero_si128())) == 0xffff;
 }
 
-/* Number, version and seven words up to the last: what a writer can afford before every rewrite. */
+/* Checks number, version and seven more words: fast enough for every rewrite. */
 bool page_looks_good(const void *page, u64 number, u64 version, u64 zeros)
 {
 	const u64 *words = page;
@@ -102,7 +102,7 @@ bool page_looks_good(const void *page, u64 number, u64 version, u64 zeros)
 	return !wrong;
 }
 
-/* Only for a page that page_good or page_looks_good refused. */
+/* For a page that page_good or page_looks_good has found bad. */
 void page_examine(const void *page, u64 number, u64 version, u64 zeros, struct finding *f)
 {
 	const volatile u64 *words = page;

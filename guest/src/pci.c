@@ -64,7 +64,7 @@ u8 pci_capability(struct function f, u8 id, u8 after)
 	if (!(pci_read(f, REG_COMMAND) & STATUS_CAPABILITIES))
 		return 0;
 	u8 at = pci_read8(f, after ? after + 1 : REG_CAPABILITIES) & ~3;
-	for (u32 hops = 0; at >= 0x40 && hops < 48; hops++) { /* a list that is a ring ends here, too */
+	for (u32 hops = 0; at >= 0x40 && hops < 48; hops++) { /* the limit ends a list that has become a ring */
 		u32 head = pci_read(f, at);
 		if ((u8)head == id)
 			return at;
@@ -78,17 +78,17 @@ u64 pci_bar(struct function f, u32 index)
 	if (index > 5)
 		return 0;
 	u32 low = pci_read(f, REG_BAR + 4 * index);
-	if (low & 1) /* of ports */
+	if (low & 1) /* I/O ports */
 		return 0;
 	u64 address = low & ~15U;
-	if ((low & 6) == 4 && index < 5) /* of 64 bits */
+	if ((low & 6) == 4 && index < 5) /* 64 bits */
 		address |= (u64)pci_read(f, REG_BAR + 4 * index + 4) << 32;
 	return address && map_device(address) ? address : 0;
 }
 
 void pci_enable(struct function f)
 {
-	u32 command = pci_read(f, REG_COMMAND) & 0xffff; /* status bits are cleared by writing ones */
+	u32 command = pci_read(f, REG_COMMAND) & 0xffff; /* a one would clear a status bit */
 	pci_write(f, REG_COMMAND, command | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_NO_INTX);
 }
 

@@ -1,14 +1,14 @@
-/* PCI bus 0: finding functions, their BARs and capabilities, and their message interrupts. */
+/* PCI bus 0: functions, their BARs and capabilities, and MSI-X. */
 #ifndef PCI_H
 #define PCI_H
 
 #include "guest.h"
 
 struct function {
-	u32 address; /* of its configuration space, as port 0xcf8 wants it */
+	u32 address; /* of its configuration space, for port 0xcf8 */
 };
 
-/* MMIO by plain moves: an access may be emulated, and not every instruction can be. */
+/* MMIO by simple moves: KVM may have to emulate an access, and cannot emulate every instruction. */
 static inline u8 mmio_read8(u64 at)
 {
 	u8 value;
@@ -47,10 +47,10 @@ static inline void mmio_write32(u64 at, u32 value)
 
 u32 pci_read(struct function f, u32 offset);               /* offset: a multiple of 4 */
 u8 pci_read8(struct function f, u32 offset);
-bool pci_find(u16 vendor, u16 device, u16 alias, struct function *f); /* the first with either device number */
-u8 pci_capability(struct function f, u8 id, u8 after);     /* its offset, or 0; after: of the one before, or 0 */
-u64 pci_bar(struct function f, u32 index);                 /* a memory BAR's address, mapped; or 0 */
-void pci_enable(struct function f);                        /* memory decoding and bus mastering on, INTx off */
-u32 pci_msix(struct function f, const u8 *vectors, u32 n); /* entry i sends vectors[i] to CPU 0; how many do */
+bool pci_find(u16 vendor, u16 device, u16 alias, struct function *f); /* the first function with one of the device ids */
+u8 pci_capability(struct function f, u8 id, u8 after);     /* the offset of the next one after `after`, or 0 */
+u64 pci_bar(struct function f, u32 index);                 /* maps a memory BAR and returns its address, or 0 */
+void pci_enable(struct function f);                        /* enables memory decoding and bus mastering, disables INTx */
+u32 pci_msix(struct function f, const u8 *vectors, u32 n); /* entry i sends vectors[i] to CPU 0; returns the number of entries */
 
 #endif

@@ -1,6 +1,6 @@
 /*
- * The pool's blocks. All notes are CPU 0's; the others only fill what a job lists. A block goes from free to full by way
- * of a job, or at once if the hints want it back; and from full to free after one last look at every page.
+ * The pool's blocks. Only CPU 0 changes notes; the other CPUs fill the blocks of a job. A block is filled by a job, or
+ * immediately if hint.c takes it back. Before it is freed, every page is checked.
  */
 #include "pool.h"
 #include "serial.h"
@@ -9,14 +9,14 @@
 
 #define BATCH 32
 
-/* Versions of pool pages are like no others': bit 50 is set, which prints as 1024.N. All are new: none is ever given twice. */
+/* Versions of pool pages have bit 50 set, which prints as 1024.N. Each version is used once. */
 #define FIRST_POOL_VERSION ((1UL << POOL_VERSION_BIT) + 1)
 
 struct block pool[MAX_BLOCKS];
 u32 pool_blocks;
 u64 pool_pages, pool_keep, pool_churn, pool_checked, pool_retaken, pool_zeroed, pool_stale;
 
-u32 pool_lies;
+u32 pool_mismatches;
 u64 pool_told;
 
 static u64 in_state[NOTE_STATE + 1]; /* pages */
@@ -24,21 +24,21 @@ static u64 retaken;                  /* pages of full blocks with NOTE_RETAKEN *
 static u64 last_version = FIRST_POOL_VERSION - 1;
 
 /*
- * Filling is shared out: a job is a list of blocks, and each CPU takes the next one of it. The list and its length
- * change only when every block of it is done.
+ * All CPUs fill blocks: a job is a list of blocks, from which each CPU takes the next one. The list and its length change
+ * only when all of its blocks are full.
  */
 static u16 job[MAX_BLOCKS];
 static u64 job_word; /* length << 32 | next to take */
 static u32 job_done;
 static bool job_runs;
 static struct hand {
-	struct block *block; /* that this CPU is filling */
+	struct block *block; /* the block that this CPU fills */
 	u32 page;
 } hands[MAX_CPUS];
 
 /*
- * What a block's pages must be is noted in memory, since there are too many blocks for registers; but the sum over
- * the notes is in r13 (version.h) and nowhere else. Notes that a migration left behind do not add up to it.
+ * A block's note says what its pages must be. There are too many notes for registers, so they are in memory; but their
+ * sum is only in r13 (version.h). The sum over stale notes, which a migration has not sent, differs from it.
  */
 static u64 mix(u64 block, u64 note)
 {
@@ -80,7 +80,7 @@ void block_flag(struct block *b, u64 set, u64 clear)
 	set_note(b, (b->note & ~clear) | set);
 }
 
-/* The last pages of RAM, in blocks that begin at multiples of 4 MiB. The table is made from its end. */
+/* Uses the last pages of RAM, in blocks that begin at multiples of 4 MiB. Fills the table from its end. */
 bool pool_make(u64 pages)
 {
 	u32 at = MAX_BLOCKS;
@@ -138,13 +138,12 @@ void block_take(struct block *b)
 }
 
 /*
- * What a page is that was free: as it was when it was freed, or all zeros if the host may have had it meanwhile.
- * Anything else is bad.
+ * Checks a page that was free. It must be as it was when it was freed, or all zeros if the host may have freed it.
  */
 static void look_before_writing(struct worker *w, const struct block *b, u32 i)
 {
 	if (!b->old)
-		return; /* nothing of ours has been there */
+		return; /* never filled */
 	void *page = block_page(b, i);
 	bool given = (b->note & NOTE_REPORTED) || i < b->given;
 	if ((given || (b->note & NOTE_HINTED)) && page_good(page, 0, 1, 1)) { /* all zeros */
@@ -220,7 +219,7 @@ static void start_job(void)
 		cpu_wake(cpu);
 }
 
-/* Ends a job that is done, and begins one if there is something to fill. */
+/* Ends a job when it is done, and starts one if there are blocks to fill. */
 static void run_jobs(u64 now, u64 *next)
 {
 	u32 n = job_word >> 32;
@@ -247,8 +246,8 @@ static struct block *find(u32 state, u32 *at)
 	return 0;
 }
 
-/* As much stays full as is to be kept; less than a block more is left alone. */
-static bool settle(void)
+/* Fills or frees a block if the full pages are fewer than pool_keep, or at least a block more. */
+static bool adjust_full(void)
 {
 	u64 full = in_state[BLOCK_FULL] - retaken;
 	struct block *b = 0;
@@ -267,7 +266,7 @@ static bool settle(void)
 	return b;
 }
 
-/* Takes a block that is free, and frees one that is full, each in its turn. */
+/* Takes a free block and frees a full one, in order of their addresses. */
 static void churn(u64 now, u64 *next)
 {
 	static u64 due;
@@ -292,14 +291,14 @@ static void walk(u64 now, u64 *next)
 	static u64 due;
 	static u32 at, page; /* at == pool_blocks: not walking */
 	static bool walking;
-	if (!plan.walk_every)
+	if (!settings.walk_every)
 		return;
-	if (!walking && is_due(now, &due, plan.walk_every)) {
+	if (!walking && is_due(now, &due, settings.walk_every)) {
 		walking = true;
 		at = page = 0;
-		due = now + plan.walk_every;
+		due = now + settings.walk_every;
 		if (!notes_add_up())
-			pool_lies++;
+			pool_mismatches++;
 	}
 	while (walking && block_state(&pool[at]) != BLOCK_FULL) {
 		page = 0;
@@ -321,7 +320,7 @@ static void walk(u64 now, u64 *next)
 	*next = now;
 }
 
-/* "pool 512M filled in 0.151 s, 0 kept", each time that it has become what it was told to be. */
+/* "pool of 128M is ready in 1.441 s: 32908K full, 94068K free", when the pool has reached its target. */
 static void announce(u64 now)
 {
 	static struct line l;
@@ -345,7 +344,7 @@ void pool_step(u64 now, u64 *next)
 	if (!pool_blocks)
 		return;
 	run_jobs(now, next);
-	if (settle())
+	if (adjust_full())
 		*next = now;
 	else
 		announce(now);

@@ -1,14 +1,14 @@
-/* Power off and reset without ACPI tables: the ports where virtual machines have them. */
+/* Power off and reset without ACPI tables, by the usual ports of virtual machines. */
 #include "power.h"
 #include "serial.h"
 
-#define PM1A_CNT 0x604       /* where QEMU's firmware puts the PIIX4's and ICH9's ACPI registers, and govmm its own */
-#define SLP_EN (1 << 13)     /* sleep now; SLP_TYP, bits 10 to 12, is 0 for S5 on these */
+#define PM1A_CNT 0x604       /* address of the ACPI registers in govmm, and in QEMU as its firmware sets it for PIIX4 and ICH9 */
+#define SLP_EN (1 << 13)     /* sleep; SLP_TYP, bits 10 to 12, is 0 for S5 on these */
 #define RESET_CONTROL 0xcf9  /* PIIX and ICH; bit 1: hard, bit 2: go, bit 3: power cycle */
 #define KEYBOARD 0x64
 #define PULSE_RESET 0xfe
 
-/* An emulator may stop the CPUs only some time after the write. */
+/* An emulator may stop the CPUs some time after the write. */
 static void wait_for_the_end(void)
 {
 	for (int i = 0; i < 50; i++)

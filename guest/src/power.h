@@ -1,4 +1,4 @@
-/* Ways to end. */
+/* Power off and reset. */
 #ifndef POWER_H
 #define POWER_H
 

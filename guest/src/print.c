@@ -1,4 +1,4 @@
-/* Formatting, and what gcc expects of a C library even when there is none. */
+/* Formatting, and the functions that gcc requires even without a C library. */
 #include "print.h"
 
 void put_char(struct line *l, char c)
@@ -45,7 +45,7 @@ void put_decimals(struct line *l, u64 n, u32 decimals)
 	put_digits(l, n % unit, 10, decimals);
 }
 
-/* In the largest unit that divides it: 400M, 3G, 4100K. */
+/* Uses the largest unit that divides the number: 400M, 3G, 4100K. */
 void put_size(struct line *l, u64 bytes)
 {
 	u32 unit = 0;

@@ -1,4 +1,4 @@
-/* A line of text under construction. What does not fit is cut off. */
+/* A line of text. Text that does not fit is dropped. */
 #ifndef PRINT_H
 #define PRINT_H
 

@@ -1,7 +1,7 @@
 /*
- * Sending never makes the guest wait: lines go into a queue, and between two batches of work the main loop moves four
- * characters, if the transmitter is empty. An OUT can cost 100 us where a VMM is slow to reach, so a tick line is some
- * twenty short breaks for the writers and not one long one.
+ * The guest never waits to send: lines go into a queue, and between two batches of work the main loop sends four
+ * characters if the transmitter is empty. An OUT can take 100 us on a slow VMM, so a tick line interrupts the memory work
+ * some twenty times for a short time, and not once for a long time.
  */
 #include "serial.h"
 
@@ -17,8 +17,8 @@
 #define AT_ONCE 4 /* of the FIFO's 16 */
 
 static char queue[16 * KIB];
-static u32 head, tail; /* head: next to send; both count up for ever */
-static u64 lost;       /* lines that found the queue full */
+static u32 head, tail; /* head: next to send; both wrap */
+static u64 dropped;    /* lines that were dropped because the queue was full */
 
 static const char *edit;
 static u32 edit_length;
@@ -30,8 +30,8 @@ void serial_init(void)
 	outb(DATA, 1);            /* 115200 baud */
 	outb(INTERRUPTS, 0);
 	outb(LINE_CONTROL, 0x03);  /* 8n1 */
-	outb(FIFO, 0x07);          /* on, both cleared, interrupt at the first byte */
-	outb(MODEM_CONTROL, 0x0b); /* DTR, RTS, OUT2: without OUT2 no interrupt leaves the chip */
+	outb(FIFO, 0x07);          /* enable and clear both, interrupt at the first byte */
+	outb(MODEM_CONTROL, 0x0b); /* DTR, RTS, OUT2; OUT2 enables the interrupt output */
 	outb(INTERRUPTS, 0x01);    /* received data */
 }
 
@@ -52,23 +52,23 @@ void serial_edit(const char *text, u32 length)
 	edit_length = length;
 }
 
-/* A line that interrupts one being typed begins on a line of its own, and what was typed is shown again after it. */
+/* If text is being typed, the line starts on a new line, and the typed text is shown again after it. */
 void serial_line(struct line *l)
 {
 	if (room() < l->length + edit_length + 64) {
-		lost++;
+		dropped++;
 		return;
 	}
 	if (edit_length)
 		enqueue("\r\n", 2);
-	if (lost) {
+	if (dropped) {
 		struct line note = {0};
 		put(&note, "(");
-		put_number(&note, lost);
+		put_number(&note, dropped);
 		put(&note, " lines were lost: nobody read the console)\r\n");
 		if (room() > l->length + edit_length + note.length + 4) {
 			enqueue(note.text, note.length);
-			lost = 0;
+			dropped = 0;
 		}
 	}
 	enqueue(l->text, l->length);

@@ -1,17 +1,17 @@
 /*
- * Ring 0, second half: interrupts and traps, in assembly without one C function. No path through here stores r13,
- * r14 or r15: what pages are checked against stays in the registers even while an interrupt is handled.
+ * Ring 0, second part: interrupts and traps, in assembly only. It never stores r13, r14 or r15, so the counters that
+ * pages are checked against stay in registers also while an interrupt is handled.
  */
 #include "layout.h"
 
 	.text
 	.balign 16
 	.globl vector_stubs
-vector_stubs: /* one of 16 bytes for each vector */
+vector_stubs: /* 16 bytes for each vector */
 	.set vector, 0
 	.rept 32
 	.balign 16
-	/* 8, 10 to 14, 17, 21, 29 and 30 push an error code themselves (SDM 3, table 6-1; APM 2, 8.2) */
+	/* the CPU pushes an error code for 8, 10 to 14, 17, 21, 29 and 30 (SDM 3, table 6-1; APM 2, 8.2) */
 	.if !((1 << vector) & 0x60227d00)
 	pushq $0
 	.endif
@@ -22,12 +22,12 @@ vector_stubs: /* one of 16 bytes for each vector */
 	.rept VECTORS - 32
 	.balign 16
 	.if vector == VEC_SPURIOUS
-	iretq /* no EOI: none is in service (SDM 3, 11.9) */
+	iretq /* no EOI for a spurious interrupt (SDM 3, 11.9) */
 	.elseif vector == VEC_SERIAL
 	movb $1, serial_interrupted
 	jmp interrupt
 	.elseif vector >= VEC_DEVICES && vector < VEC_DEVICES + DEVICE_VECTORS
-	addl $1, device_interrupts + 4 * (vector - VEC_DEVICES) /* all come to CPU 0 */
+	addl $1, device_interrupts + 4 * (vector - VEC_DEVICES) /* only CPU 0 gets them */
 	jmp interrupt
 	.else
 	jmp interrupt
@@ -36,7 +36,7 @@ vector_stubs: /* one of 16 bytes for each vector */
 	.endr
 	.balign 16
 
-/* Every interrupt only says that it came. Ring 3 looks for the reason. */
+/* An interrupt only sets CPU_WOKEN; ring 3 finds the reason. */
 interrupt:
 	pushq %rax
 	movq %rsp, %rax
@@ -57,8 +57,8 @@ trap:
 	jne triple_fault
 
 	/*
-	 * Sleep until an interrupt, unless one came since the last sleep ended: ring 3 looked for work before it could
-	 * know of that one. Interrupts are off here, and STI holds them off until HLT has begun.
+	 * Sleep until an interrupt, unless one has come since the last sleep ended: ring 3 may have looked for work before
+	 * it. Interrupts are off here, and STI takes effect after HLT has begun.
 	 */
 	movq %rsp, %rax
 	andq $-CPU_PAGE, %rax
@@ -69,12 +69,12 @@ trap:
 	cli
 1:	movb $0, CPU_WOKEN(%rax)
 	addq $16, %rsp
-	addq $2, (%rsp) /* past the UD2 */
+	addq $2, (%rsp) /* after the UD2 */
 	iretq
 
 /*
- * Anything else: trap_report prints it, in ring 3 with interrupts off, and asks for the triple fault. A trap on the
- * way there, on the same CPU, skips the printing; one on another CPU stops that CPU.
+ * Any other trap: trap_report prints it, in ring 3 with interrupts off, and requests the triple fault. Another trap on
+ * the same CPU causes the triple fault without a report; a trap on another CPU stops that CPU.
  */
 fatal:
 	movq %rsp, %rax
@@ -96,14 +96,14 @@ fatal:
 	hlt
 	jmp 2b
 
-/* A page fault (nothing is mapped above 512 GiB) with no IDT to deliver it through. */
+/* A page fault (nothing is mapped above 512 GiB) without an IDT. */
 triple_fault:
 	lidt no_idt
 	movabsq $0x00007ffffffff000, %rax
 	movb (%rax), %al
 	jmp triple_fault
 
-/* void service(unsigned number): the only way from ring 3 to ring 0 on purpose; clobbers rax. */
+/* void service(unsigned number): the only intended entry from ring 3 to ring 0; clobbers rax. */
 	.globl service, service_ud2
 service:
 	movl %edi, %eax
@@ -123,7 +123,7 @@ device_interrupts:
 serial_interrupted:
 	.skip 1
 	.balign 4
-dying:	.skip 4 /* address of the CPU page of the CPU that is printing its last trap */
+dying:	.skip 4 /* address of the CPU page of the CPU that reports a trap; 0: none */
 	.balign 16
 	.skip 8192
 trap_stack_end:

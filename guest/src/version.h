@@ -1,13 +1,12 @@
 /*
- * The proof that no page is lost. The version that each page must have follows from two counters that live in
- * registers of their CPU, and nowhere else, from boot to power-off: no C function may use r13 to r15 for anything
- * else (-ffixed-r13 and so on), and ring 0 never stores them. A migration carries them with the vCPU's registers, so
- * a page that it fails to carry is compared with counters that did arrive, and not with a note in memory that may have
- * been left behind together with the page.
+ * The proof that no page is stale. The version that each page must have follows from two counters, which are only in
+ * registers of their CPU from boot to power-off: no C function may use r13 to r15 for anything else (-ffixed-r13 and so
+ * on), and ring 0 never stores them. A migration sends them with the vCPU's registers. So a page that a migration has not
+ * sent is compared with counters that it has sent, and not with a version in memory that may be stale like the page.
  *
- * A CPU rewrites the first n pages of its part in order, over and over: `pass` is the version of the pages that this
- * round has not reached, and pages before `cursor` are one version on. Pages past n keep the version that the fill gave
- * them. A version's upper bits count the fills, so no later fill repeats an earlier version; its first is odd.
+ * A CPU rewrites the first n pages of its part in order, repeatedly: `pass` is the version of the pages that this round
+ * has not reached, and pages before `cursor` have the next version. Pages after n keep the version of the fill. A
+ * version's upper bits count the fills, so no fill repeats an earlier version; the first version of a fill is odd.
  */
 #ifndef VERSION_H
 #define VERSION_H
@@ -17,7 +16,7 @@
 register u64 cursor __asm__("r14");
 register u64 pass __asm__("r15");
 
-/* The sum over the pool's notes, CPU 0's (pool.c). It is no counter, but kept in the same way and for the same reason. */
+/* On CPU 0, the sum over the pool's notes (pool.c). It is in a register for the same reason. */
 register u64 notes_sum __asm__("r13");
 
 #define POOL_VERSION_BIT 50

@@ -1,11 +1,11 @@
-/* The transport first, then the queues. A device that fails in any step of its start is left alone. */
+/* The transport, then the queues. A device that fails during its start is not used. */
 #include "virtio.h"
 #include "work.h"
 
 #define VENDOR 0x1af4
 #define DEVICE_MODERN 0x1040 /* plus the type, section 4.1.2 */
 
-/* Section 4.1.4: capabilities of PCI's kind "vendor specific", with a type in byte 3. */
+/* Section 4.1.4: vendor-specific PCI capabilities, with a type in byte 3. */
 #define CAPABILITY_VENDOR 0x09
 enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_DEVICE = 4 };
 
@@ -40,8 +40,8 @@ enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_DEVICE = 4 };
 #define DESCRIPTOR_WRITE 2
 #define USED_NO_NOTIFY 1
 
-#define LOOK_MS 20  /* at a device that cannot send messages */
-#define TRUST_MS 250 /* and at one that can */
+#define LOOK_MS 20  /* poll interval of a device without MSI-X */
+#define TRUST_MS 250 /* and of a device with MSI-X */
 
 static bool find_capabilities(struct virtio *d)
 {
@@ -158,9 +158,9 @@ void virtio_start(struct virtio *d)
 }
 
 /*
- * Interrupts are trusted for speed only: every so often the configuration's generation is looked at without one. The
- * configuration itself is not read for nothing: QEMU's balloon has command id 0 in it, which is STOP, from the moment
- * that it has read the driver's START, though it has not told the driver to stop.
+ * The configuration's generation is also polled, in case an interrupt was lost. The configuration is read only if its
+ * generation has changed or after an interrupt: QEMU's balloon has command id 0, STOP, in it from the time when it has
+ * read the driver's START, although it has not told the driver to stop.
  */
 bool virtio_changed(struct virtio *d, u64 now, u64 *next)
 {
@@ -206,7 +206,7 @@ bool queue_add(struct queue *q, const struct piece *pieces, u32 readable, u32 wr
 
 void queue_kick(struct queue *q)
 {
-	__atomic_thread_fence(__ATOMIC_SEQ_CST); /* the index must be out before the flag is read, section 2.7.13.4 */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST); /* the index must be visible before the flag is read, section 2.7.13.4 */
 	if (!(__atomic_load_n(&q->used.flags, __ATOMIC_RELAXED) & USED_NO_NOTIFY))
 		mmio_write16(q->notify, q->index);
 }
@@ -218,7 +218,7 @@ bool queue_take(struct queue *q, u32 *token, u32 *length)
 	u32 head = q->used.ring[q->taken % q->size].id;
 	*length = q->used.ring[q->taken % q->size].length;
 	q->taken++;
-	if (head >= q->size) { /* a device that answers to nothing that it was asked */
+	if (head >= q->size) { /* the device has used a request that does not exist */
 		*token = ~0U;
 		return true;
 	}

@@ -1,4 +1,4 @@
-/* Reading the words, refusing what cannot be, and turning the rest into the next plan. */
+/* Parses words, refuses what is not possible, and changes the settings. */
 #include "words.h"
 #include "pool.h"
 #include "power.h"
@@ -26,9 +26,9 @@ static const char *const help[] = {
 	"poweroff, reboot, crash (a trap that nothing handles), help",
 };
 
-/* What the words of one line add up to. */
+/* The effect of the words of one line. */
 struct wish {
-	struct plan plan;
+	struct settings settings;
 	u64 fill_pages;
 	bool fill, changed;
 	enum { GO_ON, POWER_OFF, REBOOT, CRASH } then;
@@ -49,7 +49,7 @@ bool refuse(const char *word, u32 length, const char *why)
 	return false;
 }
 
-/* Digits up to the end or to *rest; false if there is none or 2^63 is reached. */
+/* Parses leading digits; false: none, or a number of 2^63 or more. */
 static bool read_number(const char *text, u32 length, u64 *n, u32 *used)
 {
 	*n = *used = 0;
@@ -62,7 +62,7 @@ static bool read_number(const char *text, u32 length, u64 *n, u32 *used)
 	return *used > 0;
 }
 
-/* Bytes, or with K, M, G or T that power of 1024; as whole pages, rounded up. The readers change nothing if they refuse. */
+/* Parses bytes, or a number with K, M, G or T, powers of 1024. Returns pages, rounded up. */
 bool read_size(const char *text, u32 length, u64 *pages)
 {
 	u64 n, shift = 0;
@@ -84,7 +84,7 @@ bool read_size(const char *text, u32 length, u64 *pages)
 	return true;
 }
 
-/* 0, 5, 0.25: TSC cycles, to the millisecond. */
+/* Parses seconds (0, 5, 0.25) to the millisecond. Returns TSC cycles. */
 static bool read_seconds(const char *text, u32 length, u64 *cycles)
 {
 	u64 whole, fraction = 0;
@@ -147,24 +147,24 @@ static bool one_word(const char *word, u32 length, struct wish *w)
 			return refuse(word, length, bad_size);
 		w->fill = true;
 	} else if ((v = value_of(word, length, "dirty", &n))) {
-		if (!read_size(v, n, &w->plan.dirty))
+		if (!read_size(v, n, &w->settings.dirty))
 			return refuse(word, length, bad_size);
-		w->plan.writing = w->plan.dirty > 0;
+		w->settings.writing = w->settings.dirty > 0;
 	} else if ((v = value_of(word, length, "rate", &n))) {
-		if (!read_plain(v, n, &w->plan.rate))
+		if (!read_plain(v, n, &w->settings.rate))
 			return refuse(word, length, bad_number);
-		w->plan.writing = w->plan.dirty > 0;
+		w->settings.writing = w->settings.dirty > 0;
 	} else if ((v = value_of(word, length, "verify", &n))) {
-		if (!read_seconds(v, n, &w->plan.walk_every))
+		if (!read_seconds(v, n, &w->settings.walk_every))
 			return refuse(word, length, bad_seconds);
 	} else if ((v = value_of(word, length, "zeros", &n))) {
-		if (!read_plain(v, n, &w->plan.zeros))
+		if (!read_plain(v, n, &w->settings.zeros))
 			return refuse(word, length, bad_number);
 	} else if ((v = value_of(word, length, "tick", &n))) {
 		if (!read_seconds(v, n, &tick_every))
 			return refuse(word, length, bad_seconds);
 	} else if (is_word(word, length, "stop")) {
-		w->plan.writing = false;
+		w->settings.writing = false;
 	} else if (is_word(word, length, "help")) {
 		for (u32 i = 0; i < sizeof help / sizeof *help; i++) {
 			put(&l, help[i]);
@@ -187,20 +187,20 @@ static bool one_word(const char *word, u32 length, struct wish *w)
 }
 
 /* "owns 400M, rewrites 64M flat out, verifies every 5.000 s, ticks every 1.000 s" */
-static void print_plan(void)
+static void print_settings(void)
 {
 	put(&l, "owns ");
-	put_size(&l, plan.owned * PAGE);
-	put(&l, plan.writing ? ", rewrites " : ", rewrites nothing");
-	if (plan.writing) {
-		put_size(&l, plan.dirty * PAGE);
-		put(&l, plan.rate ? " at " : " flat out");
-		if (plan.rate) {
-			put_number(&l, plan.rate);
+	put_size(&l, settings.owned * PAGE);
+	put(&l, settings.writing ? ", rewrites " : ", rewrites nothing");
+	if (settings.writing) {
+		put_size(&l, settings.dirty * PAGE);
+		put(&l, settings.rate ? " at " : " flat out");
+		if (settings.rate) {
+			put_number(&l, settings.rate);
 			put(&l, " pages/s");
 		}
 	}
-	u64 every[] = {plan.walk_every, tick_every};
+	u64 every[] = {settings.walk_every, tick_every};
 	for (u32 i = 0; i < 2; i++) {
 		put(&l, i ? ", ticks " : ", verifies ");
 		if (every[i]) {
@@ -225,45 +225,45 @@ static void refuse_size(const char *word, u64 wanted, u64 there, const char *wha
 }
 
 /*
- * Pages must be filled anew when others are owned, when their contents change (zeros), and when another range is to be
- * rewritten after one has been: no version of a page is ever remembered page by page.
+ * Pages must be filled again when other pages are owned, when their content changes (zeros), and when the range to
+ * rewrite changes after writes: the guest does not store a version for each page.
  */
 static void commit(struct wish *w)
 {
 	static bool rewritten; /* since the last fill */
-	struct plan *next = &w->plan;
+	struct settings *next = &w->settings;
 	if (w->fill && w->fill_pages > ram_pages - pool_pages) {
 		refuse_size("fill=", w->fill_pages, ram_pages - pool_pages, "this machine can own ");
 		w->fill = false;
 	}
 	if (w->fill) {
 		next->owned = w->fill_pages;
-		if (plan.owned > 0 && next->dirty == plan.dirty && next->dirty > next->owned) {
-			next->dirty = 0; /* an old range that the new fill is too small for */
+		if (settings.owned > 0 && next->dirty == settings.dirty && next->dirty > next->owned) {
+			next->dirty = 0; /* the new fill is smaller than the old range */
 			next->writing = false;
 		}
 	}
 	if (next->dirty > next->owned) {
 		refuse_size("dirty=", next->dirty, next->owned, "fill= has made it own ");
-		next->dirty = plan.dirty;
-		next->writing = plan.writing;
+		next->dirty = settings.dirty;
+		next->writing = settings.writing;
 		if (next->dirty > next->owned) {
 			next->dirty = 0;
 			next->writing = false;
 		}
 	}
-	if (w->fill || (next->owned && next->zeros != plan.zeros) || (rewritten && next->dirty != plan.dirty)) {
+	if (w->fill || (next->owned && next->zeros != settings.zeros) || (rewritten && next->dirty != settings.dirty)) {
 		next->fill++;
 		rewritten = false;
 	}
 	rewritten |= next->writing;
-	plan_publish(next);
-	print_plan();
+	settings_publish(next);
+	print_settings();
 }
 
 void words_run(const char *text)
 {
-	struct wish w = {.plan = plan};
+	struct wish w = {.settings = settings};
 	for (;;) {
 		while (*text == ' ' || *text == '\t')
 			text++;
@@ -285,7 +285,7 @@ void words_run(const char *text)
 	}
 }
 
-/* One character from the console: echoed, with backspace, Ctrl-U and Ctrl-C as a person expects. */
+/* Handles a character from the console: echo, backspace, Ctrl-U and Ctrl-C. */
 void words_typed(char c)
 {
 	static char typed[256];

@@ -1,4 +1,4 @@
-/* The words that the command line and the console take. */
+/* The words of the command line and the console. */
 #ifndef WORDS_H
 #define WORDS_H
 
@@ -8,15 +8,15 @@ extern u64 tick_every; /* TSC cycles; 0: no ticks */
 void words_run(const char *text);
 void words_typed(char c);
 
-/* Shared with devicewords.c. A reader changes nothing if it returns false; refuse prints a line and is always false. */
+/* For devicewords.c too. A read function that returns false changes nothing. refuse prints a line and returns false. */
 bool refuse(const char *word, u32 length, const char *why);
 bool read_size(const char *text, u32 length, u64 *pages);
 bool read_plain(const char *text, u32 length, u64 *n);
-const char *value_of(const char *word, u32 length, const char *name, u32 *value_length); /* of name=value; or 0 */
+const char *value_of(const char *word, u32 length, const char *name, u32 *value_length); /* the value if word is name=value, or 0 */
 bool is_word(const char *word, u32 length, const char *name);
 extern const char bad_size[], bad_number[];
 
-/* Does what the word says at once; false if it is not one of these (known says) or was refused. */
+/* Executes a word for a device or the pool immediately; false: unknown (see known) or refused. */
 bool device_word(const char *word, u32 length, bool *known);
 
 #endif

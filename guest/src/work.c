@@ -1,45 +1,45 @@
-/* What every CPU does: fill its share of the memory, rewrite it, verify it, sleep. */
+/* The work of every CPU: fill its share of the memory, rewrite it, verify it, sleep. */
 #include "pool.h"
 #include "work.h"
 #include "version.h"
 
-/* Pages between two looks at the rest of the world: some 10 us of work. */
+/* Pages in a batch, between two checks for other work: about 10 us. */
 #define BATCH 32
 #define FILL_BATCH 64
 
-/* The longest sleep; also how long a lost wake-up can matter. */
+/* The longest sleep, also after a lost wake-up. */
 #define IDLE_MS 250
 
-struct plan plan;
+struct settings settings;
 struct worker workers[MAX_CPUS];
 
-void plan_publish(const struct plan *next)
+void settings_publish(const struct settings *next)
 {
 	for (u32 cpu = 1; cpu < machine.cpus; cpu++)
-		while (workers[cpu].generation != plan.generation)
+		while (workers[cpu].generation != settings.generation)
 			__builtin_ia32_pause();
-	u32 generation = plan.generation + 1;
-	u32 published = plan.generation;
-	plan = *next;
-	plan.generation = published; /* until all of it is there */
-	__atomic_store_n(&plan.generation, generation, __ATOMIC_RELEASE);
+	u32 generation = settings.generation + 1;
+	u32 published = settings.generation;
+	settings = *next;
+	settings.generation = published; /* until all fields are written */
+	__atomic_store_n(&settings.generation, generation, __ATOMIC_RELEASE);
 	for (u32 cpu = 1; cpu < machine.cpus; cpu++)
 		cpu_wake(cpu);
 }
 
-/* The first `total % cpus` workers have one page more; so no worker's share of fewer pages exceeds its share of more. */
+/* The first `total % cpus` workers have one page more, so a worker's share never shrinks when total grows. */
 static u64 share(u64 total, u32 id)
 {
 	return total / machine.cpus + (id < total % machine.cpus);
 }
 
-/* Finds the worker's pages in guest memory: those of the workers before it come first. */
+/* Finds the worker's pages in guest memory, after those of the workers before it. */
 static void take_part(struct worker *w)
 {
 	u64 skip = 0, taken = 0;
 	for (u32 id = 0; id < w->id; id++)
-		skip += share(plan.owned, id);
-	w->pages = share(plan.owned, w->id);
+		skip += share(settings.owned, id);
+	w->pages = share(settings.owned, w->id);
 	w->parts = 0;
 	for (u32 i = 0; i < ram_extents && taken < w->pages; i++) {
 		if (skip >= ram[i].pages) {
@@ -67,13 +67,13 @@ static inline u64 version_of(const struct worker *w, u64 index)
 	return pass + (index < cursor);
 }
 
-/* Begins, goes on with or ends rewriting, as the plan has it, once the fill is done. */
+/* Starts, continues or ends rewriting as in the settings, after the fill. */
 static void set_pace(struct worker *w)
 {
-	bool write = plan.writing && w->dirty && !w->filling;
-	u64 active = plan.dirty < machine.cpus ? plan.dirty : machine.cpus;
+	bool write = settings.writing && w->dirty && !w->filling;
+	u64 active = settings.dirty < machine.cpus ? settings.dirty : machine.cpus;
 	u64 now = tsc();
-	w->interval = plan.rate ? mul_div(tsc_hz, active, plan.rate) + 1 : 0;
+	w->interval = settings.rate ? mul_div(tsc_hz, active, settings.rate) + 1 : 0;
 	w->due = now + (active ? w->interval / active * w->id : 0);
 	if (write && !w->writing)
 		w->last = now;
@@ -82,21 +82,21 @@ static void set_pace(struct worker *w)
 
 void worker_adopt(struct worker *w)
 {
-	u32 generation = __atomic_load_n(&plan.generation, __ATOMIC_ACQUIRE);
-	if (plan.fill != w->fill) {
+	u32 generation = __atomic_load_n(&settings.generation, __ATOMIC_ACQUIRE);
+	if (settings.fill != w->fill) {
 		take_part(w);
-		pass = FIRST_OF_FILL(plan.fill);
+		pass = FIRST_OF_FILL(settings.fill);
 		cursor = 0;
 		w->filling = w->pages > 0;
 		w->walking = false;
-		w->fill = plan.fill;
+		w->fill = settings.fill;
 		if (!w->filling)
-			w->filled = plan.fill;
+			w->filled = settings.fill;
 	}
-	w->dirty = share(plan.dirty, w->id);
-	w->zeros = plan.zeros;
-	if (w->walk_every != plan.walk_every) {
-		w->walk_every = plan.walk_every;
+	w->dirty = share(settings.dirty, w->id);
+	w->zeros = settings.zeros;
+	if (w->walk_every != settings.walk_every) {
+		w->walk_every = settings.walk_every;
 		w->walk_due = tsc();
 	}
 	set_pace(w);
@@ -129,7 +129,7 @@ __attribute__((noinline)) void worker_found_bad(struct worker *w, u64 gpa, u64 v
 	__atomic_store_n(&w->report_tail, tail + 1, __ATOMIC_RELEASE);
 }
 
-/* Looks at the page before it overwrites it: else a page lost in a small, hot range would live for milliseconds only. */
+/* Checks the page before it rewrites it: a stale page in a small range would otherwise exist for milliseconds only. */
 static inline void rewrite_one(struct worker *w)
 {
 	u64 gpa = page_gpa(w, cursor), number = gpa >> PAGE_SHIFT;
@@ -157,7 +157,7 @@ static bool rewrite_batch(struct worker *w, u64 *next)
 	u64 now = tsc();
 	is_due(now, &w->due, w->interval + tsc_hz);
 	if ((s64)(now - w->due) > (s64)clock_ms(100))
-		w->due = now; /* a debt from a pause is forgiven, not paid in a burst */
+		w->due = now; /* after a pause, do not make up for missed writes */
 	u32 written = 0;
 	for (; written < BATCH && (s64)(now - w->due) >= 0; written++) {
 		rewrite_one(w);
@@ -166,7 +166,7 @@ static bool rewrite_batch(struct worker *w, u64 *next)
 	}
 	if (written == BATCH)
 		return true;
-	u64 wake = now + clock_ms(1); /* shorter sleeps cost more than they smooth */
+	u64 wake = now + clock_ms(1); /* shorter sleeps cost more than they help */
 	sooner(next, (s64)(w->due - wake) > 0 ? w->due : wake);
 	return false;
 }
@@ -205,7 +205,7 @@ bool worker_step(struct worker *w, u64 *next)
 		busy |= rewrite_batch(w, next);
 	if (w->walk_every && w->pages)
 		busy |= walk_batch(w, next);
-	if (busy && w->timer != clock_ms(IDLE_MS)) { /* no need of a fast timer now */
+	if (busy && w->timer != clock_ms(IDLE_MS)) { /* a fast timer is not needed now */
 		w->timer = clock_ms(IDLE_MS);
 		timer_set(w->timer);
 	}
