@@ -88,11 +88,11 @@ static void say_short(void)
 		return;
 	told_short = true;
 	struct line l = {0};
-	put(&l, "balloon: the host wants ");
+	put(&l, "balloon: target ");
 	put_size(&l, wanted * PAGE);
-	put(&l, ", it has ");
+	put(&l, ", size ");
 	put_size(&l, balloon_pages * PAGE);
-	put(&l, " and the pool no more (pool=SIZE makes one)");
+	put(&l, ": no memory left in the pool (pool=SIZE makes one)");
 	serial_line(&l);
 }
 

@@ -7,13 +7,13 @@
 static bool make_pool(const char *word, u32 length, u64 pages)
 {
 	if (pool_blocks)
-		return refuse(word, length, "there is a pool already");
+		return refuse(word, length, "the pool exists already");
 	if (!pages)
 		return true;
 	if (pages > ram_pages - settings.owned)
-		return refuse(word, length, "there is not that much memory beside what fill= owns");
+		return refuse(word, length, "not enough memory beside fill=");
 	if (!pool_make(pages))
-		return refuse(word, length, "a pool has at most 32G");
+		return refuse(word, length, "the pool must be at most 32G");
 	pool_told = tsc();
 	return true;
 }
@@ -21,7 +21,7 @@ static bool make_pool(const char *word, u32 length, u64 pages)
 static bool use_disk(const char *word, u32 length, u64 pages)
 {
 	if (pages && !disk_pages())
-		return refuse(word, length, "there is no disk that can be written");
+		return refuse(word, length, "no writable disk");
 	if (pages > disk_pages())
 		return refuse(word, length, "the disk is smaller");
 	disk_use(pages);
@@ -51,7 +51,7 @@ static bool read_address(const char *text, u32 length, u32 *ip)
 static bool set_switch(const char *word, u32 length, const char *v, u32 n, bool *value)
 {
 	if (n != 1 || (*v != '0' && *v != '1'))
-		return refuse(word, length, "0 or 1 is wanted");
+		return refuse(word, length, "expected 0 or 1");
 	*value = *v == '1';
 	return true;
 }
@@ -92,9 +92,9 @@ bool device_word(const char *word, u32 length, bool *known)
 	}
 	if ((v = value_of(word, length, "ip", &n))) {
 		if (!read_address(v, n, &ip))
-			return refuse(word, length, "an address is wanted, such as 10.9.0.2");
+			return refuse(word, length, "expected an address, such as 10.9.0.2");
 		if (!net_device.there)
-			return refuse(word, length, "there is no network device");
+			return refuse(word, length, "no network device");
 		net_address(ip);
 		return true;
 	}

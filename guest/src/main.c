@@ -47,7 +47,7 @@ static void limit_reports(u64 bad)
 	if (pool_mismatches != mismatches) {
 		mismatches = pool_mismatches;
 		bad_printed++;
-		put(&l, "bad notes: what is written down about the pool is not what the vCPU's register says");
+		put(&l, "bad notes: the pool's notes do not match the vCPU's register");
 		serial_line(&l);
 	}
 	if (bad - bad_counted > bad_printed) {
@@ -178,16 +178,16 @@ static void say_hello(void)
 	put(&l, " MiB; type help");
 	serial_line(&l);
 	if (!machine.table_found) {
-		put(&l, "no MP table: one vCPU is used");
+		put(&l, "no MP table: using one vCPU");
 		serial_line(&l);
 	} else if (machine.cpus != machine.cpus_listed) {
 		put(&l, "the MP table lists ");
 		put_number(&l, machine.cpus_listed);
-		put(&l, " vCPUs; not all are used (at most 8 are)");
+		put(&l, " vCPUs; at most 8 are used");
 		serial_line(&l);
 	}
 	if (!ram_pages) {
-		put(&l, "no memory map from the VMM: there is nothing to own");
+		put(&l, "no memory map from the VMM: no memory can be owned");
 		serial_line(&l);
 	}
 }
@@ -205,7 +205,7 @@ static void boot(u64 start_info)
 	clock_calibrate();
 	booted = tsc();
 	if (clock_guessed) {
-		put(&l, "nothing counts at the 8254's ports: time is a guess");
+		put(&l, "the 8254 does not count: time is estimated");
 		serial_line(&l);
 	}
 	devices_init();

@@ -65,7 +65,7 @@ void serial_line(struct line *l)
 		struct line note = {0};
 		put(&note, "(");
 		put_number(&note, dropped);
-		put(&note, " lines were lost: nobody read the console)\r\n");
+		put(&note, " lines were dropped: nobody read the console)\r\n");
 		if (room() > l->length + edit_length + note.length + 4) {
 			enqueue(note.text, note.length);
 			dropped = 0;

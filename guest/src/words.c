@@ -8,22 +8,22 @@
 u64 tick_every;
 
 static const char *const help[] = {
-	"fill=SIZE       own that much memory (K, M, G), every page with a content that can be checked",
-	"dirty=SIZE      rewrite that much of it, page by page, over and over",
-	"rate=PAGES/S    at that pace; 0: flat out",
-	"verify=SECONDS  check every owned page that often; 0: never",
-	"zeros=N         of the owned pages, every Nth is all zeros at odd versions; 0: none",
-	"tick=SECONDS    print a line about it that often; 0: never",
-	"stop            stop rewriting; dirty= or rate= starts it again",
-	"pool=SIZE       own that much more, fill it once and free it: the balloon's, reported and hinted",
-	"keep=SIZE       of the pool, what stays full and is checked",
-	"churn=PAGES/S   take pages of the pool and free others, at that pace",
-	"hintrace[=N]    take back and rewrite one of N (2) blocks as soon as it is hinted; 0: none",
-	"hints=0|1, reports=0|1  answer the host's asking for hints; report what is free (both 1)",
-	"disk=SIZE       write, flush, read back and check that much of the disk, over and over; 0: nothing",
-	"drate=PAGES/S   at that pace (4000); 0: flat out",
-	"ip=ADDRESS      answer ARP, ping and UDP port 7 for it",
-	"poweroff, reboot, crash (a trap that nothing handles), help",
+	"fill=SIZE       own this much memory (K, M, G) and fill every page of it",
+	"dirty=SIZE      rewrite this much of it, page by page, repeatedly",
+	"rate=PAGES/S    at this rate; 0: as fast as possible",
+	"verify=SECONDS  check every owned page once in this time; 0: never",
+	"zeros=N         every Nth owned page is all zeros at odd versions; 0: none",
+	"tick=SECONDS    print a line at this interval; 0: never",
+	"stop            stop rewriting; dirty= or rate= resumes it",
+	"pool=SIZE       own this much more, fill it once and free it, for balloon, reports and hints",
+	"keep=SIZE       this much of the pool stays full and is checked",
+	"churn=PAGES/S   take pages of the pool and free others, at this rate",
+	"hintrace[=N]    take back and rewrite one of N (2) hinted blocks immediately; 0: none",
+	"hints=0|1, reports=0|1  answer requests for hints; report free blocks (both 1)",
+	"disk=SIZE       write, flush, read back and check this much of the disk, repeatedly; 0: nothing",
+	"drate=PAGES/S   at this rate (4000); 0: as fast as possible",
+	"ip=ADDRESS      answer ARP, ping and UDP port 7 for this address",
+	"poweroff, reboot, crash (an unhandled trap), help",
 };
 
 /* The effect of the words of one line. */
@@ -34,8 +34,8 @@ struct wish {
 	enum { GO_ON, POWER_OFF, REBOOT, CRASH } then;
 };
 
-const char bad_size[] = "a size is wanted, such as 400M";
-const char bad_number[] = "a number from 0 to 1000000000 is wanted";
+const char bad_size[] = "expected a size, such as 400M";
+const char bad_number[] = "expected a number between 0 and 1000000000";
 
 static struct line l;
 
@@ -136,7 +136,7 @@ bool is_word(const char *word, u32 length, const char *name)
 
 static bool one_word(const char *word, u32 length, struct wish *w)
 {
-	static const char bad_seconds[] = "seconds are wanted, such as 5 or 0.5";
+	static const char bad_seconds[] = "expected seconds, such as 5 or 0.5";
 	const char *v;
 	u32 n;
 	bool known;
@@ -244,7 +244,7 @@ static void commit(struct wish *w)
 		}
 	}
 	if (next->dirty > next->owned) {
-		refuse_size("dirty=", next->dirty, next->owned, "fill= has made it own ");
+		refuse_size("dirty=", next->dirty, next->owned, "fill= owns ");
 		next->dirty = settings.dirty;
 		next->writing = settings.writing;
 		if (next->dirty > next->owned) {
