@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/govmm/govmm/internal/charqueue"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -34,7 +35,7 @@ const (
 const (
 	queueSize = 128
 	// maxInput is how much input may wait for the guest, in bytes.
-	maxInput = 4096
+	maxInput = charqueue.MaxInput
 
 	receiveQueue  = 0
 	transmitQueue = 1
@@ -57,7 +58,7 @@ var _ virtio.Device = (*Device)(nil)
 
 // Device is the console. It implements [virtio.Device].
 type Device struct {
-	out  *output
+	out  *charqueue.Output
 	wake chan struct{} // input has come, or there is room for output again
 	room chan struct{} // there is room for input again
 
@@ -77,7 +78,7 @@ type Device struct {
 // New makes a console whose output goes to w. [Device.Close] ends it.
 func New(c Config, w io.Writer) *Device {
 	wake := make(chan struct{}, 1)
-	return &Device{out: newOutput(w, wake), size: c, wake: wake, room: make(chan struct{}, 1)}
+	return &Device{out: charqueue.NewOutput(w, 1, func() { signal(wake) }), size: c, wake: wake, room: make(chan struct{}, 1)}
 }
 
 // ID implements [virtio.Device].
@@ -109,7 +110,7 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 // there is no room.
 func (d *Device) WriteConfig(off uint32, p []byte) {
 	if off <= offEmergency && uint64(off)+uint64(len(p)) > offEmergency {
-		d.out.put(p[offEmergency-off:][:1])
+		d.out.Put(p[offEmergency-off:][:1])
 	}
 }
 
@@ -134,7 +135,7 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 	d.serving.Lock()
 	d.features, d.notify = features, n
 	d.serving.Unlock()
-	d.out.hold(false)
+	d.out.Hold(false)
 	d.loop = virtio.NewLoop(n)
 	d.loop.Start(virtio.Task{
 		Servers: []virtio.Server{
@@ -163,7 +164,7 @@ func (d *Device) receive(c *virtio.Chain) (uint32, error) {
 }
 
 func (d *Device) canTransmit() time.Duration {
-	if d.out.full() {
+	if d.out.Room() == 0 {
 		return virtio.Never
 	}
 	return 0
@@ -174,9 +175,9 @@ func (d *Device) canTransmit() time.Duration {
 // held.
 func (d *Device) transmit(chains []virtio.Chain, written []uint32) (int, error) {
 	c := &chains[0]
-	for d.offset < c.ReadableLen() && !d.out.ended() {
+	for d.offset < c.ReadableLen() {
 		n := c.ReadAt(d.copied[:], d.offset)
-		put := d.out.put(d.copied[:n])
+		put := d.out.Put(d.copied[:n])
 		d.offset += put
 		if put < n {
 			return virtio.PutBack, nil
@@ -200,7 +201,7 @@ func (d *Device) Reset() {
 	d.serving.Lock()
 	defer d.serving.Unlock()
 	d.features, d.notify, d.offset = 0, nil, 0
-	d.out.hold(false)
+	d.out.Hold(false)
 }
 
 // Pause implements [virtio.Device]. A line that the guest has begun and not
@@ -209,25 +210,35 @@ func (d *Device) Pause(ctx context.Context) error {
 	if err := d.loop.Pause(ctx); err != nil {
 		return fmt.Errorf("console: %w", err)
 	}
-	d.out.hold(true)
+	d.out.Hold(true)
 	return nil
 }
 
 // Resume implements [virtio.Device].
 func (d *Device) Resume() error {
-	d.out.hold(false)
+	d.out.Hold(false)
 	d.loop.Resume()
 	return nil
 }
 
-// Drain waits until the writer has taken all that the guest has sent, but for a
-// line that is kept back, or until ctx ends, whose error it returns then.
-func (d *Device) Drain(ctx context.Context) error { return d.out.drain(ctx) }
+// Drain waits until the writer has taken all that the guest has sent, except
+// for a line that is kept back, or until ctx ends, whose error it returns then.
+func (d *Device) Drain(ctx context.Context) error {
+	if err := d.out.Drain(ctx); err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
+	return nil
+}
 
 // Close implements [virtio.Device]. What the writer has not taken is lost
 // ([Device.Drain] first). It waits for a Write under way: close a writer that
 // is stuck before the console. It returns the first error of the writer.
-func (d *Device) Close() error { return d.out.close() }
+func (d *Device) Close() error {
+	if err := d.out.Close(); err != nil {
+		return fmt.Errorf("console: output: %w", err)
+	}
+	return nil
+}
 
 // signal makes whoever waits for c look again.
 func signal(c chan<- struct{}) {

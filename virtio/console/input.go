@@ -2,8 +2,8 @@ package console
 
 import (
 	"context"
-	"errors"
-	"io"
+
+	"github.com/govmm/govmm/internal/charqueue"
 )
 
 // Input is where a console's input comes from.
@@ -30,40 +30,17 @@ func (d *Device) Feed(p []byte) int {
 // when it ends: what was read is in the console, and in its saved state.
 //
 // A machine whose state is to be saved ends Serve first, and waits for it. There
-// is one Serve at a time, and no Feed beside it.
+// is one Serve at a time.
 func (d *Device) Serve(ctx context.Context, in Input) error {
-	buf := make([]byte, 1024)
-	for {
-		n, err := d.inputRoom(ctx)
-		if err != nil {
-			return err
-		}
-		n, err = in.ReadInput(ctx, buf[:min(n, len(buf))])
-		d.Feed(buf[:n])
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return charqueue.Serve(ctx, in, feeder{d}, d.room)
 }
 
-// inputRoom waits until input can be taken, and returns how much.
-func (d *Device) inputRoom(ctx context.Context) (int, error) {
-	for {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		d.serving.Lock()
-		n := maxInput - len(d.input)
-		d.serving.Unlock()
-		if n > 0 {
-			return n, nil
-		}
-		select {
-		case <-d.room:
-		case <-ctx.Done():
-		}
-	}
+// feeder is the console as what takes input.
+type feeder struct{ *Device }
+
+// InputRoom implements charqueue.Sink.
+func (s feeder) InputRoom() int {
+	s.serving.Lock()
+	defer s.serving.Unlock()
+	return maxInput - len(s.input)
 }

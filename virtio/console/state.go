@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
+	"github.com/govmm/govmm/internal/charqueue"
 	"github.com/govmm/govmm/internal/strictcbor"
 )
 
@@ -24,7 +25,7 @@ func (d *Device) SaveState() ([]byte, error) {
 	d.serving.Lock()
 	s := State{
 		Columns: d.size.Columns, Rows: d.size.Rows,
-		Input: append([]byte{}, d.input...), Line: d.out.line(), Offset: uint32(d.offset),
+		Input: append([]byte{}, d.input...), Line: d.out.Line(), Offset: uint32(d.offset),
 	}
 	d.serving.Unlock()
 	b, err := strictcbor.Marshal(s)
@@ -44,14 +45,15 @@ func (d *Device) LoadState(b []byte) error {
 	switch {
 	case len(s.Input) > maxInput:
 		return fmt.Errorf("console: its state has %d bytes of input, %d are possible", len(s.Input), maxInput)
-	case len(s.Line) > outputSize || bytes.IndexByte(s.Line, '\n') >= 0:
-		return fmt.Errorf("console: its state has an unfinished line of %d bytes, %d without a newline are possible", len(s.Line), outputSize)
+	case len(s.Line) > charqueue.Size || bytes.IndexByte(s.Line, '\n') >= 0:
+		return fmt.Errorf("console: its state has an unfinished line of %d bytes, %d without a newline are possible", len(s.Line), charqueue.Size)
 	}
 	d.serving.Lock()
 	defer d.serving.Unlock()
 	d.size = Config{s.Columns, s.Rows}
 	d.input = append(d.input[:0], s.Input...)
 	d.offset = int(s.Offset)
-	d.out.restore(s.Line)
+	d.out.Hold(true)
+	d.out.Put(s.Line)
 	return nil
 }

@@ -2,8 +2,8 @@ package serial
 
 import (
 	"context"
-	"errors"
-	"io"
+
+	"github.com/govmm/govmm/internal/charqueue"
 )
 
 // Input is where a serial port's input comes from. Every [Backend] is one.
@@ -31,45 +31,15 @@ func (u *UART) Feed(p []byte) int {
 //
 // A machine whose state is to be saved ends Serve first, and waits for it.
 func (u *UART) Serve(ctx context.Context, in Input) error {
-	buf := make([]byte, 1024)
-	for {
-		n, err := u.inputRoom(ctx)
-		if err != nil {
-			return err
-		}
-		n, err = in.ReadInput(ctx, buf[:min(n, len(buf))])
-		for fed := 0; fed < n; {
-			fed += u.Feed(buf[fed:n])
-			if fed < n { // somebody else feeds too
-				if _, err := u.inputRoom(ctx); err != nil {
-					return err
-				}
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return charqueue.Serve(ctx, in, feeder{u}, u.room)
 }
 
-// inputRoom waits until input can be taken, and returns how much.
-func (u *UART) inputRoom(ctx context.Context) (int, error) {
-	for {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		u.regs.Lock()
-		n := maxPending - len(u.pending)
-		u.regs.Unlock()
-		if n > 0 {
-			return n, nil
-		}
-		select {
-		case <-u.room:
-		case <-ctx.Done():
-		}
-	}
+// feeder is the UART as what takes input.
+type feeder struct{ *UART }
+
+// InputRoom implements charqueue.Sink.
+func (s feeder) InputRoom() int {
+	s.regs.Lock()
+	defer s.regs.Unlock()
+	return maxPending - len(s.pending)
 }

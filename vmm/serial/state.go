@@ -3,6 +3,8 @@ package serial
 import (
 	"bytes"
 	"fmt"
+
+	"github.com/govmm/govmm/internal/charqueue"
 )
 
 // State is what of a UART travels with a migration. Input that the guest has
@@ -42,7 +44,7 @@ func (u *UART) SaveState() State {
 		THREPending: u.thri || u.full,
 		FIFO:        append([]byte(nil), u.fifo...),
 		Pending:     append([]byte(nil), u.pending...),
-		Line:        u.out.heldLine(),
+		Line:        u.out.Line(),
 	}
 }
 
@@ -60,18 +62,16 @@ func (u *UART) LoadState(s State) error {
 	if len(s.FIFO) > depth || len(s.Pending) > maxPending {
 		return fmt.Errorf("serial port state: %d bytes in the FIFO and %d waiting; at most %d and %d are possible", len(s.FIFO), len(s.Pending), depth, maxPending)
 	}
-	if len(s.Line) > queueSize || bytes.IndexByte(s.Line, '\n') >= 0 {
-		return fmt.Errorf("serial port state: an unfinished line of %d bytes, at most %d without a newline are possible", len(s.Line), queueSize)
+	if len(s.Line) > charqueue.Size || bytes.IndexByte(s.Line, '\n') >= 0 {
+		return fmt.Errorf("serial port state: an unfinished line of %d bytes, at most %d without a newline are possible", len(s.Line), charqueue.Size)
 	}
 	u.regs.Lock()
 	defer u.regs.Unlock()
-	for _, b := range s.Line {
-		u.out.put(b)
-	}
+	u.out.Put(s.Line)
 	u.ier, u.fcr, u.lcr, u.mcr, u.scr = s.IER, s.FCR, s.LCR, s.MCR, s.SCR
 	u.dll, u.dlm, u.msr = s.DLL, s.DLM, s.MSR
 	u.overrun = s.Overrun
-	u.full = u.out.room() < fifoSize
+	u.full = u.out.Room() < fifoSize
 	u.thri = s.THREPending && !u.full
 	u.fifo = append(u.fifo[:0], s.FIFO...)
 	u.pending = append(u.pending[:0], s.Pending...)

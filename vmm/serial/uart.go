@@ -15,8 +15,12 @@
 package serial
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"sync"
+
+	"github.com/govmm/govmm/internal/charqueue"
 )
 
 // Registers by their offset from the port's base (National Semiconductor
@@ -72,7 +76,7 @@ const (
 const (
 	fifoSize = 16
 	// maxPending is how much input may wait for room in the receive FIFO.
-	maxPending = 4096
+	maxPending = charqueue.MaxInput
 	// divisor9600 is what firmware leaves in the divisor latch: 115200/9600.
 	divisor9600 = 12
 )
@@ -85,7 +89,7 @@ var triggers = [4]int{1, 4, 8, 14}
 // not gate the interrupt. The character time-out comes at once.
 type UART struct {
 	irq func(level bool)
-	out *output
+	out *charqueue.Output
 
 	// room gets a value when pending input has shrunk.
 	room chan struct{}
@@ -117,7 +121,7 @@ func New(irq func(level bool), out io.Writer) *UART {
 		pending: make([]byte, 0, maxPending),
 	}
 	u.powerOn()
-	u.out = newOutput(out, u.transmitterReady)
+	u.out = charqueue.NewOutput(out, fifoSize, u.transmitterReady)
 	return u
 }
 
@@ -251,7 +255,9 @@ func (u *UART) transmit(b byte) {
 			u.fifo[0] = b
 		}
 	} else {
-		u.full = u.out.put(b) < fifoSize
+		// A guest that does not look at THRE loses what does not fit.
+		u.out.Put([]byte{b})
+		u.full = u.out.Room() < fifoSize
 	}
 	u.thri = !u.full
 }
@@ -260,7 +266,7 @@ func (u *UART) transmit(b byte) {
 func (u *UART) transmitterReady() {
 	u.regs.Lock()
 	defer u.regs.Unlock()
-	if u.full && u.out.room() >= fifoSize {
+	if u.full && u.out.Room() >= fifoSize {
 		u.full, u.thri = false, true
 		u.update()
 	}
@@ -364,4 +370,30 @@ func (u *UART) update() {
 		u.line = level
 		u.irq(level)
 	}
+}
+
+// Drain waits until the backend has taken all that the guest has sent, except
+// for a line that is held, or until ctx ends, whose error it returns then. A
+// guest that goes on sending can keep it waiting.
+func (u *UART) Drain(ctx context.Context) error {
+	if err := u.out.Drain(ctx); err != nil {
+		return fmt.Errorf("serial port: %w", err)
+	}
+	return nil
+}
+
+// HoldLine says whether a line that the guest has begun and not ended is kept
+// back. It is while the guest stands still for a handoff: the line then travels
+// in the [State], and the destination prints it whole.
+func (u *UART) HoldLine(hold bool) { u.out.Hold(hold) }
+
+// Close ends the goroutine that writes output; what the backend has not taken
+// is lost ([UART.Drain] first). It waits for a Write under way: close a backend
+// that is stuck before the UART. The first error that writing met is returned.
+// The port may still be used; its output goes nowhere.
+func (u *UART) Close() error {
+	if err := u.out.Close(); err != nil {
+		return fmt.Errorf("serial port: output: %w", err)
+	}
+	return nil
 }

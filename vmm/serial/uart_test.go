@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"testing"
+
+	"github.com/govmm/govmm/internal/charqueue"
 )
 
 // sink is a backend that remembers output, and can be stuck.
@@ -242,7 +244,7 @@ func TestStuckBackend(t *testing.T) {
 			u.WritePort(regData, byte(sent))
 			sent++
 		}
-		if sent > 2*queueSize {
+		if sent > 2*charqueue.Size {
 			t.Fatal("the transmitter is never busy")
 		}
 	}
@@ -287,10 +289,10 @@ func TestStuckBackend(t *testing.T) {
 func TestOverfullOutput(t *testing.T) {
 	out := &sink{gate: make(chan struct{})}
 	u, _ := newUART(t, out)
-	for range 3 * queueSize {
+	for range 3 * charqueue.Size {
 		u.WritePort(regData, 'x')
 	}
-	if got := u.out.room(); got != 0 {
+	if got := u.out.Room(); got != 0 {
 		t.Errorf("room for %d bytes", got)
 	}
 	wantReg(t, u, regLSR, 0, "overfull")

@@ -1,0 +1,255 @@
+// Package charqueue moves characters between a device of the guest, a serial
+// port or a console, and the host. Neither direction loses a byte, and neither
+// makes the guest wait.
+package charqueue
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+)
+
+const (
+	// Size is how many bytes of output can wait for the writer.
+	Size = 64 << 10
+	// MaxLine is the most that is written at once: a line of that length is
+	// written before its end.
+	MaxLine = 4096
+	// A line that has begun waits for its end until no byte has come for
+	// lineIdle, and at most for lineMost: lines are written whole where
+	// possible, and most of those that a migration cuts are still here.
+	lineIdle = 20 * time.Millisecond
+	lineMost = 100 * time.Millisecond
+)
+
+// Output is a queue of bytes and the goroutine that writes them.
+type Output struct {
+	w     io.Writer
+	low   int
+	ready func()
+	wake  chan struct{} // to the goroutine: something below has changed
+	done  chan struct{} // closed when the goroutine has ended
+
+	// queueMu guards all below.
+	queueMu sync.Mutex
+	queue   []byte        // not yet given to w
+	writing int           // bytes in the Write under way
+	due     bool          // the line that has begun is written now
+	held    bool          // the line that has begun stays
+	closed  bool          // the goroutine ends; what is put is dropped
+	err     error         // the first of w
+	empty   chan struct{} // if not nil, closed when nothing is left to write
+}
+
+// NewOutput makes a queue whose bytes are written to w. ready is called,
+// without locks, when there is room for low bytes again where there was not.
+func NewOutput(w io.Writer, low int, ready func()) *Output {
+	o := &Output{
+		w: w, low: low, ready: ready,
+		wake: make(chan struct{}, 1), done: make(chan struct{}), queue: make([]byte, 0, Size),
+	}
+	go o.run()
+	return o
+}
+
+// Put queues as much of p as there is room for, and returns how much that was.
+// After Close everything fits, and is dropped.
+func (o *Output) Put(p []byte) int {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	if o.closed {
+		return len(p)
+	}
+	n := min(len(p), o.room())
+	first := len(o.queue) == 0
+	o.queue = append(o.queue, p[:n]...)
+	if first || len(o.queue) >= MaxLine || bytes.IndexByte(p[:n], '\n') >= 0 {
+		o.wakeUp()
+	}
+	return n
+}
+
+// Room returns how many bytes Put takes.
+func (o *Output) Room() int {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	return o.room()
+}
+
+func (o *Output) room() int {
+	if o.closed {
+		return Size
+	}
+	return Size - len(o.queue) - o.writing
+}
+
+func (o *Output) wakeUp() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *Output) run() {
+	defer close(o.done)
+	buf := make([]byte, MaxLine)
+	timer := time.NewTimer(lineIdle)
+	timer.Stop()
+	seen := 0 // bytes of the line that waits when the timer was set; 0: none waits
+	var since time.Time
+	for {
+		n, waiting, ok := o.take(buf)
+		switch {
+		case !ok:
+			timer.Stop()
+			return
+		case n > 0:
+			seen = 0
+			_, err := o.w.Write(buf[:n])
+			if o.wrote(err) {
+				o.ready()
+			}
+			continue
+		case waiting == 0:
+			seen = 0
+		case seen == 0:
+			seen, since = waiting, time.Now()
+			timer.Reset(lineIdle)
+		}
+		if seen == 0 {
+			timer.Stop()
+		}
+		select {
+		case <-o.wake:
+		case <-timer.C:
+			if more := o.waited(seen, time.Since(since)); more > 0 {
+				seen = more
+				timer.Reset(lineIdle)
+			} else {
+				seen = 0
+			}
+		}
+	}
+}
+
+// take copies to buf what is to be written now. If that is nothing it returns
+// how many bytes of a line wait for its end; and false at the end.
+func (o *Output) take(buf []byte) (n, waiting int, ok bool) {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	if o.closed {
+		o.queue = nil
+		o.settle()
+		return 0, 0, false
+	}
+	n = copy(buf, o.queue[:o.leaving()])
+	o.queue = o.queue[:copy(o.queue, o.queue[n:])]
+	o.writing = n
+	o.due = o.due && len(o.queue) > 0
+	if !o.held {
+		waiting = len(o.queue)
+	}
+	return n, waiting, true
+}
+
+// waited returns how long the line is that has waited since it had seen bytes,
+// if it is to wait on, and otherwise 0.
+func (o *Output) waited(seen int, since time.Duration) int {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	if len(o.queue) > seen && since < lineMost {
+		return len(o.queue)
+	}
+	o.due = true
+	return 0
+}
+
+// leaving is how much of the queue may be written now: whole lines, and all of
+// it when that is due, or is more than a line. queueMu is held.
+func (o *Output) leaving() int {
+	if !o.held && (o.due || len(o.queue) >= MaxLine) {
+		return len(o.queue)
+	}
+	return bytes.LastIndexByte(o.queue, '\n') + 1
+}
+
+// wrote accounts for the end of a Write, and returns whether there is room for
+// low bytes again.
+func (o *Output) wrote(err error) bool {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	before := o.room()
+	o.writing = 0
+	if err != nil && o.err == nil {
+		o.err = err
+	}
+	o.settle()
+	return before < o.low && o.room() >= o.low
+}
+
+// settle ends Drain when nothing is left. queueMu is held.
+func (o *Output) settle() {
+	if o.empty != nil && o.writing == 0 && o.leaving() == 0 {
+		close(o.empty)
+		o.empty = nil
+	}
+}
+
+// Hold says whether a line that has begun stays in the queue until its end.
+func (o *Output) Hold(held bool) {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	o.held = held
+	o.settle()
+	o.wakeUp()
+}
+
+// Line is the beginning of a line that Hold keeps.
+func (o *Output) Line() []byte {
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	if !o.held {
+		return []byte{}
+	}
+	return append([]byte{}, o.queue[bytes.LastIndexByte(o.queue, '\n')+1:]...)
+}
+
+// Drain waits until the writer has taken everything, except for a line that
+// Hold keeps, or until ctx ends.
+func (o *Output) Drain(ctx context.Context) error {
+	o.queueMu.Lock()
+	o.due = !o.held && len(o.queue) > 0
+	left := o.leaving() + o.writing
+	if left == 0 {
+		o.queueMu.Unlock()
+		return nil
+	}
+	if o.empty == nil {
+		o.empty = make(chan struct{})
+	}
+	empty := o.empty
+	o.queueMu.Unlock()
+	o.wakeUp()
+	select {
+	case <-empty:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%d bytes of output that the backend does not take: %w", left, context.Cause(ctx))
+	}
+}
+
+// Close ends the goroutine, and drops what is left ([Output.Drain] first). It
+// waits for a Write under way. It returns the first error of the writer.
+func (o *Output) Close() error {
+	o.queueMu.Lock()
+	o.closed = true
+	o.queueMu.Unlock()
+	o.wakeUp()
+	<-o.done
+	o.queueMu.Lock()
+	defer o.queueMu.Unlock()
+	return o.err
+}
