@@ -452,7 +452,7 @@ func TestCompressionOverChannels(t *testing.T) {
 				}
 			}
 			r := m.Result()
-			if r.Compression != c || (c == CompressNone) != (r.CompressionRatio == 1) || c != CompressNone && r.CompressionRatio < 5 {
+			if r.Compression != string(c) || (c == CompressNone) != (r.CompressionRatio == 1) || c != CompressNone && r.CompressionRatio < 5 {
 				t.Errorf("compression %v, ratio %v", r.Compression, r.CompressionRatio)
 			}
 		})

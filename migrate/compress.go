@@ -9,27 +9,16 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// Compression is what the content of pages is compressed with on its way. It
-// pays where the link is slower than a processor compresses.
+// Compression is how the content of pages is compressed on its way. It pays where
+// the link is slower than a processor compresses.
 type Compression string
 
 // The compressions.
 const (
 	CompressNone Compression = "none"
-	// CompressZstd is Zstandard (RFC 8878) at its fastest level.
-	CompressZstd Compression = "zstd"
-	// CompressLZ4 is LZ4's block format: less compression, less work.
-	CompressLZ4 Compression = "lz4"
+	CompressZstd Compression = "zstd" // Zstandard (RFC 8878) at its fastest level
+	CompressLZ4  Compression = "lz4"  // LZ4's block format: less compression, less work
 )
-
-// ParseCompression reads a compression's name.
-func ParseCompression(s string) (Compression, error) {
-	switch c := Compression(s); c {
-	case CompressNone, CompressZstd, CompressLZ4:
-		return c, nil
-	}
-	return "", fmt.Errorf("compression %.80q: use %s, %s or %s", s, CompressNone, CompressZstd, CompressLZ4)
-}
 
 // Codecs, in the flags of a PACKED frame.
 const (

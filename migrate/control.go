@@ -1,8 +1,8 @@
 package migrate
 
 import (
-	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/govmm/govmm/internal/strictcbor"
@@ -93,33 +93,14 @@ func reasonsOf(err error) []string {
 	return list
 }
 
-// refusal turns a peer's list back into one error.
+// refusal turns a peer's list back into one error, which matches [ErrRefused].
 func refusal(reasons []string) error {
 	if len(reasons) == 0 {
 		return fmt.Errorf("%w without a reason", ErrRefused)
 	}
-	errs := make([]error, 0, len(reasons))
+	list := make([]string, 0, len(reasons))
 	for _, r := range reasons[:min(len(reasons), maxReasons)] {
-		errs = append(errs, errors.New(clip(r)))
+		list = append(list, clip(r))
 	}
-	return &RefusedError{Reasons: errs}
+	return fmt.Errorf("%w: %s", ErrRefused, strings.Join(list, "; "))
 }
-
-// RefusedError lists every incompatibility that the destination found. It
-// matches [ErrRefused].
-type RefusedError struct{ Reasons []error }
-
-// Error joins the reasons into one line.
-func (e *RefusedError) Error() string {
-	s := ErrRefused.Error() + ": "
-	for i, r := range e.Reasons {
-		if i > 0 {
-			s += "; "
-		}
-		s += r.Error()
-	}
-	return s
-}
-
-// Is makes errors.Is(err, ErrRefused) true.
-func (e *RefusedError) Is(target error) bool { return target == ErrRefused }

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Receiver is the destination: it takes migrations on a listener until one
-// completes, and from then on answers queries about it.
+// Receiver is the destination: it takes migrations until one completes, and from
+// then on answers queries about it.
 type Receiver struct {
 	builder Builder
 	log     *slog.Logger
@@ -37,8 +37,8 @@ const (
 	keptVerdicts = 1024
 )
 
-// NewReceiver returns a receiver that builds machines with b. Each attempt that
-// is refused, fails or completes is logged; nil: nothing is.
+// NewReceiver returns a receiver that builds machines with b. It logs each attempt
+// that is refused, fails or completes; nil: nothing is logged.
 func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -50,9 +50,8 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 // Arrived delivers the machine that was given the right to run, once.
 func (r *Receiver) Arrived() <-chan Target { return r.arrived }
 
-// Serve accepts connections until ctx ends, then closes ln and waits for the
-// connections under way, which it ends. A migration that fails leaves it
-// serving.
+// Serve accepts connections until ctx ends. Then it closes ln, ends the connections
+// under way and waits for them. A migration that fails does not end it.
 func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var conns sync.WaitGroup
@@ -222,14 +221,7 @@ func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) {
 	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // it will ask again
 }
 
-// ReceiveProgress is a snapshot of what a destination has received.
-type ReceiveProgress struct {
-	Active        bool   `json:"active"`
-	Peer          string `json:"peer"`
-	BytesReceived uint64 `json:"bytes_received"`
-}
-
-// Progress returns a snapshot. Safe for concurrent use.
+// Progress returns a snapshot.
 func (r *Receiver) Progress() ReceiveProgress {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()

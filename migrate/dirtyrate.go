@@ -11,43 +11,22 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// Bounds of the time for which a dirty rate is measured.
+// The time for which a dirty rate is measured.
 const (
 	MinRateInterval     = 10 * time.Millisecond
 	MaxRateInterval     = time.Minute
 	DefaultRateInterval = time.Second
 )
 
-// DirtyRate is how a guest writes its memory.
-type DirtyRate struct {
-	Interval time.Duration `json:"interval_ms"` // what was measured
-	// Pages is how many different pages were written within the interval.
-	Pages    uint64 `json:"pages"`
-	RAMBytes uint64 `json:"ram_bytes"`
-	// BytesPerSecond is Pages over the interval, in bytes a second. A guest
-	// that writes the same pages again and again has a lower one the longer it
-	// is watched: Samples show that.
-	BytesPerSecond uint64 `json:"bytes_per_second"`
-	// Samples grow: so many pages had been written after so long.
-	Samples []DirtySample `json:"samples"`
-}
-
-// DirtySample is one point of a [DirtyRate].
-type DirtySample struct {
-	After time.Duration `json:"after_ms"`
-	Pages uint64        `json:"pages"`
-}
-
 // rateSamples is how often the log is looked at: after the interval and its
 // half, quarter and so on, since a round may take milliseconds or seconds.
 const rateSamples = 8
 
-// MeasureDirtyRate watches for an interval which pages are written. It turns
-// the log on and off again: nothing else may use it meanwhile. The guest pays
-// what it pays in a migration's round, a fault for each page's first write.
+// MeasureDirtyRate watches for an interval which pages are written. It turns the
+// log on and off; the guest pays a fault for each page's first write.
 func MeasureDirtyRate(ctx context.Context, ram RAM, log DirtyLog, interval time.Duration) (rate DirtyRate, err error) {
 	if interval < MinRateInterval || interval > MaxRateInterval {
-		return rate, fmt.Errorf("measure the dirty rate for %v: %v to %v are possible", interval, MinRateInterval, MaxRateInterval)
+		return rate, fmt.Errorf("measure the dirty rate for %v: must be between %v and %v", interval, MinRateInterval, MaxRateInterval)
 	}
 	defer func() {
 		if serr := log.StopDirtyLog(); serr != nil {
@@ -71,7 +50,7 @@ func MeasureDirtyRate(ctx context.Context, ram RAM, log DirtyLog, interval time.
 		if err != nil {
 			return rate, err
 		}
-		rate.Samples = append(rate.Samples, DirtySample{after, pages})
+		rate.Samples = append(rate.Samples, DirtySample{After: after, Pages: pages})
 		rate.Interval, rate.Pages = after, pages
 	}
 	for _, s := range ram.Slots() {
@@ -161,10 +140,10 @@ func (w *watcher) look() (pages uint64, err error) {
 	return pages, nil
 }
 
-// dirtied is how many pages a guest of this rate writes within d: between the
+// dirtied is how many pages a guest of a rate writes within d: between the
 // samples and beyond the last one on a straight line, and never more than it
 // has.
-func (r DirtyRate) dirtied(d time.Duration) uint64 {
+func dirtied(r DirtyRate, d time.Duration) uint64 {
 	var before DirtySample // nothing after no time
 	for i, s := range r.Samples {
 		if d <= s.After || i == len(r.Samples)-1 {

@@ -5,19 +5,6 @@ import (
 	"time"
 )
 
-// Downtime says where the time went in which the guest stood still. The parts
-// follow one another: their sum is [Result.Downtime].
-type Downtime struct {
-	Pause    time.Duration `json:"pause_ms"`     // until the last vCPU stands still and the devices are quiet
-	LastSync time.Duration `json:"last_sync_ms"` // fetching the dirty log
-	Pages    time.Duration `json:"pages_ms"`     // writing the last pages to the connections
-	State    time.Duration `json:"state_ms"`     // saving the state, as far as the last pages did not hide it
-	Yield    time.Duration `json:"yield_ms"`     // flushing and unlocking the disks at the source
-	Load     time.Duration `json:"load_ms"`      // loading the state, as the destination measured it
-	Resume   time.Duration `json:"resume_ms"`    // from COMMIT to vCPUs that run, as the destination measured it
-	Wire     time.Duration `json:"wire_ms"`      // the rest: bytes under way and two round trips
-}
-
 // stopwatch measures a stop of the guest: each lap goes to one part.
 type stopwatch struct {
 	began, last time.Time
@@ -81,8 +68,10 @@ func (p plan) note(took time.Duration, parts Downtime) string {
 	} {
 		if by := c.took - c.expected; worst == "" || by > over {
 			over = by
-			worst = fmt.Sprintf("%s took %.1f ms, %.1f were estimated", c.what, milliseconds(c.took), milliseconds(c.expected))
+			worst = fmt.Sprintf("%s took %.1f ms, %.1f were estimated", c.what, inMS(c.took), inMS(c.expected))
 		}
 	}
-	return fmt.Sprintf("the guest stood still for %.1f ms, the limit was %v: %s", milliseconds(took), p.limit, worst)
+	return fmt.Sprintf("the guest stood still for %.1f ms, the limit was %v: %s", inMS(took), p.limit, worst)
 }
+
+func inMS(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

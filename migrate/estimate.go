@@ -8,30 +8,9 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// Estimate is what a migration is expected to take, foretold from what the
-// guest writes and what the way to the destination carries. Nothing is moved.
-type Estimate struct {
-	// Converges says that the rounds shrink until the downtime limit can be
-	// kept; if not, Rounds and Total are up to where that was clear.
-	Converges bool          `json:"converges"`
-	Note      string        `json:"note,omitempty"` // why not
-	Rounds    int           `json:"rounds"`         // in which the guest runs
-	Total     time.Duration `json:"total_ms"`
-	Downtime  time.Duration `json:"downtime_ms"`
-	// BandwidthBytes a second were measured, RTT is a round trip.
-	BandwidthBytes uint64        `json:"bandwidth_bytes"`
-	RTT            time.Duration `json:"rtt_ms"`
-	// RAMBytes is all of the guest's memory, DataBytes what of it has content
-	// other than zeros.
-	RAMBytes  uint64    `json:"ram_bytes"`
-	DataBytes uint64    `json:"data_bytes"`
-	DirtyRate DirtyRate `json:"dirty_rate"`
-}
-
-// EstimateMigration predicts what a migration of src to the [Receiver] at address
-// would take under opt: it counts what there is to send, watches for an interval
-// what the guest writes, and sends the receiver bytes that it throws away. The
-// dirty log of src must not be in use.
+// EstimateMigration predicts what a migration to the [Receiver] at address would
+// take: it counts what there is to send, watches for an interval what the guest
+// writes, and sends bytes that the receiver throws away. The dirty log must be off.
 func EstimateMigration(ctx context.Context, src Source, address string, opt Options, interval time.Duration) (Estimate, error) {
 	if err := opt.Validate(); err != nil {
 		return Estimate{}, err
@@ -86,7 +65,7 @@ func predict(in prediction, opt Options) Estimate {
 		e.Rounds++
 		est.round(uint64(rounds*took.Seconds()), took)
 		before := left
-		left = in.rate.dirtied(took)
+		left = dirtied(in.rate, took)
 		if est.downtime(left) <= opt.DowntimeLimit {
 			e.Converges = true
 			// What is sent while the guest stands still is not throttled.

@@ -16,7 +16,7 @@ import (
 func rateOf(perSecond, workingSet, ram uint64) DirtyRate {
 	r := DirtyRate{Interval: time.Second, RAMBytes: ram * mempage.Size}
 	for _, ms := range []uint64{8, 16, 31, 63, 125, 250, 500, 1000} {
-		r.Samples = append(r.Samples, DirtySample{time.Duration(ms) * time.Millisecond, min(workingSet, perSecond*ms/1000)})
+		r.Samples = append(r.Samples, DirtySample{After: time.Duration(ms) * time.Millisecond, Pages: min(workingSet, perSecond*ms/1000)})
 	}
 	r.Pages = r.Samples[7].Pages
 	return r
@@ -31,14 +31,14 @@ func TestDirtiedFollowsTheSamples(t *testing.T) {
 		time.Second:            {4000, 4000},
 		time.Minute:            {4000, 4000}, // the working set, over and over
 	} {
-		if got := r.dirtied(d); got < want[0] || got > want[1] {
+		if got := dirtied(r, d); got < want[0] || got > want[1] {
 			t.Errorf("%v: %d pages, want %v", d, got, want)
 		}
 	}
-	if got := rateOf(10000, 1<<40, 100000).dirtied(time.Minute); got != 100000 {
+	if got := dirtied(rateOf(10000, 1<<40, 100000), time.Minute); got != 100000 {
 		t.Errorf("more than there is: %d pages", got)
 	}
-	if got := (DirtyRate{}).dirtied(time.Second); got != 0 {
+	if got := dirtied(DirtyRate{}, time.Second); got != 0 {
 		t.Errorf("nothing measured: %d pages", got)
 	}
 }

@@ -154,21 +154,16 @@ func (e *estimator) plan(pages uint64) Downtime {
 	}
 }
 
-// total is the sum of the parts.
-func (d Downtime) total() time.Duration {
-	return d.Pause + d.LastSync + d.Pages + d.State + d.Yield + d.Load + d.Resume + d.Wire
-}
-
 // downtime is the estimate with so many pages left, and with those that will
 // be written before the vCPUs stand still.
-func (e *estimator) downtime(pages uint64) time.Duration { return e.plan(pages + e.surge).total() }
+func (e *estimator) downtime(pages uint64) time.Duration { return e.plan(pages + e.surge).Sum() }
 
 // stopped is what is expected to follow a stop that has lasted for so long
 // already, with so many pages left and the state still to be saved.
 func (e *estimator) stopped(sofar time.Duration, pages uint64) time.Duration {
 	d := e.plan(pages)
 	d.Pause, d.LastSync = sofar, 0
-	return d.total()
+	return d.Sum()
 }
 
 // gaveUp learns from a try that was undone: expected pages were to be left

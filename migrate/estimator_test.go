@@ -171,7 +171,7 @@ func TestDowntimePartsAddUp(t *testing.T) {
 		far := rapid.Int64Range(0, int64(forever))
 		w.parts.Load, w.parts.Resume = time.Duration(far.Draw(t, "load")), time.Duration(far.Draw(t, "resume"))
 		took, parts := w.finish()
-		if sum := parts.total(); (sum - took).Abs() > 2*time.Millisecond {
+		if sum := parts.Sum(); (sum - took).Abs() > 2*time.Millisecond {
 			t.Fatalf("%+v add up to %v, not %v", parts, sum, took)
 		}
 		if parts.Load < 0 || parts.Resume < 0 || parts.Wire < 0 {

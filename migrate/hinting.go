@@ -10,23 +10,15 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// HintMode says whether the guest is asked which of its pages are free.
+// HintMode says whether the guest is asked for its free pages, which are not sent.
 type HintMode string
 
 // The modes of [Options.Hints].
 const (
-	// HintsAuto asks a guest that can be asked, and stops where that costs
-	// more than it saves.
-	HintsAuto HintMode = "auto"
-	// HintsOn asks, and says so where the guest cannot be asked.
-	HintsOn HintMode = "on"
-	// HintsOff does not ask.
-	HintsOff HintMode = "off"
+	HintsAuto HintMode = "auto" // ask a guest that can be asked, and stop if that costs more than it saves
+	HintsOn   HintMode = "on"   // ask, and report if the guest cannot be asked
+	HintsOff  HintMode = "off"
 )
-
-// ErrNoHintSource: the machine has no balloon, so its guest cannot be asked for
-// free pages.
-var ErrNoHintSource = errors.New("the machine has no balloon")
 
 // Reasons why no hints are asked for, or no more.
 var (

@@ -11,25 +11,14 @@ type Hinting interface {
 	HintSource() HintSource // nil: there is nobody to ask
 }
 
-// HintSource asks the guest which pages are free, by the command ids of virtio
-// 1.2 section 5.5.6.5. Methods do not wait for the guest and work while it is
-// stopped.
+// HintSource asks the guest for its free pages, by the command ids of virtio 1.2
+// section 5.5.6.5. No method waits for the guest, which may be stopped.
 type HintSource interface {
-	// SetHintSink says who receives the guest's answers; nil: nobody. A call to
-	// the sink before may still be under way.
-	SetHintSink(mempage.HintSink)
-	// NewHintID returns an id that this guest has never been given, on any host.
-	// An error is the reason why the guest cannot be asked.
-	NewHintID() (uint32, error)
-	// AnnounceHints asks for hints under an id from NewHintID. What the guest
-	// queued before the call does not count under it.
-	AnnounceHints(id uint32)
-	// StopHints asks the guest to end its answer. It keeps what it hinted.
-	StopHints()
-	// DoneHints lets the guest use the pages that it hinted. While the guest is
-	// stopped it learns only the last of these three calls, here or where it
-	// goes on.
-	DoneHints()
+	SetHintSink(mempage.HintSink) // gets the answers; nil: nobody does. An earlier sink's last call may still run
+	NewHintID() (uint32, error)   // an id that this guest was never given, on any host; or why it cannot be asked
+	AnnounceHints(id uint32)      // asks; what the guest queued before does not count under this id
+	StopHints()                   // the guest is to end its answer, and keeps what it hinted
+	DoneHints()                   // the guest may use its pages. While stopped it learns only the last of these three
 }
 
 // pageRange is a run of pages of one memory slot.

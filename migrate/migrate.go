@@ -1,16 +1,27 @@
-// Package migrate moves a running virtual machine from one process to another
-// over TCP: precopy rounds while the guest runs, a short stop, a handoff after
-// which exactly one side may run.
+// Package migrate moves a running virtual machine from one process to another:
+// rounds of copying while the guest runs (precopy), a short stop, and a handoff
+// after which exactly one side may run the guest.
 //
-// The package knows neither KVM nor the machine. It declares what it consumes
-// ([RAM], [DirtyLog], [Source], [Builder], [Target]) and the same engine runs
-// over real KVM and over the simulated one of its tests.
+// The destination serves connections with a [Receiver], whose [Builder] makes the
+// machine. The source sends a machine with a [Migration]:
 //
-// The way of a page: the tracker says that it must be sent and arms its write
-// tracking; the sender looks whether it is a hole or all zeros; one vectored
-// write takes it from guest memory to the socket; at the destination one read
-// takes it from the socket into guest memory. docs/migration.md has the
-// invariants (R1 to R6), the byte table and the handoff.
+//	receiver := migrate.NewReceiver(builder, slog.Default())
+//	go receiver.Serve(ctx, listener)
+//	target := <-receiver.Arrived() // the guest runs here
+//
+//	m := migrate.New(source, "host:7777", migrate.Options{})
+//	result, err := m.Run(ctx)
+//
+// After nil the guest runs at the destination, and must never run at the source
+// again. After any error except [ErrHandoffUnknown] it goes on at the source.
+//
+// The engine knows neither KVM nor the machine: it uses the interfaces [RAM],
+// [DirtyLog], [Source], [Builder] and [Target]. It neither dials nor listens:
+// [Options.Dial] and a net.Listener connect the two sides, by TCP, TLS, a unix
+// socket or in memory. Package simtest has a simulated machine.
+//
+// Comments cite the rules R1 to R6 of docs/migration.md, which also describes
+// the bytes on the wire and the handoff.
 package migrate
 
 import (
@@ -18,125 +29,91 @@ import (
 	"errors"
 )
 
-// Slot is one KVM memory slot: a run of guest physical pages that is
-// contiguous in guest physical and in host virtual memory. A slot is named by
-// its index in [RAM.Slots].
+// Errors for errors.Is.
+var (
+	ErrCancelled      = errors.New("migration cancelled")
+	ErrRefused        = errors.New("refused by the destination") // its reasons follow
+	ErrTimeout        = errors.New("migration timed out")
+	ErrNotConverged   = errors.New("precopy did not converge")
+	ErrProtocol       = errors.New("protocol error")  // the peer sent what the protocol does not allow
+	ErrHandoffUnknown = errors.New("handoff unknown") // COMMIT may have arrived, and no verdict has come
+	ErrTooLate        = errors.New("too late to cancel: the right to run has been handed over")
+	ErrNoHintSource   = errors.New("the machine has no balloon") // so the guest cannot be asked for free pages
+)
+
+// Slot is one KVM memory slot, named by its index in [RAM.Slots].
 type Slot struct {
-	GPA   uint64 // guest physical address of the first page, in bytes
-	Pages uint64 // length in pages
+	GPA   uint64 // guest physical address of the first page
+	Pages uint64
 }
 
-// RAM is the guest's memory as the engine sees it. Page numbers count from the
-// start of the slot. Methods may be called while vCPUs run.
+// RAM is the guest's memory. Page numbers count from the start of the slot; in a
+// bitmap bit 0 of word 0 is the first page. vCPUs may run during all calls.
 type RAM interface {
-	// Slots lists the memory slots; the list does not change.
+	// Slots lists the memory slots by ascending address. The list does not change.
 	Slots() []Slot
-	// Bytes returns the memory of pages [first, first+n) of a slot itself, not
-	// a copy. It panics if the range is not inside the slot: the engine
-	// validates before it asks.
+	// Bytes returns the memory of pages [first, first+n) itself, not a copy. It is called only for pages that exist.
 	Bytes(slot int, first, n uint64) []byte
-	// Populated sets bit i of bitmap where page first+i may hold data, and
-	// clears it where that page is a hole: never populated, or punched out, so
-	// that it reads as zero. It must not populate anything. Backings that
-	// cannot tell report every page as populated. bitmap has at least
-	// ceil(n/64) words; bits from n on are left clear.
+	// Populated sets bit i of bitmap if page first+i may hold data, and clears it if that page is a hole, which reads
+	// as zero. It populates nothing. A backing that cannot tell reports every page. bitmap has ceil(n/64) words.
 	Populated(slot int, first, n uint64, bitmap []uint64) error
-	// Zero makes pages [first, first+n) read as zero and gives their memory
-	// back where the backing allows it.
+	// Zero makes the pages read as zero, and gives their memory back where the backing allows it.
 	Zero(slot int, first, n uint64) error
 }
 
-// DirtyLog is the record of writes to a [RAM]: KVM's own log, which knows what
-// vCPUs and the kernel wrote, and the VMM's, which knows what devices and
-// loaders wrote. Bitmaps have one bit a page, bit 0 of word 0 first.
+// DirtyLog is the record of writes to a [RAM]: KVM's log, of what vCPUs and the
+// kernel wrote, and the VMM's, of what devices and loaders wrote.
 type DirtyLog interface {
-	// StartDirtyLog turns write tracking on for every slot. Afterwards the log
-	// of a slot may report no page or every page
-	// (KVM_DIRTY_LOG_INITIALLY_SET).
-	StartDirtyLog() error
-	// StopDirtyLog turns it off. It may be called when it is off.
-	StopDirtyLog() error
-	// FetchDirtyLog stores KVM's log of the slot in bitmap, which covers the
-	// whole slot (KVM_GET_DIRTY_LOG). With manual protection it clears
-	// nothing; without, it clears and re-arms what it reports.
+	StartDirtyLog() error // for all slots; the log then reports no page, or every page (KVM_DIRTY_LOG_INITIALLY_SET)
+	StopDirtyLog() error  // also if it is off
+	ManualProtect() bool  // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
+	// FetchDirtyLog stores KVM's log of the slot (KVM_GET_DIRTY_LOG). With manual protection it clears nothing; without,
+	// it clears and re-arms what it reports.
 	FetchDirtyLog(slot int, bitmap []uint64) error
-	// ClearDirtyLog clears the bits that are set in bitmap, whose bit 0 is
-	// page first, from the log and tracks those pages' writes again
-	// (KVM_CLEAR_DIRTY_LOG). first is a multiple of 64; n is too, unless the
-	// range ends at the slot's end. Not called without manual protection.
+	// ClearDirtyLog clears the bits of bitmap, whose bit 0 is page first, from KVM's log and re-arms those pages
+	// (KVM_CLEAR_DIRTY_LOG). first is a multiple of 64, and n too or it ends the slot. Only with manual protection.
 	ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error
-	// ManualProtect says whether the kernel leaves clearing to
-	// ClearDirtyLog (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2).
-	ManualProtect() bool
-	// FetchVMMDirty atomically takes the VMM's own bits of the slot: they are
-	// stored in bitmap and are clear afterwards. The VMM sets a bit after the
-	// bytes have landed and before the guest can learn of them.
+	// FetchVMMDirty moves the VMM's log of the slot to bitmap, atomically. The VMM sets a bit after the bytes have
+	// landed and before the guest can learn of them.
 	FetchVMMDirty(slot int, bitmap []uint64) error
 }
 
-// Source is a machine that can be sent.
+// Source is a machine that can be sent. It may also be a [Hinting] and a [Throttler].
 type Source interface {
 	RAM
 	DirtyLog
-	// MigrationConfig describes the machine in the VMM's own encoding: all
-	// that [Builder.Build] needs to make its twin.
-	MigrationConfig() ([]byte, error)
-	// PauseForHandoff stops the vCPUs, lets each complete a pending port or
-	// MMIO access (which may write RAM), and quiets the devices with their
-	// I/O drained. When it returns nothing writes guest memory any more.
-	// wasRunning is false if the guest was paused before.
+	MigrationConfig() ([]byte, error) // the machine, in the VMM's encoding, for Builder.Build
+	// PauseForHandoff stops the vCPUs, completes their pending port and MMIO accesses (which may write RAM), and stops
+	// the devices. Afterwards nothing writes guest memory.
 	PauseForHandoff(ctx context.Context) (wasRunning bool, err error)
-	// YieldForHandoff gives up what only the side that runs the guest may hold,
-	// locks on disks. It is called after PREPARED and before COMMIT, with the
-	// machine stopped; if it fails the migration does.
+	SaveState(ctx context.Context) ([]byte, error) // of devices and vCPUs; it may write RAM
+	// YieldForHandoff gives up what only one side may hold, such as locks on disks. It comes last before COMMIT.
 	YieldForHandoff(ctx context.Context) error
-	// ResumeAfterAbort undoes PauseForHandoff and YieldForHandoff: a guest that
-	// ran, runs again.
+	// ResumeAfterAbort undoes PauseForHandoff and YieldForHandoff. Its context has not ended, even if the migration's has.
 	ResumeAfterAbort(ctx context.Context) error
-	// SaveState returns the state of every device and vCPU. Called while the
-	// machine is stopped.
-	SaveState(ctx context.Context) ([]byte, error)
 }
 
-// Builder makes the destination's machine.
+// Throttler is a [Source] whose guest can be slowed down ([Options.AutoConverge]).
+type Throttler interface {
+	Throttle(percent int) error // of the time vCPUs stay out of the guest, 0 to 99
+}
+
+// Builder makes the destination's machine, which does not run yet.
 type Builder interface {
-	// Build makes a machine from the source's configuration; the machine does
-	// not run. It lists every incompatibility it finds: an error that has
-	// `Unwrap() []error` (errors.Join) is sent to the source as a list.
+	// Build makes it from the source's configuration. Its error, also a list by errors.Join, is sent to the source.
 	Build(ctx context.Context, config []byte) (Target, error)
 }
 
-// Target is a machine that is being received.
+// Target is a machine that is received.
 type Target interface {
 	RAM
-	// Prefault populates pages [first, first+n), whose content stays as it is:
-	// zero, for a hole. It returns when that is done, and may be called while
-	// other pages are written. An error says that it cannot be done here;
-	// pages may have been populated all the same.
+	// Prefault populates pages, whose content stays, while others are written. An error means that it is not possible here.
 	Prefault(slot int, first, n uint64) error
-	// PrepareState does what can be done of LoadState without reading or
-	// writing the guest's memory, some of which has not landed yet.
+	// PrepareState does the part of LoadState that neither reads nor writes guest memory, while pages still land.
 	PrepareState(state []byte) error
-	// LoadState restores every device and vCPU. Called once, after the last
-	// page has landed, with what PrepareState was called with; no vCPU has run.
+	// LoadState restores devices and vCPUs from what PrepareState was given, after the last page has landed.
 	LoadState(ctx context.Context, state []byte) error
-	// Start gives the machine the right to run: its vCPUs enter the guest, or
-	// stay stopped when paused is true. An error means that no instruction of
-	// the guest was executed.
+	// Start gives the machine the right to run; with paused it stays stopped. After an error it has executed nothing.
 	Start(ctx context.Context, paused bool) error
-	// Discard frees a machine that never got the right to run.
-	Discard() error
+	Discard() error // frees a machine that never got the right to run
 }
-
-// Errors that callers can tell apart with errors.Is.
-var (
-	// ErrCancelled: the migration was cancelled at the source.
-	ErrCancelled = errors.New("migration cancelled")
-	// ErrRefused: the destination refused, with its reasons.
-	ErrRefused = errors.New("refused by the destination")
-	// ErrHandoffUnknown: COMMIT may have arrived and no verdict is known. The
-	// guest stays paused at the source.
-	ErrHandoffUnknown = errors.New("handoff unknown")
-	// ErrProtocol: the peer sent something that the protocol does not allow.
-	ErrProtocol = errors.New("protocol error")
-)

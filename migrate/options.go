@@ -9,70 +9,42 @@ import (
 	"time"
 )
 
-// Options are the limits of one outgoing migration. The zero value of a field
-// means what its comment says; [DefaultOptions] has the usual ones.
+// Options are the limits of one outgoing migration. A field that is zero has the
+// value of [DefaultOptions].
 type Options struct {
-	// DowntimeLimit is how long the guest may stand still: precopy goes on
-	// until what remains can be sent, and the state loaded, within it.
-	// 0: 300 ms.
-	DowntimeLimit time.Duration
-	// BandwidthLimit bounds the precopy rounds, in bytes a second. What is
-	// sent while the guest stands still is not throttled. 0: no limit.
-	BandwidthLimit uint64
-	// Timeout is for the whole migration up to COMMIT; after it the migration
-	// is given up and the guest goes on at the source. 0: one hour.
-	Timeout time.Duration
-	// MaxRounds gives up after so many precopy rounds that did not bring the
-	// estimate under DowntimeLimit. 0: no limit.
-	MaxRounds int
-	// AutoConverge slows the guest down, in steps, when rounds stop shrinking.
-	// Off, a guest that writes faster than the link never arrives.
-	AutoConverge bool
-	// ClearBitmapShift is the base-2 logarithm of the pages that one
-	// KVM_CLEAR_DIRTY_LOG covers, 6 to 31. 0: 18 (1 GiB).
-	ClearBitmapShift uint
-	// Hints says whether the guest is asked which of its pages are free, so that
-	// those are not sent. "": [HintsAuto].
-	Hints HintMode
-	// HintWait is how long, at most, the first round waits for the guest to say
-	// all that it has to; it waits a quarter of that for the guest to begin.
-	// 0: 1 s.
-	HintWait time.Duration
-	// Channels is how many connections carry pages; the destination may grant
-	// fewer. 0: see DefaultChannels.
-	Channels int
-	// Compression is what the content of pages is compressed with. "": none.
-	Compression Compression
-	// VerifyPages sends a hash of every page while both sides stand still and
-	// lets the destination compare. It is for tests: it adds the time of
-	// hashing all memory to the downtime.
-	VerifyPages bool
-	// Dial makes each connection of the migration to the address that [New] got.
-	// nil: TCP to host:port; a name is resolved once.
+	DowntimeLimit    time.Duration // of the guest's stop: rounds go on until the rest can be sent within it; 300 ms
+	BandwidthLimit   uint64        // of the rounds, in bytes a second; the stop is not limited; 0: none
+	Timeout          time.Duration // of the whole migration until COMMIT; 1 h
+	MaxRounds        int           // of precopy, before it gives up; 0: no limit
+	AutoConverge     bool          // slow the guest down, in steps, if rounds do not shrink
+	ClearBitmapShift uint          // base-2 logarithm of the pages that one KVM_CLEAR_DIRTY_LOG covers, 6 to 31; 18
+	Hints            HintMode      // whether the guest is asked for its free pages; HintsAuto
+	HintWait         time.Duration // for the guest's answer, before the first round; a quarter for it to begin; 1 s
+	Channels         int           // connections that carry pages, 1 to 16; 2, or 1 on one processor
+	Compression      Compression   // of page content; CompressNone
+	VerifyPages      bool          // for tests: compare hashes of all pages in the stop, which takes that much longer
+	PeerTimeout      time.Duration // without any progress, after which the peer counts as dead; 10 s
+	// Dial makes each connection to the address that New was given. nil: TCP to host:port, whose name is resolved once.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
-	// PeerTimeout is how long the peer may make no progress at all before it
-	// counts as dead. 0: 10 s.
-	PeerTimeout time.Duration
 }
 
 // Bounds of [Options].
 const (
-	MinClearBitmapShift = 6  // KVM clears whole 64-page words
-	MaxClearBitmapShift = 31 // as in QEMU
-	// MinBandwidthLimit in bytes a second: one batch has at least 64 pages,
-	// and the pause after one must stay well below PeerTimeout.
-	MinBandwidthLimit = 64 << 10
+	MaxChannels       = 16
+	MaxHintWait       = defaultPeerTimeout / 2 // half of what a destination takes for silence
+	MinBandwidthLimit = 64 << 10               // a frame has at least 64 pages, and takes less than PeerTimeout then
+
+	minClearBitmapShift = 6  // KVM clears whole 64-page words
+	maxClearBitmapShift = 31 // as in QEMU
 
 	defaultDowntimeLimit    = 300 * time.Millisecond
 	defaultTimeout          = time.Hour
 	defaultClearBitmapShift = 18
 	defaultPeerTimeout      = 10 * time.Second
 	defaultHintWait         = time.Second
-	// MaxHintWait is half of what a destination takes for silence.
-	MaxHintWait = defaultPeerTimeout / 2
 )
 
-// DefaultOptions returns the options that a zero value stands for, spelt out.
+// DefaultOptions returns the options that the zero value stands for.
 func DefaultOptions() Options { return Options{}.withDefaults() }
 
 func (o Options) withDefaults() Options {
@@ -95,7 +67,7 @@ func (o Options) withDefaults() Options {
 		o.HintWait = defaultHintWait
 	}
 	if o.Channels == 0 {
-		o.Channels = DefaultChannels()
+		o.Channels = defaultChannels()
 	}
 	if o.Compression == "" {
 		o.Compression = CompressNone
@@ -103,10 +75,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// DefaultChannels is how many connections carry pages if nobody says: two, or
-// one where there is only one processor. docs/benchmarks.md has the
-// measurements.
-func DefaultChannels() int { return min(2, runtime.GOMAXPROCS(0)) }
+// defaultChannels is two: docs/benchmarks.md has the measurements.
+func defaultChannels() int { return min(2, runtime.GOMAXPROCS(0)) }
 
 // Validate reports every option that is out of its bounds.
 func (o Options) Validate() error {
@@ -114,10 +84,10 @@ func (o Options) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if o.DowntimeLimit < time.Millisecond {
-		bad("downtime limit %v: at least 1ms is needed", o.DowntimeLimit)
+		bad("downtime limit %v: must be at least 1ms", o.DowntimeLimit)
 	}
 	if o.BandwidthLimit != 0 && o.BandwidthLimit < MinBandwidthLimit {
-		bad("bandwidth limit %d bytes/s: at least %d, or 0 for none", o.BandwidthLimit, MinBandwidthLimit)
+		bad("bandwidth limit %d bytes/s: must be at least %d, or 0 for none", o.BandwidthLimit, MinBandwidthLimit)
 	}
 	if o.Timeout < 0 {
 		bad("timeout %v: must not be negative", o.Timeout)
@@ -125,19 +95,16 @@ func (o Options) Validate() error {
 	if o.MaxRounds < 0 {
 		bad("max rounds %d: must not be negative", o.MaxRounds)
 	}
-	if o.ClearBitmapShift < MinClearBitmapShift || o.ClearBitmapShift > MaxClearBitmapShift {
-		bad("clear bitmap shift %d: must be %d to %d", o.ClearBitmapShift, MinClearBitmapShift, MaxClearBitmapShift)
+	if o.ClearBitmapShift < minClearBitmapShift || o.ClearBitmapShift > maxClearBitmapShift {
+		bad("clear bitmap shift %d: must be between %d and %d", o.ClearBitmapShift, minClearBitmapShift, maxClearBitmapShift)
 	}
 	switch o.Hints {
 	case HintsAuto, HintsOn, HintsOff:
 	default:
-		bad("hints %q: %s, %s or %s is wanted", o.Hints, HintsAuto, HintsOn, HintsOff)
+		bad("hints %q: must be %s, %s or %s", o.Hints, HintsAuto, HintsOn, HintsOff)
 	}
-	if o.HintWait < 0 {
-		bad("hint wait %v: must not be negative", o.HintWait)
-	}
-	if o.HintWait > MaxHintWait {
-		bad("hint wait %v: at most %v, since the destination hears nothing meanwhile", o.HintWait, MaxHintWait)
+	if o.HintWait < 0 || o.HintWait > MaxHintWait {
+		bad("hint wait %v: must be between 0s and %v, since the destination hears nothing meanwhile", o.HintWait, MaxHintWait)
 	}
 	if o.PeerTimeout < 0 {
 		bad("peer timeout %v: must not be negative", o.PeerTimeout)
@@ -145,8 +112,10 @@ func (o Options) Validate() error {
 	if o.Channels < 1 || o.Channels > MaxChannels {
 		bad("%d channels: must be between 1 and %d", o.Channels, MaxChannels)
 	}
-	if _, err := ParseCompression(string(o.Compression)); err != nil {
-		errs = append(errs, err)
+	switch o.Compression {
+	case CompressNone, CompressZstd, CompressLZ4:
+	default:
+		bad("compression %.80q: must be %s, %s or %s", o.Compression, CompressNone, CompressZstd, CompressLZ4)
 	}
 	return errors.Join(errs...)
 }

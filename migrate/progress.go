@@ -8,97 +8,9 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// Phase is where an outgoing migration stands.
-type Phase string
-
-// The phases, in order; the last three and PhaseHandoffUnknown's outcome end a
-// migration.
-const (
-	PhaseConnecting     Phase = "connecting"      // dialling, hello
-	PhaseSetup          Phase = "setup"           // the destination builds the machine
-	PhasePrecopy        Phase = "precopy"         // rounds, the guest runs
-	PhaseSwitchover     Phase = "switchover"      // the guest stands still
-	PhaseHandoffUnknown Phase = "handoff-unknown" // COMMIT may have arrived, no verdict
-	PhaseCompleted      Phase = "completed"
-	PhaseFailed         Phase = "failed"
-	PhaseCancelled      Phase = "cancelled"
-)
-
-// Ended says whether nothing more will happen.
-func (p Phase) Ended() bool {
-	return p == PhaseCompleted || p == PhaseFailed || p == PhaseCancelled
-}
-
-// RoundStats is what one precopy round cost; the last round of a completed
-// migration is the one in which the guest stood still.
-type RoundStats struct {
-	N           int           `json:"n"`
-	Duration    time.Duration `json:"duration_ms" ms:"whole"`
-	DirtyPages  uint64        `json:"dirty_pages"`  // pages to send when the round began
-	PagesSent   uint64        `json:"pages_sent"`   // with their content
-	PagesZero   uint64        `json:"pages_zero"`   // as a bit
-	PagesHole   uint64        `json:"pages_hole"`   // not at all
-	PagesHinted uint64        `json:"pages_hinted"` // hints took them out of what was to be sent
-	BytesSent   uint64        `json:"bytes_sent"`   // on the wire, headers included
-}
-
-// Result is what a migration came to. In JSON, which `govmm migrate --json` prints,
-// durations are milliseconds.
-type Result struct {
-	Status          string        `json:"status"` // completed, failed, cancelled
-	Error           string        `json:"error"`
-	Total           time.Duration `json:"total_ms" ms:"whole"` // from dialling to RUNNING
-	Setup           time.Duration `json:"setup_ms" ms:"whole"` // from dialling to the first page
-	Downtime        time.Duration `json:"downtime_ms"`
-	DowntimeParts   Downtime      `json:"downtime"`
-	DowntimeNote    string        `json:"downtime_note,omitempty"` // why Downtime exceeded 1.2 times the limit, if it did
-	StopsUndone     int           `json:"stops_undone"`            // the guest was stopped and ran on, as more was left than the limit allows
-	ThrottlePercent int           `json:"throttle_percent"`        // the most by which the guest was slowed down
-	BytesSent       uint64        `json:"bytes_sent"`
-	RAMBytes        uint64        `json:"ram_bytes"`
-	PagesSent       uint64        `json:"pages_sent"`
-	PagesZero       uint64        `json:"pages_zero"`
-	PagesHole       uint64        `json:"pages_hole"`
-	// PagesHinted are pages, each once, that a hint kept off the wire and that were
-	// not written later. Holes are not counted.
-	PagesHinted uint64 `json:"pages_hinted"`
-	// HintsReceived are the pages that the guest hinted, as often as it named them;
-	// HintsLate those under an old id, or of pages sent before; HintsRewritten those
-	// of pages that were sent since the guest wrote them after it was asked.
-	HintsReceived    uint64        `json:"hints_received"`
-	HintsLate        uint64        `json:"hints_late"`
-	HintsRewritten   uint64        `json:"hints_rewritten"`
-	HintWait         time.Duration `json:"hint_wait_ms" ms:"whole"` // how long the first round waited for hints
-	HintsOff         string        `json:"hints_off"`               // why the guest was not asked, or not any more
-	Channels         int           `json:"channels"`                // data connections
-	ChannelBytes     []uint64      `json:"channel_bytes"`           // what each of them sent
-	Compression      Compression   `json:"compression"`
-	CompressionRatio float64       `json:"compression_ratio"` // length of page content before to after; 1 without compression
-	Rounds           []RoundStats  `json:"rounds"`            // of more than 1000 the first and the last 500
-}
-
 // maxRounds bounds Result.Rounds: rounds can be short, and a migration that
 // does not converge goes on for an hour.
 const maxRounds = 1000
-
-// Progress is a snapshot of a migration under way.
-type Progress struct {
-	Phase             Phase         `json:"phase"`
-	Address           string        `json:"address"`
-	Round             int           `json:"round"`
-	Channels          int           `json:"channels"` // data connections
-	RAMBytes          uint64        `json:"ram_bytes"`
-	BytesSent         uint64        `json:"bytes_sent"`
-	ChannelBytes      []uint64      `json:"channel_bytes,omitempty"` // of BytesSent, by data connection
-	CompressionRatio  float64       `json:"compression_ratio"`       // see Result
-	RemainingBytes    uint64        `json:"remaining_bytes"`
-	BandwidthBytes    uint64        `json:"bandwidth_bytes"`  // a second, measured over the last rounds
-	DirtyRateBytes    uint64        `json:"dirty_rate_bytes"` // a second, measured over the last round
-	EstimatedDowntime time.Duration `json:"estimated_downtime_ms"`
-	ThrottlePercent   int           `json:"throttle_percent"` // of the vCPUs' time
-	Elapsed           time.Duration `json:"elapsed_ms" ms:"whole"`
-	Error             string        `json:"error,omitempty"`
-}
 
 // meter keeps the numbers of one migration.
 type meter struct {

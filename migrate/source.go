@@ -30,16 +30,8 @@ type Migration struct {
 	released  bool
 }
 
-// Reasons for which a source gives up, matched with errors.Is.
-var (
-	ErrTimeout      = errors.New("migration timed out")
-	ErrNotConverged = errors.New("precopy did not converge")
-	// ErrTooLate: the right to run may already be the destination's.
-	ErrTooLate = errors.New("too late to cancel: the right to run has been handed over")
-)
-
-// New prepares to send src to the [Receiver] at address, which is host:port
-// unless [Options.Dial] says otherwise. Nothing happens before Run.
+// New prepares to send src to the [Receiver] at address; nothing happens before Run.
+// The address is host:port, unless [Options.Dial] says otherwise.
 func New(src Source, address string, opt Options) *Migration {
 	opt = opt.withDefaults()
 	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(),
@@ -49,12 +41,10 @@ func New(src Source, address string, opt Options) *Migration {
 	return m
 }
 
-// Run migrates, and returns when the migration is over. After nil the source
-// must never run again. After any error except [ErrHandoffUnknown] the guest is
-// as before at the source: it runs if it ran. ErrHandoffUnknown is returned only
-// if ctx ends, or [Migration.Abandon] is called, while the verdict is unknown;
-// the guest is then left stopped. The Result is complete in each case. Run is
-// called once.
+// Run migrates, once. After nil the guest runs at the destination, and must never
+// run here again. After any error except [ErrHandoffUnknown] it is as before, here.
+// That one is returned only if ctx ends, or [Migration.Abandon] is called, while
+// the verdict is unknown; the guest is left stopped.
 func (m *Migration) Run(ctx context.Context) (Result, error) {
 	defer close(m.done)
 	stop := context.AfterFunc(ctx, func() { m.cancel(context.Cause(ctx)) })
@@ -85,15 +75,14 @@ func (m *Migration) Run(ctx context.Context) (Result, error) {
 // Done is closed when Run has returned.
 func (m *Migration) Done() <-chan struct{} { return m.done }
 
-// Progress returns a snapshot. Safe for concurrent use, as are all below.
+// Progress returns a snapshot. All methods except Run may be called at any time.
 func (m *Migration) Progress() Progress { return m.meter.snapshot() }
 
-// Result returns what has been measured so far; its Status is empty until Run
-// has returned.
+// Result returns what has been measured so far; Status is empty until Run returns.
 func (m *Migration) Result() Result { return m.meter.snapshotResult() }
 
-// Cancel asks a migration to stop; Run then returns ErrCancelled with the guest
-// going on at the source. It fails with ErrTooLate once COMMIT may have left.
+// Cancel ends the migration: Run returns [ErrCancelled], and the guest goes on here.
+// It fails with [ErrTooLate] once COMMIT may have left.
 func (m *Migration) Cancel() error {
 	m.handoffMu.Lock()
 	defer m.handoffMu.Unlock()
@@ -104,16 +93,15 @@ func (m *Migration) Cancel() error {
 	return nil
 }
 
-// Committed says whether the right to run may be the destination's.
+// Committed reports whether the right to run may be the destination's.
 func (m *Migration) Committed() bool {
 	m.handoffMu.Lock()
 	defer m.handoffMu.Unlock()
 	return m.committed
 }
 
-// Abandon ends the asking for a verdict: an operator has decided, by means that
-// the protocol does not have, who runs the guest. Run returns
-// ErrHandoffUnknown.
+// Abandon ends the wait for a verdict, since an operator has decided who runs the
+// guest: Run returns [ErrHandoffUnknown].
 func (m *Migration) Abandon() {
 	m.handoffMu.Lock()
 	defer m.handoffMu.Unlock()
@@ -236,7 +224,7 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	m.meter.update(func(mt *meter) {
 		mt.wire, mt.channels = l.sent, l.channelBytes
 		mt.progress.Channels, mt.result.Channels = len(l.data), len(l.data)
-		mt.result.Compression = m.opt.Compression
+		mt.result.Compression = string(m.opt.Compression)
 	})
 	return l, nil
 }

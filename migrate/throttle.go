@@ -2,14 +2,6 @@ package migrate
 
 import "time"
 
-// Throttler is a [Source] whose guest can be slowed down: [Options.AutoConverge]
-// needs one.
-type Throttler interface {
-	// Throttle keeps the vCPUs out of the guest for percent of the time, 0 to
-	// 99; 0 ends it. A throttled guest stops as quickly as any other.
-	Throttle(percent int) error
-}
-
 const (
 	throttleFirst = 20 // percent
 	throttleStep  = 10

@@ -70,15 +70,15 @@ type slotBits struct {
 // covers chunks of 2^shift pages; a chunk that is larger than its slot is the
 // whole slot. Nothing is tracked before [tracker.Start].
 func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
-	if shift < MinClearBitmapShift || shift > MaxClearBitmapShift {
-		return nil, fmt.Errorf("track memory: chunk shift %d is outside %d..%d",
-			shift, MinClearBitmapShift, MaxClearBitmapShift)
+	if shift < minClearBitmapShift || shift > maxClearBitmapShift {
+		return nil, fmt.Errorf("track memory: clear bitmap shift %d: must be between %d and %d",
+			shift, minClearBitmapShift, maxClearBitmapShift)
 	}
 	t := &tracker{log: log, shift: shift, manual: log.ManualProtect(), slots: make([]slotBits, len(slots))}
 	var longest uint64
 	for i, slot := range slots {
 		if slot.Pages == 0 || slot.Pages > maxSlotPages {
-			return nil, fmt.Errorf("track memory: slot %d has %d pages, a slot has 1..%d", i, slot.Pages, uint64(maxSlotPages))
+			return nil, fmt.Errorf("track memory: slot %d has %d pages: must be between 1 and %d", i, slot.Pages, uint64(maxSlotPages))
 		}
 		longest = max(longest, slot.Pages)
 		t.slots[i] = slotBits{

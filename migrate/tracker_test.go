@@ -48,8 +48,8 @@ func TestNewTrackerRefusesWhatItCannotTrack(t *testing.T) {
 		shift uint
 		want  string
 	}{
-		{log.Slots(), 5, "chunk shift 5 is outside 6..31"},
-		{log.Slots(), 32, "chunk shift 32 is outside 6..31"},
+		{log.Slots(), 5, "clear bitmap shift 5: must be between 6 and 31"},
+		{log.Slots(), 32, "clear bitmap shift 32: must be between 6 and 31"},
 		{[]migrate.Slot{{Pages: 0}}, 18, "slot 0 has 0 pages"},
 		{[]migrate.Slot{{Pages: 1 << 31}}, 18, "slot 0 has 2147483648 pages"},
 	} {

@@ -13,11 +13,7 @@ import (
 // little-endian. A connection begins with one hello from the source; after it
 // both directions carry frames: a header of 24 bytes and a payload.
 
-// Version is the version of the migration protocol.
-const Version = 3
-
-// MaxChannels is the most data connections that a migration may have.
-const MaxChannels = 16
+const Version = 3 // of the migration protocol
 
 const (
 	helloSize  = 64

@@ -105,7 +105,7 @@ func printResult(out io.Writer, r migrate.Result) error {
 	}
 	text := fmt.Sprintf("%s: total %s, set-up %s, downtime %s, %s of memory", r.Status,
 		formatMS(r.Total), formatMS(r.Setup), formatMS(r.Downtime), formatBytes(r.RAMBytes))
-	if r.Compression != "" && r.Compression != migrate.CompressNone {
+	if r.Compression != "" && r.Compression != string(migrate.CompressNone) {
 		text += fmt.Sprintf(", %s made pages %.2f times shorter", r.Compression, r.CompressionRatio)
 	}
 	_, err := fmt.Fprintln(out, text)

@@ -1,4 +1,4 @@
-package migrate
+package report
 
 import (
 	"encoding/json"
