@@ -9,18 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loggedPages is the size of the logged slot: no multiple of 64, so that the
-// last word is not full.
+// loggedPages is the size of the logged slot. It is not a multiple of 64, so that
+// the last word is not full.
 const loggedPages = 300
 
-// loggedGuest is a guest in ring 3 that writes where it is told, in slot 1.
+// loggedGuest is a guest in ring 3 that writes to chosen pages of slot 1.
 type loggedGuest struct {
 	*testGuest
 	data []byte
 }
 
-// newLoggedGuest makes the guest; protect is CapManualDirtyLogProtect2's
-// argument, 0 to leave it alone. Logging is off.
+// newLoggedGuest makes the guest. protect is CapManualDirtyLogProtect2's argument;
+// 0: not enabled. Logging is off.
 func newLoggedGuest(t *testing.T, protect uint64) *loggedGuest {
 	t.Helper()
 	vm := newVM(t)
@@ -41,8 +41,8 @@ func newLoggedGuest(t *testing.T, protect uint64) *loggedGuest {
 	return g
 }
 
-// wantUnsupported ends a test on a kernel that is too old for it, after looking
-// at the refusal.
+// wantUnsupported skips a test on a kernel that is too old for it, after it has
+// checked the error.
 func wantUnsupported(t *testing.T, err error, have int) {
 	t.Helper()
 	if err == nil {
@@ -62,7 +62,7 @@ func (g *loggedGuest) setLogging(t *testing.T, vm *VM, on bool) {
 
 func (g *loggedGuest) startLogging(t *testing.T) { g.setLogging(t, g.vm, true) }
 
-// write has the guest write to pages of slot 1.
+// write makes the guest write to pages of slot 1.
 func (g *loggedGuest) write(t *testing.T, pages ...uint64) {
 	t.Helper()
 	for _, page := range pages {
@@ -91,7 +91,7 @@ func (g *loggedGuest) wantLog(t *testing.T, when string, want ...uint64) {
 	}
 }
 
-// clear clears pages of slot 1 one call for all.
+// clear clears pages of slot 1 in one call.
 func (g *loggedGuest) clear(t *testing.T, pages ...uint64) {
 	t.Helper()
 	bitmap := make([]uint64, mempage.Words(loggedPages))
@@ -121,8 +121,8 @@ func pageRange(first, end uint64) []uint64 {
 	return pages
 }
 
-// Under manual protection GET clears nothing, CLEAR clears what it is told and
-// tracks those pages again.
+// Under manual protection GET clears nothing. CLEAR clears the given pages and tracks
+// them again.
 func TestManualProtectGetAndClear(t *testing.T) {
 	g := newLoggedGuest(t, DirtyLogManualProtect)
 	g.write(t, 3, 64, 299) // before logging is on, and populated
@@ -143,8 +143,8 @@ func TestManualProtectGetAndClear(t *testing.T) {
 	g.wantLog(t, "CLEAR of parts of the slot", 3)
 }
 
-// A CLEAR of a bit that is not set at that moment does nothing: neither does it
-// forget a later write, nor does it touch other pages.
+// A CLEAR of a bit that is not set does nothing: a later write is logged, and other
+// pages do not change.
 func TestClearOfUnsetBitIsNoOp(t *testing.T) {
 	g := newLoggedGuest(t, DirtyLogManualProtect)
 	g.startLogging(t)
@@ -161,8 +161,8 @@ func TestClearOfUnsetBitIsNoOp(t *testing.T) {
 	g.wantLog(t, "and written again", 3, 5)
 }
 
-// A CLEAR of a bit that a write has set since the GET loses that write: the
-// reason for the tracker's rule to clear only what was fetched, once.
+// A CLEAR of a bit that was set after the GET loses that write. This is why the
+// tracker clears only what it has fetched, and only once.
 func TestClearOfUnfetchedBitLosesTheWrite(t *testing.T) {
 	g := newLoggedGuest(t, DirtyLogManualProtect)
 	g.startLogging(t)
@@ -178,8 +178,8 @@ func TestClearOfUnfetchedBitLosesTheWrite(t *testing.T) {
 	g.wantLog(t, "a fetch passed twice loses the write between")
 }
 
-// INITIALLY_SET reports every page, until it is cleared, and then only when it
-// was written.
+// INITIALLY_SET reports every page until it is cleared, then only pages that were
+// written.
 func TestInitiallySet(t *testing.T) {
 	g := newLoggedGuest(t, DirtyLogManualProtect|DirtyLogInitiallySet)
 	all := pageRange(0, loggedPages)
@@ -198,8 +198,8 @@ func TestInitiallySet(t *testing.T) {
 	g.wantLog(t, "turned off and on: all again", all...)
 }
 
-// Without manual protection GET clears and tracks again. CLEAR needs no
-// permission: it takes bits from the log that no GET will report any more.
+// Without manual protection GET clears and tracks again. CLEAR works too: it clears
+// bits that no GET has reported.
 func TestGetClearsWithoutManualProtect(t *testing.T) {
 	g := newLoggedGuest(t, 0)
 	g.write(t, 3)
@@ -215,7 +215,7 @@ func TestGetClearsWithoutManualProtect(t *testing.T) {
 	g.wantLog(t, "CLEAR works here as well", 130)
 }
 
-// Bitmaps and ranges are measured before the kernel writes or reads them.
+// Bitmaps and ranges are checked before the kernel writes or reads them.
 func TestDirtyLogBounds(t *testing.T) {
 	g := newLoggedGuest(t, DirtyLogManualProtect)
 	vm, words := g.vm, mempage.Words(loggedPages)
@@ -257,7 +257,7 @@ func TestDirtyLogBounds(t *testing.T) {
 		"KVM_CLEAR_DIRTY_LOG slot 3 pages [0x40000,0x80000): no such file or directory")
 }
 
-// A deleted slot is forgotten, one that moved is measured anew.
+// After a slot is deleted or moved, its new size applies.
 func TestMemorySlots(t *testing.T) {
 	vm := newVM(t)
 	mem := mapMemory(t, 128*mempage.Size)

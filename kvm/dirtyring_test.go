@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newRingGuest makes a guest whose writes are logged in a ring of so many
+// newRingGuest makes a guest whose writes are logged in a ring of the given size in
 // bytes. Logging is off.
 func newRingGuest(t *testing.T, bytes int) *loggedGuest {
 	t.Helper()
@@ -59,8 +59,8 @@ func (g *loggedGuest) reset(t *testing.T, want int) {
 	}
 }
 
-// Turning logging on arms every page; a page is logged once until its entry was
-// collected and the rings were reset.
+// Turning logging on tracks every page. A page is logged once until its entry is
+// collected and the rings are reset.
 func TestDirtyRing(t *testing.T) {
 	g := newRingGuest(t, mempage.Size)
 	if g.vm.ringBytes != mempage.Size {
@@ -81,7 +81,7 @@ func TestDirtyRing(t *testing.T) {
 	g.write(t, 5) // never populated before
 	g.wantRing(t, "tracked again", 3, 5)
 	g.write(t, 64)
-	g.reset(t, 2) // 64 was not collected, and stays
+	g.reset(t, 2) // 64 is not collected, and remains
 	g.wantRing(t, "an entry that the reset left", 64)
 	g.reset(t, 1)
 	g.setLogging(t, g.vm, false)
@@ -92,7 +92,7 @@ func TestDirtyRing(t *testing.T) {
 	g.wantRing(t, "and on again", 7)
 }
 
-// Entries survive that logging ends; a reset of them is harmless.
+// Entries remain after the end of logging, and can be reset.
 func TestDirtyRingAfterLogging(t *testing.T) {
 	g := newRingGuest(t, mempage.Size)
 	g.startLogging(t)
@@ -105,7 +105,7 @@ func TestDirtyRingAfterLogging(t *testing.T) {
 	g.reset(t, 0)
 }
 
-// The ring goes round: more writes than it has places, collected in time.
+// The ring wraps: more writes than it has entries, collected in time.
 func TestDirtyRingGoesRound(t *testing.T) {
 	g := newRingGuest(t, mempage.Size) // 256 entries
 	g.startLogging(t)
@@ -118,8 +118,8 @@ func TestDirtyRingGoesRound(t *testing.T) {
 	}
 }
 
-// A ring that fills up ends KVM_RUN with KVM_EXIT_DIRTY_RING_FULL, again and
-// again until it was collected and reset. Nothing is lost.
+// A full ring ends every KVM_RUN with KVM_EXIT_DIRTY_RING_FULL until it is collected
+// and reset. No entry is lost.
 func TestDirtyRingFull(t *testing.T) {
 	g := newRingGuest(t, mempage.Size)
 	g.startLogging(t)
@@ -139,7 +139,7 @@ func TestDirtyRingFull(t *testing.T) {
 			page++
 		case ExitDirtyRingFull:
 			full++
-			check(t, func() error { _, err := g.vm.ResetDirtyRings(); return err }()) // collected nothing: no use
+			check(t, func() error { _, err := g.vm.ResetDirtyRings(); return err }()) // nothing is collected, so no effect
 			if err := g.Run(); !errors.Is(err, unix.EINTR) && (err != nil || g.ExitReason() != ExitDirtyRingFull) {
 				t.Fatalf("a full ring that was not collected: %v, %v", err, g.ExitReason())
 			}
@@ -160,7 +160,7 @@ func TestDirtyRingFull(t *testing.T) {
 	}
 }
 
-// With rings there is no bitmap, and the choice is made before the first vCPU.
+// With rings there is no bitmap, and rings must be enabled before the first vCPU.
 func TestDirtyRingExcludesTheBitmap(t *testing.T) {
 	g := newRingGuest(t, mempage.Size)
 	g.startLogging(t)

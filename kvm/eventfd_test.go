@@ -20,7 +20,7 @@ func signal(t *testing.T, fd int) {
 	must(unix.Write(fd, binary.LittleEndian.AppendUint64(nil, 1)))(t)
 }
 
-// signals takes an eventfd's count.
+// signals reads and resets an eventfd's count.
 func signals(t *testing.T, fd int) uint64 {
 	t.Helper()
 	var count [8]byte
@@ -32,8 +32,8 @@ func signals(t *testing.T, fd int) uint64 {
 	return binary.LittleEndian.Uint64(count[:])
 }
 
-// An eventfd raises its GSI. Taking it off waits for injections under way, so the
-// PIC can be looked at then.
+// An eventfd raises its GSI. Detaching it waits for pending injections, so the test
+// can then check the PIC.
 func TestIRQFD(t *testing.T) {
 	vm := newVM(t)
 	fd := newEventFD(t)
@@ -51,7 +51,7 @@ func TestIRQFD(t *testing.T) {
 	wantErr(t, vm.IRQFD(5, fd, 2), unix.EINVAL, "KVM_IRQFD GSI 5 flags 0x2: only IRQFDDeassign may be set: invalid argument")
 }
 
-// A write to the address of an ioeventfd does not exit; one beside it does.
+// A write to the address of an ioeventfd does not exit; a write beside it does.
 func TestIOEventFD(t *testing.T) {
 	vm := newVM(t)
 	fd := newEventFD(t)

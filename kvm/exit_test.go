@@ -10,8 +10,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// fakeExit is a vCPU whose shared area was written by the test, numbers at their
-// offsets in kvm_run's union.
+// fakeExit returns a vCPU whose shared area is written by the test.
 func fakeExit(size int, put func(union []byte)) *VCPU {
 	v := &VCPU{area: make([]byte, size)}
 	put(v.union())
@@ -21,7 +20,7 @@ func fakeExit(size int, put func(union []byte)) *VCPU {
 func put32(u []byte, at int, n uint32) { binary.LittleEndian.PutUint32(u[at:], n) }
 func put64(u []byte, at int, n uint64) { binary.LittleEndian.PutUint64(u[at:], n) }
 
-// Numbers that do not fit the shared area give no data, whatever they are.
+// Any numbers that do not fit into the shared area give no data.
 func TestIOBounds(t *testing.T) {
 	const area = 2 * mempage.Size
 	for _, c := range []struct {

@@ -18,7 +18,7 @@ const (
 	lowSize = 0x10000
 	// dataAt is slot 1's address.
 	dataAt = 0x100000
-	// nowhere is mapped by the page tables and by no slot: accesses exit.
+	// nowhere is mapped by the page tables, but in no slot: accesses exit.
 	nowhere = 0x3000_0000
 )
 
@@ -51,9 +51,9 @@ func newRealModeGuest(t testing.TB, vm *VM, code ...byte) *testGuest {
 	return g
 }
 
-// newRing3Guest makes a guest that starts at codeAt in ring 3 of long mode, the
-// first GiB mapped one to one with user rights. A KVM that emulates ring 0 runs
-// this natively, so the processor itself does the writes.
+// newRing3Guest makes a guest that starts at codeAt in ring 3 of long mode, with the
+// first GiB identity-mapped for ring 3. A KVM that emulates ring 0 runs it natively,
+// so the processor does the writes.
 func newRing3Guest(t testing.TB, vm *VM, code ...byte) *testGuest {
 	t.Helper()
 	const flags = 0x67 // present, writable, user, accessed, dirty
@@ -83,7 +83,7 @@ func (g *testGuest) next(t testing.TB, want ExitReason) {
 	for {
 		err := g.Run()
 		if errors.Is(err, unix.EINTR) {
-			continue // one of Go's own signals
+			continue // a signal of the Go runtime
 		}
 		check(t, err)
 		if got := g.ExitReason(); got != want {

@@ -6,8 +6,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// runUnion is struct kvm_run: gokvm's head of it, and the offsets that exit.go
-// and exit_fatal.go write as numbers.
+// runUnion compares struct kvm_run: gokvm's struct of its beginning, and the offsets
+// that are numbers in exit.go and exit_fatal.go.
 func (l *layout) runUnion() {
 	var r gokvm.RunData
 	const u = unsafe.Offsetof(r.Data)
@@ -161,7 +161,7 @@ func (l *layout) constants() {
 	} {
 		l.add(name, value)
 	}
-	// The names are the kernel's own.
+	// The names are those of the kernel's constants.
 	for reason, name := range exitNames {
 		if reason != exitMemoryFault {
 			l.add(name, uintptr(reason))

@@ -13,8 +13,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// layout pairs C expressions, which gcc evaluates against the kernel's headers,
-// with the numbers that this package uses.
+// layout has C expressions, which gcc evaluates with the kernel's headers, and the
+// values that this package uses.
 type layout struct {
 	expr []string
 	want []uint64
@@ -33,9 +33,9 @@ func (l *layout) at(name, field string, offset uintptr) {
 	l.add("offsetof(struct "+name+", "+field+")", offset)
 }
 
-// TestLayout compiles the kernel's headers and compares sizes, offsets and
-// numbers with ours. Debian 12's headers are those of Linux 6.1, which have
-// everything that is used here but KVM_EXIT_MEMORY_FAULT (6.8).
+// TestLayout compares sizes, offsets and numbers with the kernel's headers. Debian
+// 12 has the headers of Linux 6.1, which define everything that this package uses,
+// except KVM_EXIT_MEMORY_FAULT (6.8).
 func TestLayout(t *testing.T) {
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
@@ -69,7 +69,7 @@ func TestLayout(t *testing.T) {
 	check(t, err)
 	lines := strings.Fields(string(out))
 	if len(lines) != len(l.expr) {
-		t.Fatalf("%d answers to %d questions", len(lines), len(l.expr))
+		t.Fatalf("%d values of %d expressions", len(lines), len(l.expr))
 	}
 	for i, line := range lines {
 		if want := fmt.Sprint(l.want[i]); line != want {

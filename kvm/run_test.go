@@ -66,17 +66,17 @@ func TestMMIO(t *testing.T) {
 	}
 }
 
-// A triple fault shuts the machine down.
+// A triple fault is a shutdown exit.
 func TestTripleFault(t *testing.T) {
 	g := newRing3Guest(t, newVM(t), 0x0f, 0x0b) // ud2
 	s := must(g.GetSregs())(t)
-	s.IDT.Limit = 0 // no handler for it, nor for the fault of there being none
+	s.IDT.Limit = 0 // no exception can be delivered
 	check(t, g.SetSregs(s))
 	g.next(t, ExitShutdown)
 }
 
-// Immediate exit keeps Run out of the guest, and completes the access of the
-// last exit: the guest's memory and registers are whole then.
+// With immediate exit, Run does not enter the guest, but completes the access of the
+// last exit, so that the guest's memory and registers are consistent.
 func TestImmediateExit(t *testing.T) {
 	g := newRealModeGuest(t, newVM(t),
 		0xe4, 0x40, // in $0x40, %al
@@ -101,7 +101,7 @@ func TestImmediateExit(t *testing.T) {
 	g.next(t, ExitHLT)
 }
 
-// The other bytes of the word that holds immediate_exit are left alone.
+// The other bytes of the word with immediate_exit do not change.
 func TestImmediateExitStore(t *testing.T) {
 	v := newVCPU(t, newVM(t))
 	v.area[0], v.area[2], v.area[3] = 1, 2, 3
@@ -115,8 +115,8 @@ func TestImmediateExitStore(t *testing.T) {
 	}
 }
 
-// spinner runs a guest that never exits, on a thread of its own, until it is
-// told to stop; counter is what the guest counts up.
+// spinner runs a guest that never exits on its own thread until it is stopped. The
+// guest increments counter.
 type spinner struct {
 	*testGuest
 	counter *uint32
@@ -142,7 +142,7 @@ func startSpinner(g *testGuest) *spinner {
 	return s
 }
 
-// waitRunning returns when the guest has counted on: it is in KVM_RUN.
+// waitRunning returns when the guest has incremented the counter: it is in KVM_RUN.
 func (s *spinner) waitRunning() {
 	for before := atomic.LoadUint32(s.counter); atomic.LoadUint32(s.counter) == before; {
 		runtime.Gosched()
@@ -159,8 +159,8 @@ func (s *spinner) kick(t *testing.T) {
 	}
 }
 
-// Kick ends a KVM_RUN that would go on for ever, whether the guest's code runs
-// on the processor or is emulated, and one that has not begun yet.
+// Kick ends a KVM_RUN that would never exit, with native and with emulated code, and
+// a KVM_RUN that has not started yet.
 func TestKick(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -172,11 +172,11 @@ func TestKick(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			for i := range 100 {
 				s := startSpinner(c.guest)
-				if i%2 == 0 { // else the kick may come before KVM_RUN
+				if i%2 == 0 { // otherwise the kick may come before KVM_RUN
 					s.waitRunning()
 				}
 				s.kick(t)
-				// Sticky until it is taken back.
+				// It stays set until it is cleared.
 				if err := s.Run(); err != unix.EINTR {
 					t.Fatalf("Run after a kick: %v", err)
 				}
@@ -186,7 +186,7 @@ func TestKick(t *testing.T) {
 	}
 }
 
-// A thread that leaves late does not unbind the one that took its place.
+// A thread that calls UnbindThread late does not unbind its successor.
 func TestUnbindThreadOfAnother(t *testing.T) {
 	v := newVCPU(t, newVM(t))
 	runtime.LockOSThread()
@@ -209,7 +209,7 @@ func TestUnbindThreadOfAnother(t *testing.T) {
 	}
 }
 
-// Kicks may come at any time, also when the vCPU is gone.
+// Kicks may come at any time, also after the vCPU is closed.
 func TestKickAndClose(t *testing.T) {
 	vm := newVM(t)
 	runtime.LockOSThread()
@@ -263,7 +263,7 @@ func TestRunDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// BenchmarkExit measures one MMIO exit, there and back.
+// BenchmarkExit measures an MMIO exit and the next entry.
 func BenchmarkExit(b *testing.B) {
 	g := newRing3Guest(b, newVM(b), 0x88, 0x01, 0xeb, 0xfc)
 	b.ReportAllocs()

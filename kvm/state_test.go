@@ -76,7 +76,7 @@ func TestDebugRegsAndXCRS(t *testing.T) {
 	_ = vm
 }
 
-// What XSAVE state is loaded is what the guest has in its registers.
+// The guest's registers have the values of the loaded XSAVE state.
 func TestXSAVE(t *testing.T) {
 	vm := newVM(t)
 	g := newRing3Guest(t, vm,
@@ -155,7 +155,7 @@ func TestCPUID2(t *testing.T) {
 	if len(got) != len(supported) {
 		t.Logf("THIS KVM ANSWERS WITH ANOTHER CPUID LIST: %d leaves, %d were set", len(got), len(supported))
 	}
-	check(t, v.SetCPUID2(got)) // what was saved can be loaded
+	check(t, v.SetCPUID2(got)) // the same list can be set again
 	wantErr(t, v.SetCPUID2(make([]CPUIDEntry, 257)), unix.EINVAL, "KVM_SET_CPUID2 vCPU 0: expected at most 256 entries, got 257: invalid argument")
 }
 
@@ -220,8 +220,8 @@ func TestMSRs(t *testing.T) {
 	s := openKVM(t)
 	check(t, v.SetCPUID2(must(s.SupportedCPUID())(t)))
 	list := must(s.MSRIndexList())(t)
-	// Whatever is refused is reported, and the rest is there; what was read can
-	// be written but for what is reported.
+	// Refused MSRs are reported, all others are returned, and can be written except
+	// those that are reported then.
 	saved, err := v.GetMSRs(list)
 	var refused *MSRError
 	if err != nil && !errors.As(err, &refused) {
@@ -245,7 +245,7 @@ func TestMSRs(t *testing.T) {
 		t.Errorf("%d landed, %d refused, of %d", n, refusals(refused), len(saved))
 	}
 
-	// More than one call takes, with refusals at the batches' edges.
+	// More MSRs than in one batch, with refused ones at the ends of batches.
 	const sysenterCS, bogus = 0x174, 0xdeadbeef
 	var many []MSR
 	for i := range uint64(3 * msrBatch) {
@@ -274,7 +274,7 @@ func refusals(e *MSRError) int {
 	return len(e.Refused)
 }
 
-// The states survive CBOR, in which a migration carries them.
+// All states can be encoded and decoded without a change.
 func TestStatesEncode(t *testing.T) {
 	vm, v := newChipVCPU(t)
 	check(t, vm.CreatePIT2(0))

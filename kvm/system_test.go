@@ -59,7 +59,7 @@ func TestMSRLists(t *testing.T) {
 	}
 }
 
-// After Close nothing is open any more, and nobody else's file is hit.
+// Calls after Close fail, and do not reach other files.
 func TestClosed(t *testing.T) {
 	s, err := openKVM(t).CreateVM()
 	check(t, err)

@@ -47,7 +47,7 @@ func TestCreateVCPU(t *testing.T) {
 	wantErr(t, err, unix.EINVAL, "KVM_CREATE_VCPU vCPU 1048576: invalid argument")
 }
 
-// picIRR returns the interrupt requests that both PICs have latched.
+// picIRR returns the interrupt request registers of both PICs.
 func picIRR(t *testing.T, vm *VM) uint16 {
 	t.Helper()
 	const irr = 1 // offset in struct kvm_pic_state
@@ -69,7 +69,7 @@ func TestIRQChip(t *testing.T) {
 	if got := picIRR(t, vm) &^ (1 << 2); got != 1<<4|1<<12 { // line 2 is the cascade
 		t.Errorf("requests %#x, want lines 4 and 12", got)
 	}
-	// A saved chip is the same in another VM.
+	// A saved state can be loaded in another VM.
 	other := newVM(t)
 	check(t, other.CreateIRQChip())
 	for id := ChipPICMaster; id <= ChipIOAPIC; id++ {
@@ -85,7 +85,7 @@ func TestIRQChip(t *testing.T) {
 
 func TestPIT2(t *testing.T) {
 	vm := newVM(t)
-	check(t, vm.CreateIRQChip()) // Linux 6.1 makes a PIT without it, later ones refuse
+	check(t, vm.CreateIRQChip()) // required by kernels after Linux 6.1
 	check(t, vm.CreatePIT2(PITSpeakerDummy))
 	state := must(vm.GetPIT2())(t)
 	state.Channels[0].Count, state.Channels[0].Mode = 0x1234, 2
@@ -129,7 +129,7 @@ func TestGSIRouting(t *testing.T) {
 		"KVM_SET_GSI_ROUTING 4097 routes: expected at most 4096: invalid argument")
 }
 
-// The clock that was set goes on from there.
+// After SetClock the clock continues from the new value.
 func TestClock(t *testing.T) {
 	vm := newVM(t)
 	g := newRing3Guest(t, vm, 0x88, 0x01) // mov %al, (%rcx)
@@ -137,12 +137,12 @@ func TestClock(t *testing.T) {
 	c := must(vm.GetClock())(t)
 	t.Logf("clock %d ns, flags %#x", c.Clock, c.Flags)
 	c.Clock += uint64(time.Hour)
-	check(t, vm.SetClock(c)) // with flags that KVM_SET_CLOCK itself would refuse
+	check(t, vm.SetClock(c)) // with flags that KVM_SET_CLOCK refuses
 	if got := must(vm.GetClock())(t); got.Clock < c.Clock {
 		t.Errorf("clock %d ns, set to %d", got.Clock, c.Clock)
 	}
 	if c.Flags&ClockRealtime != 0 {
-		// A clock that was read a minute ago has gone on for a minute.
+		// A clock that was read a minute ago is set a minute later.
 		c.Realtime -= uint64(time.Minute)
 		check(t, vm.SetClock(c))
 		if got := must(vm.GetClock())(t); got.Clock < c.Clock+uint64(time.Minute) {
@@ -152,7 +152,7 @@ func TestClock(t *testing.T) {
 }
 
 func TestDefaultRoutesAreTheKernels(t *testing.T) {
-	// Loading the default table changes nothing that a line does.
+	// All lines have the same effect after the default table is loaded.
 	requests := func(load bool) []uint16 {
 		vm := newVM(t)
 		check(t, vm.CreateIRQChip())

@@ -44,7 +44,7 @@ func TestConfigSpace(t *testing.T) {
 			t.Errorf("slot %d register %#x: %#x, want %#x", tt.slot, tt.reg, got, tt.want)
 		}
 	}
-	// What is read-only stays, what is not does not.
+	// Writes change only what is not read-only.
 	before := g.config(3, 0, 4)
 	g.setConfig(3, 0, 4, 0xffffffff)
 	g.setConfig(3, 0x3c, 1, 0x5a)
@@ -62,7 +62,7 @@ func TestConfigSpace(t *testing.T) {
 	}
 }
 
-// The address register has 4 bytes; narrower accesses there are for others.
+// The address register has accesses of 4 bytes; narrower ones are for other devices.
 func TestPorts(t *testing.T) {
 	g, _, _, _ := newDevice(t, newController(t))
 	rest := &scratch{bytes: make([]byte, 8)}
@@ -108,7 +108,7 @@ func TestBARs(t *testing.T) {
 	if got := g.read(0xc0000010, 4); got != 0x11223344 {
 		t.Errorf("register %#x", got)
 	}
-	// Sizing, with decoding off, as drivers do it.
+	// Drivers size a BAR while decoding is off.
 	g.setConfig(slot, 4, 2, 0)
 	for reg, want := range map[int]uint32{0x10: 0xffffc004, 0x14: 0xffffffff, 0x18: 0xffffe000, 0x1c: 0, 0x20: 0, 0x24: 0, 0x30: 0} {
 		g.setConfig(slot, reg, 4, 0xffffffff)
@@ -116,7 +116,7 @@ func TestBARs(t *testing.T) {
 			t.Errorf("BAR at %#x sizes as %#x, want %#x", reg, got, want)
 		}
 	}
-	// Moved, byte by byte even; it appears with decoding.
+	// A BAR can be moved byte by byte; decoding maps it.
 	for i, v := range []uint32{0x00, 0x00, 0x00, 0xd0, 0, 0, 0, 0} {
 		g.setConfig(slot, 0x10+i, 1, v)
 	}
@@ -130,7 +130,7 @@ func TestBARs(t *testing.T) {
 	if got := g.read(0xc0000010, 4); got != 0xffffffff {
 		t.Errorf("register at the old place %#x", got)
 	}
-	// Out of the window it goes nowhere, and comes back.
+	// Outside of the window a BAR is not mapped; inside it is mapped again.
 	g.setConfig(slot, 0x14, 4, 1)
 	if got := g.read(0xd0000010, 4); got != 0xffffffff {
 		t.Errorf("decoded above 4 GiB and here: %#x", got)
@@ -140,12 +140,12 @@ func TestBARs(t *testing.T) {
 	if !slices.Equal(s.moves, want) {
 		t.Errorf("moves %q, want %q", s.moves, want)
 	}
-	// Accesses over the end are nobody's.
+	// Accesses across the end reach no BAR.
 	if got := g.read(0xd0003ffe, 4); got != 0xffffffff {
 		t.Errorf("access over the end %#x", got)
 	}
 	if f.AccessBAR(0, 0x3ffd, make([]byte, 4), false) || f.AccessBAR(1, 0, make([]byte, 4), false) || f.AccessBAR(9, 0, nil, true) {
-		t.Error("AccessBAR found what is not there")
+		t.Error("AccessBAR succeeded without a BAR")
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 var check = testenv.Check
 
-// controller is a machine's interrupt controllers, as far as messages go.
+// controller stands for a machine's interrupt controllers; it counts messages.
 type controller struct {
 	t       testing.TB
 	routes  map[uint32]pci.MSIRoute
@@ -78,7 +78,7 @@ func (c *controller) DeassignIRQFD(gsi uint32, fd int) error {
 	return nil
 }
 
-// collect does what the kernel does at once.
+// collect reads the eventfds, which the kernel does immediately.
 func (c *controller) collect() {
 	for gsi, fd := range c.fds {
 		var count [8]byte
@@ -96,7 +96,7 @@ func (c *controller) take(data uint32) uint64 {
 	return n
 }
 
-// guest accesses a bus as a vCPU would.
+// guest accesses a bus like a vCPU.
 type guest struct {
 	t   testing.TB
 	bus *pci.Bus
@@ -133,7 +133,7 @@ func (g guest) write(addr uint64, n int, v uint64) {
 	g.bus.MMIO().Write(addr-pci.MMIOBase, p[:n])
 }
 
-// scratch is a BAR's registers: bytes that remember.
+// scratch is a BAR's registers: memory.
 type scratch struct {
 	bytes []byte
 	moves []string

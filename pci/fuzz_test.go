@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-// Whatever a guest writes to configuration spaces and the MSI-X table: no
-// panic; what is read-only stays; a BAR's address is aligned, and answers where
-// it says, if it is inside the window and decoding is on, and nowhere else; a
-// state that was saved loads and is the same.
+// For any writes of a guest to configuration spaces and the MSI-X table: no panic;
+// read-only bytes do not change; a BAR's address is aligned; the BAR is mapped there
+// if it is inside the window and decoding is on, and nowhere else; a saved state can
+// be loaded and is the same.
 func FuzzConfig(f *testing.F) {
 	f.Add([]byte{0, 0x10, 0xff, 0xff, 0xff, 0xff, 0, 4, 2, 0, 0, 0, 1, 0x10, 0, 0, 0, 0xd0})
 	f.Add([]byte{0, 0x42, 0, 0xc0, 0, 0, 2, 0x0c, 0, 0, 0, 0, 3, 1, 0, 0, 0, 0, 0, 0x42, 0, 0x80, 0, 0})
@@ -61,10 +61,10 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("irqfds %v while suspended", c.fds)
 		}
 		state := fn.SaveState()
-		_, twin, n, _ := newDevice(t, newController(t))
+		_, dup, n, _ := newDevice(t, newController(t))
 		check(t, n.Suspend())
-		check(t, twin.LoadState(state))
-		if again := twin.SaveState(); !reflect.DeepEqual(state, again) {
+		check(t, dup.LoadState(state))
+		if again := dup.SaveState(); !reflect.DeepEqual(state, again) {
 			t.Fatalf("saved %+v, loaded, saved %+v", state, again)
 		}
 	})

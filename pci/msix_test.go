@@ -11,7 +11,7 @@ const (
 	msixControl = 0x42
 )
 
-// program writes an entry, as drivers do, and unmasks it or not.
+// program writes an entry like a driver.
 func (g guest) program(i int, data uint32, masked uint64) {
 	at := uint64(msixBase + 16*i)
 	g.write(at, 4, 0xfee00000)
@@ -87,7 +87,7 @@ func TestMSIX(t *testing.T) {
 	m.Resume()
 	want("forgotten", 0x42, 0, 0)
 
-	// A route that cannot be had keeps its message.
+	// If a route cannot be set, the message stays pending.
 	c.fail = errors.New("no")
 	g.write(msixBase+12, 4, 1)
 	m.Raise(0)
@@ -106,7 +106,7 @@ func TestMSIX(t *testing.T) {
 	}
 }
 
-// A message that waits, and all of the function's registers, go on in the twin.
+// A saved state includes a pending message and all of the function's registers.
 func TestSaveLoad(t *testing.T) {
 	c := newController(t)
 	g, f, m, _ := newDevice(t, c)
@@ -123,18 +123,18 @@ func TestSaveLoad(t *testing.T) {
 	busState := g.bus.SaveState()
 
 	d := newController(t)
-	h, twin, n, sc := newDevice(t, d)
+	h, dup, n, sc := newDevice(t, d)
 	check(t, n.Suspend())
 	check(t, h.bus.LoadState(busState))
-	check(t, twin.LoadState(s))
-	if again := twin.SaveState(); !reflect.DeepEqual(s, again) {
+	check(t, dup.LoadState(s))
+	if again := dup.SaveState(); !reflect.DeepEqual(s, again) {
 		t.Errorf("saved %+v, loaded, saved %+v", s, again)
 	}
 	if again := h.bus.SaveState(); !reflect.DeepEqual(busState, again) {
 		t.Errorf("saved %+v, loaded, saved %+v", busState, again)
 	}
 	if last := sc.moves[len(sc.moves)-1]; last != "0xd8000000 true" {
-		t.Errorf("the twin's BAR: %q", sc.moves)
+		t.Errorf("the copy's BAR: %q", sc.moves)
 	}
 	if len(d.fds) != 0 || d.take(0x40) != 0 {
 		t.Error("interrupts before Resume")
@@ -158,11 +158,11 @@ func TestSaveLoad(t *testing.T) {
 	} {
 		s = f.SaveState()
 		change()
-		before := twin.SaveState()
-		if err := twin.LoadState(s); err == nil {
+		before := dup.SaveState()
+		if err := dup.LoadState(s); err == nil {
 			t.Errorf("%s: loaded", name)
 		}
-		if !reflect.DeepEqual(before, twin.SaveState()) {
+		if !reflect.DeepEqual(before, dup.SaveState()) {
 			t.Errorf("%s: half loaded", name)
 		}
 	}

@@ -7,8 +7,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever a guest has written to the configuration spaces and the MSI-X table, and
-// whatever interrupts are pending, twins of function and bus save what they loaded.
+// After any writes of a guest to configuration spaces and the MSI-X table, and with any
+// pending interrupts, copies of function and bus save the state that they have loaded.
 func TestStateRoundTrip(t *testing.T) {
 	outer := t
 	rapid.Check(t, func(t *rapid.T) {
@@ -33,15 +33,15 @@ func TestStateRoundTrip(t *testing.T) {
 		}
 		check(outer, m.Suspend())
 		s, bus := f.SaveState(), g.bus.SaveState()
-		h, twin, n, _ := newDevice(outer, newController(outer))
+		h, dup, n, _ := newDevice(outer, newController(outer))
 		check(outer, n.Suspend())
-		if err := twin.LoadState(s); err != nil {
+		if err := dup.LoadState(s); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.bus.LoadState(bus); err != nil {
 			t.Fatal(err)
 		}
-		if got := twin.SaveState(); !reflect.DeepEqual(s, got) {
+		if got := dup.SaveState(); !reflect.DeepEqual(s, got) {
 			t.Fatalf("%+v became %+v", s, got)
 		}
 		if got := h.bus.SaveState(); !reflect.DeepEqual(bus, got) {

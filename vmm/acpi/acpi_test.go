@@ -18,8 +18,8 @@ var usual = Config{
 	MMIO: Window{0xc0000000, 0x20000000},
 }
 
-// A kernel that follows the addresses from the RSDP on finds every table, whole
-// and with a right checksum.
+// The addresses, starting from the RSDP, lead to all tables. They are complete and
+// have valid checksums.
 func TestBuild(t *testing.T) {
 	le := binary.LittleEndian
 	for _, cpus := range []int{1, 2, 32, 255, 256, 300} {
@@ -103,7 +103,7 @@ func checkMADT(t *testing.T, entries []byte, cpus int) {
 	}
 }
 
-// Intel's disassembler reads the tables, and finds in them what was asked for.
+// Intel's disassembler reads the tables, and they have the configured values.
 func TestTablesByIASL(t *testing.T) {
 	testenv.NeedTools(t, "iasl")
 	dir := t.TempDir()
@@ -153,7 +153,7 @@ func TestTablesByIASL(t *testing.T) {
 	}
 }
 
-// The committed AML is what iasl makes of the source.
+// The committed AML is iasl's output for the source.
 func TestDSDTIsBuilt(t *testing.T) {
 	testenv.NeedTools(t, "make", "iasl")
 	if out, err := exec.Command("make", "-s", "check").CombinedOutput(); err != nil {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A guest that follows the specification from the BIOS data area on finds its
-// CPUs, its IOAPIC and the pin of every ISA interrupt.
+// The specification's search, starting at the BIOS data area, finds the CPUs, the IOAPIC
+// and the pin of every ISA interrupt.
 func TestMPTable(t *testing.T) {
 	le := binary.LittleEndian
 	for _, cpus := range []int{1, 2, 8, 15, 16, 32, 254} {

@@ -45,7 +45,7 @@ func TestTypedAccess(t *testing.T) {
 	}
 }
 
-// A device's way to guest memory must not make work for the garbage collector.
+// Devices access guest memory often: an access must not allocate.
 func TestAccessDoesNotAllocate(t *testing.T) {
 	for _, b := range []Backing{Memfd, Anonymous} {
 		m := newMemory(t, 16<<20, b)
@@ -105,7 +105,7 @@ func TestSlotBytesOutside(t *testing.T) {
 	}
 }
 
-// FuzzRange checks the bounds of every accessor against arithmetic of 128 bits.
+// FuzzRange checks the bounds of every access against 128-bit arithmetic.
 func FuzzRange(f *testing.F) {
 	for _, gpa := range []uint64{0, 1<<30 - 1, 3<<30 - 8, 3 << 30, 4<<30 - 1, 4 << 30, 4<<30 + 1<<20, ^uint64(0)} {
 		for _, n := range []uint64{0, 1, 8, 1 << 20, 1 << 32, ^uint64(0), ^uint64(0) - 4<<30} {
@@ -170,8 +170,8 @@ func BenchmarkWriteUint32(b *testing.B) {
 	}
 }
 
-// BenchmarkFetchDirty is a whole slot's log with nothing in it: what a
-// migration's round pays for knowing that no device wrote.
+// BenchmarkFetchDirty fetches the empty log of a slot: the cost of a round of a
+// migration in which no device has written.
 func BenchmarkFetchDirty(b *testing.B) {
 	m := newMemory(b, slotSize, Anonymous)
 	bitmap := make([]uint64, mempage.Words(slotSize>>mempage.Shift))

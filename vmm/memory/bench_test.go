@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The measurements behind DefaultBacking; docs/benchmarks.md has their results.
+// The measurements on which DefaultBacking is based; docs/benchmarks.md has results.
 
 // benchmarkBackings are the backings, and anonymous memory without huge pages.
 var benchmarkBackings = []struct {
@@ -24,7 +24,7 @@ var benchmarkBackings = []struct {
 	{"hugetlb", Hugetlb, false},
 }
 
-// eachBacking runs f with every backing. fresh gives it new memory.
+// eachBacking runs f with every backing. fresh returns new memory.
 func eachBacking(b *testing.B, size uint64, f func(b *testing.B, fresh func() *Memory)) {
 	for _, v := range benchmarkBackings {
 		b.Run(v.name, func(b *testing.B) {
@@ -47,9 +47,9 @@ func eachBacking(b *testing.B, size uint64, f func(b *testing.B, fresh func() *M
 	}
 }
 
-// BenchmarkPopulate is the cost of memory's first use: by a write to each page,
-// by filling it, and by reading into it from loopback TCP, as the destination
-// of a migration does. "again" reads into memory that is there already.
+// BenchmarkPopulate measures the first use of memory: a write to each page, filling
+// it, and reading into it from loopback TCP, like a migration's destination. "again"
+// reads into populated memory.
 func BenchmarkPopulate(b *testing.B) {
 	const size = 512 << 20
 	for _, way := range []struct {
@@ -92,7 +92,7 @@ func BenchmarkPopulate(b *testing.B) {
 	}
 }
 
-// receive fills ram from a TCP connection over loopback, 1 MiB a read.
+// receive fills ram from a TCP connection over loopback with reads of 1 MiB.
 func receive(b *testing.B, ram []byte) {
 	const chunk = 1 << 20
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -131,12 +131,12 @@ func receive(b *testing.B, ram []byte) {
 	}
 }
 
-// BenchmarkPopulated is the cost of finding the holes of a slot of 1 GiB: when
-// it is empty, when it is full, and when every other page is there.
+// BenchmarkPopulated measures finding the holes of a slot of 1 GiB: empty, full, and
+// with every other page populated.
 func BenchmarkPopulated(b *testing.B) {
 	for _, state := range []struct {
 		name  string
-		every int // one page in so many is written
+		every int // every nth page is written
 	}{{"empty", 0}, {"full", 1}, {"every-other", 2}} {
 		b.Run(state.name, func(b *testing.B) {
 			eachBacking(b, slotSize, func(b *testing.B, fresh func() *Memory) {

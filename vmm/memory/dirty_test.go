@@ -11,7 +11,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// Marks land in the right slot, also when a range goes over a slot's end.
+// Bits are set in the right slots, also for a range across the end of a slot.
 func TestMarkAcrossSlots(t *testing.T) {
 	const gib = 1 << 30
 	m := newMemory(t, 4*gib+mempage.Size, Anonymous)
@@ -55,7 +55,7 @@ func TestFetchDirtyTakes(t *testing.T) {
 	if err := m.write16(0x5000, 1); err != nil {
 		t.Fatal(err)
 	}
-	// Words beyond the slot are cleared, those within are replaced.
+	// Words beyond the slot are cleared, the others are replaced.
 	bitmap := []uint64{^uint64(0), ^uint64(0), 0, ^uint64(0), 1, 1}
 	if err := m.FetchDirty(0, bitmap); err != nil || !slices.Equal(bitmap, []uint64{1 << 5, 0, 0, 0, 0, 0}) {
 		t.Errorf("%#x, %v", bitmap, err)
@@ -63,7 +63,7 @@ func TestFetchDirtyTakes(t *testing.T) {
 	if pages := dirtyPages(t, m, 0); len(pages) != 0 {
 		t.Errorf("fetched twice: %v", pages)
 	}
-	// Reading, and a destination's zeros, mark nothing.
+	// Reads and Zero set no bits.
 	if err := m.ReadAt(make([]byte, 1<<20), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -75,10 +75,10 @@ func TestFetchDirtyTakes(t *testing.T) {
 	}
 }
 
-// The rule that a migration lives on: whoever fetches the marks, and then reads
-// the pages they name, has seen every write that had returned before.
+// Migration relies on this: code that fetches the bits, and then reads the pages, gets
+// every write that has returned before the fetch.
 func TestNoWriteIsLost(t *testing.T) {
-	const pages, writers, writes = 64, 3, 10000 // all marks in one word
+	const pages, writers, writes = 64, 3, 10000 // all bits are in one word
 	m := newMemory(t, MinSize, Anonymous)
 	var (
 		running        atomic.Int32
@@ -95,7 +95,7 @@ func TestNoWriteIsLost(t *testing.T) {
 			defer running.Add(-1)
 			content := make([]byte, mempage.Size)
 			for v := uint64(1); v <= writes; v++ {
-				page := v%(pages/writers)*writers + w // a page of this writer's own
+				page := v%(pages/writers)*writers + w // a page of this writer only
 				var err error
 				if binary.LittleEndian.PutUint64(content[mempage.Size-8:], v); v%2 == 0 {
 					err = m.WriteAt(content, page*mempage.Size)

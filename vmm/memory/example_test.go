@@ -22,7 +22,7 @@ func Example() {
 	}
 	fmt.Println(m.WriteUint32(3<<30, 42))
 
-	// What the VMM wrote, a page a bit: the first page of the last slot.
+	// The VMM's writes, one bit for each page: the first page of the last slot.
 	bitmap := make([]uint64, 1<<30/mempage.Size/64)
 	if err := m.FetchDirty(3, bitmap); err != nil {
 		log.Fatal(err)

@@ -16,9 +16,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Random writes, reads, punches and zeros against a model: content is what the
-// model says, no page with data is ever called a hole, asking populates
-// nothing, and exactly the VMM's writes and punches are marked.
+// Random writes, reads, punches and zeros are compared with a model: the content is the
+// same, no page with data is reported as a hole, queries populate nothing, and the dirty
+// bits are exactly those of the VMM's writes and punches.
 func TestModel(t *testing.T) {
 	const size, pages = 8 << 20, 8 << 20 / mempage.Size
 	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
@@ -99,7 +99,7 @@ func TestModel(t *testing.T) {
 					for i := range n {
 						data := model[(first+i)*mempage.Size : (first+i+1)*mempage.Size]
 						if !bitSet(bitmap, i) && bytes.Count(data, []byte{0}) != mempage.Size {
-							rt.Fatalf("page %d has data and was called a hole", first+i)
+							rt.Fatalf("page %d has data and is reported as a hole", first+i)
 						}
 					}
 					for i := n; i < uint64(len(bitmap))*64; i++ {
@@ -114,7 +114,7 @@ func TestModel(t *testing.T) {
 			})
 			for _, page := range dirtyPages(t, m, 0) {
 				if !dirty[page] {
-					rt.Fatalf("page %d is marked, nobody wrote it", page)
+					rt.Fatalf("page %d is dirty without a write", page)
 				}
 				delete(dirty, page)
 			}
@@ -134,7 +134,7 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// What the kernel lets us know of holes in the usual cases.
+// Holes in the usual cases.
 func TestHoles(t *testing.T) {
 	const size = 8 << 20
 	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
@@ -154,12 +154,12 @@ func TestHoles(t *testing.T) {
 			t.Errorf("the written page: %#x, %v", bitmap[0], err)
 		}
 		count("a page written", 1, 512) // one, or a huge page
-		// Zero of pages that do not exist makes none.
+		// Zero does not populate holes.
 		if err := m.Zero(0, 1024, 1000); err != nil {
 			t.Fatal(err)
 		}
 		count("holes zeroed", 1, 512)
-		// Of a part of a huge page.
+		// A part of a huge page.
 		if err := m.write16(0x4000, 2); err != nil {
 			t.Fatal(err)
 		}
@@ -180,10 +180,10 @@ func TestHoles(t *testing.T) {
 		} else {
 			count("all punched", 0, 0)
 		}
-		// Reading what was never written: anonymous memory maps the shared
-		// zero page, which only PAGEMAP_SCAN tells from a page of ours (some
-		// kernels have no such page and populate); a memory file and hugetlb
-		// populate. Each is right, none may fail.
+		// Reading pages that were never written: anonymous memory maps the shared
+		// zero page, which only PAGEMAP_SCAN distinguishes from others; some kernels
+		// have no such page and populate. A memfd and hugetlb populate. All of these
+		// are correct.
 		if err := m.ReadAt(make([]byte, size), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -194,11 +194,11 @@ func TestHoles(t *testing.T) {
 	})
 }
 
-// residentPages is how many of the memory's pages the kernel counts as resident
-// or swapped out, in /proc/self/smaps: the shared zero page is none.
+// residentPages returns the number of pages that the kernel counts as resident or
+// swapped out in /proc/self/smaps, without the shared zero page.
 func residentPages(t *testing.T, m *Memory) uint64 {
 	t.Helper()
-	// A flag of its own keeps the mapping from being one with its neighbours.
+	// A flag prevents that the kernel merges the mapping with others.
 	if err := unix.Madvise(m.ram, unix.MADV_WIPEONFORK); err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestPunchRefuses(t *testing.T) {
 	}
 }
 
-// A punch over the end of a slot is marked and done in both.
+// A punch across the end of a slot affects both slots and sets their dirty bits.
 func TestPunchAcrossSlots(t *testing.T) {
 	for _, b := range []Backing{Memfd, Anonymous} {
 		m := newMemory(t, 2<<30, b)
@@ -263,8 +263,8 @@ func TestPunchAcrossSlots(t *testing.T) {
 	}
 }
 
-// While somebody writes, and the kernel collapses and splits huge pages, a page
-// that was written before the question is never called a hole.
+// During writes, and while the kernel collapses and splits huge pages, a page that was
+// written before the query is not reported as a hole.
 func TestHolesUnderWrites(t *testing.T) {
 	const size, pages = 16 << 20, 16 << 20 / mempage.Size
 	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
@@ -302,7 +302,7 @@ func TestHolesUnderWrites(t *testing.T) {
 			}
 			for page := range uint64(written) {
 				if !bitSet(bitmap, page) {
-					t.Fatalf("page %d has data and was called a hole", page)
+					t.Fatalf("page %d has data and is reported as a hole", page)
 				}
 			}
 		}
@@ -311,7 +311,7 @@ func TestHolesUnderWrites(t *testing.T) {
 	})
 }
 
-// No huge pages: the user is told how many are missing and what to do.
+// Without huge pages the error says how many are missing and what to do.
 func TestHugetlbError(t *testing.T) {
 	m, err := New(MaxSize, Hugetlb)
 	if err == nil {

@@ -73,8 +73,8 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// What lies where: a word written through the guest address is found in the
-// slot at that address, on both sides of the hole.
+// A word that is written at a guest address is in the slot at that address, below and
+// above the hole.
 func TestAddresses(t *testing.T) {
 	const gib = 1 << 30
 	m := newMemory(t, 5*gib, Memfd)
@@ -96,13 +96,13 @@ func TestAddresses(t *testing.T) {
 			}
 		}
 	}
-	// The slots of RAM below the hole and above it touch in host memory only.
+	// Slots below and above the hole are adjacent in host memory only.
 	for _, gpa := range []uint64{3*gib - 3, 3 * gib, 4*gib - 1, 6*gib - 3, 6 * gib, ^uint64(0), ^uint64(2)} {
 		if _, err := m.ReadUint32(gpa); !errors.Is(err, errNotRAM) {
 			t.Errorf("ReadUint32(%#x): %v, want %v", gpa, err, errNotRAM)
 		}
 	}
-	// Contiguous RAM may be read across slots.
+	// A read may cross slots of contiguous RAM.
 	var b [8]byte
 	if err := m.ReadAt(b[:], gib-4); err != nil {
 		t.Error(err)

@@ -7,7 +7,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// Prefault makes holes pages of zeros and leaves what is there alone.
+// Prefault populates holes with zeros and does not change other pages.
 func TestPrefault(t *testing.T) {
 	const size = 8 << 20
 	eachVariant(t, size, func(t *testing.T, v variant, fresh func(testing.TB) *Memory) {
@@ -31,7 +31,7 @@ func TestPrefault(t *testing.T) {
 				t.Fatalf("page %#x is not populated; %d pages were before", page, before)
 			}
 		}
-		// Read what is there only: in a memfd a hole that is read is none any more.
+		// Read only populated pages: reading a hole of a memfd populates it.
 		got, want := make([]byte, 4<<20), make([]byte, 4<<20)
 		want[2<<20] = 7
 		if err := m.ReadAt(got, 2<<20); err != nil || !bytes.Equal(got, want) {

@@ -8,7 +8,7 @@ import (
 )
 
 func cmosGet(d *CMOS, at byte) byte {
-	d.Write(0, []byte{at | 0x80}) // NMI masked, as Linux does
+	d.Write(0, []byte{at | 0x80}) // NMI masked, like Linux
 	var p [1]byte
 	d.Read(1, p[:])
 	return p[0]
@@ -19,7 +19,7 @@ func cmosSet(d *CMOS, at, v byte) {
 	d.Write(1, []byte{v})
 }
 
-// clockOf reads the clock as 24 hours BCD.
+// clockOf reads the clock in BCD with 24 hours.
 func clockOf(d *CMOS) (b [8]byte) {
 	for i, at := range []byte{0x32, 9, 8, 7, 4, 2, 0, 6} {
 		b[i] = cmosGet(d, at)
@@ -55,8 +55,8 @@ func TestClock(t *testing.T) {
 	}
 }
 
-// A guest sets the clock as Linux does, which holds it meanwhile, and the clock
-// goes on from there, here and after a migration.
+// A guest sets the clock like Linux, which stops it for that time. The clock continues
+// from the new time, on this host and after a migration.
 func TestSetClock(t *testing.T) {
 	now := time.Date(2026, 11, 23, 22, 8, 0, 0, time.UTC)
 	clock := func() time.Time { return now }
@@ -80,13 +80,14 @@ func TestSetClock(t *testing.T) {
 			t.Errorf("two seconds after it was set: % x", got)
 		}
 	}
-	cmosSet(d, rtcYear, 0x30) // without holding it
+	cmosSet(d, rtcYear, 0x30) // while the clock runs
 	if got := clockOf(d); got != [8]byte{0x20, 0x30, 0x01, 0x01, 0x00, 0x00, 0x00, 3} {
 		t.Errorf("year set: % x", got)
 	}
 }
 
-// Memory keeps what is written, and starts with the sizes of the guest's RAM.
+// CMOS memory is initialised with the sizes of the guest's RAM, and stores what the
+// guest writes.
 func TestCMOSMemory(t *testing.T) {
 	const gib = 1 << 30
 	for _, tt := range []struct {
@@ -120,8 +121,8 @@ func TestCMOSMemory(t *testing.T) {
 	}
 }
 
-// Whatever a guest writes, there is a clock, and saving, loading and saving
-// again gives the same state.
+// After any writes of a guest the clock can be read, and the state is the same after
+// saving and loading.
 func TestCMOSStateProperty(t *testing.T) {
 	now := time.Date(2026, 11, 23, 22, 8, 0, 0, time.UTC)
 	clock := func() time.Time { return now }

@@ -16,8 +16,8 @@ func put16(d *PM, off uint64, v uint16) {
 	d.Write(off, binary.LittleEndian.AppendUint16(nil, v))
 }
 
-// The button raises the interrupt once the guest wants it, until the guest
-// takes note of it.
+// The button raises the interrupt if the guest has enabled it, until the guest
+// acknowledges it.
 func TestPowerButton(t *testing.T) {
 	sci := ""
 	d := NewPM(PMConfig{SCI: func(level bool) { sci += fmt.Sprint(level, " ") }})
@@ -42,7 +42,7 @@ func TestPowerButton(t *testing.T) {
 	}
 }
 
-// Soft off, by 16 bits or by the upper byte alone; nothing else does it.
+// Soft off, by a write of 16 bits or of the upper byte, and by no other write.
 func TestSoftOff(t *testing.T) {
 	off := 0
 	d := NewPM(PMConfig{SCI: func(bool) { t.Error("interrupt") }, PowerOff: func() { off++ }})
@@ -64,7 +64,7 @@ func TestSoftOff(t *testing.T) {
 	if off != 2 {
 		t.Errorf("%d times off by a byte", off)
 	}
-	// All at once, beyond the end too.
+	// Accesses of all registers, and beyond the end.
 	d.Write(0, []byte{0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff})
 	if off != 2 || get16(d, 2) != pmEvents {
 		t.Errorf("%d times off, enable %#x", off, get16(d, 2))
@@ -76,8 +76,7 @@ func TestSoftOff(t *testing.T) {
 	}
 }
 
-// A button that was pressed and not taken note of is pressed at the
-// destination too.
+// A press of the button that the guest has not acknowledged is in the saved state.
 func TestPMState(t *testing.T) {
 	d := NewPM(PMConfig{SCI: func(bool) {}})
 	put16(d, 2, 0x121)
@@ -119,10 +118,10 @@ func ExamplePM() {
 		SCI:      func(level bool) { fmt.Println("interrupt", level) },
 		PowerOff: func() { fmt.Println("off") },
 	})
-	pm.Write(2, []byte{0, 1}) // the guest enables the button,
-	pm.PressPowerButton()     // it is pressed,
-	pm.Write(0, []byte{0, 1}) // the guest takes note,
-	pm.Write(5, []byte{0x34}) // and some time later it is done.
+	pm.Write(2, []byte{0, 1}) // the guest enables the button
+	pm.PressPowerButton()     // the button is pressed
+	pm.Write(0, []byte{0, 1}) // the guest acknowledges it
+	pm.Write(5, []byte{0x34}) // the guest turns itself off
 	// Output:
 	// interrupt true
 	// interrupt false
