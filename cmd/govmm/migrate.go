@@ -113,9 +113,9 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	case f.hintWait < 0:
 		err = fmt.Errorf("--hint-wait %v: must not be negative", f.hintWait)
 	case f.shift == 0:
-		err = errors.New("--clear-bitmap-shift 0: 6 to 31 is wanted")
+		err = errors.New("--clear-bitmap-shift 0: must be between 6 and 31")
 	case f.channels == 0:
-		err = fmt.Errorf("--channels 0: 1 to %d is wanted", migrate.MaxChannels)
+		err = fmt.Errorf("--channels 0: must be between 1 and %d", migrate.MaxChannels)
 	case f.compress == "":
 		err = errors.New("--compress needs zstd, lz4 or none")
 	default:
