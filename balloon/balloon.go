@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/govmm/govmm/mempage"
@@ -69,8 +70,8 @@ type Config struct {
 	Puncher Puncher
 	// RAM is the guest's memory in bytes: the largest target.
 	RAM uint64
-	// Logf gets one line at a time of what a user should know; nil: nothing.
-	Logf func(format string, args ...any)
+	// Log may be nil: nothing is logged.
+	Log *slog.Logger
 }
 
 // Balloon is the device. It implements virtio.Device.
@@ -107,8 +108,8 @@ func New(cfg Config) (*Balloon, error) {
 	if cfg.Memory == nil || cfg.Puncher == nil {
 		return nil, errors.New("balloon: needs guest memory")
 	}
-	if cfg.Logf == nil {
-		cfg.Logf = func(string, ...any) {}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	b := &Balloon{cfg: cfg}
 	b.stats.changed, b.stats.wake = make(chan struct{}), make(chan struct{}, 1)

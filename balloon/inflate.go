@@ -100,7 +100,7 @@ type counter struct {
 func (b *Balloon) punch(gpa, n uint64) {
 	if err := b.cfg.Puncher.Punch(gpa, n); err != nil {
 		if !b.punched.failed.Swap(true) {
-			b.cfg.Logf("balloon: memory is not given back: %v", err)
+			b.cfg.Log.Error("memory is not given back to the host", "device", "balloon", "err", err)
 		}
 		return
 	}

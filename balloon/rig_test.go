@@ -144,7 +144,7 @@ func (r *rig) newDevice() {
 	r.logged = make(chan string, 64)
 	b, err := balloon.New(balloon.Config{
 		Memory: r.mem, Puncher: r.mem, RAM: ramBytes,
-		Logf: func(format string, args ...any) { r.logged <- format },
+		Log: virtiotest.Log(r.t, r.logged),
 	})
 	check(r.t, err)
 	r.b, r.queues, r.irq = b, nil, nil

@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/govmm/govmm/pci"
@@ -181,7 +182,7 @@ func openBackends(d *Devices, logf func(string, ...any)) (_ *backends, err error
 	}
 	if d.Vsock != nil {
 		var err error
-		if b.vsock, err = vsock.New(*d.Vsock, logf); err != nil {
+		if b.vsock, err = vsock.New(*d.Vsock, slog.New(lineHandler{logf: logf})); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -195,7 +196,7 @@ func (b *backends) openDisk(s *DiskSpec, logf func(string, ...any)) error {
 	c := s.Config
 	// What a guest has written says nothing about the image's format.
 	c.Raw = c.Raw || s.Size != 0
-	disk, err := blk.Open(c, logf)
+	disk, err := blk.Open(c, slog.New(lineHandler{logf: logf}))
 	if err != nil {
 		return err
 	}
@@ -212,7 +213,7 @@ func (b *backends) openNet(s *NetSpec, logf func(string, ...any)) error {
 	if err != nil {
 		return err
 	}
-	dev, err := net.New(net.Config{Backend: tap, MAC: s.MAC, MTU: s.MTU, Logf: logf})
+	dev, err := net.New(net.Config{Backend: tap, MAC: s.MAC, MTU: s.MTU, Log: slog.New(lineHandler{logf: logf})})
 	if err != nil {
 		return errors.Join(err, tap.Close())
 	}

@@ -137,7 +137,7 @@ func TestResetKeepsTheDisk(t *testing.T) {
 	if machineOf(vm.VM).backends.disks[0] != disk {
 		t.Error("the disk was opened again")
 	}
-	other, err := blk.Open(blk.Config{Path: path}, t.Logf)
+	other, err := blk.Open(blk.Config{Path: path}, nil)
 	check(t, err)
 	cannotLock(t, other.Lock())
 	check(t, other.Close())

@@ -58,7 +58,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm:      v,
 		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Vsock: cfg.Vsock, Backing: cfg.Backing, Tracking: cfg.Tracking, Name: cfg.Name, Logf: v.logf},
-	}, slog.New(lineHandler{v.logf}))
+	}, slog.New(lineHandler{logf: v.logf}))
 	return v, nil
 }
 

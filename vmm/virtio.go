@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -47,7 +48,7 @@ func (m *Machine) createDevices(b *backends) error {
 	}
 	d := &m.spec.Devices
 	if d.Balloon {
-		dev, err := balloon.New(balloon.Config{Memory: m.mem, Puncher: m.mem, RAM: m.mem.Size(), Logf: m.logf})
+		dev, err := balloon.New(balloon.Config{Memory: m.mem, Puncher: m.mem, RAM: m.mem.Size(), Log: slog.New(lineHandler{logf: m.logf})})
 		if err != nil {
 			return err
 		}
@@ -90,7 +91,7 @@ func (m *Machine) createDevices(b *backends) error {
 func (m *Machine) plug(name string, dev virtio.Device, without uint64) error {
 	t, err := transport.New(dev, transport.Host{
 		Memory: m.mem, Interrupts: m.interrupts, Notifications: m.interrupts, Without: without,
-		Logf: func(format string, args ...any) { m.logf(name+": "+format, args...) },
+		Log: slog.New(lineHandler{logf: m.logf}).With("device", name),
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

@@ -4,7 +4,7 @@
 // take requests and carry them out by preadv and pwritev, straight from and to
 // guest memory; requests of one queue complete in any order.
 //
-//	d, err := blk.Open(blk.Config{Path: "root.img"}, log.Printf)
+//	d, err := blk.Open(blk.Config{Path: "root.img"}, slog.Default())
 //	err = d.Lock()                   // nobody else has it now
 //	...                              // d behind a transport, the guest runs
 //	d.Pause(ctx); d.Unlock()         // what was written is durable, and another may have it
@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -64,7 +65,7 @@ var _ virtio.Device = (*Device)(nil)
 type Device struct {
 	config Config
 	image  *image
-	logf   func(string, ...any)
+	log    *slog.Logger
 
 	features uint64       // negotiated; written by Activate only
 	loop     *virtio.Loop // nil when not active
@@ -84,9 +85,9 @@ type Device struct {
 }
 
 // Open opens the disk's image, which is not locked yet. A file in a format such
-// as qcow2 is refused with [ErrNotRaw]. logf, which may be nil, gets a line
-// about errors of the host's storage now and then.
-func Open(c Config, logf func(string, ...any)) (*Device, error) {
+// as qcow2 is refused with [ErrNotRaw]. Errors of the host's storage are logged, a
+// few at most; if log is nil, nothing is logged.
+func Open(c Config, log *slog.Logger) (*Device, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
 	}
@@ -94,10 +95,10 @@ func Open(c Config, logf func(string, ...any)) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	if logf == nil {
-		logf = func(string, ...any) {}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
-	return &Device{config: c, image: im, logf: logf, topology: im.topology, writeBack: true}, nil
+	return &Device{config: c, image: im, log: log, topology: im.topology, writeBack: true}, nil
 }
 
 // Config is what the device was opened with.
@@ -243,11 +244,8 @@ func (d *Device) hostError(what string, sector uint64, n int64, err error) {
 		d.errorMu.Unlock()
 		return
 	}
-	more := ""
-	if d.unlogged > 0 {
-		more = fmt.Sprintf(" (and %d errors since the last line)", d.unlogged)
-	}
+	unlogged := d.unlogged
 	d.logged, d.unlogged = time.Now(), 0
 	d.errorMu.Unlock()
-	d.logf("disk %s: %s of %d bytes at sector %d: %v%s", d.config.Path, what, n, sector, err, more)
+	d.log.Error("storage error", "device", "disk "+d.config.Path, "request", what, "sector", sector, "bytes", n, "err", err, "unlogged", unlogged)
 }

@@ -59,7 +59,7 @@ func newImage(t testing.TB, n int) string {
 
 func open(t testing.TB, c Config) *Device {
 	t.Helper()
-	d, err := Open(c, t.Logf)
+	d, err := Open(c, virtiotest.Log(t, nil))
 	if err != nil {
 		t.Fatal(err)
 	}

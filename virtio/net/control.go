@@ -98,7 +98,7 @@ func (d *Device) setPairs(n int) bool {
 		}
 	}
 	if err != nil {
-		d.cfg.Logf("net: %s: %d queue pairs: %v", d.cfg.Backend.Name(), n, err)
+		d.cfg.Log.Error("set the number of queue pairs", "device", d.cfg.Backend.Name(), "pairs", n, "err", err)
 		return false
 	}
 	return true
@@ -107,7 +107,7 @@ func (d *Device) setPairs(n int) bool {
 // setOffloads tells the host what the guest takes.
 func (d *Device) setOffloads(guest uint64) bool {
 	if err := d.cfg.Backend.SetOffloads(guest); err != nil {
-		d.cfg.Logf("net: %s: offloads: %v", d.cfg.Backend.Name(), err)
+		d.cfg.Log.Error("set the offloads", "device", d.cfg.Backend.Name(), "err", err)
 		return false
 	}
 	for _, r := range d.receivers {

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	stdnet "net"
 	"sync"
 	"sync/atomic"
@@ -126,11 +127,10 @@ var (
 
 // Config is what a device is made from.
 type Config struct {
-	Backend Backend // required; Close of the device closes it
-	MAC     MAC     // required; the guest may change it
-	MTU     uint16  // that of the guest's link; 0: the guest is not told, and may send any
-	// Logf gets one line at a time of what a user should know; nil: nothing.
-	Logf func(format string, args ...any)
+	Backend Backend      // required; Close of the device closes it
+	MAC     MAC          // required; the guest may change it
+	MTU     uint16       // that of the guest's link; 0: the guest is not told, and may send any
+	Log     *slog.Logger // nil: nothing is logged
 }
 
 // Device is the network device. It implements virtio.Device.
@@ -178,8 +178,8 @@ func New(cfg Config) (*Device, error) {
 	if cfg.MTU != 0 && cfg.MTU < minMTU {
 		return nil, fmt.Errorf("net %s: an MTU of %d; the smallest is %d", cfg.Backend.Name(), cfg.MTU, minMTU)
 	}
-	if cfg.Logf == nil {
-		cfg.Logf = func(string, ...any) {}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	d := &Device{cfg: cfg, ports: ports}
 	d.setState(d.fresh())
@@ -233,7 +233,7 @@ func (d *Device) lost(err error) {
 	if d.gone.Swap(true) {
 		return
 	}
-	d.cfg.Logf("net: %s is gone, the guest's link is down: %v", d.cfg.Backend.Name(), err)
+	d.cfg.Log.Error("the backend is gone, the guest's link is down", "device", d.cfg.Backend.Name(), "err", err)
 	d.SetLink(false)
 }
 

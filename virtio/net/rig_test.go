@@ -144,7 +144,7 @@ func (r *rig) newDevice(b net.Backend) {
 	r.changed, r.broken, r.logged = make(chan struct{}, 64), make(chan error, 64), make(chan string, 64)
 	d, err := net.New(net.Config{
 		Backend: b, MAC: guestMAC, MTU: 1500,
-		Logf: func(format string, args ...any) { r.logged <- format },
+		Log: virtiotest.Log(r.t, r.logged),
 	})
 	check(r.t, err)
 	r.d, r.queues, r.irq = d, nil, nil

@@ -170,12 +170,7 @@ func newGuestWith(t testing.TB, mem *virtiotest.Memory) *guest {
 	var err error
 	g.device, err = transport.New(g.echo, transport.Host{
 		Memory: g.mem, Interrupts: g.board, Notifications: g.board,
-		Logf: func(format string, args ...any) {
-			select {
-			case g.logs <- fmt.Sprintf(format, args...):
-			default:
-			}
-		},
+		Log: virtiotest.Log(t, g.logs),
 	})
 	check(t, err)
 	t.Cleanup(func() {

@@ -85,7 +85,8 @@ func TestKVM(t *testing.T) {
 
 	host := &kvmHost{vm: vm, routes: vm.DefaultRoutes()}
 	g := &guest{t: t, bus: pci.NewBus(), echo: &virtiotest.Echo{Queues: []uint16{queueSize, queueSize}}}
-	g.device, err = transport.New(g.echo, transport.Host{Memory: mem, Interrupts: host, Notifications: host, Logf: t.Errorf})
+	logs := make(chan string, 1)
+	g.device, err = transport.New(g.echo, transport.Host{Memory: mem, Interrupts: host, Notifications: host, Log: virtiotest.Log(t, logs)})
 	check(t, err)
 	t.Cleanup(func() { check(t, g.device.Close()) })
 	_, err = g.bus.Add(1, g.device.Function())
@@ -170,4 +171,7 @@ func TestKVM(t *testing.T) {
 	arrives(0x40)
 	arrives(0x41)
 	g.write(common+20, 1, 0)
+	if len(logs) > 0 {
+		t.Error(<-logs)
+	}
 }

@@ -66,7 +66,7 @@ func (t *Transport) place(i int) {
 	}
 	if q.at != 0 {
 		if err := t.host.Notifications.DeassignIOEventFD(q.at, q.kick.fd); err != nil {
-			t.host.Logf("virtio queue %d: %v", i, err)
+			t.host.Log.Warn("remove an ioeventfd", "queue", i, "err", err)
 		}
 		q.at = 0
 	}
@@ -74,7 +74,7 @@ func (t *Transport) place(i int) {
 		return
 	}
 	if err := t.host.Notifications.AssignIOEventFD(at, q.kick.fd); err != nil {
-		t.host.Logf("virtio queue %d: notifications take the slow way: %v", i, err)
+		t.host.Log.Warn("no ioeventfd, notifications cost an exit", "queue", i, "err", err)
 		return
 	}
 	q.at = at

@@ -141,7 +141,7 @@ func (t *Transport) NeedsReset(err error) {
 	if before&statusNeedsReset != 0 {
 		return
 	}
-	t.host.Logf("virtio device of type %d needs a reset: %v", t.dev.ID(), err)
+	t.host.Log.Warn("the device needs a reset", "type", t.dev.ID(), "err", err)
 	if before&statusDriverOK != 0 {
 		t.configInterrupt()
 	}

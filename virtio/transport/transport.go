@@ -15,6 +15,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -27,9 +28,9 @@ type Host struct {
 	Memory        virtio.Memory
 	Interrupts    pci.Interrupts
 	Notifications Notifications
-	// Logf reports what the guest did wrong, and what the guest cannot be told
-	// of. It may be called from any goroutine.
-	Logf func(format string, args ...any)
+	// Log gets what the guest did wrong, and errors that the guest cannot be
+	// told of. If it is nil, nothing is logged.
+	Log *slog.Logger
 	// Without are features that are not offered, even if the device or the
 	// transport has them.
 	Without uint64
@@ -97,6 +98,9 @@ const noVector = 0xffff // VIRTIO_MSI_NO_VECTOR
 // New makes the transport of a device. Its PCI function is then to be put on a
 // bus. The transport owns the device from now on, also if New fails.
 func New(dev virtio.Device, host Host) (*Transport, error) {
+	if host.Log == nil {
+		host.Log = slog.New(slog.DiscardHandler)
+	}
 	t := &Transport{dev: dev, host: host}
 	if err := t.init(); err != nil {
 		return nil, errors.Join(fmt.Errorf("virtio device of type %d: %w", dev.ID(), err), t.Close())
@@ -132,7 +136,7 @@ func (t *Transport) init() error {
 		return err
 	}
 	var err error
-	if t.msix, err = t.function.AddMSIX(msixBAR, len(sizes)+1, t.host.Interrupts, func(err error) { t.host.Logf("%v", err) }); err != nil {
+	if t.msix, err = t.function.AddMSIX(msixBAR, len(sizes)+1, t.host.Interrupts, func(err error) { t.host.Log.Error("MSI-X", "err", err) }); err != nil {
 		return err
 	}
 	return t.addCapabilities()

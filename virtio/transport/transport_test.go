@@ -87,7 +87,7 @@ func TestNegotiation(t *testing.T) {
 func TestWithout(t *testing.T) {
 	b := newBoard()
 	d, err := transport.New(&virtiotest.Echo{Queues: []uint16{8}}, transport.Host{
-		Memory: virtiotest.NewMemory(t, ramBase, 1<<16), Interrupts: b, Notifications: b, Logf: t.Logf, Without: virtio.FeatureRingPacked | virtio.FeatureVersion1,
+		Memory: virtiotest.NewMemory(t, ramBase, 1<<16), Interrupts: b, Notifications: b, Log: virtiotest.Log(t, nil), Without: virtio.FeatureRingPacked | virtio.FeatureVersion1,
 	})
 	check(t, err)
 	defer func() { check(t, d.Close()) }()
@@ -103,7 +103,7 @@ func TestNewRefuses(t *testing.T) {
 	for _, sizes := range [][]uint16{nil, {0}, {3}, {8, 65535}, make([]uint16, 2000)} {
 		e := &virtiotest.Echo{Queues: sizes}
 		b := newBoard()
-		if _, err := transport.New(e, transport.Host{Interrupts: b, Notifications: b, Logf: t.Logf}); err == nil || e.Closed != 1 {
+		if _, err := transport.New(e, transport.Host{Interrupts: b, Notifications: b, Log: virtiotest.Log(t, nil)}); err == nil || e.Closed != 1 {
 			t.Errorf("queues %v: %v, closed %d times", sizes, err, e.Closed)
 		}
 	}

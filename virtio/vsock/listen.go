@@ -55,7 +55,7 @@ func (d *Device) accept(ln *unixsock.Listener) {
 			return
 		}
 		if err != nil {
-			d.logf("vsock %s: accept: %v", d.config.Path, err)
+			d.log.Warn("accept a connection", "device", "vsock "+d.config.Path, "err", err)
 			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
 			continue
 		}

@@ -58,7 +58,7 @@ func (r *rig) NeedsReset(err error) {
 // newDevice makes a device that listens.
 func newDevice(t testing.TB, path string) *Device {
 	t.Helper()
-	d, err := New(Config{CID: guestCID, Path: path}, t.Logf)
+	d, err := New(Config{CID: guestCID, Path: path}, virtiotest.Log(t, nil))
 	check(t, err)
 	check(t, d.Listen())
 	t.Cleanup(func() { d.Reset(); check(t, d.Close()) })

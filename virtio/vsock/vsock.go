@@ -11,7 +11,7 @@
 //
 // Usage:
 //
-//	d, err := vsock.New(vsock.Config{CID: 3, Path: "vm.vsock"}, log.Printf)
+//	d, err := vsock.New(vsock.Config{CID: 3, Path: "vm.vsock"}, slog.Default())
 //	err = d.Listen()                 // the socket is there now
 //	...                              // d behind a transport, the guest runs
 //	d.Pause(ctx); d.Unlisten()       // another device may have the socket
@@ -30,6 +30,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -66,7 +67,7 @@ var _ virtio.Device = (*Device)(nil)
 // Device is the socket device. It implements [virtio.Device].
 type Device struct {
 	config Config
-	logf   func(string, ...any)
+	log    *slog.Logger
 	wake   chan struct{} // there is something for the guest
 
 	answerTime time.Duration // the constant of that name, but in tests
@@ -99,17 +100,16 @@ type Device struct {
 // anybody listens on.
 const firstPort = 1 << 30
 
-// New makes a device that does not listen yet. logf, which may be nil, gets a
-// line when the host cannot accept connections.
-func New(c Config, logf func(string, ...any)) (*Device, error) {
+// New makes a device that does not listen yet. If log is nil, nothing is logged.
+func New(c Config, log *slog.Logger) (*Device, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("vsock: %w", err)
 	}
-	if logf == nil {
-		logf = func(string, ...any) {}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
 	return &Device{
-		config: c, logf: logf, wake: make(chan struct{}, 1), answerTime: answerTime, nextPort: firstPort,
+		config: c, log: log, wake: make(chan struct{}, 1), answerTime: answerTime, nextPort: firstPort,
 		clients: map[*net.UnixConn]bool{}, all: map[*conn]bool{}, conns: map[ports]*conn{},
 	}, nil
 }
