@@ -8,8 +8,8 @@
 //
 // # Errors
 //
-// A call that fails returns an [*OpError], which names the ioctl, its object and
-// its arguments and wraps the errno, so that errors.Is(err, unix.EINVAL) works.
+// The error of a call names the ioctl, its object and its arguments, and wraps the
+// errno, so that errors.Is(err, unix.EINVAL) works.
 // Arguments whose size the kernel does not check, such as bitmaps, are checked
 // before the call; the error is EINVAL too. What this host's KVM does not support
 // is errors.ErrUnsupported. Every call is repeated after EINTR, which Go's

@@ -8,36 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpError is a failed KVM call: the ioctl or system call, its object and
-// arguments, and the cause. For example:
+// opError adds a call's name in the kernel's headers, its object and its arguments
+// to its error; nil stays nil. For example:
 //
 //	KVM_CLEAR_DIRTY_LOG slot 3 pages [0x40000,0x80000): invalid argument
-type OpError struct {
-	// Op is the ioctl's name in the kernel's headers.
-	Op string
-	// What is the object and the arguments; it may be empty.
-	What string
-	// Err is the errno, or an error that wraps one or errors.ErrUnsupported.
-	Err error
-}
-
-// Error returns the operation, its object and arguments, and the cause.
-func (e *OpError) Error() string {
-	if e.What == "" {
-		return e.Op + ": " + e.Err.Error()
-	}
-	return e.Op + " " + e.What + ": " + e.Err.Error()
-}
-
-// Unwrap returns the cause.
-func (e *OpError) Unwrap() error { return e.Err }
-
-// opError returns err as an OpError, or nil if err is nil.
 func opError(err error, op, format string, args ...any) error {
 	if err == nil {
 		return nil
 	}
-	return &OpError{Op: op, What: fmt.Sprintf(format, args...), Err: err}
+	return fmt.Errorf("%s %s: %w", op, fmt.Sprintf(format, args...), err)
 }
 
 // invalid is the cause of a call with arguments that are not passed to the kernel.

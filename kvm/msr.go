@@ -56,7 +56,7 @@ func (v *VCPU) transferMSRs(op string, req uintptr, in []MSR) (done []MSR, err e
 
 // GetMSRs reads MSRs, any number of them. An MSR that the kernel refuses is
 // missing in the result and listed in an [*MSRError], which is returned with the
-// other MSRs. Any other error is an [*OpError].
+// other MSRs.
 func (v *VCPU) GetMSRs(indices []uint32) ([]MSR, error) {
 	in := make([]MSR, len(indices))
 	for i, index := range indices {
@@ -67,7 +67,6 @@ func (v *VCPU) GetMSRs(indices []uint32) ([]MSR, error) {
 
 // SetMSRs writes MSRs in their order and returns how many it has written. An MSR
 // that the kernel refuses is listed in an [*MSRError]; the others are written.
-// Any other error is an [*OpError].
 func (v *VCPU) SetMSRs(list []MSR) (int, error) {
 	done, err := v.transferMSRs("KVM_SET_MSRS", reqSetMSRs, list)
 	return len(done), err
