@@ -1,6 +1,7 @@
 package mempage
 
 import (
+	"fmt"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -87,4 +88,19 @@ func TestBitmapAndNot(t *testing.T) {
 	if a.Get(3) || a.Get(69) || a.Count() != 128 || !a.Get(129) {
 		t.Fatalf("%x", a)
 	}
+}
+
+// The pages of a slot of 200 pages that are dirty, as ranges.
+func ExampleBitmap_NextSet() {
+	dirty := NewBitmap(200)
+	dirty.Set(3)
+	dirty.SetRange(60, 70)
+	for first := dirty.NextSet(0, 200); first < 200; {
+		end := dirty.NextClear(first, 200)
+		fmt.Printf("[%d,%d)\n", first, end)
+		first = dirty.NextSet(end, 200)
+	}
+	// Output:
+	// [3,4)
+	// [60,130)
 }

@@ -36,8 +36,8 @@ func (f *Function) SaveState() FunctionState {
 	return s
 }
 
-// LoadState loads a saved state, maps the BARs and routes the interrupts. It
-// changes nothing if it fails, because the state is of another kind of function.
+// LoadState loads a saved state, maps the BARs and routes the interrupts. If it
+// fails, the state is of another kind of function, and nothing has changed.
 // Suspend MSI-X before ([MSIX.Suspend]) if the interrupt controllers are not loaded
 // yet.
 func (f *Function) LoadState(s FunctionState) error {
