@@ -47,7 +47,7 @@ type Memory interface {
 // methods one at a time.
 //
 // A device's life is Activate, any number of Pause and Resume, Reset, and
-// again; Close is the end. On a migration's destination LoadState comes first,
+// again. What it holds of the host is its [Backend]'s to give back. On a migration's destination LoadState comes first,
 // on a device that is not active, and Activate then goes on from there.
 type Device interface {
 	// ID is the device type, section 5.
@@ -90,9 +90,6 @@ type Device interface {
 	// LoadState takes what SaveState returned on another host: it is checked
 	// like anything from a stranger. It does not touch guest memory.
 	LoadState([]byte) error
-	// Close gives back what the device holds on the host. Reset has been
-	// called.
-	Close() error
 }
 
 // Notifier is how a device reaches its driver other than through a queue.

@@ -2,223 +2,30 @@ package vmm
 
 import (
 	"errors"
-	"math/bits"
 	"strings"
-	"sync"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testhook"
+	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/migrate"
-	"pgregory.net/rapid"
+	"github.com/govmm/govmm/vmm/machine"
 )
-
-// fakeRings is a kernel with rings of one place more than a few.
-type fakeRings struct {
-	mu      sync.Mutex // guards all below
-	entries [][2]uint64
-	taken   [][2]uint64 // collected, and not reset
-	armed   map[[2]uint64]bool
-	broken  error
-	resets  int
-}
-
-func newFakeRings(pages []uint64) *fakeRings {
-	k := &fakeRings{armed: map[[2]uint64]bool{}}
-	for slot, n := range pages {
-		for page := range n {
-			k.armed[[2]uint64{uint64(slot), page}] = true
-		}
-	}
-	return k
-}
-
-func (k *fakeRings) write(slot, page uint64) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if p := [2]uint64{slot, page}; k.armed[p] {
-		k.armed[p] = false
-		k.entries = append(k.entries, p)
-	}
-}
-
-func (k *fakeRings) CollectDirty(f func(uint32, uint64)) int {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	n := len(k.entries)
-	for _, e := range k.entries {
-		f(uint32(e[0]), e[1])
-	}
-	k.taken = append(k.taken, k.entries...)
-	k.entries = nil
-	return n
-}
-
-func (k *fakeRings) ResetDirtyRings() (int, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.broken != nil {
-		return 0, k.broken
-	}
-	k.resets++
-	n := len(k.taken)
-	for _, p := range k.taken {
-		k.armed[p] = true
-	}
-	k.taken = nil
-	return n, nil
-}
-
-// Whatever the order of writes, full rings and fetches: a fetch reports every
-// page that was written since the slot's last one, and all that it reports is
-// armed when it returns.
-func TestDirtyRingsReportEveryWrite(t *testing.T) {
-	pages := []uint64{130, 64, 7}
-	rapid.Check(t, func(t *rapid.T) {
-		k := newFakeRings(pages)
-		r := newDirtyRings(k, pages)
-		r.vcpus = []ringVCPU{k}
-		owed := map[[2]uint64]bool{} // written and not reported since
-		for range rapid.IntRange(1, 60).Draw(t, "steps") {
-			slot := rapid.IntRange(0, len(pages)-1).Draw(t, "slot")
-			switch rapid.IntRange(0, 5).Draw(t, "step") {
-			case 0: // a ring is full
-				if err := r.harvest(); err != nil {
-					t.Fatal(err)
-				}
-			case 1:
-				bitmap := make([]uint64, (pages[slot]+63)/64+1)
-				for i := range bitmap {
-					bitmap[i] = ^uint64(0) // what a caller left there
-				}
-				if err := r.fetch(slot, bitmap); err != nil {
-					t.Fatal(err)
-				}
-				for w, word := range bitmap {
-					for ; word != 0; word &= word - 1 {
-						p := [2]uint64{uint64(slot), uint64(w*64 + bits.TrailingZeros64(word))}
-						if !owed[p] {
-							t.Fatalf("page %v was not written and is reported", p)
-						}
-						if !k.armed[p] {
-							t.Fatalf("page %v is reported and not armed", p)
-						}
-						delete(owed, p)
-					}
-				}
-				for p := range owed {
-					if p[0] == uint64(slot) {
-						t.Fatalf("the write to page %v is lost", p)
-					}
-				}
-			case 2:
-				if err := r.drop(); err != nil {
-					t.Fatal(err)
-				}
-				clear(owed)
-			default:
-				page := rapid.Uint64Range(0, pages[slot]-1).Draw(t, "page")
-				k.write(uint64(slot), page)
-				owed[[2]uint64{uint64(slot), page}] = true
-			}
-		}
-	})
-}
-
-// Entries out of bounds are passed over; a reset that fails keeps what was
-// collected, and is an error.
-func TestDirtyRingsStayInBounds(t *testing.T) {
-	k := newFakeRings([]uint64{64})
-	r := newDirtyRings(k, []uint64{64})
-	r.vcpus = []ringVCPU{k}
-	k.entries = [][2]uint64{{0, 64}, {0, 1 << 63}, {1, 0}, {1 << 16, 0}, {0, 5}}
-	bitmap := make([]uint64, 1)
-	check(t, r.fetch(0, bitmap))
-	if bitmap[0] != 1<<5 {
-		t.Errorf("bitmap %#x", bitmap)
-	}
-	if k.resets != 1 {
-		t.Errorf("%d resets", k.resets)
-	}
-	check(t, r.fetch(0, bitmap))
-	if bitmap[0] != 0 || k.resets != 1 {
-		t.Errorf("nothing was written: bitmap %#x, %d resets", bitmap, k.resets)
-	}
-	for _, slot := range []int{-1, 1} {
-		if r.fetch(slot, bitmap) == nil {
-			t.Errorf("slot %d was fetched", slot)
-		}
-	}
-	if r.fetch(0, nil) == nil {
-		t.Error("a bitmap that is too short was taken")
-	}
-	k.write(0, 9)
-	k.broken = errors.New("broken on purpose")
-	if err := r.fetch(0, bitmap); !errors.Is(err, k.broken) {
-		t.Errorf("fetch: %v", err)
-	}
-	k.broken = nil
-	check(t, r.fetch(0, bitmap))
-	if bitmap[0] != 1<<9 {
-		t.Errorf("after a failed reset: bitmap %#x", bitmap)
-	}
-}
-
-func TestParseDirtyTracking(t *testing.T) {
-	for s, want := range map[string]DirtyTracking{"": TrackAuto, "auto": TrackAuto, "bitmap": TrackBitmap, "ring": TrackRing} {
-		if got, err := ParseDirtyTracking(s); got != want || err != nil {
-			t.Errorf("%q: %v, %v", s, got, err)
-		}
-	}
-	if _, err := ParseDirtyTracking("Ring"); err == nil {
-		t.Error("Ring was taken")
-	}
-	if _, err := NewReceiver(ReceiveConfig{Listen: "127.0.0.1:0", Tracking: "no"}); err == nil {
-		t.Error("a receiver takes any tracking")
-	}
-}
-
-// flush gets running vCPUs out once, waits for none that stands still, and not
-// for ever for one that does not come.
-func TestGateFlush(t *testing.T) {
-	g, runs := spinning(t, 2)
-	awaitRuns(t, runs, 1)
-	for n := range int64(20) {
-		g.flush(patience)
-		awaitRuns(t, runs, n+2)
-	}
-	if g.closed.Load() {
-		t.Error("the gate stays closed")
-	}
-	if _, err := g.hold(holdUser, 0); err != nil {
-		t.Fatal(err)
-	}
-	before := runs[0].Load()
-	g.flush(patience)
-	if runs[0].Load() != before {
-		t.Error("a flush let a held vCPU run")
-	}
-	check(t, g.release(holdUser, 0, func() {}))
-	g.enter() // one that never comes
-	g.flush(1)
-	g.leave()
-	awaitRuns(t, runs, before+1)
-}
 
 // A guest that rewrites memory flat out moves from a machine with rings to one
 // with rings, and on to one with a bitmap; every page is compared.
 func TestRingMigrates(t *testing.T) {
 	needKVM(t)
-	con := newTape()
-	vm, err := NewVM(Config{Name: "ring", CPUs: 2, Memory: 64 << 20, Serial: con, Logf: t.Logf, Tracking: TrackRing,
+	con := vmtest.NewTape()
+	vm, err := NewVM(Config{Name: "ring", CPUs: 2, Memory: 64 << 20, Serial: con, Log: vmtest.Log(t), Tracking: machine.TrackRing,
 		Cmdline: "fill=32M dirty=16M rate=0 verify=0.5 tick=0.5"})
 	if errors.Is(err, errors.ErrUnsupported) {
 		t.Skipf("THIS KERNEL HAS NO DIRTY RING, not tested: %v", err)
 	}
 	check(t, err)
 	here := run(t, vm, con)
-	con.awaitPart(t, "tick 2 ")
-	for _, tracking := range []DirtyTracking{TrackRing, TrackBitmap} {
-		r := here.machine.rings
-		if r == nil || here.machine.ManualProtect() {
+	con.AwaitPart(t, "tick 2 ")
+	for _, tracking := range []machine.DirtyTracking{machine.TrackRing, machine.TrackBitmap} {
+		if here.machine.Tracking() != machine.TrackRing || here.machine.ManualProtect() {
 			t.Fatal("the machine has no rings")
 		}
 		there := receiving(t, ReceiveConfig{Tracking: tracking})
@@ -227,52 +34,48 @@ func TestRingMigrates(t *testing.T) {
 		if r := result(t, m); r.Status != "completed" {
 			t.Fatalf("%+v", r)
 		}
-		if r.entries == 0 {
-			t.Error("no entry was ever collected")
-		}
-		there.con.awaitPart(t, "tick ")
-		there.con.awaitPart(t, " bad=0 ")
-		if text := there.con.text(); strings.Contains(text, "bad page") {
+		there.con.AwaitPart(t, "tick ")
+		there.con.AwaitPart(t, " bad=0 ")
+		if text := there.con.Text(); strings.Contains(text, "bad page") {
 			t.Error(text)
 		}
 		here = there
 	}
-	if here.machine.rings != nil {
-		t.Error("a machine that was to have a bitmap has rings")
+	if got := here.machine.Tracking(); got != machine.TrackBitmap {
+		t.Errorf("the last machine tracks writes by %s", got)
 	}
-	check(t, here.Stop())
+	check(t, here.Stop(vmtest.Within(t)))
 }
 
 // Rings that fill up over and over lose nothing, and a guest goes on whose
 // migration is given up.
 func TestSmallRings(t *testing.T) {
 	needKVM(t)
-	all := wantedRingBytes
-	defer func() { wantedRingBytes = all }()
-	wantedRingBytes = 4096
-	con := newTape()
-	vm, err := NewVM(Config{Name: "ring", CPUs: 2, Memory: 64 << 20, Serial: con, Logf: t.Logf, Tracking: TrackRing,
+	testhook.RingBytes.Store(4096)
+	defer testhook.RingBytes.Store(0)
+	con := vmtest.NewTape()
+	vm, err := NewVM(Config{Name: "ring", CPUs: 2, Memory: 64 << 20, Serial: con, Log: vmtest.Log(t), Tracking: machine.TrackRing,
 		Cmdline: "fill=32M dirty=16M rate=0 verify=0.5 tick=0.5"})
 	if errors.Is(err, errors.ErrUnsupported) {
 		t.Skipf("THIS KERNEL HAS NO DIRTY RING, not tested: %v", err)
 	}
 	check(t, err)
 	here := run(t, vm, con)
-	con.awaitPart(t, "tick 2 ")
+	con.AwaitPart(t, "tick 2 ")
 	there := receiving(t, ReceiveConfig{})
 	m, err := here.StartMigration(there.Addr().String(), migrate.Options{BandwidthLimit: 16 << 20, MaxRounds: 1, DowntimeLimit: 1e6})
 	check(t, err)
 	if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "did not converge") {
 		t.Fatalf("%+v", r)
 	}
-	here.con.awaitPart(t, "tick 4 ")
-	check(t, there.Stop())
+	here.con.AwaitPart(t, "tick 4 ")
+	check(t, there.Stop(vmtest.Within(t)))
 	there = receiving(t, ReceiveConfig{})
 	m, err = here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true, DowntimeLimit: patience})
 	check(t, err)
 	if r := result(t, m); r.Status != "completed" {
 		t.Fatalf("%+v", r)
 	}
-	there.con.awaitPart(t, " bad=0 ")
-	check(t, there.Stop())
+	there.con.AwaitPart(t, " bad=0 ")
+	check(t, there.Stop(vmtest.Within(t)))
 }

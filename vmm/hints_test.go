@@ -5,27 +5,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio"
 )
-
-// The nil of a machine without a balloon is one that package migrate sees.
-func TestNoBalloonNoHints(t *testing.T) {
-	if s := (&source{Machine: new(Machine)}).HintSource(); s != nil {
-		t.Errorf("hints from %v", s)
-	}
-}
 
 // hintsOf starts the demo guest with a pool, which it hints, and waits until
 // the pool is ready.
 func hintsOf(t *testing.T, cmdline string) *ran {
 	t.Helper()
 	needKVM(t)
-	con := newTape()
-	vm, err := NewVM(Config{CPUs: 1, Memory: 96 << 20, Serial: con, Logf: t.Logf, Cmdline: cmdline, Devices: Devices{Balloon: true}})
+	con := vmtest.NewTape()
+	vm, err := NewVM(Config{CPUs: 1, Memory: 96 << 20, Serial: con, Log: vmtest.Log(t), Cmdline: cmdline, Devices: []virtio.Spec{&balloon.Spec{}}})
 	check(t, err)
 	r := run(t, vm, con)
-	con.awaitPart(t, "is ready in")
+	con.AwaitPart(t, "is ready in")
 	return r
 }
 
@@ -66,13 +62,13 @@ func TestDemoGuestHints(t *testing.T) {
 			t.Errorf("nothing of what was taken back was rewritten: %+v", res)
 		}
 		r = next
-		r.con.awaitPart(t, "tick")
-		r.con.awaitPart(t, " bad=0 ")
+		r.con.AwaitPart(t, "tick")
+		r.con.AwaitPart(t, " bad=0 ")
 	}
-	if strings.Contains(r.con.text(), "bad page") {
-		t.Error(r.con.text())
+	if strings.Contains(r.con.Text(), "bad page") {
+		t.Error(r.con.Text())
 	}
-	r.con.keys("poweroff\n")
+	r.con.Type("poweroff\n")
 	r.ends(t, PoweredOff, "")
 }
 
@@ -83,19 +79,19 @@ func TestHintsOfAGuestThatReboots(t *testing.T) {
 	next := receiving(t, ReceiveConfig{})
 	m, err := r.StartMigration(next.Addr().String(), migrate.Options{Hints: migrate.HintsOn, BandwidthLimit: migrate.MinBandwidthLimit})
 	check(t, err)
-	for deadline := within(t); m.Progress().Phase != migrate.PhasePrecopy; time.Sleep(time.Millisecond) {
+	for deadline := vmtest.Within(t); m.Progress().Phase != migrate.PhasePrecopy; time.Sleep(time.Millisecond) {
 		check(t, deadline.Err())
 	}
-	r.con.keys("reboot\n")
+	r.con.Type("reboot\n")
 	if res := result(t, m); res.Status == "completed" {
 		t.Fatalf("%+v", res)
 	}
-	r.con.awaitThat(t, "a second pool", func(out string) bool { return strings.Count(out, "is ready in") == 2 })
+	r.con.AwaitThat(t, "a second pool", func(out string) bool { return strings.Count(out, "is ready in") == 2 })
 	r, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: migrate.MaxHintWait})
 	if res.PagesHinted == 0 {
 		t.Errorf("after the reboot: %+v", res)
 	}
-	r.con.awaitPart(t, " bad=0 ")
-	r.con.keys("poweroff\n")
+	r.con.AwaitPart(t, " bad=0 ")
+	r.con.Type("poweroff\n")
 	r.ends(t, PoweredOff, "")
 }

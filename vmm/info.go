@@ -14,31 +14,32 @@ const (
 	StateRunning        State = "running"
 	StatePaused         State = "paused"
 	StateReceiving      State = "receiving"       // waits for a guest, or for the rest of one
-	StatePanicked       State = "panicked"        // the guest's kernel has told that it panicked
+	StatePanicked       State = "panicked"        // the guest's kernel has reported a panic
 	StateMigrating      State = "migrating"       // away from here; the guest runs, or is paused
 	StateMigrated       State = "migrated"        // the guest runs elsewhere
 	StateHandoffUnknown State = "handoff-unknown" // the guest stands still here and may run elsewhere
 	StateStopped        State = "stopped"
 )
 
-// Info describes a VM at one moment.
+// Info describes a VM at one moment. Fields that are not known yet, as long as a
+// receiver waits, are zero.
 type Info struct {
-	Name    string
-	PID     int // of this process
-	State   State
-	Address string // host:port that a receiver waits at, else ""
-	CPUs    int    // 0: not known yet
-	Memory  uint64 // bytes; 0: not known yet
-	Kernel  string // what kind of file it is; "": not known yet
+	Name    string `json:"name"`
+	PID     int    `json:"pid"` // of this process
+	State   State  `json:"state"`
+	Address string `json:"address"` // that a receiver waits at, otherwise ""
+	CPUs    int    `json:"cpus"`
+	Memory  uint64 `json:"memory"` // bytes
+	// Kernel is "demo guest", "ELF" or "bzImage".
+	Kernel string `json:"kernel,omitempty"`
 	// Panicked says that the guest's kernel has panicked since it started, in
 	// whatever state the VM is.
-	Panicked bool
-	// Devices are nil as long as they are not known.
-	Devices *DeviceInfo
+	Panicked bool    `json:"panicked,omitempty"`
+	Devices  Devices `json:"devices,omitzero"`
 	// Migration is the migration from here that is under way or was the last.
-	Migration *migrate.Progress
+	Migration *migrate.Progress `json:"migration,omitempty"`
 	// Incoming is the migration to here that is under way.
-	Incoming *migrate.ReceiveProgress
+	Incoming *migrate.ReceiveProgress `json:"incoming,omitempty"`
 }
 
 // Info returns what the VM is doing. It does not wait for anything.
@@ -51,10 +52,11 @@ func (v *VM) Info() Info {
 		m = v.incoming
 	}
 	if m != nil {
-		i.CPUs, i.Memory, i.Kernel, i.Panicked = m.spec.CPUs, m.spec.Memory, m.spec.kernelKind(), m.Panicked()
-		i.Devices = m.deviceInfo()
+		spec := m.Spec()
+		i.CPUs, i.Memory, i.Kernel, i.Panicked = spec.CPUs, spec.Memory, spec.KernelKind(), m.Panicked()
+		i.Devices = m.Devices()
 		if i.Name == "" {
-			i.Name = m.spec.Name
+			i.Name = spec.Name
 		}
 	}
 	if i.State == StateReceiving {

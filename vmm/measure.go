@@ -2,22 +2,21 @@ package vmm
 
 import (
 	"context"
-	"errors"
-	"net"
 	"time"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/machine"
 )
 
-// measurement is the use of a machine's dirty log for something that is no
-// migration.
+// measurement uses a machine's dirty log without a migration.
 type measurement struct {
 	cancel context.CancelCauseFunc
 	done   chan struct{} // closed when it has let go of the machine
 }
 
 // errMeasuring is why a migration, or a second measurement, has to wait.
-var errMeasuring = stateError("the guest's writes are being measured: ask again in a moment")
+var errMeasuring = kind.State("the guest's writes are being measured: ask again in a moment")
 
 // MeasureDirtyRate watches for an interval what the guest writes. It is refused
 // while a migration, or another measurement, is under way, and a migration is
@@ -33,17 +32,14 @@ func (v *VM) MeasureDirtyRate(ctx context.Context, interval time.Duration) (rate
 	return rate, err
 }
 
-// EstimateMigration foretells what a migration to addr would take; see
+// EstimateMigration predicts what a migration to addr would take; see
 // [migrate.EstimateMigration]. It is refused as MeasureDirtyRate is.
 func (v *VM) EstimateMigration(ctx context.Context, addr string, opt migrate.Options, interval time.Duration) (e migrate.Estimate, err error) {
 	if interval < migrate.MinRateInterval || interval > migrate.MaxRateInterval {
 		return e, invalidInterval(interval)
 	}
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return e, &kindError{ErrInvalid, errors.New("estimate: an address is HOST:PORT")}
-	}
-	if err := opt.Validate(); err != nil {
-		return e, &kindError{ErrInvalid, err}
+	if err := checkMigration(addr, opt); err != nil {
+		return e, err
 	}
 	err = v.measure(ctx, func(ctx context.Context, src migrate.Source) error {
 		e, err = migrate.EstimateMigration(ctx, src, addr, opt, interval)
@@ -53,12 +49,11 @@ func (v *VM) EstimateMigration(ctx context.Context, addr string, opt migrate.Opt
 }
 
 func invalidInterval(d time.Duration) error {
-	return &kindError{ErrInvalid, errors.New("interval " + d.String() + ": " + migrate.MinRateInterval.String() + " to " +
-		migrate.MaxRateInterval.String() + " are possible")}
+	return kind.Invalid("interval %v: must be between %v and %v", d, migrate.MinRateInterval, migrate.MaxRateInterval)
 }
 
 // errStopping is why a measurement of a VM that is stopped has no result.
-var errStopping = stateError("the VM is being stopped")
+var errStopping = kind.State("the VM is being stopped")
 
 // measure runs f on the machine, which is not freed before f has returned.
 func (v *VM) measure(ctx context.Context, f func(context.Context, migrate.Source) error) error {
@@ -78,7 +73,7 @@ func (v *VM) measure(ctx context.Context, f func(context.Context, migrate.Source
 	return f(ctx, m.Source())
 }
 
-func (v *VM) beginMeasurement(me *measurement) (*Machine, error) {
+func (v *VM) beginMeasurement(me *measurement) (*machine.Machine, error) {
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
 	if err := v.migratable(); err != nil {

@@ -6,30 +6,59 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/machine"
 )
 
 // outgoing is a migration from here, and the goroutine that drives it.
 type outgoing struct {
 	*migrate.Migration
 	addr    string
-	machine *Machine
+	machine *machine.Machine
 	hints   migrate.HintMode
 	cancel  context.CancelCauseFunc
 	settled chan struct{} // closed after err was set and the VM knows
 	err     error         // of Migration.Run
 }
 
-// StartMigration begins to move the guest to the receiver at addr (host:port)
-// and returns at once: the migration tells how it goes. It is refused while
-// another is under way. When it completes, the VM ends; when not, the guest
-// goes on here.
-func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migration, error) {
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return nil, &kindError{ErrInvalid, fmt.Errorf("migrate to %q: an address is HOST:PORT", addr)}
+// Migrate moves the guest to the receiver at address and returns when it runs
+// there, or why it does not: then it goes on here, unless the error matches
+// migrate.ErrHandoffUnknown. address is HOST:PORT, or what opt.Dial understands.
+// After a migration the VM ends.
+//
+// When ctx ends the migration is cancelled. It is too late for that once the right
+// to run has been handed over: Migrate then returns an error that matches
+// migrate.ErrHandoffUnknown, and the VM goes on asking the destination.
+func (v *VM) Migrate(ctx context.Context, address string, opt migrate.Options) (migrate.Result, error) {
+	o, err := v.startMigration(address, opt)
+	if err != nil {
+		return migrate.Result{}, err
 	}
-	if err := opt.Validate(); err != nil {
-		return nil, &kindError{ErrInvalid, err}
+	select {
+	case <-o.settled:
+	case <-ctx.Done():
+		if o.Cancel() != nil {
+			return o.Result(), fmt.Errorf("%w: the guest has been handed over to %s: %w", migrate.ErrHandoffUnknown, address, context.Cause(ctx))
+		}
+		<-o.settled
+	}
+	return o.Result(), o.err
+}
+
+// StartMigration is [VM.Migrate] without the waiting: the migration tells how it
+// goes. It is refused while another is under way.
+func (v *VM) StartMigration(address string, opt migrate.Options) (*migrate.Migration, error) {
+	o, err := v.startMigration(address, opt)
+	if err != nil {
+		return nil, err
+	}
+	return o.Migration, nil
+}
+
+func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, error) {
+	if err := checkMigration(address, opt); err != nil {
+		return nil, err
 	}
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
@@ -37,36 +66,49 @@ func (v *VM) StartMigration(addr string, opt migrate.Options) (*migrate.Migratio
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	o := &outgoing{Migration: migrate.New(v.machine.Source(), addr, opt), addr: addr, hints: opt.Hints,
+	o := &outgoing{Migration: migrate.New(v.machine.Source(), address, opt), addr: address, hints: opt.Hints,
 		machine: v.machine, cancel: cancel, settled: make(chan struct{})}
 	v.outgoing = o
 	go v.drive(ctx, o)
-	return o.Migration, nil
+	return o, nil
 }
 
-// migratable says why the guest's writes cannot be logged now, for a migration
-// or a measurement. lifeMu is held.
+// checkMigration reports what makes no sense before anything is done.
+func checkMigration(address string, opt migrate.Options) error {
+	if _, _, err := net.SplitHostPort(address); err != nil && opt.Dial == nil {
+		return kind.Invalid("migrate to %.80q: expected HOST:PORT", address)
+	}
+	if err := opt.Validate(); err != nil {
+		return kind.Invalid("%w", err)
+	}
+	return nil
+}
+
+// migratable reports why the guest's writes cannot be logged now, for a migration or
+// a measurement. lifeMu is held.
 func (v *VM) migratable() error {
 	switch {
 	case v.life == lifeMigrated:
-		return stateError("the guest has moved away")
+		return kind.State("the guest has moved away")
 	case v.life == lifeEnded:
-		return stateError("the VM has stopped")
+		return kind.State("the VM has stopped")
 	case v.machine == nil:
-		return stateError("no guest has arrived yet")
+		return kind.State("no guest has arrived yet")
+	case v.life == lifeNew:
+		return kind.State("the VM does not run yet")
 	case v.measuring != nil:
 		return errMeasuring
 	case v.outgoing != nil && !v.outgoing.isSettled():
-		return stateError("a migration to %s is under way", v.outgoing.addr)
+		return kind.State("a migration to %s is under way", v.outgoing.addr)
 	case v.outgoing != nil && v.outgoing.succeeded(): // Run is just about to say so
-		return stateError("the guest has moved away")
+		return kind.State("the guest has moved away")
 	}
 	if v.isStopping() {
-		return stateError("the VM is being stopped")
+		return kind.State("the VM is being stopped")
 	}
 	select {
 	case <-v.machine.Done():
-		return stateError("the guest has ended")
+		return kind.State("the guest has ended")
 	default:
 	}
 	return nil
@@ -81,17 +123,17 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 	if o.err == nil {
 		close(v.left)
 	} else if !v.isStopping() { // then the outcome says it
-		v.logf("migration to %s: %v", o.addr, o.err)
+		v.log.Warn("migration failed", "to", o.addr, "err", o.err)
 	}
 	close(o.settled)
 }
 
-// logHints says why the guest was not asked for its free pages: one that has a
-// balloon, or that was to be asked.
+// logHints logs why the guest was not asked for its free pages, if it has a balloon or
+// the user asked for hints.
 func (v *VM) logHints(o *outgoing) {
 	why := o.Migration.Result().HintsOff
-	if why != "" && (o.hints == migrate.HintsOn || o.hints != migrate.HintsOff && o.machine.Balloon() != nil) {
-		v.logf("migration to %s: free-page hints are not used, or not any more: %s", o.addr, why)
+	if why != "" && (o.hints == migrate.HintsOn || o.hints != migrate.HintsOff && o.machine.HasBalloon()) {
+		v.log.Warn("free-page hints are not used, or no longer", "to", o.addr, "reason", why)
 	}
 }
 
@@ -131,7 +173,7 @@ func (o *outgoing) isSettled() bool {
 // succeeded says whether the guest has moved away.
 func (o *outgoing) succeeded() bool { return o.isSettled() && o.err == nil }
 
-// unknown says whether the migration was given up without a verdict.
+// unknown says whether the migration ended without a verdict.
 func (o *outgoing) unknown() bool {
 	return o.isSettled() && errors.Is(o.err, migrate.ErrHandoffUnknown)
 }
@@ -150,20 +192,16 @@ func (o *outgoing) takeBack() error {
 	<-o.settled
 	switch {
 	case o.err == nil:
-		return stateError("the guest runs at %s", o.addr)
+		return kind.State("the guest runs at %s", o.addr)
 	case errors.Is(o.err, migrate.ErrHandoffUnknown):
-		// The migration left it stopped, and its writes logged.
-		if err := o.machine.StopDirtyLog(); err != nil {
-			return err
-		}
-		return o.machine.Source().ResumeAfterAbort(context.Background())
+		return o.machine.TakeBack()
 	}
-	return nil // the verdict came after all: it does not run there
+	return nil // the verdict came in time: the guest does not run there
 }
 
-// endMigration ends a migration, or measurement, under way because the guest has ended, and
-// waits for it. It has not handed the guest over: a guest that is handed over
-// stands still.
+// endMigration ends a migration, or measurement, under way because the guest has
+// ended, and waits for it. The guest was not handed over: one that is handed over
+// stands still and does not end.
 func (v *VM) endMigration(cause error) {
 	v.endMeasurement(cause)
 	if o := v.lastMigration(); o != nil {
@@ -172,9 +210,9 @@ func (v *VM) endMigration(cause error) {
 	}
 }
 
-// cancelMigration ends a migration under way because the VM is to end, and
-// waits for it. If it is too late to cancel, the destination's word is waited
-// for as long as the connection lives; nobody is asked again.
+// cancelMigration ends a migration under way because the VM is to end, and waits for
+// it. If it is too late to cancel, it waits for the destination's answer as long as
+// the connection lives, and does not ask again.
 func (v *VM) cancelMigration() {
 	v.endMeasurement(errStopping)
 	o := v.lastMigration()

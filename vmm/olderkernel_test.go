@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testhook"
+	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/migrate"
 )
@@ -14,17 +16,17 @@ import (
 // protection (before 5.0), where a GET is all there is.
 func TestOlderKernels(t *testing.T) {
 	needKVM(t)
-	all := wantedDirtyLog
-	defer func() { wantedDirtyLog = all }()
+	defer testhook.WithoutDirtyLog.Store(0)
 	for _, flags := range []int{kvm.DirtyLogManualProtect, 0} {
 		t.Run(fmt.Sprintf("flags %d", flags), func(t *testing.T) {
-			wantedDirtyLog = flags
-			con := newTape()
-			vm, err := NewVM(Config{Name: "old", CPUs: 2, Memory: 64 << 20, Serial: con, Logf: t.Logf,
+			const all = kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet
+			testhook.WithoutDirtyLog.Store(int64(all &^ flags))
+			con := vmtest.NewTape()
+			vm, err := NewVM(Config{Name: "old", CPUs: 2, Memory: 64 << 20, Serial: con, Log: vmtest.Log(t),
 				Cmdline: "fill=32M dirty=16M rate=0 verify=0.5 tick=0.5"})
 			check(t, err)
 			here := run(t, vm, con)
-			con.awaitPart(t, "tick 2 ")
+			con.AwaitPart(t, "tick 2 ")
 			if here.machine.ManualProtect() != (flags != 0) {
 				t.Fatal("the flags were not heeded")
 			}
@@ -34,11 +36,11 @@ func TestOlderKernels(t *testing.T) {
 			if r := result(t, m); r.Status != "completed" {
 				t.Fatalf("%+v", r)
 			}
-			there.con.awaitThat(t, "four ticks", func(out string) bool { return strings.Count(out, " bad=") >= 4 })
-			if text := there.con.text(); strings.Contains(text, "bad page") || !strings.Contains(text, " bad=0 ") {
+			there.con.AwaitThat(t, "four ticks", func(out string) bool { return strings.Count(out, " bad=") >= 4 })
+			if text := there.con.Text(); strings.Contains(text, "bad page") || !strings.Contains(text, " bad=0 ") {
 				t.Error(text)
 			}
-			check(t, there.Stop())
+			check(t, there.Stop(vmtest.Within(t)))
 		})
 	}
 }

@@ -3,41 +3,39 @@ package vmm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	stdnet "net"
+	"net"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
-	"github.com/govmm/govmm/virtio/blk"
-	"github.com/govmm/govmm/virtio/net"
-	"github.com/govmm/govmm/virtio/vsock"
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
 	"github.com/govmm/govmm/vmm/serial"
 )
 
-// ReceiveConfig says how a guest is received. What machine it is, the guest
-// brings along.
+// ReceiveConfig says how a guest is received. The guest brings the description of
+// its machine along.
 type ReceiveConfig struct {
-	Name     string         // "": as at the source
-	Listen   string         // host:port; port 0: any free one, see VM.Addr
-	Backing  memory.Backing // "": as at the source
-	Tracking DirtyTracking  // "": TrackAuto
-	Serial   serial.Backend // as in Config
-	Console  serial.Backend // as in Config, for a guest that has a virtio console
-	// Disks, Nets and Vsock take the place of the source's, one for one; nil:
-	// the same paths and taps as there. See [Builder].
-	Disks []blk.Config
-	Nets  []net.Options
-	Vsock *vsock.Config
-	Logf  func(format string, args ...any)
+	Listener net.Listener          // where sources connect; required. The VM closes it.
+	Name     string                // "": as at the source
+	Backing  memory.Backing        // "": as at the source
+	Tracking machine.DirtyTracking // "": machine.TrackAuto
+	Serial   serial.Backend        // as in Config
+	Console  serial.Backend        // as in Config, for a guest that has a virtio console
+	// Devices name what of this host takes the place of the source's disks, taps and
+	// sockets; nil: the same paths and names as there. See machine.Builder.
+	Devices []virtio.Spec
+	Kinds   []virtio.Kind // as in Config
+	Log     *slog.Logger  // as in Config
 }
 
-// NewReceiver makes a VM that listens for a guest. [VM.Run] takes migrations
+// NewReceiver makes a VM that waits for a guest. [VM.Run] takes migrations
 // until one completes; the VM is then what [NewVM] would have made, and the
 // listener goes on to tell the source that the guest is here.
 func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	if cfg.Name != "" {
-		if err := validName(cfg.Name); err != nil {
+		if err := machine.ValidName(cfg.Name); err != nil {
 			return nil, err
 		}
 	}
@@ -46,24 +44,24 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 			return nil, err
 		}
 	}
-	if _, err := ParseDirtyTracking(string(cfg.Tracking)); err != nil {
+	if _, err := machine.ParseDirtyTracking(string(cfg.Tracking)); err != nil {
 		return nil, err
 	}
-	ln, err := stdnet.Listen("tcp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s for a migration: %w", cfg.Listen, err)
+	if cfg.Listener == nil {
+		return nil, kind.Invalid("a receiver needs a listener")
 	}
-	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Logf)
-	v.listener = ln
+	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
+	v.listener = cfg.Listener
 	v.receiver = migrate.NewReceiver(&arrivals{
-		vm:      v,
-		builder: Builder{Ends: v.ends, Disks: cfg.Disks, Nets: cfg.Nets, Vsock: cfg.Vsock, Backing: cfg.Backing, Tracking: cfg.Tracking, Name: cfg.Name, Logf: v.logf},
-	}, slog.New(lineHandler{logf: v.logf}))
+		vm: v,
+		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
+			Name: cfg.Name, Log: v.log},
+	}, v.log)
 	return v, nil
 }
 
 // Addr returns the address that a receiver listens on, nil for other VMs.
-func (v *VM) Addr() stdnet.Addr {
+func (v *VM) Addr() net.Addr {
 	if v.listener == nil {
 		return nil
 	}
@@ -71,7 +69,7 @@ func (v *VM) Addr() stdnet.Addr {
 }
 
 // receive waits until a guest has arrived. The listener goes on until stop is
-// called, which waits for it. When ctx ends first there is no machine.
+// called, which waits for its end. When ctx ends first there is no machine.
 func (v *VM) receive(ctx context.Context) (stop func(), err error) {
 	serving, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -100,22 +98,22 @@ func (v *VM) receive(ctx context.Context) (stop func(), err error) {
 // arrivals tells the VM about the machines that the builder makes.
 type arrivals struct {
 	vm      *VM
-	builder Builder
+	builder machine.Builder
 }
 
 func (a *arrivals) Build(ctx context.Context, config []byte) (migrate.Target, error) {
-	t, err := a.builder.build(config)
+	t, err := a.builder.BuildTarget(ctx, config)
 	if err != nil {
 		return nil, err
 	}
 	a.vm.setIncoming(t.Machine)
-	return &arrival{target: t, vm: a.vm}, nil
+	return &arrival{Target: t, vm: a.vm}, nil
 }
 
 // arrival is a target whose start makes it the VM's machine: before the source
 // can learn that the guest runs here.
 type arrival struct {
-	*target
+	*machine.Target
 	vm *VM
 }
 
@@ -124,7 +122,7 @@ func (a *arrival) Start(ctx context.Context, paused bool) error {
 		return err
 	}
 	defer a.vm.arrived()
-	if err := a.target.Start(ctx, paused); err != nil {
+	if err := a.Target.Start(ctx, paused); err != nil {
 		return err
 	}
 	a.vm.setIncoming(nil)
@@ -134,10 +132,10 @@ func (a *arrival) Start(ctx context.Context, paused bool) error {
 
 func (a *arrival) Discard() error {
 	a.vm.setIncoming(nil)
-	return a.target.Discard()
+	return a.Target.Discard()
 }
 
-func (v *VM) setIncoming(m *Machine) {
+func (v *VM) setIncoming(m *machine.Machine) {
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
 	v.incoming = m

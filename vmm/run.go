@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/govmm/govmm/internal/kind"
+	"github.com/govmm/govmm/vmm/machine"
 )
 
 // OutcomeKind says how a VM ended.
@@ -40,8 +43,8 @@ type Outcome struct {
 	Text string
 }
 
-// lastWords is how long the end of a VM waits for its console to take what the
-// guest has sent.
+// lastWords bounds how long the end of a VM waits for the other ends of its lines to
+// take what the guest has sent.
 const lastWords = time.Second
 
 // Run lets the guest run and returns when the VM has ended and everything is
@@ -53,7 +56,7 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 	v.lifeMu.Lock()
 	if v.life != lifeNew {
 		v.lifeMu.Unlock()
-		return Outcome{}, stateError("the VM was run, or stopped, before")
+		return Outcome{}, kind.State("the VM was run, or stopped, before")
 	}
 	v.life = lifeRunning
 	m := v.machine
@@ -110,7 +113,7 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 	}
 	select {
 	case <-m.Done():
-		v.endMigration(&EndedError{m.Exit()})
+		v.endMigration(&machine.EndedError{Exit: m.Exit()})
 	case <-v.left:
 		<-v.lastMigration().settled
 	case <-ctx.Done():
@@ -129,13 +132,13 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 		panicked = " after its kernel had panicked"
 	}
 	switch exit := m.Exit(); exit.Kind {
-	case ExitPowerOff:
+	case machine.ExitPowerOff:
 		return Outcome{Kind: PoweredOff, Text: "the guest powered off" + panicked}, false, nil
-	case ExitCrash:
+	case machine.ExitCrash:
 		return Outcome{Kind: Crashed, Text: exit.Err.Error() + panicked}, false, nil
-	case ExitReset:
+	case machine.ExitReset:
 		if m.Panicked() {
-			v.logf("the guest resets itself%s: it starts again", panicked)
+			v.log.Warn("the guest resets itself after its kernel had panicked: it starts again")
 		}
 		return Outcome{}, true, nil
 	default:
@@ -151,28 +154,15 @@ func (v *VM) stopped() Outcome {
 	return Outcome{Kind: Stopped, Text: "stopped"}
 }
 
-// reboot puts a fresh machine in the place of one that asked for it.
+// reboot replaces a machine that asked for a reset by a new one.
 func (v *VM) reboot(ctx context.Context) error {
 	v.lifeMu.Lock()
 	old := v.machine
 	v.lifeMu.Unlock()
-	_ = old.Drain(ctx) // its last words before the new one's first, unless all is to end
-	// The disks stay locked, and the taps where they are.
-	kept, err := old.takeBackends()
-	if err := errors.Join(err, old.Close()); err != nil {
-		v.logf("free the machine that was reset: %v", err)
-	}
-	m, err := booted(newMachineWith(old.Spec(), v.ends, v.logf, kept))
+	_ = old.Drain(ctx) // its last output before the new one's first, unless all is to end
+	m, err := old.Reset()
 	if err != nil {
-		return fmt.Errorf("reset: %w", err)
-	}
-	if m.balloon != nil { // the host's wish outlives the guest that it was made of
-		old.quietMu.Lock() // see setBalloon
-		target := old.balloon.Target()
-		old.quietMu.Unlock()
-		if err := m.balloon.SetTarget(target); err != nil {
-			v.logf("reset: %v", err)
-		}
+		return err
 	}
 	if err := m.Start(false); err != nil {
 		return errors.Join(fmt.Errorf("reset: %w", err), m.Close())
@@ -181,7 +171,7 @@ func (v *VM) reboot(ctx context.Context) error {
 	return nil
 }
 
-func (v *VM) setMachine(m *Machine) {
+func (v *VM) setMachine(m *machine.Machine) {
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
 	v.machine = m
@@ -194,7 +184,7 @@ func (v *VM) announce() {
 	v.changed = make(chan struct{})
 }
 
-// free gives everything back, but for what Info tells.
+// free gives everything back, except what Info needs.
 func (v *VM) free(end life) error {
 	v.lifeMu.Lock()
 	m := v.machine
@@ -205,9 +195,9 @@ func (v *VM) free(end life) error {
 	if m != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), lastWords)
 		defer cancel()
-		m.end(Exit{Kind: ExitStopped})
+		m.Kill()
 		if err := m.Drain(ctx); err != nil {
-			v.logf("%v", err)
+			v.log.Warn("output of the guest is left behind", "err", err)
 		}
 	}
 	for _, l := range v.lines { // before the machine, which waits for a write that is stuck

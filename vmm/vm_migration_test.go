@@ -4,20 +4,24 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
 // receiving starts a VM that waits for a guest.
 func receiving(t *testing.T, cfg ReceiveConfig) *ran {
 	t.Helper()
-	con := newTape()
-	cfg.Listen, cfg.Serial, cfg.Logf = "127.0.0.1:0", con, t.Logf
+	con := vmtest.NewTape()
+	cfg.Listener, cfg.Serial, cfg.Log = listen(t), con, vmtest.Log(t)
 	vm, err := NewReceiver(cfg)
 	check(t, err)
 	r := run(t, vm, con)
@@ -40,7 +44,7 @@ func result(t *testing.T, m *migrate.Migration) migrate.Result {
 	t.Helper()
 	select {
 	case <-m.Done():
-	case <-within(t).Done():
+	case <-vmtest.Within(t).Done():
 		t.Fatalf("the migration does not end: %+v", m.Progress())
 	}
 	return m.Result()
@@ -52,36 +56,36 @@ func TestVMMigrates(t *testing.T) {
 	vm := obeying(t)
 	for range 3 {
 		next := receiving(t, ReceiveConfig{Name: "next"})
-		vm.con.keys("x")
-		vm.con.await(t, "Bx")
+		vm.con.Type("x")
+		vm.con.Await(t, "Bx")
 		if r := vm.migrateTo(t, next.Addr().String()); r.Status != "completed" {
 			t.Fatalf("%+v", r)
 		}
 		next.is(t, StateRunning)
 		vm.ends(t, Migrated, "the guest runs at "+next.Addr().String()+" now")
 		vm.is(t, StateMigrated)
-		refused(t, vm.Resume(true), "the guest runs at "+next.Addr().String())
-		refused(t, vm.Pause(), "moved away")
+		refused(t, vm.Resume(t.Context(), true), "the guest runs at "+next.Addr().String())
+		refused(t, vm.Pause(t.Context()), "moved away")
 		if i := next.Info(); i.Name != "next" || i.CPUs != 2 || i.Memory != 16<<20 || i.Address != "" || i.Incoming != nil {
 			t.Errorf("info of one that was received: %+v", i)
 		}
 		vm = next
 		vm.con.Write([]byte("B"))
 	}
-	vm.con.keys("y")
-	vm.con.await(t, "By")
-	vm.con.keys("r") // its kernel came along
-	vm.con.await(t, "ByB")
-	vm.con.keys("p")
+	vm.con.Type("y")
+	vm.con.Await(t, "By")
+	vm.con.Type("r") // its kernel came along
+	vm.con.Await(t, "ByB")
+	vm.con.Type("p")
 	vm.ends(t, PoweredOff, "")
 }
 
 // TestPausedArrivesPaused, with what was typed and not read.
 func TestPausedArrivesPaused(t *testing.T) {
 	vm := obeying(t)
-	check(t, vm.Pause())
-	vm.con.keys("abcdef") // none of them an order
-	for deadline := within(t); len(vm.machine.uart.SaveState().Pending) < 5; time.Sleep(time.Millisecond) {
+	check(t, vm.Pause(t.Context()))
+	vm.con.Type("abcdef") // none of them an order
+	for deadline := vmtest.Within(t); vm.con.Unread() > 0; time.Sleep(time.Millisecond) {
 		check(t, deadline.Err())
 	}
 	next := receiving(t, ReceiveConfig{})
@@ -92,9 +96,9 @@ func TestPausedArrivesPaused(t *testing.T) {
 	if got := next.Info().Name; got != "test" {
 		t.Errorf("name %q", got)
 	}
-	next.con.keys("x")
-	check(t, next.Resume(false))
-	next.con.await(t, "abcdefx")
+	next.con.Type("x")
+	check(t, next.Resume(t.Context(), false))
+	next.con.Await(t, "abcdefx")
 }
 
 // TestDemoGuestMigrates moves the demo guest there and on while it rewrites
@@ -102,17 +106,17 @@ func TestPausedArrivesPaused(t *testing.T) {
 // besides, both sides compare hashes.
 func TestDemoGuestMigrates(t *testing.T) {
 	needKVM(t)
-	start := func(vm *VM, con *tape, err error) *ran {
+	start := func(vm *VM, con *vmtest.Tape, err error) *ran {
 		t.Helper()
 		check(t, err)
 		return run(t, vm, con)
 	}
-	con := newTape()
-	vm, err := NewVM(Config{CPUs: 2, Memory: 64 << 20, Serial: con, Logf: t.Logf, Cmdline: "fill=32M dirty=4M rate=0 verify=1 tick=1"})
+	con := vmtest.NewTape()
+	vm, err := NewVM(Config{CPUs: 2, Memory: 64 << 20, Serial: con, Log: vmtest.Log(t), Cmdline: "fill=32M dirty=4M rate=0 verify=1 tick=1"})
 	r := start(vm, con, err)
 	for range 2 {
-		con.awaitPart(t, "tick")
-		con.awaitPart(t, " bad=0 ")
+		con.AwaitPart(t, "tick")
+		con.AwaitPart(t, " bad=0 ")
 		next := receiving(t, ReceiveConfig{})
 		if res := r.migrateTo(t, next.Addr().String()); res.Status != "completed" {
 			t.Fatalf("%+v", res)
@@ -120,19 +124,19 @@ func TestDemoGuestMigrates(t *testing.T) {
 		r.ends(t, Migrated, "")
 		r, con = next, next.con
 	}
-	con.awaitPart(t, "tick")
-	con.awaitPart(t, " bad=0 ")
-	con.keys("poweroff\n")
+	con.AwaitPart(t, "tick")
+	con.AwaitPart(t, " bad=0 ")
+	con.Type("poweroff\n")
 	r.ends(t, PoweredOff, "")
-	if strings.Contains(con.text(), "bad page") {
-		t.Error(con.text())
+	if strings.Contains(con.Text(), "bad page") {
+		t.Error(con.Text())
 	}
 }
 
 // TestRefusedGuestGoesOn: the destination cannot take the guest.
 func TestRefusedGuestGoesOn(t *testing.T) {
-	if free, err := availableMemory(memory.Hugetlb); err != nil || free != 0 {
-		t.Skipf("this host has huge pages (%d bytes free, %v): nothing to refuse", free, err)
+	if info, err := os.ReadFile("/proc/meminfo"); err != nil || !regexp.MustCompile(`(?m)^HugePages_Free:\s+0$`).Match(info) {
+		t.Skipf("this host has huge pages (%v): nothing to refuse", err)
 	}
 	vm := obeying(t)
 	next := receiving(t, ReceiveConfig{Backing: memory.Hugetlb})
@@ -140,7 +144,7 @@ func TestRefusedGuestGoesOn(t *testing.T) {
 	if r.Status != "failed" || !strings.Contains(r.Error, "memory of 16 MiB (hugetlb): this host has 0 MiB available") {
 		t.Fatalf("%+v", r)
 	}
-	for deadline := within(t); next.Info().Incoming != nil; time.Sleep(time.Millisecond) {
+	for deadline := vmtest.Within(t); next.Info().Incoming != nil; time.Sleep(time.Millisecond) {
 		check(t, deadline.Err()) // the connection is still being closed
 	}
 	next.is(t, StateReceiving)
@@ -148,9 +152,9 @@ func TestRefusedGuestGoesOn(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 	vm.is(t, StateRunning)
-	vm.con.keys("x")
-	vm.con.await(t, "Bx")
-	check(t, next.Stop())
+	vm.con.Type("x")
+	vm.con.Await(t, "Bx")
+	check(t, next.Stop(vmtest.Within(t)))
 	next.ends(t, Stopped, "no guest has arrived")
 }
 
@@ -164,8 +168,8 @@ func TestMigrationRefused(t *testing.T) {
 		t.Errorf("negative rounds: %v", err)
 	}
 	next := receiving(t, ReceiveConfig{})
-	refused(t, next.Pause(), "no guest has arrived yet")
-	refused(t, next.Resume(true), "no guest has arrived yet")
+	refused(t, next.Pause(t.Context()), "no guest has arrived yet")
+	refused(t, next.Resume(t.Context(), true), "no guest has arrived yet")
 	_, err := next.StartMigration("127.0.0.1:1", migrate.Options{})
 	refused(t, err, "no guest has arrived yet")
 }
@@ -215,23 +219,23 @@ func TestDuringMigration(t *testing.T) {
 	})
 	t.Run("pause, resume, cancel", func(t *testing.T) {
 		vm, m := start(t)
-		check(t, vm.Pause())
+		check(t, vm.Pause(t.Context()))
 		vm.is(t, StateMigrating)
-		check(t, vm.Resume(false))
-		check(t, vm.Pause())
+		check(t, vm.Resume(t.Context(), false))
+		check(t, vm.Pause(t.Context()))
 		check(t, m.Cancel())
 		if r := result(t, m); r.Status != "cancelled" {
 			t.Errorf("%+v", r)
 		}
 		<-vm.lastMigration().settled
 		vm.is(t, StatePaused)
-		check(t, vm.Resume(false))
-		vm.con.keys("x")
-		vm.con.await(t, "Bx")
+		check(t, vm.Resume(t.Context(), false))
+		vm.con.Type("x")
+		vm.con.Await(t, "Bx")
 	})
 	t.Run("stop", func(t *testing.T) {
 		vm, m := start(t)
-		check(t, vm.Stop())
+		check(t, vm.Stop(vmtest.Within(t)))
 		vm.ends(t, Stopped, "stopped")
 		if r := result(t, m); r.Status != "cancelled" {
 			t.Errorf("%+v", r)
@@ -239,7 +243,7 @@ func TestDuringMigration(t *testing.T) {
 	})
 	t.Run("power off", func(t *testing.T) {
 		vm, m := start(t)
-		vm.con.keys("p")
+		vm.con.Type("p")
 		vm.ends(t, PoweredOff, "")
 		if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "the guest powered off") {
 			t.Errorf("%+v", r)
@@ -247,11 +251,11 @@ func TestDuringMigration(t *testing.T) {
 	})
 	t.Run("reset", func(t *testing.T) {
 		vm, m := start(t)
-		vm.con.keys("r")
+		vm.con.Type("r")
 		if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "the guest asked for a reset") {
 			t.Errorf("%+v", r)
 		}
-		vm.con.await(t, "BB")
+		vm.con.Await(t, "BB")
 		vm.is(t, StateRunning)
 	})
 }
@@ -345,14 +349,14 @@ func unknownHandoff(t *testing.T) (src, dst *ran, m *migrate.Migration, p *cutAt
 	p = newCut(t, dst.Addr().String())
 	m, err := src.StartMigration(p.ln.Addr().String(), migrate.Options{DowntimeLimit: patience})
 	check(t, err)
-	for deadline := within(t); src.Info().State != StateHandoffUnknown; time.Sleep(time.Millisecond) {
+	for deadline := vmtest.Within(t); src.Info().State != StateHandoffUnknown; time.Sleep(time.Millisecond) {
 		if deadline.Err() != nil {
 			t.Fatalf("%+v", m.Progress())
 		}
 	}
 	dst.is(t, StateRunning)
-	refused(t, src.Resume(false), "the guest may run at 127.0.0.1:")
-	refused(t, src.Pause(), "handed over")
+	refused(t, src.Resume(t.Context(), false), "the guest may run elsewhere: resume it at 127.0.0.1:")
+	refused(t, src.Pause(t.Context()), "handed over")
 	if err := m.Cancel(); !errors.Is(err, migrate.ErrTooLate) {
 		t.Errorf("cancelled after COMMIT: %v", err)
 	}
@@ -367,23 +371,23 @@ func TestHandoffUnknown(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 		src.ends(t, Migrated, "")
-		dst.con.keys("x")
-		dst.con.await(t, "x")
-		if got := src.con.text(); got != "B" {
+		dst.con.Type("x")
+		dst.con.Await(t, "x")
+		if got := src.con.Text(); got != "B" {
 			t.Errorf("the source's guest wrote %q", got)
 		}
 	})
 	t.Run("forced", func(t *testing.T) {
 		src, _, m, _ := unknownHandoff(t)
-		check(t, src.Resume(true))
+		check(t, src.Resume(t.Context(), true))
 		if r := result(t, m); r.Status != "failed" {
 			t.Errorf("%+v", r)
 		}
 		src.is(t, StateRunning)
-		src.con.keys("x")
-		src.con.await(t, "Bx")
-		check(t, src.Pause())
-		check(t, src.Resume(false))
+		src.con.Type("x")
+		src.con.Await(t, "Bx")
+		check(t, src.Pause(t.Context()))
+		check(t, src.Resume(t.Context(), false))
 		next := receiving(t, ReceiveConfig{}) // it can be moved again
 		if r := src.migrateTo(t, next.Addr().String()); r.Status != "completed" {
 			t.Errorf("%+v", r)
@@ -393,12 +397,12 @@ func TestHandoffUnknown(t *testing.T) {
 		src, dst, m, p := unknownHandoff(t)
 		p.set(false)
 		result(t, m)
-		refused(t, src.Resume(true), "127.0.0.1:")
+		refused(t, src.Resume(t.Context(), true), "127.0.0.1:")
 		dst.is(t, StateRunning)
 	})
 	t.Run("stopped", func(t *testing.T) {
 		src, dst, _, _ := unknownHandoff(t)
-		check(t, src.Stop())
+		check(t, src.Stop(vmtest.Within(t)))
 		src.ends(t, Stopped, "it is not known whether the guest runs at 127.0.0.1:")
 		dst.is(t, StateRunning)
 	})
@@ -407,8 +411,13 @@ func TestHandoffUnknown(t *testing.T) {
 // A VM that hears that its guest has left, before the migration has told all
 // that it has to tell, has moved away and was not stopped.
 func TestLeftBeforeSettled(t *testing.T) {
-	m := newMachine(t, 1, justCount, nil)
-	v := newVM("test", nil, nil, t.Logf)
+	needKVM(t)
+	spec, err := testConfig(1, vmtest.JustCount).spec()
+	check(t, err)
+	m, err := machine.New(spec, machine.Ends{}, vmtest.Log(t))
+	check(t, err)
+	t.Cleanup(func() { check(t, m.Close()) })
+	v := newVM("test", nil, nil, vmtest.Log(t))
 	o := &outgoing{addr: "elsewhere", machine: m, settled: make(chan struct{})}
 	v.machine, v.outgoing = m, o
 	close(v.left)

@@ -8,8 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/guest"
+	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm/memory"
 )
@@ -17,13 +20,13 @@ import (
 // ran is a VM whose Run is under way.
 type ran struct {
 	*VM
-	con *tape
+	con *vmtest.Tape
 	out chan Outcome
 	err error // valid when out has delivered
 }
 
 // run lets a VM run in the background.
-func run(t *testing.T, vm *VM, con *tape) *ran {
+func run(t *testing.T, vm *VM, con *vmtest.Tape) *ran {
 	t.Helper()
 	r := &ran{VM: vm, con: con, out: make(chan Outcome, 1)}
 	go func() {
@@ -31,7 +34,11 @@ func run(t *testing.T, vm *VM, con *tape) *ran {
 		r.err = err
 		r.out <- out
 	}()
-	t.Cleanup(func() { check(t, vm.Stop()) })
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		check(t, vm.Stop(ctx))
+	})
 	started := func() bool {
 		vm.lifeMu.Lock()
 		defer vm.lifeMu.Unlock()
@@ -43,17 +50,17 @@ func run(t *testing.T, vm *VM, con *tape) *ran {
 	return r
 }
 
-// obeying starts a VM whose guest takes orders, see obey.
+// obeying starts a VM whose guest takes orders, see vmtest.Obey.
 func obeying(t *testing.T) *ran {
 	t.Helper()
 	needKVM(t)
-	con := newTape()
-	cfg := testConfig(2, obey)
-	cfg.Serial, cfg.Logf = con, t.Logf
+	con := vmtest.NewTape()
+	cfg := testConfig(2, vmtest.Obey)
+	cfg.Serial, cfg.Log = con, vmtest.Log(t)
 	vm, err := NewVM(cfg)
 	check(t, err)
 	r := run(t, vm, con)
-	con.await(t, "B")
+	con.Await(t, "B")
 	return r
 }
 
@@ -66,11 +73,11 @@ func (r *ran) ends(t *testing.T, kind OutcomeKind, text string) {
 		if out.Kind != kind || !strings.Contains(out.Text, text) {
 			t.Errorf("the VM %v: %s; want %v: %s", out.Kind, out.Text, kind, text)
 		}
-		if !r.con.closed {
+		if !r.con.Closed() {
 			t.Error("the serial backend was not closed")
 		}
 		r.out <- out
-	case <-within(t).Done():
+	case <-vmtest.Within(t).Done():
 		t.Fatal("the VM does not end")
 	}
 }
@@ -93,38 +100,38 @@ func TestVMEnds(t *testing.T) {
 	t.Run("power off", func(t *testing.T) {
 		vm := obeying(t)
 		vm.is(t, StateRunning)
-		vm.con.keys("p")
+		vm.con.Type("p")
 		vm.ends(t, PoweredOff, "the guest powered off")
 		vm.is(t, StateStopped)
-		refused(t, vm.Pause(), "the VM has stopped")
-		refused(t, vm.Resume(true), "the VM has stopped")
+		refused(t, vm.Pause(t.Context()), "the VM has stopped")
+		refused(t, vm.Resume(t.Context(), true), "the VM has stopped")
 		_, err := vm.StartMigration("127.0.0.1:1", migrate.Options{})
 		refused(t, err, "the VM has stopped")
-		check(t, vm.Stop())
+		check(t, vm.Stop(vmtest.Within(t)))
 		_, err = vm.Run(t.Context())
 		refused(t, err, "before")
 	})
 	t.Run("crash", func(t *testing.T) {
 		vm := obeying(t)
-		vm.con.keys("t")
+		vm.con.Type("t")
 		vm.ends(t, Crashed, "triple fault of vCPU 0")
 	})
 	t.Run("stop", func(t *testing.T) {
 		vm := obeying(t)
-		check(t, vm.Stop())
+		check(t, vm.Stop(vmtest.Within(t)))
 		vm.ends(t, Stopped, "stopped")
-		check(t, vm.Stop())
+		check(t, vm.Stop(vmtest.Within(t)))
 	})
 	t.Run("stop of a paused one", func(t *testing.T) {
 		vm := obeying(t)
-		check(t, vm.Pause())
-		check(t, vm.Stop())
+		check(t, vm.Pause(t.Context()))
+		check(t, vm.Stop(vmtest.Within(t)))
 		vm.ends(t, Stopped, "stopped")
 	})
 	t.Run("context", func(t *testing.T) {
 		needKVM(t)
-		cfg := testConfig(1, justCount)
-		cfg.Serial = newTape()
+		cfg := testConfig(1, vmtest.JustCount)
+		cfg.Serial = vmtest.NewTape()
 		vm, err := NewVM(cfg)
 		check(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -136,10 +143,10 @@ func TestVMEnds(t *testing.T) {
 	})
 	t.Run("stop before run", func(t *testing.T) {
 		needKVM(t)
-		vm, err := NewVM(testConfig(1, justCount))
+		vm, err := NewVM(testConfig(1, vmtest.JustCount))
 		check(t, err)
-		check(t, vm.Stop())
-		check(t, vm.Stop())
+		check(t, vm.Stop(vmtest.Within(t)))
+		check(t, vm.Stop(vmtest.Within(t)))
 		_, err = vm.Run(t.Context())
 		refused(t, err, "stopped")
 	})
@@ -149,17 +156,17 @@ func TestVMEnds(t *testing.T) {
 // serial port.
 func TestVMReboots(t *testing.T) {
 	vm := obeying(t)
-	vm.con.keys("xr")
-	vm.con.await(t, "BxB")
-	vm.con.keys("yk")
-	vm.con.await(t, "BxByB")
+	vm.con.Type("xr")
+	vm.con.Await(t, "BxB")
+	vm.con.Type("yk")
+	vm.con.Await(t, "BxByB")
 	vm.is(t, StateRunning)
-	check(t, vm.Pause())
+	check(t, vm.Pause(t.Context()))
 	vm.is(t, StatePaused)
-	vm.con.keys("z")
-	check(t, vm.Resume(false))
-	vm.con.await(t, "BxByBz")
-	vm.con.keys("p")
+	vm.con.Type("z")
+	check(t, vm.Resume(t.Context(), false))
+	vm.con.Await(t, "BxByBz")
+	vm.con.Type("p")
 	vm.ends(t, PoweredOff, "")
 }
 
@@ -168,16 +175,16 @@ func TestVMReboots(t *testing.T) {
 func TestPauseMeetsReset(t *testing.T) {
 	needKVM(t)
 	cfg := testConfig(1, []byte{0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee}) // out of 6 to port 0xcf9
-	cfg.Serial = newTape()
+	cfg.Serial = vmtest.NewTape()
 	vm, err := NewVM(cfg)
 	check(t, err)
-	r := run(t, vm, cfg.Serial.(*tape))
+	r := run(t, vm, cfg.Serial.(*vmtest.Tape))
 	for range 20 {
-		check(t, vm.Pause())
+		check(t, vm.Pause(t.Context()))
 		r.is(t, StatePaused)
-		check(t, vm.Resume(false))
+		check(t, vm.Resume(t.Context(), false))
 	}
-	check(t, vm.Stop())
+	check(t, vm.Stop(vmtest.Within(t)))
 	r.ends(t, Stopped, "")
 }
 
@@ -200,8 +207,8 @@ func TestConfigDefaults(t *testing.T) {
 	if c := (Config{Cmdline: "fill=1M"}).withDefaults(); c.Cmdline != "fill=1M" {
 		t.Error("command line replaced")
 	}
-	disk := Devices{Disks: []DiskSpec{{Config: blk.Config{Path: "root.img"}}}}
-	readOnly := Devices{Disks: []DiskSpec{{Config: blk.Config{Path: "root.img", ReadOnly: true}}}}
+	disk := []virtio.Spec{&blk.Spec{Config: blk.Config{Path: "root.img"}}}
+	readOnly := []virtio.Spec{&balloon.Spec{}, &blk.Spec{Config: blk.Config{Path: "root.img", ReadOnly: true}}, disk[0]}
 	for want, c := range map[string]Config{
 		"console=ttyS0":                  {Kernel: []byte{1}},
 		"quiet":                          {Kernel: []byte{1}, Cmdline: "quiet", Devices: disk},
@@ -225,7 +232,7 @@ func TestNewVMRefuses(t *testing.T) {
 		"kernel: not an ELF file":   {Kernel: []byte("#!/bin/sh\n")},
 		"ELF file truncated":        {Kernel: []byte("\x7fELF and nothing more")},
 		"memory of 5 bytes":         {Memory: 5},
-		"MiB in all":                {Memory: memory.MaxSize},
+		"MiB in total":              {Memory: memory.MaxSize},
 		`name "a b"`:                {Name: "a b"},
 		"floppy":                    {Backing: "floppy"},
 		"command line of 9999 byte": {Cmdline: strings.Repeat("x", 9999)},
@@ -234,13 +241,18 @@ func TestNewVMRefuses(t *testing.T) {
 			t.Errorf("error %v, want %q", err, says)
 		}
 	}
-	if _, err := NewReceiver(ReceiveConfig{Listen: "127.0.0.1:0", Name: "a/b"}); err == nil {
+	ln := listen(t)
+	defer ln.Close()
+	if _, err := NewReceiver(ReceiveConfig{Listener: ln, Name: "a/b"}); err == nil {
 		t.Error("a name with a slash was taken")
 	}
-	if _, err := NewReceiver(ReceiveConfig{Listen: "127.0.0.1:0", Backing: "floppy"}); err == nil {
+	if _, err := NewReceiver(ReceiveConfig{Listener: ln, Backing: "floppy"}); err == nil {
 		t.Error("a floppy was taken")
 	}
-	if _, err := NewReceiver(ReceiveConfig{Listen: "nowhere"}); err == nil || !strings.Contains(err.Error(), "listen on nowhere") {
-		t.Errorf("listening nowhere: %v", err)
+	if _, err := NewReceiver(ReceiveConfig{Listener: ln, Tracking: "no"}); err == nil {
+		t.Error("a receiver takes any tracking")
+	}
+	if _, err := NewReceiver(ReceiveConfig{}); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "needs a listener") {
+		t.Errorf("without a listener: %v", err)
 	}
 }

@@ -5,25 +5,24 @@ import (
 	"io"
 	"text/tabwriter"
 
-	"github.com/spf13/cobra"
-
 	"github.com/govmm/govmm/balloon"
-	"github.com/govmm/govmm/vmm/api"
+	"github.com/govmm/govmm/internal/units"
+	"github.com/spf13/cobra"
 )
 
 func newBalloon() *cobra.Command {
-	flags := clientFlags{passOver: []string{receiving}}
+	flags := guestFlags()
 	var target sizeFlag
 	cmd := &cobra.Command{
 		Use:   "balloon [NAME]",
-		Short: "Take memory from a guest and give it back, or show how it is doing",
-		Long: `Without --target: show what the VM's memory balloon holds, and the statistics
+		Short: "Take memory from a guest or give it back, or show its memory statistics",
+		Long: `Without --target: show how much memory the VM's balloon holds, and the statistics
 that the guest gives of its memory.
 
---target SIZE says how much of its memory the guest shall give up: the balloon
-holds so much, and the host has it. 64M takes 64 MiB from the guest, 0 gives all
-back. The guest follows in its own time, or never if it has no driver for its
-balloon; what is printed is how far it is.`,
+--target SIZE sets how much of the guest's memory the balloon is to hold; the host
+can use that memory. 64M takes 64 MiB from the guest, 0 gives all back. The guest
+follows in its own time, or never if it has no driver for the balloon. The command
+does not wait: it prints how much the balloon holds now.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
@@ -31,7 +30,7 @@ balloon; what is printed is how far it is.`,
 			if err != nil {
 				return fmt.Errorf("%s: %w", tried(cmd, args), err)
 			}
-			var b api.Balloon
+			var b balloon.Info
 			if cmd.Flags().Changed("target") {
 				b, err = c.SetBalloon(ctx, uint64(target))
 			} else {
@@ -47,51 +46,22 @@ balloon; what is printed is how far it is.`,
 		},
 	}
 	flags.register(cmd)
-	cmd.Flags().Var(&target, "target", "what the balloon shall hold of the guest's memory: as in 64M, 0 gives all back")
+	cmd.Flags().Var(&target, "target", "how much of the guest's memory the balloon is to hold, as in 64M; 0 gives all back")
 	return cmd
 }
 
-func printBalloon(out io.Writer, b api.Balloon) error {
+func printBalloon(out io.Writer, b balloon.Info) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(key, value string) { _, _ = fmt.Fprintf(w, "%s\t%s\n", key, value) }
-	row("target", formatBytes(b.Target))
-	row("actual", formatBytes(b.Actual))
+	row("target", units.Bytes(b.Target))
+	row("actual", units.Bytes(b.Actual))
 	if b.Stats == nil {
-		row("statistics", "none: the guest gives none, or has not yet")
+		row("statistics", "the guest has not given any")
 		return w.Flush()
 	}
-	for _, l := range statLines(b.Stats) {
+	for _, l := range b.Stats.Rows() {
 		row(l[0], l[1])
 	}
 	row("as of", b.Stats.At.Local().Format("15:04:05"))
 	return w.Flush()
-}
-
-// statLines are those statistics that the guest gives, in words.
-func statLines(s *balloon.Stats) (lines [][2]string) {
-	for _, l := range []struct {
-		name  string
-		value *uint64
-		count bool // not bytes
-	}{
-		{"total", s.Total, false},
-		{"available", s.Available, false},
-		{"free", s.Free, false},
-		{"disk caches", s.DiskCaches, false},
-		{"swapped in", s.SwapIn, false},
-		{"swapped out", s.SwapOut, false},
-		{"major faults", s.MajorFaults, true},
-		{"minor faults", s.MinorFaults, true},
-		{"huge pages", s.HugetlbAllocs, true},
-		{"huge pages failed", s.HugetlbFailures, true},
-	} {
-		switch {
-		case l.value == nil:
-		case l.count:
-			lines = append(lines, [2]string{l.name, fmt.Sprint(*l.value)})
-		default:
-			lines = append(lines, [2]string{l.name, formatBytes(*l.value)})
-		}
-	}
-	return lines
 }

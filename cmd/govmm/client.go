@@ -8,21 +8,22 @@ import (
 	"io"
 	"time"
 
-	"github.com/spf13/cobra"
-
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
-// clientFlags are those of every command that talks to a VM.
+// clientFlags are the flags of every command that talks to a VM.
 type clientFlags struct {
 	socket string
 	json   bool
-	// passOver are states of VMs that cannot be meant when no NAME is given.
-	passOver []string
+	// skip are states of VMs that are not meant when no NAME is given.
+	skip []vmm.State
 }
 
-// receiving is the state of a VM without a guest: nothing to pause or migrate.
-const receiving = "receiving"
+// guestFlags are clientFlags of a command that needs a guest: a receiver that
+// waits for one is not meant.
+func guestFlags() clientFlags { return clientFlags{skip: []vmm.State{vmm.StateReceiving}} }
 
 func (f *clientFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "pick the VM by the `PATH` of its API socket")
@@ -30,10 +31,10 @@ func (f *clientFlags) register(cmd *cobra.Command) {
 	cmd.ValidArgsFunction = completeNames
 }
 
-// client finds the VM that the command is about.
+// client returns a client for the VM that the command names.
 func (f *clientFlags) client(ctx context.Context, args []string) (*api.Client, error) {
 	if f.socket == "" {
-		c, err := api.Find(ctx, api.Directory(), nameOf(args), f.passOver...)
+		c, err := api.Find(ctx, api.Directory(), nameOf(args), f.skip...)
 		return c, advise(err)
 	}
 	c := api.Open(f.socket)
@@ -43,14 +44,14 @@ func (f *clientFlags) client(ctx context.Context, args []string) (*api.Client, e
 			return nil, advise(err)
 		}
 		if info.Name != name {
-			return nil, fmt.Errorf("the VM at %s is named %q; leave the NAME out, or give that one", f.socket, info.Name)
+			return nil, fmt.Errorf("%s: expected the VM %q, found %q; omit the NAME, or give that one", f.socket, name, info.Name)
 		}
 	}
 	return c, nil
 }
 
-// act runs a command that asks one thing of a VM and prints what the VM is
-// then.
+// act runs a command that does one thing to a VM, and prints the VM's state
+// afterwards.
 func (f *clientFlags) act(cmd *cobra.Command, args []string, done string, do func(context.Context, *api.Client) (api.Info, error)) error {
 	ctx := cmd.Context()
 	c, err := f.client(ctx, args)
@@ -68,15 +69,22 @@ func (f *clientFlags) act(cmd *cobra.Command, args []string, done string, do fun
 	return nil
 }
 
+// forceAdvice is what helps a guest whose destination does not answer any more.
+const forceAdvice = "use govmm resume --force: should the guest run there too, it then runs twice and damages what it writes to"
+
 // advise adds to an error what to do about it.
 func advise(err error) error {
 	switch {
 	case errors.Is(err, api.ErrNotRunning):
 		return fmt.Errorf("%w; see govmm ps, or start one with govmm run", err)
 	case errors.Is(err, api.ErrAmbiguous):
-		return fmt.Errorf("%w; give one's NAME", err)
+		return fmt.Errorf("%w; give the NAME of one", err)
 	case errors.Is(err, api.ErrNoAnswer):
-		return fmt.Errorf("%w; it may be stopped or hang", err)
+		return fmt.Errorf("%w; it may be stopped (SIGSTOP) or hang", err)
+	case errors.Is(err, vmm.ErrMayRunElsewhere):
+		return fmt.Errorf("%w; if the destination is gone for good, %s", err, forceAdvice)
+	case errors.Is(err, vmm.ErrNoBalloon):
+		return fmt.Errorf("%w (govmm run --balloon gives it one)", err)
 	}
 	return err
 }
@@ -87,7 +95,7 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// completeNames offers the names of the VMs that run to the shell.
+// completeNames completes the name of a VM that runs.
 func completeNames(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp

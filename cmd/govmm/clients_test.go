@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
@@ -44,12 +45,16 @@ func TestPauseResumeStopInfoPS(t *testing.T) {
 	c := newCLI(t)
 	vm := &fakeVM{}
 	c.serve("db", vm)
-	for _, tc := range []struct{ args, state, words string }{
-		{"pause", "paused", "govmm: db is paused\n"},
-		{"resume db --force", "running", "govmm: db runs\n"},
-		{"pause db --json", "paused", ""},
-		{"resume --api-socket " + filepath.Join(c.dir, "govmm", "db.sock"), "running", "govmm: db runs\n"},
-		{"pause db --api-socket " + filepath.Join(c.dir, "govmm", "db.sock"), "paused", "govmm: db is paused\n"},
+	for _, tc := range []struct {
+		args  string
+		state vmm.State
+		words string
+	}{
+		{"pause", vmm.StatePaused, "govmm: db is paused\n"},
+		{"resume db --force", vmm.StateRunning, "govmm: db runs\n"},
+		{"pause db --json", vmm.StatePaused, ""},
+		{"resume --api-socket " + filepath.Join(c.dir, "govmm", "db.sock"), vmm.StateRunning, "govmm: db runs\n"},
+		{"pause db --api-socket " + filepath.Join(c.dir, "govmm", "db.sock"), vmm.StatePaused, "govmm: db is paused\n"},
 	} {
 		exit, stdout, stderr := c.run(strings.Fields(tc.args)...)
 		if exit != 0 || stderr != tc.words || vm.Info().State != tc.state {
@@ -77,7 +82,7 @@ func TestPauseResumeStopInfoPS(t *testing.T) {
 	if exit, stdout, _ := c.run("ps", "--json"); exit != 0 || json.Unmarshal([]byte(stdout), &infos) != nil || len(infos) != 1 || infos[0].PID != 4711 {
 		t.Errorf("ps --json: %d %s", exit, stdout)
 	}
-	c.serve("waiting", &fakeVM{info: api.Info{State: "receiving"}})
+	c.serve("waiting", &fakeVM{info: vmm.Info{State: vmm.StateReceiving}})
 	if exit, _, stderr := c.run("pause"); exit != 0 || stderr != "govmm: db is paused\n" {
 		t.Errorf("one VM and a receiver, no NAME: %d %s", exit, stderr)
 	}
@@ -188,7 +193,7 @@ func TestMigrateCancel(t *testing.T) {
 		if exit != exitFailed {
 			t.Errorf("a second --cancel: exit %d", exit)
 		}
-		oneLine(t, stderr, "no migration runs")
+		oneLine(t, stderr, "no migration is under way")
 	}
 }
 

@@ -1,8 +1,6 @@
 package main
 
-import (
-	"github.com/spf13/cobra"
-)
+import "github.com/spf13/cobra"
 
 func newCompletion() *cobra.Command {
 	shells := []string{"bash", "zsh", "fish", "powershell"}
@@ -18,7 +16,7 @@ VMs in a shell.
 		ValidArgs: shells,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usagef(cmd, "one of bash, zsh, fish and powershell is wanted")
+				return usagef(cmd, "expected one of bash, zsh, fish and powershell")
 			}
 			return nil
 		},
@@ -34,7 +32,7 @@ VMs in a shell.
 			case "powershell":
 				return root.GenPowerShellCompletionWithDesc(out)
 			}
-			return usagef(cmd, "shell %q: bash, zsh, fish or powershell is wanted", args[0])
+			return usagef(cmd, "shell %q: expected bash, zsh, fish or powershell", args[0])
 		},
 	}
 }

@@ -15,10 +15,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/spf13/cobra"
-
+	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 func newDemo() *cobra.Command {
@@ -27,13 +27,12 @@ func newDemo() *cobra.Command {
 		Short: "Watch a guest move to another process while it writes memory",
 		Long: `Watch a guest move to another process while it writes memory.
 
-It starts govmm run and govmm receive, migrates the guest from one to the other
-over TCP on this host, and waits until the guest has checked every page of its
-memory at the destination. It ends with bad=0 if no page was lost.`,
+The demo starts govmm run and govmm receive, migrates the guest from one to the
+other over TCP on this host, and waits until the guest has checked every page of
+its memory at the destination. The last line is bad=0 if no page was lost.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// What startChild wants; the main goroutine has the main thread for
-			// as long as this takes.
+			// startChild needs it.
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -46,7 +45,7 @@ memory at the destination. It ends with bad=0 if no page was lost.`,
 	}
 }
 
-// How long each act of the demo may take.
+// How long each part of the demo may take.
 const (
 	demoStart   = 15 * time.Second // until a child listens, or its guest has filled its memory
 	demoTick    = 10 * time.Second // between two ticks
@@ -58,8 +57,8 @@ type demoSize struct {
 	memory, fill, dirty string
 }
 
-// need is what the guest takes twice, at the source and at the destination, in
-// bytes, with something for the processes.
+// need is how many bytes the guest takes at the source and at the destination
+// together, with some for the processes.
 func (d demoSize) need() uint64 {
 	n, _ := parseSize(d.memory) // a constant
 	return 2*n + 256<<20
@@ -125,8 +124,8 @@ func pickDemoSize(meminfo string) (demoSize, error) {
 			return size, nil
 		}
 	}
-	return demoSize{}, fmt.Errorf("%s of memory are free, and two processes with a guest of %s need %s; free some",
-		formatBytes(free), sizes[len(sizes)-1].memory, formatBytes(sizes[len(sizes)-1].need()))
+	smallest := sizes[len(sizes)-1]
+	return demoSize{}, fmt.Errorf("two processes with a guest of %s need %s of free memory, found %s", smallest.memory, units.Bytes(smallest.need()), units.Bytes(free))
 }
 
 // open starts the receiver and the guest.
@@ -179,7 +178,7 @@ func (s *stage) tick(at *child) (t tick, err error) {
 	return t, err
 }
 
-// migrate moves the guest and waits until the source's process is over.
+// migrate moves the guest and waits until the source's process has ended.
 func (s *stage) migrate(source *child, addr string) (migrate.Result, error) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	var v verdict
@@ -197,7 +196,7 @@ func (s *stage) migrate(source *child, addr string) (migrate.Result, error) {
 	if err := s.await("the migration's end", demoMigrate, over, sourceEnds); err != nil {
 		return migrate.Result{}, err
 	}
-	<-over // the result came, or the process that would have sent it is gone
+	<-over // the result has come, or the source has ended without sending it
 	if v.err != nil {
 		return migrate.Result{}, v.err
 	}
@@ -215,17 +214,17 @@ func (s *stage) migrate(source *child, addr string) (migrate.Result, error) {
 	return v.res, nil
 }
 
-// arrival is what the destination's ticks said.
+// arrival is what the guest's ticks at the destination say.
 type arrival struct {
-	gap      float64 // longest pause between two writes in the second of the move, by the guest's clock, ms
+	gap      float64 // the longest pause between two writes in the second of the migration, by the guest's clock, ms
 	writes   uint64
 	verified uint64 // pages checked since its first tick there
 	ticks    int
 }
 
-// verify waits until the guest has checked, after it arrived, twice as many
-// pages as it owns: its vCPUs each walk a share of their own, in turn, and so
-// every page has been checked at least once.
+// verify waits until the guest has checked, after it arrived, twice as many pages
+// as it owns. Each vCPU checks its share of them in turn; so every page has then
+// been checked at least once.
 func (s *stage) verify(destination *child, owned uint64) (arrival, error) {
 	first, err := s.tick(destination)
 	if err != nil {
@@ -254,7 +253,7 @@ func (s *stage) stop(c *child) error {
 	return s.await("the end of the "+c.name, demoTick, nil, func(e event) bool { return e.exit && e.from == c })
 }
 
-// report says what the migration cost.
+// report prints what the migration took.
 func (s *stage) report(res migrate.Result, owned uint64, before tick, after arrival) error {
 	_, _ = fmt.Fprintln(s.out)
 	if err := printResult(s.out, res); err != nil {

@@ -27,14 +27,13 @@ type child struct {
 type event struct {
 	from *child
 	text string
-	ours bool // govmm's words (stderr), not the guest's
+	ours bool // a line of govmm (stderr), not of the guest
 	exit bool
 }
 
-// startChild runs govmm with args; what it prints becomes events. The caller's
-// goroutine must be locked to its thread: the kernel kills the child when that
-// thread ends (PR_SET_PDEATHSIG), so that not even kill -9 of the demo leaves
-// one behind.
+// startChild runs govmm with args; each line that it prints becomes an event. The
+// caller's goroutine must be locked to its thread: the kernel kills the child when
+// that thread ends (PR_SET_PDEATHSIG), also after kill -9 of the demo.
 func startChild(name, socket string, events chan<- event, args ...string) (*child, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -43,7 +42,7 @@ func startChild(name, socket string, events chan<- event, args ...string) (*chil
 	c := &child{name: name, socket: socket, exited: make(chan struct{})}
 	c.cmd = exec.Command(exe, append(args, "--api-socket", socket)...)
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setpgid:   true, // Ctrl-C is for the demo, which ends its children in order
+		Setpgid:   true, // Ctrl-C reaches the demo only, which ends its children in order
 		Pdeathsig: syscall.SIGKILL,
 	}
 	stdout, err := c.cmd.StdoutPipe()
@@ -79,8 +78,8 @@ func (c *child) read(r io.Reader, events chan<- event, ours bool) {
 	_, _ = io.Copy(io.Discard, r) // a line too long for the scanner must not block the guest
 }
 
-// end stops the process, by force if need be, and reaps it. Somebody must be
-// receiving events.
+// end stops the process, with SIGKILL if SIGTERM does not help, and reaps it. The
+// caller goes on receiving events meanwhile.
 func (c *child) end() {
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -92,13 +91,13 @@ func (c *child) end() {
 	<-c.exited
 }
 
-// stage consumes the children's events until each act is over.
+// stage has the children, and receives their events.
 type stage struct {
 	ctx      context.Context
 	out      io.Writer
 	events   chan event
 	children []*child
-	bad      uint64 // the most that any tick said
+	bad      uint64 // the largest count of bad pages in any tick
 }
 
 // start adds a child.
@@ -110,9 +109,9 @@ func (s *stage) start(name, socket string, args ...string) (*child, error) {
 	return c, err
 }
 
-// await prints events until done says true of one, or until extra, which may be
-// nil, is closed. It fails after timeout, when a guest reports a bad page, and
-// when a child ends that done does not say true of.
+// await prints events until done returns true for one, or extra, which may be nil,
+// is closed. It fails after timeout, when a guest reports a bad page, and when a
+// child ends and done does not return true for that.
 func (s *stage) await(what string, timeout time.Duration, extra <-chan struct{}, done func(event) bool) error {
 	limit := time.NewTimer(timeout)
 	defer limit.Stop()
@@ -131,14 +130,14 @@ func (s *stage) await(what string, timeout time.Duration, extra <-chan struct{},
 		case <-extra:
 			return nil
 		case <-limit.C:
-			return fmt.Errorf("%s did not come within %v", what, timeout)
+			return fmt.Errorf("expected %s within %v, found nothing", what, timeout)
 		case <-s.ctx.Done():
 			return errors.New("interrupted")
 		}
 	}
 }
 
-// show prints what a guest or its govmm said.
+// show prints a line of a guest or its govmm.
 func (s *stage) show(e event) error {
 	if e.exit {
 		return nil
@@ -166,22 +165,22 @@ func (s *stage) close() {
 	}()
 	for {
 		select {
-		case <-s.events: // nobody is interested any more
+		case <-s.events: // not shown any more
 		case <-ended:
 			return
 		}
 	}
 }
 
-// tick is what the demo guest says about itself once a second.
+// tick is the report that the demo guest prints once a second.
 type tick struct {
 	n                     uint64
 	writes, verified, bad uint64  // pages, since the guest booted
 	gap                   float64 // longest pause between two writes since the last tick, ms
 }
 
-// parseTick reads a line of the guest: tick N up=S writes=N verified=N bad=N gap=MS,
-// and what its drivers count.
+// parseTick reads a line of the guest: tick N up=S writes=N verified=N bad=N gap=MS.
+// It ignores the counters of the guest's drivers, which may follow.
 func parseTick(line string) (tick, bool) {
 	words := strings.Fields(line)
 	if len(words) < 2 || words[0] != "tick" {

@@ -1,103 +1,75 @@
 package main
 
 import (
-	"github.com/spf13/cobra"
-
-	"github.com/govmm/govmm/virtio/blk"
-	"github.com/govmm/govmm/virtio/net"
-	"github.com/govmm/govmm/virtio/vsock"
-	"github.com/govmm/govmm/vmm"
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/vmm/machine"
+	"github.com/spf13/pflag"
 )
 
-// deviceFlags are the virtio devices of govmm run.
-type deviceFlags struct {
-	disks   []string
-	nets    []string
-	vsock   string
-	balloon bool
-	rng     bool
+// deviceFlags are the flags of virtio devices: what each returns when the command
+// line has been read.
+type deviceFlags []func() ([]virtio.Spec, error)
+
+// registerRun adds a flag for each kind of device that a machine may have.
+func (f *deviceFlags) registerRun(flags *pflag.FlagSet) {
+	for _, k := range machine.Kinds() {
+		f.add(flags, k, k.Usage, k.Parse)
+	}
 }
 
-func (f *deviceFlags) register(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.StringArrayVar(&f.disks, "disk", nil, "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw] (`DISK`; may be given several times)")
-	flags.StringArrayVar(&f.nets, "net", nil, "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER] (`NET`; may be given several times)")
-	flags.StringVar(&f.vsock, "vsock", "", "sockets between host and guest: path=SOCKET[,cid=N] (`VSOCK`)")
-	flags.BoolVar(&f.balloon, "balloon", true, "a memory balloon, with which the guest says what it does not use")
-	flags.BoolVar(&f.rng, "rng", true, "an entropy device")
-}
-
-// devices turns the flags into devices.
-func (f *deviceFlags) devices() (vmm.Devices, error) {
-	d := vmm.Devices{Balloon: f.balloon, RNG: f.rng}
-	for _, s := range f.disks {
-		c, err := blk.ParseConfig(s)
-		if err != nil {
-			return d, err
+// registerReceive adds a flag for each kind whose devices use something of the
+// host.
+func (f *deviceFlags) registerReceive(flags *pflag.FlagSet) {
+	for _, k := range machine.Kinds() {
+		if k.ParseHere != nil {
+			f.add(flags, k, k.HereUsage, k.ParseHere)
 		}
-		d.Disks = append(d.Disks, vmm.DiskSpec{Config: c})
 	}
-	for _, s := range f.nets {
-		o, err := net.ParseOptions(s)
+}
+
+func (f *deviceFlags) add(flags *pflag.FlagSet, k virtio.Kind, usage string, parse func(string) (virtio.Spec, error)) {
+	switch {
+	case usage == "":
+	case parse == nil:
+		on := flags.Bool(k.Name, k.Default, usage)
+		*f = append(*f, func() ([]virtio.Spec, error) {
+			if !*on {
+				return nil, nil
+			}
+			return []virtio.Spec{k.New()}, nil
+		})
+	case k.Max == 1:
+		value := flags.String(k.Name, "", usage)
+		*f = append(*f, func() ([]virtio.Spec, error) {
+			if *value == "" {
+				return nil, nil
+			}
+			s, err := parse(*value)
+			return []virtio.Spec{s}, err
+		})
+	default:
+		values := flags.StringArray(k.Name, nil, usage)
+		*f = append(*f, func() (specs []virtio.Spec, err error) {
+			for _, v := range *values {
+				s, err := parse(v)
+				if err != nil {
+					return nil, err
+				}
+				specs = append(specs, s)
+			}
+			return specs, nil
+		})
+	}
+}
+
+// devices returns the devices that the command line asks for.
+func (f *deviceFlags) devices() (all []virtio.Spec, err error) {
+	for _, read := range *f {
+		specs, err := read()
 		if err != nil {
-			return d, err
+			return nil, err
 		}
-		d.Nets = append(d.Nets, vmm.NetSpec{Options: o})
+		all = append(all, specs...)
 	}
-	var err error
-	d.Vsock, err = parseVsock(f.vsock)
-	return d, err
-}
-
-// parseVsock reads the value of --vsock; "" is none.
-func parseVsock(s string) (*vsock.Config, error) {
-	if s == "" {
-		return nil, nil
-	}
-	c, err := vsock.ParseConfig(s)
-	if err != nil {
-		return nil, err
-	}
-	return &c, nil
-}
-
-// overrideFlags are the disks, taps and the socket of govmm receive, in the
-// place of those that the guest had.
-type overrideFlags struct {
-	disks []string
-	nets  []string
-	vsock string
-}
-
-// overrides are what they say.
-type overrides struct {
-	disks []blk.Config
-	nets  []net.Options
-	vsock *vsock.Config
-}
-
-func (f *overrideFlags) register(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.StringArrayVar(&f.disks, "disk", nil, "where the guest's disk is here: path=FILE[,direct] (`DISK`; once for each disk, in their order; none: the same paths as there)")
-	flags.StringArrayVar(&f.nets, "net", nil, "the guest's tap here: tap[=NAME][,bridge=NAME][,owner=USER] (`NET`; once for each, in their order; none: the same names as there)")
-	flags.StringVar(&f.vsock, "vsock", "", "where the guest's socket device has its socket here: path=SOCKET (`VSOCK`; none: the same path as there)")
-}
-
-func (f *overrideFlags) devices() (o overrides, err error) {
-	for _, s := range f.disks {
-		c, err := blk.ParseConfig(s)
-		if err != nil {
-			return o, err
-		}
-		o.disks = append(o.disks, c)
-	}
-	for _, s := range f.nets {
-		n, err := net.ParseHostOptions(s)
-		if err != nil {
-			return o, err
-		}
-		o.nets = append(o.nets, n)
-	}
-	o.vsock, err = parseVsock(f.vsock)
-	return o, err
+	return all, nil
 }

@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
@@ -21,13 +22,13 @@ type dirtyRateFlags struct {
 }
 
 func newDirtyRate() *cobra.Command {
-	f := dirtyRateFlags{clientFlags: clientFlags{passOver: []string{receiving}}}
+	f := dirtyRateFlags{clientFlags: guestFlags()}
 	cmd := &cobra.Command{
 		Use:   "dirty-rate [NAME]",
 		Short: "Measure how fast a VM writes its memory",
 		Long: `Measure how fast a VM writes its memory: how many different pages within a second,
-and how many of them within a half, a quarter and so on. The guest runs on; each
-page's first write costs it a few microseconds meanwhile.`,
+and how many of them within a half, a quarter and so on. The guest runs on; the
+first write to each page takes it a few microseconds longer.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkInterval(f.interval); err != nil {
@@ -37,13 +38,13 @@ page's first write costs it a few microseconds meanwhile.`,
 		},
 	}
 	f.register(cmd)
-	cmd.Flags().DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "measure for this `TIME`, 10ms to 1m")
+	cmd.Flags().DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "measure for this `TIME`, between 10ms and 1m")
 	return cmd
 }
 
 func checkInterval(d time.Duration) error {
 	if d < migrate.MinRateInterval || d > migrate.MaxRateInterval {
-		return fmt.Errorf("--interval %v: %v to %v are possible", d, migrate.MinRateInterval, migrate.MaxRateInterval)
+		return fmt.Errorf("--interval %v: must be between %v and %v", d, migrate.MinRateInterval, migrate.MaxRateInterval)
 	}
 	return nil
 }
@@ -68,16 +69,16 @@ func printDirtyRate(out io.Writer, r migrate.DirtyRate) error {
 	row := func(cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
 	row("WITHIN", "PAGES", "WRITTEN")
 	for _, s := range r.Samples {
-		row(formatMS(s.After), strconv.FormatUint(s.Pages, 10), formatBytes(s.Pages*mempage.Size))
+		row(formatMS(s.After), strconv.FormatUint(s.Pages, 10), units.Bytes(s.Pages*mempage.Size))
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "%s/s over %s, of %s of memory\n", formatBytes(r.BytesPerSecond), formatMS(r.Interval), formatBytes(r.RAMBytes))
+	_, err := fmt.Fprintf(out, "%s/s over %s, of %s of memory\n", units.Bytes(r.BytesPerSecond), formatMS(r.Interval), units.Bytes(r.RAMBytes))
 	return err
 }
 
-// estimate prints what a migration would take; --json prints one object.
+// runEstimate prints what a migration would take; with --json one object.
 func (f *migrateFlags) runEstimate(cmd *cobra.Command, args []string, req api.MigrateRequest) error {
 	c, err := f.client(cmd.Context(), args)
 	if err != nil {
@@ -102,7 +103,7 @@ func printEstimate(out io.Writer, e migrate.Estimate) error {
 	if !e.Converges {
 		outcome = "would not converge: " + e.Note
 	}
-	_, err := fmt.Fprintf(out, "%s\n%s of %s have content; the link carries %s/s, the guest writes %s/s (over %s)\n", outcome, formatBytes(e.DataBytes),
-		formatBytes(e.RAMBytes), formatBytes(e.BandwidthBytes), formatBytes(e.DirtyRate.BytesPerSecond), formatMS(e.DirtyRate.Interval))
+	_, err := fmt.Fprintf(out, "%s\n%s of %s have content; the link carries %s/s, the guest writes %s/s (over %s)\n", outcome, units.Bytes(e.DataBytes),
+		units.Bytes(e.RAMBytes), units.Bytes(e.BandwidthBytes), units.Bytes(e.DirtyRate.BytesPerSecond), formatMS(e.DirtyRate.Interval))
 	return err
 }

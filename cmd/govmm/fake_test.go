@@ -2,27 +2,30 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
 // fakeVM is a VM behind the API, without a machine.
 type fakeVM struct {
-	mu    sync.Mutex // guards all below
-	info  api.Info
-	mig   *fakeMigration
-	to    string
-	opt   migrate.Options
-	force bool
-	onEnd func() // what a process does once its VM was stopped
+	mu        sync.Mutex // guards all below
+	info      vmm.Info
+	mig       *fakeMigration
+	to        string
+	opt       migrate.Options
+	force     bool
+	elsewhere bool   // it may run there: Resume needs force
+	onEnd     func() // what a process does once its VM was stopped
 	// What the power button does: an error, or the state in which the VM ends.
 	deaf  error
-	obeys string
+	obeys vmm.State
 	ended chan struct{} // not guarded: made by serve
 }
 
@@ -38,12 +41,12 @@ func (c *cli) serve(name string, vm *fakeVM) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	vm.info.Name, vm.info.Socket = claim.Name(), claim.Socket()
+	vm.info.Name = claim.Name()
 	if vm.info.State == "" {
-		vm.info.State, vm.info.PID, vm.info.CPUs, vm.info.Memory = "running", 4711, 2, 512<<20
+		vm.info.State, vm.info.PID, vm.info.CPUs, vm.info.Memory = vmm.StateRunning, 4711, 2, 512<<20
 	}
 	vm.ended = make(chan struct{})
-	server := api.NewServer(vm)
+	server := api.NewServer(vm, claim.Socket())
 	served := make(chan error, 1)
 	var once sync.Once
 	stop := func() {
@@ -60,14 +63,14 @@ func (c *cli) serve(name string, vm *fakeVM) {
 	c.t.Cleanup(stop)
 }
 
-func (f *fakeVM) set(state string) error {
+func (f *fakeVM) set(state vmm.State) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.info.State = state
 	return nil
 }
 
-func (f *fakeVM) Info() api.Info {
+func (f *fakeVM) Info() vmm.Info {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	info := f.info
@@ -77,10 +80,10 @@ func (f *fakeVM) Info() api.Info {
 	}
 	return info
 }
-func (f *fakeVM) Pause() error { return f.set("paused") }
+func (f *fakeVM) Pause(context.Context) error { return f.set(vmm.StatePaused) }
 
 // PowerOff is heard by a guest that listens, and obeyed by one that obeys.
-func (f *fakeVM) PowerOff() error {
+func (f *fakeVM) PowerOff(context.Context) error {
 	f.mu.Lock()
 	deaf, ends := f.deaf, f.obeys
 	f.mu.Unlock()
@@ -97,38 +100,42 @@ func (f *fakeVM) PowerOff() error {
 
 func (f *fakeVM) Ended() <-chan struct{} { return f.ended }
 
-func (f *fakeVM) Balloon(context.Context) (api.Balloon, error) {
+func (f *fakeVM) Balloon(context.Context) (balloon.Info, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.info.Devices == nil || f.info.Devices.Balloon == nil {
-		return api.Balloon{}, fmt.Errorf("%w: no balloon", api.ErrState)
+	if b, ok := f.info.Devices.Of("balloon").(*balloon.Info); ok {
+		return *b, nil
 	}
-	return *f.info.Devices.Balloon, nil
+	return balloon.Info{}, kind.State("%w", vmm.ErrNoBalloon)
 }
 
-func (f *fakeVM) SetBalloon(target uint64) error {
-	if _, err := f.Balloon(context.Background()); err != nil {
-		return err
-	}
+func (f *fakeVM) SetBalloon(_ context.Context, target uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.info.Devices.Balloon.Target = target
-	return nil
+	if b, ok := f.info.Devices.Of("balloon").(*balloon.Info); ok {
+		b.Target = target
+		return nil
+	}
+	return kind.State("%w", vmm.ErrNoBalloon)
 }
 
-func (f *fakeVM) Stop() error {
+func (f *fakeVM) Stop(context.Context) error {
 	go f.onEnd()
-	return f.set("stopped")
+	return f.set(vmm.StateStopped)
 }
 
-func (f *fakeVM) Resume(force bool) error {
+func (f *fakeVM) Resume(_ context.Context, force bool) error {
 	f.mu.Lock()
 	f.force = force
+	elsewhere := f.elsewhere
 	f.mu.Unlock()
-	return f.set("running")
+	if elsewhere && !force {
+		return kind.State("%w: resume it at h:1", vmm.ErrMayRunElsewhere)
+	}
+	return f.set(vmm.StateRunning)
 }
 
-func (f *fakeVM) StartMigration(to string, opt migrate.Options) (api.Migration, error) {
+func (f *fakeVM) StartMigration(to string, opt migrate.Options) (*fakeMigration, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.to, f.opt = to, opt
@@ -144,12 +151,9 @@ func (f *fakeVM) StartMigration(to string, opt migrate.Options) (api.Migration, 
 	return f.mig, nil
 }
 
-func (f *fakeVM) Migration() api.Migration {
+func (f *fakeVM) Migration() *fakeMigration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.mig == nil {
-		return nil
-	}
 	return f.mig
 }
 

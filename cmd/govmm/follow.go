@@ -12,16 +12,15 @@ import (
 	"github.com/govmm/govmm/vmm/api"
 )
 
-// unknownPatience is how long a migration may stay in handoff-unknown before
-// its follower leaves: the VM goes on asking, but that may take days.
+// unknownPatience is how long a migration may stay in handoff-unknown before its
+// follower leaves: the VM goes on asking the destination, which may take days.
 const unknownPatience = 10 * time.Second
 
 var (
-	errHandoffUnknown = errors.New("handoff-unknown: the guest was offered to the destination and the answer is lost, so it stays paused here; " +
-		"govmm goes on asking, and resumes it if the destination says no; if the destination is gone for good use govmm resume --force: " +
-		"should the guest run there too, it then runs twice and damages what it writes to")
-	errLeft = errors.New("left; the migration goes on, see govmm info, or end it with govmm migrate --cancel")
-	errDied = errors.New("the VM's process ended during the migration; look at the destination: the guest runs there if the handoff was done")
+	errHandoffUnknown = errors.New("handoff-unknown: the guest was handed over to the destination and the answer is lost, so it stays paused here; " +
+		"govmm goes on asking, and resumes the guest if it does not run there; if the destination is gone for good, " + forceAdvice)
+	errLeft = errors.New("left; the migration goes on: see govmm info, or end it with govmm migrate --cancel")
+	errDied = errors.New("the VM's process ended during the migration; if the guest had been handed over it runs at the destination")
 )
 
 // follower waits for the end of a migration: it draws its progress, cancels on
@@ -29,7 +28,7 @@ var (
 type follower struct {
 	client  *api.Client
 	signals <-chan os.Signal
-	words   io.Writer
+	stderr  io.Writer
 	line    *progressLine
 	// patience is how long the phase may be handoff-unknown; see
 	// unknownPatience.
@@ -38,14 +37,14 @@ type follower struct {
 	interrupted bool // a signal came
 }
 
-// verdict is how following ended.
+// verdict is what a stream of progress ended with.
 type verdict struct {
 	res migrate.Result
 	err error
 }
 
-// follow runs open, which streams a migration's progress, to its end. With an
-// error the result holds what was seen of the migration.
+// follow runs open, which streams a migration's progress, to its end. After an
+// error the result is made of the last progress.
 func (f *follower) follow(ctx context.Context, open func(context.Context, func(migrate.Progress)) (migrate.Result, error)) (migrate.Result, error) {
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
@@ -99,18 +98,18 @@ func (f *follower) follow(ctx context.Context, open func(context.Context, func(m
 	}
 }
 
-// cancel asks the VM to cancel; the verdict comes with the stream.
+// cancel asks the VM to cancel; the result comes with the stream.
 func (f *follower) cancel(ctx context.Context) {
 	f.line.clear()
 	if err := f.client.Cancel(ctx); err != nil {
-		_, _ = fmt.Fprintf(f.words, "govmm: cancel: %v; once more leaves, and the migration goes on\n", err)
+		_, _ = fmt.Fprintf(f.stderr, "govmm: cancel: %v; a second Ctrl-C leaves, and the migration goes on\n", err)
 		return
 	}
-	_, _ = fmt.Fprintln(f.words, "govmm: cancelling")
+	_, _ = fmt.Fprintln(f.stderr, "govmm: cancelling")
 }
 
-// seen makes a result of the last progress, for a migration whose own result
-// did not come.
+// seen makes a result of the last progress, for a migration whose result is not
+// known.
 func seen(p migrate.Progress) migrate.Result {
 	return migrate.Result{Status: "failed", Total: p.Elapsed, BytesSent: p.BytesSent, RAMBytes: p.RAMBytes}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -13,15 +14,15 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/term"
-
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/serial"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
-// hostFlags are those of the commands whose process is the VM's: run and
+// hostFlags are the flags of the commands whose process holds a VM: run and
 // receive.
 type hostFlags struct {
 	serial   string
@@ -32,50 +33,50 @@ type hostFlags struct {
 
 func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH, unix:PATH or null")
-	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: there is none")
-	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(vmm.TrackAuto),
+	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: the guest has no such device")
+	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
-	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock where govmm ps looks")
+	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
 }
 
 // check reports the first flag that makes no sense.
 func (f *hostFlags) check() error {
 	if !validLine(f.serial) {
-		return fmt.Errorf("--serial %q: stdio, file:PATH, unix:PATH or null is wanted", f.serial)
+		return fmt.Errorf("--serial %q: expected stdio, file:PATH, unix:PATH or null", f.serial)
 	}
-	if _, err := vmm.ParseDirtyTracking(f.tracking); err != nil {
+	if _, err := machine.ParseDirtyTracking(f.tracking); err != nil {
 		return fmt.Errorf("--dirty-tracking: %w", err)
 	}
 	switch {
 	case f.console != "none" && !validLine(f.console):
-		return fmt.Errorf("--console %q: stdio, file:PATH, unix:PATH, null or none is wanted", f.console)
+		return fmt.Errorf("--console %q: expected stdio, file:PATH, unix:PATH, null or none", f.console)
 	case f.console == f.serial && f.console != "null":
-		return fmt.Errorf("--console %s: the serial port leads there; give --serial null, say", f.console)
+		return fmt.Errorf("--console %s: the serial port leads there already; use --serial null, or another place", f.console)
 	}
 	return nil
 }
 
-// validLine says whether a line of characters can lead there.
+// validLine says whether where is a place that a serial port or console can lead
+// to.
 func validLine(where string) bool {
 	kind, path, _ := strings.Cut(where, ":")
 	return where == "stdio" || where == "null" || kind == "file" && path != "" || kind == "unix" && path != ""
 }
 
-// host is what a VM needs of the process that it lives in.
+// host is what a VM needs of its process.
 type host struct {
 	name    string
 	serial  serial.Backend
 	console serial.Backend // nil: none
-	logf    func(format string, args ...any)
+	log     *slog.Logger
 }
 
-// host claims a name, makes the machine, answers for it on its socket, and
-// runs it to its end.
+// host claims a name, makes the VM, serves its API, and runs it to its end.
 func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error)) error {
 	ctx, quit := context.WithCancel(cmd.Context())
 	defer quit()
-	// A reader of the guest's output that goes away (govmm run | head) must
-	// not kill the process in the middle of a migration, its terminal raw.
+	// A reader of the guest's output that goes away (govmm run | head) must not
+	// kill the process during a migration, or while its terminal is raw.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 
 	claim, err := f.claim(nameOf(args))
@@ -83,16 +84,15 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
 	defer claim.Release()
-	words := terminalWriter(cmd.ErrOrStderr())
-	logf := func(format string, args ...any) { _, _ = fmt.Fprintf(words, "govmm: "+format+"\n", args...) }
-	outcome, err := f.serve(ctx, claim, logf, quit, build)
+	p := &process{claim: claim, stderr: terminalWriter(cmd.ErrOrStderr()), quit: quit}
+	outcome, err := p.run(ctx, f, build)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
 	}
 	if outcome.Kind == vmm.Crashed {
 		return fmt.Errorf("%s %s: the guest crashed: %s", cmd.Name(), claim.Name(), outcome.Text)
 	}
-	logf("%s: %s", claim.Name(), outcome.Text)
+	p.say("%s: %s", claim.Name(), outcome.Text)
 	return nil
 }
 
@@ -103,54 +103,67 @@ func (f *hostFlags) claim(name string) (*api.Claim, error) {
 	return api.ClaimName(api.Directory(), name)
 }
 
-// serve makes the machine, and answers for it while it runs. When it returns
-// the terminal is as it was, and the last answer has got out.
-func (f *hostFlags) serve(ctx context.Context, claim *api.Claim, logf func(string, ...any), quit func(), build func(host) (*vmm.VM, error)) (vmm.Outcome, error) {
-	backend, err := serial.OpenBackend(f.serial, serial.Options{Quit: quit})
-	if err != nil {
+// process is one that holds a VM.
+type process struct {
+	claim  *api.Claim
+	stderr io.Writer
+	quit   func() // ends the VM: the key for it was pressed
+}
+
+// say prints a line of what the user has asked for.
+func (p *process) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(p.stderr, "govmm: "+format+"\n", args...)
+}
+
+// run makes the VM, and serves its API while it runs. When run returns the terminal
+// is as it was before, and the last answer has been sent.
+func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error)) (vmm.Outcome, error) {
+	h := host{name: p.claim.Name(), log: newLog(p.stderr)}
+	var err error
+	if h.serial, err = serial.OpenBackend(f.serial, serial.Options{Quit: p.quit}); err != nil {
 		return vmm.Outcome{}, err
 	}
-	var console serial.Backend
 	if f.console != "none" {
-		if console, err = serial.OpenBackend(f.console, serial.Options{Quit: quit}); err != nil {
-			return vmm.Outcome{}, errors.Join(err, backend.Close())
+		if h.console, err = serial.OpenBackend(f.console, serial.Options{Quit: p.quit}); err != nil {
+			return vmm.Outcome{}, errors.Join(err, h.serial.Close())
 		}
 	}
-	vm, err := build(host{claim.Name(), backend, console, logf})
+	vm, err := build(h)
 	if err != nil {
-		err = errors.Join(err, backend.Close())
-		if console != nil {
-			err = errors.Join(err, console.Close())
+		err = errors.Join(err, h.serial.Close())
+		if h.console != nil {
+			err = errors.Join(err, h.console.Close())
 		}
 		return vmm.Outcome{}, err
 	}
-	// Only now: building may take a while, and a signal may just end it, since
-	// the terminal is not raw yet and the kernel drops the claim.
-	ctx, stop := onSignals(ctx, vm, logf)
+	// Only now: to build may take a while, and until here a signal may simply end
+	// the process. The terminal is not raw yet, and the kernel drops the claim.
+	ctx, stop := onSignals(ctx, vm, p.say)
 	defer stop()
-	ln, err := claim.Listen()
+	ln, err := p.claim.Listen()
 	if err != nil {
-		return vmm.Outcome{}, errors.Join(err, vm.Stop())
+		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
 	}
-	server := api.NewServer(&controller{vm, claim.Socket()})
+	server := api.NewServer(vm, p.claim.Socket())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
 	if addr := vm.Addr(); addr != nil {
-		logf("listening on %s", addr)
+		p.say("listening on %s", addr)
 	} else {
-		logf("%s runs; its API socket is %s", claim.Name(), claim.Socket())
+		p.say("%s runs; its API socket is %s", p.claim.Name(), p.claim.Socket())
 	}
-	// What building took, a kernel's content more than once, is not needed again.
+	// To build took memory for the kernel's content, more than once.
 	go debug.FreeOSMemory()
-	outcome, err := vm.Run(ctx) // closes the backend: a terminal is as it was
+	outcome, err := vm.Run(ctx) // closes the backends, which restores the terminal
 	server.Shutdown()
 	return outcome, errors.Join(err, <-served)
 }
 
-// onSignals returns a context that ends when the process is told to. The first
-// signal presses the guest's power button, and only the second ends the VM at
-// once; so does the first if the guest does not listen. stop ends all that.
-func onSignals(ctx context.Context, vm interface{ PowerOff() error }, logf func(string, ...any)) (_ context.Context, stop func()) {
+// onSignals returns a context that ends when the process is told to end. The first
+// signal presses the guest's power button, and the second ends the VM at once; so
+// does the first if the guest does not listen to its button. stop ends the watch
+// for signals.
+func onSignals(ctx context.Context, vm interface{ PowerOff(context.Context) error }, say func(string, ...any)) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -159,10 +172,10 @@ func onSignals(ctx context.Context, vm interface{ PowerOff() error }, logf func(
 		defer cancel()
 		select {
 		case s := <-signals:
-			if vm.PowerOff() != nil {
+			if vm.PowerOff(ctx) != nil {
 				return
 			}
-			logf("%v: the guest was asked to power off; a second signal ends it at once", s)
+			say("%v: the guest was asked to power off; a second signal ends it at once", s)
 		case <-ctx.Done():
 			return
 		}
@@ -178,7 +191,7 @@ func onSignals(ctx context.Context, vm interface{ PowerOff() error }, logf func(
 	}
 }
 
-// terminalWriter ends lines as a terminal in raw mode wants it, if out is one.
+// terminalWriter ends lines as a terminal in raw mode needs it, if out is one.
 func terminalWriter(out io.Writer) io.Writer {
 	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return crWriter{out}

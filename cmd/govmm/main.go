@@ -2,8 +2,8 @@
 // or host while they run. docs/cli.md describes its commands.
 //
 // A command here reads its flags, calls vmm (run, receive) or vmm/api (all
-// others), and prints. What it was asked for goes to stdout, what it has to
-// say to stderr; errors are one line. Exit status: 0 done, 1 failed, 2 usage.
+// others), and prints. What the user asked for goes to stdout, everything else to
+// stderr; an error is one line. Exit status: 0 done, 1 failed, 2 usage.
 package main
 
 import (

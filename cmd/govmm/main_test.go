@@ -80,8 +80,8 @@ func TestUsageErrors(t *testing.T) {
 		{"--frob", "unknown flag: --frob"},
 		{"run --frob", "run: unknown flag"},
 		{"run a b", "one NAME"},
-		{"run ../a", "not a name"},
-		{"run .a", "not a name"},
+		{"run ../a", "must be 1 to 64"},
+		{"run .a", "must be 1 to 64"},
 		{"run --cpus 0", "--cpus"},
 		{"run --cpus -1", "--cpus"},
 		{"run --cpus x", "--cpus"},
@@ -117,10 +117,10 @@ func TestUsageErrors(t *testing.T) {
 		{"migrate --to h:1 --clear-bitmap-shift 5", "between 6 and 31"},
 		{"migrate --to h:1 --clear-bitmap-shift 32", "between 6 and 31"},
 		{"migrate --to h:1 --clear-bitmap-shift 0", "between 6 and 31"},
-		{"migrate --to h:1 --progress loud", "auto or none"},
+		{"migrate --to h:1 --progress loud", "expected auto or none"},
 		{"migrate a b --to h:1", "one NAME"},
 		{"ps a b", "one NAME"},
-		{"info /x", "not a name"},
+		{"info /x", "must be 1 to 64"},
 		{"pause --force", "unknown flag"},
 		{"resume --force=maybe", "--force"},
 		{"stop a b", "one NAME"},
@@ -204,6 +204,17 @@ func checkResult(t *testing.T, stdout, status string) map[string]any {
 		t.Errorf("status %v, error %q; want %s", v["status"], v["error"], status)
 	}
 	return v
+}
+
+func TestVersion(t *testing.T) {
+	defer func(v string) { gitVersion = v }(gitVersion)
+	for v, want := range map[string]string{
+		"v0.2.0": "v0.2.0 go", "v0.1.0-3-g0123456-dirty": "v0.1.0-3-g0123456-dirty go", "0123456-dirty": "v" + release + "+0123456-dirty go", "": "v" + release,
+	} {
+		if gitVersion = v; !strings.HasPrefix(version(), want) {
+			t.Errorf("%q: %q, want %q", v, version(), want)
+		}
+	}
 }
 
 func TestVersionAndCompletion(t *testing.T) {

@@ -11,10 +11,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 // migrateFlags are the flags of govmm migrate.
@@ -38,19 +38,19 @@ type migrateFlags struct {
 	hintWait  time.Duration
 
 	source *api.Client
-	guest  string // what became of it, after a failure
+	guest  string // after a failure: where it is
 }
 
 func newMigrate() *cobra.Command {
-	f := migrateFlags{clientFlags: clientFlags{passOver: []string{receiving}}}
+	f := migrateFlags{clientFlags: guestFlags()}
 	cmd := &cobra.Command{
 		Use:   "migrate [NAME] --to HOST:PORT",
 		Short: "Move a VM to a process that waits for it (govmm receive)",
 		Long: `Move a VM, while it runs, to a process that waits for it (govmm receive).
 
-It waits for the end. Ctrl-C cancels the migration, and the guest goes on here; so
-does --cancel from another terminal. If this command is killed the migration goes
-on without it.`,
+The command waits for the end. Ctrl-C cancels the migration, and the guest goes on
+here; so does --cancel from another terminal. If the command is killed the
+migration goes on.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := f.request(cmd)
@@ -72,17 +72,17 @@ on without it.`,
 	flags.DurationVar(&f.timeout, "timeout", def.Timeout, "give up after this `TIME`; the guest goes on here")
 	flags.IntVar(&f.maxRounds, "max-rounds", def.MaxRounds, "give up after `N` rounds; 0: no limit")
 	flags.BoolVar(&f.converge, "auto-converge", false, "slow the guest down in steps, up to 99%, when rounds stop shrinking")
-	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^`N` pages, N from 6 to 31")
+	flags.UintVar(&f.shift, "clear-bitmap-shift", def.ClearBitmapShift, "clear the dirty log in chunks of 2^`N` pages, N between 6 and 31")
 	flags.StringVar(&f.hints, "hints", string(def.Hints), "`WHETHER` to ask the guest's balloon which pages are free: auto, on or off")
-	flags.DurationVar(&f.hintWait, "hint-wait", def.HintWait, "`TIME` that the guest's answer is waited for before the first round, at most")
-	flags.IntVar(&f.channels, "channels", def.Channels, "`N` connections that carry pages, 1 to "+strconv.Itoa(migrate.MaxChannels))
-	flags.StringVar(&f.compress, "compress", string(def.Compression), "compress pages by `METHOD`: zstd, lz4 or none; pays on slow links")
+	flags.DurationVar(&f.hintWait, "hint-wait", def.HintWait, "`TIME` that the first round waits for the guest's answer, at most")
+	flags.IntVar(&f.channels, "channels", def.Channels, "`N` connections that carry pages, between 1 and "+strconv.Itoa(migrate.MaxChannels))
+	flags.StringVar(&f.compress, "compress", string(def.Compression), "compress pages by `METHOD`: zstd, lz4 or none; for slow links")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.estimate, "estimate", false, "move nothing: say what the migration would take")
 	flags.DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "`TIME` for which --estimate watches what the guest writes")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
-	_ = flags.MarkHidden("verify-pages") // for tests: the downtime grows by the hashing of all memory
+	_ = flags.MarkHidden("verify-pages") // for tests: to hash all memory lengthens the downtime
 	return cmd
 }
 
@@ -96,7 +96,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	var err error
 	switch {
 	case f.progress != "auto" && f.progress != "none":
-		err = fmt.Errorf("--progress %q: auto or none is wanted", f.progress)
+		err = fmt.Errorf("--progress %q: expected auto or none", f.progress)
 	case f.cancel && f.estimate:
 		err = errors.New("--cancel and --estimate exclude each other")
 	case f.estimate && checkInterval(f.interval) != nil:
@@ -109,7 +109,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	case f.downtime <= 0 || f.timeout <= 0:
 		err = errors.New("--downtime-limit and --timeout must be more than 0")
 	case f.hints == "":
-		err = errors.New("--hints \"\": auto, on or off is wanted")
+		err = errors.New("--hints \"\": expected auto, on or off")
 	case f.hintWait < 0:
 		err = fmt.Errorf("--hint-wait %v: must not be negative", f.hintWait)
 	case f.shift == 0:
@@ -117,7 +117,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	case f.channels == 0:
 		err = fmt.Errorf("--channels 0: must be between 1 and %d", migrate.MaxChannels)
 	case f.compress == "":
-		err = errors.New("--compress needs zstd, lz4 or none")
+		err = errors.New("--compress \"\": expected zstd, lz4 or none")
 	default:
 		_, err = req.Options()
 	}
@@ -127,15 +127,15 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	return req, nil
 }
 
-// run migrates or cancels, and prints the outcome: with --json always one
-// object on stdout.
+// run migrates or cancels, and prints the outcome: with --json one object on
+// stdout, always.
 func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateRequest) error {
 	res, err := f.migrate(cmd, args, req)
-	wanted := "completed"
+	expected := "completed"
 	if f.cancel {
-		wanted = "cancelled"
+		expected = "cancelled"
 	}
-	if err == nil && res.Status != wanted {
+	if err == nil && res.Status != expected {
 		err = f.outcome(res)
 	}
 	if f.json {
@@ -146,12 +146,12 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 		err = printResult(cmd.OutOrStdout(), res)
 	}
 	if f.hints == string(migrate.HintsOn) && res.HintsReceived == 0 && res.HintsOff != "" {
-		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: it went without free-page hints: "+res.HintsOff)
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: migrated without free-page hints: "+res.HintsOff)
 	}
 	if res.Status == "completed" && f.source != nil {
-		// Its process is about to end: afterwards the name is free, and a
-		// command without NAME means another VM. That it takes long is no
-		// failure of the migration.
+		// Its process is about to end. After that the name is free, and a command
+		// without NAME means another VM. If it takes long the migration has not
+		// failed.
 		_ = f.source.WaitGone(cmd.Context())
 	}
 	if err != nil {
@@ -170,8 +170,8 @@ func (f *migrateFlags) tried(cmd *cobra.Command, args []string) string {
 	return tried(cmd, args) + " to " + f.to
 }
 
-// outcome says in one line what a migration that did not end as it should means
-// for the guest.
+// outcome says in one line what a migration that was not completed, or not
+// cancelled, means for the guest.
 func (f *migrateFlags) outcome(res migrate.Result) error {
 	switch {
 	case f.cancel && res.Status == "completed":
@@ -184,8 +184,8 @@ func (f *migrateFlags) outcome(res migrate.Result) error {
 	return errors.New(res.Error + "; " + f.guest)
 }
 
-// jsonResult is what --json prints: an error that came from this side of the
-// API counts as failed.
+// jsonResult is what --json prints: after an error of this command the status is
+// failed.
 func jsonResult(res migrate.Result, err error) migrate.Result {
 	if res.Status == "" {
 		res.Status = "failed"
@@ -202,8 +202,8 @@ func jsonResult(res migrate.Result, err error) migrate.Result {
 	return res
 }
 
-// migrate finds the VM, starts or cancels, and follows to the end. An error
-// says that no verdict came; the result then has what was seen.
+// migrate finds the VM, starts or cancels, and follows to the end. After an error
+// the result is not known, and what is returned is the last progress.
 func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.MigrateRequest) (migrate.Result, error) {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -214,7 +214,7 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 		return migrate.Result{}, err
 	}
 	f.source = c
-	fol := follower{client: c, signals: signals, words: cmd.ErrOrStderr(),
+	fol := follower{client: c, signals: signals, stderr: cmd.ErrOrStderr(),
 		line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
 	if f.cancel {
 		if err := c.Cancel(cmd.Context()); err != nil {
@@ -231,14 +231,14 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 	return res, err
 }
 
-// whereabouts says what became of the guest of a migration that failed.
+// whereabouts says where the guest is after a migration that failed.
 func whereabouts(ctx context.Context, c *api.Client) string {
 	info, err := c.Info(ctx)
 	switch {
 	case err != nil:
 		return "the VM does not answer any more"
-	case info.State == "running":
+	case info.State == vmm.StateRunning:
 		return "the guest goes on here"
 	}
-	return "the guest is " + info.State + " here"
+	return "the guest is " + string(info.State) + " here"
 }

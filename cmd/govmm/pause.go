@@ -3,13 +3,12 @@ package main
 import (
 	"context"
 
-	"github.com/spf13/cobra"
-
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 func newPause() *cobra.Command {
-	flags := clientFlags{passOver: []string{receiving}}
+	flags := guestFlags()
 	cmd := &cobra.Command{
 		Use:   "pause [NAME]",
 		Short: "Stop a VM's vCPUs until it is resumed",

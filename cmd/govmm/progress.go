@@ -8,9 +8,9 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"golang.org/x/term"
-
+	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/migrate"
+	"golang.org/x/term"
 )
 
 // progressLine is one line on a terminal that is drawn again and again.
@@ -47,7 +47,7 @@ func (l *progressLine) draw(p migrate.Progress) {
 	l.drawn = true
 }
 
-// clear takes the line away before something else is printed.
+// clear erases the line, before something else is printed.
 func (l *progressLine) clear() {
 	if l.drawn {
 		_, _ = fmt.Fprint(l.out, "\r\x1b[K")
@@ -60,22 +60,22 @@ func progressText(p migrate.Progress) string {
 	if p.Phase != migrate.PhasePrecopy {
 		s := string(p.Phase)
 		if p.BytesSent > 0 {
-			s += ", " + formatBytes(p.BytesSent) + " sent"
+			s += ", " + units.Bytes(p.BytesSent) + " sent"
 		}
 		return s
 	}
 	parts := []string{
 		fmt.Sprintf("round %d", p.Round),
-		formatBytes(p.BytesSent) + " sent",
-		formatBytes(p.RemainingBytes) + " left",
+		units.Bytes(p.BytesSent) + " sent",
+		units.Bytes(p.RemainingBytes) + " left",
 	}
 	switch {
 	case p.BandwidthBytes > 0:
-		parts = append(parts, formatBytes(p.BandwidthBytes)+"/s",
-			"dirtied "+formatBytes(p.DirtyRateBytes)+"/s",
+		parts = append(parts, units.Bytes(p.BandwidthBytes)+"/s",
+			"dirtied "+units.Bytes(p.DirtyRateBytes)+"/s",
 			"downtime ~"+formatMS(p.EstimatedDowntime))
 	case p.Elapsed > 0: // the first round: nothing has been measured yet
-		parts = append(parts, formatBytes(uint64(float64(p.BytesSent)/p.Elapsed.Seconds()))+"/s")
+		parts = append(parts, units.Bytes(uint64(float64(p.BytesSent)/p.Elapsed.Seconds()))+"/s")
 	}
 	if p.ThrottlePercent > 0 {
 		parts = append(parts, fmt.Sprintf("slowed by %d%%", p.ThrottlePercent))
@@ -83,7 +83,7 @@ func progressText(p migrate.Progress) string {
 	return strings.Join(parts, ", ")
 }
 
-// printResult prints what a migration cost.
+// printResult prints what a migration took.
 func printResult(out io.Writer, r migrate.Result) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	row := func(cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")+"\t") }
@@ -91,10 +91,10 @@ func printResult(out io.Writer, r migrate.Result) error {
 	row("ROUND", "TIME", "TO SEND", "PAGES", "ZERO", "HOLES", "HINTED", "SENT")
 	for _, x := range r.Rounds {
 		row(strconv.Itoa(x.N), formatMS(x.Duration), count(x.DirtyPages), count(x.PagesSent), count(x.PagesZero),
-			count(x.PagesHole), count(x.PagesHinted), formatBytes(x.BytesSent))
+			count(x.PagesHole), count(x.PagesHinted), units.Bytes(x.BytesSent))
 	}
 	row("all", formatMS(r.Total), "", count(r.PagesSent), count(r.PagesZero),
-		count(r.PagesHole), count(r.PagesHinted), formatBytes(r.BytesSent))
+		count(r.PagesHole), count(r.PagesHinted), units.Bytes(r.BytesSent))
 	if err := w.Flush(); err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func printResult(out io.Writer, r migrate.Result) error {
 		}
 	}
 	text := fmt.Sprintf("%s: total %s, set-up %s, downtime %s, %s of memory", r.Status,
-		formatMS(r.Total), formatMS(r.Setup), formatMS(r.Downtime), formatBytes(r.RAMBytes))
+		formatMS(r.Total), formatMS(r.Setup), formatMS(r.Downtime), units.Bytes(r.RAMBytes))
 	if r.Compression != "" && r.Compression != string(migrate.CompressNone) {
 		text += fmt.Sprintf(", %s made pages %.2f times shorter", r.Compression, r.CompressionRatio)
 	}
@@ -116,7 +116,7 @@ func printResult(out io.Writer, r migrate.Result) error {
 	return err
 }
 
-// downtimeText says where the downtime went, and what else is to be known of it.
+// downtimeText lists the parts of the downtime, and what lengthened it.
 func downtimeText(r migrate.Result) string {
 	d := r.DowntimeParts
 	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, disks %s, load %s, resume %s, wire %s", formatMS(d.Pause),
@@ -133,7 +133,7 @@ func downtimeText(r migrate.Result) string {
 	return parts
 }
 
-// hintText is the line about free-page hints; "" if there is nothing to say.
+// hintText is the line about free-page hints; "" if the VM has no balloon.
 func hintText(r migrate.Result) string {
 	if r.HintsReceived == 0 {
 		if r.HintsOff == "" || r.HintsOff == migrate.ErrNoHintSource.Error() {

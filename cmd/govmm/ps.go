@@ -8,10 +8,11 @@ import (
 	"strconv"
 	"text/tabwriter"
 
-	"github.com/spf13/cobra"
-
+	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 func newPS() *cobra.Command {
@@ -21,7 +22,8 @@ func newPS() *cobra.Command {
 		Short: "List the VMs that run",
 		Long: `List the VMs that run.
 
-A VM with an --api-socket of its own is not in the list; give its path to see it.`,
+A VM that was started with --api-socket is not in the list; --api-socket PATH shows
+it.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			infos, err := flags.list(cmd.Context(), args)
@@ -45,8 +47,8 @@ A VM with an --api-socket of its own is not in the list; give its path to see it
 	return cmd
 }
 
-// list describes the VMs that the command is about. It may return both: those
-// that answer, and an error about those that do not.
+// list describes the VMs that the command names. It may return both: those that
+// answer, and an error about those that do not.
 func (f *clientFlags) list(ctx context.Context, args []string) ([]api.Info, error) {
 	if f.socket != "" || len(args) > 0 {
 		c, err := f.client(ctx, args)
@@ -83,14 +85,14 @@ func printPS(out io.Writer, infos []api.Info) error {
 	return w.Flush()
 }
 
-// psMigration is the state of a VM's migration in a few words.
+// psMigration describes a VM's migration in a few words.
 func psMigration(i api.Info) string {
 	switch {
 	case i.Migration != nil:
 		return migrationText(i.Migration)
 	case i.Incoming != nil && i.Incoming.Active:
-		return fmt.Sprintf("from %s, %s", i.Incoming.Peer, formatBytes(i.Incoming.BytesReceived))
-	case i.Address != "" && i.State == "receiving":
+		return fmt.Sprintf("from %s, %s", i.Incoming.Peer, units.Bytes(i.Incoming.BytesReceived))
+	case i.Address != "" && i.State == vmm.StateReceiving:
 		return "listening on " + i.Address
 	}
 	return "-"
@@ -104,7 +106,7 @@ func migrationText(p *migrate.Progress) string {
 	return s
 }
 
-// cpusText and memoryText have a dash for what a receiver does not know yet.
+// cpusText and memoryText return a dash for what a receiver does not know yet.
 func cpusText(n int) string {
 	if n == 0 {
 		return "-"

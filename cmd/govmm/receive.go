@@ -1,19 +1,20 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
 
-	"github.com/spf13/cobra"
-
 	"github.com/govmm/govmm/vmm"
+	"github.com/govmm/govmm/vmm/machine"
+	"github.com/spf13/cobra"
 )
 
 // receiveFlags are the flags of govmm receive.
 type receiveFlags struct {
 	hostFlags
-	overrideFlags
+	deviceFlags
 	listen string
 }
 
@@ -24,12 +25,13 @@ func newReceive() *cobra.Command {
 		Short: "Wait for a guest that is migrated here, and then run it",
 		Long: `Wait for a guest that is migrated here, and then run it as govmm run does.
 
-The guest's CPUs, memory and devices are those it had: nothing has to be said
-about them here, but where its disks, taps and socket are if that is not where they were.
-A disk has to be the same one, on storage that both hosts reach. Port 0 takes any free port; the address that it prints is the one
-for govmm migrate --to. An attempt that fails leaves it waiting for the next.
+The guest keeps its CPUs, memory and devices: they need no flags here. What its
+devices use of the host has the same path or name as at the source; a flag for
+the device gives another one. A disk must be the same one, on storage that both
+hosts reach. Port 0 takes any free port; the address that is printed is the one
+for govmm migrate --to. After an attempt that fails it waits for the next.
 
-Whoever can connect can hand it a guest: listen on an address that only your
+Anybody who can connect can send a guest: listen on an address that only your
 own hosts reach.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,13 +43,21 @@ own hosts reach.`,
 				return usagef(cmd, "%v", err)
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
-				return vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listen: f.listen, Serial: h.serial, Console: h.console,
-					Disks: here.disks, Nets: here.nets, Vsock: here.vsock, Tracking: vmm.DirtyTracking(f.tracking), Logf: h.logf})
+				ln, err := net.Listen("tcp", f.listen)
+				if err != nil {
+					return nil, err
+				}
+				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, Serial: h.serial, Console: h.console,
+					Devices: here, Tracking: machine.DirtyTracking(f.tracking), Log: h.log})
+				if err != nil {
+					return nil, errors.Join(err, ln.Close())
+				}
+				return vm, nil
 			})
 		},
 	}
 	f.hostFlags.register(cmd)
-	f.overrideFlags.register(cmd)
+	f.registerReceive(cmd.Flags())
 	cmd.Flags().StringVar(&f.listen, "listen", "", "`HOST:PORT` to wait at; no HOST: every address of this host")
 	return cmd
 }
@@ -62,7 +72,7 @@ func (f *receiveFlags) check() error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("--listen %.80q: HOST:PORT is wanted, with a port of 0 to 65535", f.listen)
+		return fmt.Errorf("--listen %.80q: expected HOST:PORT, with a port between 0 and 65535", f.listen)
 	}
 	return f.hostFlags.check()
 }

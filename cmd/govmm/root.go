@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/spf13/cobra"
-
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 func newRoot() *cobra.Command {
@@ -46,8 +45,8 @@ while they run.
 	return root
 }
 
-// usagef makes the error of a command line that makes no sense: what was
-// tried, why it does not work, what to do.
+// usagef makes the error of a command line that makes no sense: the command, why it
+// does not work, what to do.
 func usagef(cmd *cobra.Command, format string, args ...any) error {
 	msg := fmt.Sprintf(format, args...)
 	if cmd.HasParent() {
@@ -56,10 +55,10 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{msg}
 }
 
-// oneName accepts a command's only argument, a VM's NAME, or none.
+// oneName accepts one argument, a VM's NAME, or none.
 func oneName(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
-		return usagef(cmd, "one NAME is wanted, and there are %d arguments; see %s --help", len(args), cmd.CommandPath())
+		return usagef(cmd, "expected one NAME, found %d arguments; see %s --help", len(args), cmd.CommandPath())
 	}
 	if len(args) == 1 {
 		if err := api.ValidateName(args[0]); err != nil {
@@ -72,7 +71,7 @@ func oneName(cmd *cobra.Command, args []string) error {
 // noArgs accepts no argument.
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return usagef(cmd, "no argument is wanted, and there is %q; see %s --help", args[0], cmd.CommandPath())
+		return usagef(cmd, "expected no argument, found %q; see %s --help", args[0], cmd.CommandPath())
 	}
 	return nil
 }
@@ -85,7 +84,7 @@ func nameOf(args []string) string {
 	return args[0]
 }
 
-// tried names a command and its VM at the head of an error.
+// tried is a command and its VM's name, for the beginning of an error.
 func tried(cmd *cobra.Command, args []string) string {
 	return strings.Join(append([]string{cmd.Name()}, args...), " ")
 }

@@ -7,8 +7,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/govmm/govmm/internal/testhook"
 	"github.com/govmm/govmm/mempage"
+	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm"
+	"github.com/govmm/govmm/vmm/cpu"
+	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
 	"github.com/spf13/cobra"
 )
@@ -35,8 +39,8 @@ func newRun() *cobra.Command {
 		Short: "Run a guest until it powers off, is stopped, or has moved away",
 		Long: `Run a guest until it powers off, is stopped, or has moved to another process.
 
-Without --kernel it is the demo guest that govmm carries with it; type help to it.
-On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
+Without --kernel it is the demo guest that govmm contains; type help to it. On a
+terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := f.config(cmd)
@@ -44,64 +48,63 @@ On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 				return err
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
-				if cfg.Kernel, err = readImage("kernel", f.kernel, vmm.MaxKernel); err != nil {
+				if cfg.Kernel, err = readImage("kernel", f.kernel, machine.MaxKernel); err != nil {
 					return nil, err
 				}
-				if cfg.Initrd, err = readImage("initrd", f.initrd, vmm.MaxInitrd); err != nil {
+				if cfg.Initrd, err = readImage("initrd", f.initrd, machine.MaxInitrd); err != nil {
 					return nil, err
 				}
-				cfg.Name, cfg.Serial, cfg.Console, cfg.Logf = h.name, h.serial, h.console, h.logf
+				cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
 				return vmm.NewVM(cfg)
 			})
 		},
 	}
 	f.hostFlags.register(cmd)
-	f.deviceFlags.register(cmd)
 	flags := cmd.Flags()
+	f.registerRun(flags)
 	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a kernel: a Linux bzImage, or an ELF file with a PVH entry (vmlinux)")
 	flags.StringVar(&f.initrd, "initrd", "", "`FILE` with the kernel's initial RAM disk")
 	flags.BoolVar(&f.noUnpack, "no-unpack", false, "let a bzImage unpack itself in the guest")
-	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line, instead of console=ttyS0 and, with --disk and no --initrd, root=/dev/vda; the demo guest takes `WORDS`, see help there")
+	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line (`WORDS`), instead of console=ttyS0 and, with a disk and no --initrd, root=/dev/vda; the demo guest lists its own when help is typed")
 	flags.IntVar(&f.cpus, "cpus", 1, "`N` vCPUs")
-	flags.StringVar(&f.cpu, "cpu", vmm.CPUHost, "the guest's processor: this host's, or a baseline that others have as well, `MODEL` "+strings.Join(vmm.CPUModels()[1:], " or "))
+	flags.StringVar(&f.cpu, "cpu", cpu.Host, "the guest's processor: this host's, or a baseline that other hosts have too, `MODEL` "+strings.Join(cpu.Models()[1:], " or "))
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
 	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
 	flags.BoolVar(&f.prefill, "prefill", false, "fill the guest's memory with a pattern before the kernel is loaded")
-	_ = flags.MarkHidden("prefill") // for tests: no memory is a hole or zero by itself
+	_ = flags.MarkHidden("prefill") // for tests, see testhook.Prefill
 	return cmd
 }
 
-// config checks the flags and turns them into a machine's configuration.
+// config checks the flags and turns them into a VM's configuration.
 func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	backing, err := memory.ParseBacking(f.backing)
 	switch {
 	case err != nil:
 		err = fmt.Errorf("--memory-backing: %w", err)
-	case f.cpus < 1:
-		err = fmt.Errorf("--cpus %d: at least 1 is needed", f.cpus)
-	case f.cpus > vmm.MaxCPUs:
-		err = fmt.Errorf("--cpus %d: %d are possible", f.cpus, vmm.MaxCPUs)
-	case !slices.Contains(vmm.CPUModels(), f.cpu):
-		err = fmt.Errorf("--cpu %q: %s are known", f.cpu, strings.Join(vmm.CPUModels(), ", "))
+	case f.cpus < 1 || f.cpus > machine.MaxCPUs:
+		err = fmt.Errorf("--cpus %d: must be between 1 and %d", f.cpus, machine.MaxCPUs)
+	case !slices.Contains(cpu.Models(), f.cpu):
+		err = fmt.Errorf("--cpu %q: expected one of %s", f.cpu, strings.Join(cpu.Models(), ", "))
 	case f.kernel == "" && (f.initrd != "" || f.noUnpack):
-		err = fmt.Errorf("--initrd and --no-unpack are for a --kernel")
+		err = fmt.Errorf("--initrd and --no-unpack need --kernel")
 	case f.memory < memory.MinSize || f.memory > memory.MaxSize || f.memory%mempage.Size != 0:
-		err = fmt.Errorf("--memory %v: a multiple of 4K from %v to %v is wanted", &f.memory, formatSize(memory.MinSize), formatSize(memory.MaxSize))
+		err = fmt.Errorf("--memory %v: must be a multiple of 4K between %v and %v", &f.memory, formatSize(memory.MinSize), formatSize(memory.MaxSize))
 	default:
 		err = f.check()
 	}
-	var devices vmm.Devices
+	var devices []virtio.Spec
 	if err == nil {
 		devices, err = f.devices()
 	}
 	if err != nil {
 		return vmm.Config{}, usagef(cmd, "%v", err)
 	}
+	testhook.Prefill.Store(f.prefill)
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
-		NoUnpack: f.noUnpack, Prefill: f.prefill, Devices: devices, Tracking: vmm.DirtyTracking(f.tracking)}, nil
+		NoUnpack: f.noUnpack, Devices: devices, Tracking: machine.DirtyTracking(f.tracking)}, nil
 }
 
-// readImage reads a file of at most so many bytes; "" is none.
+// readImage reads a file of at most so many bytes; it reads none if path is "".
 func readImage(what, path string, most int64) ([]byte, error) {
 	if path == "" {
 		return nil, nil
@@ -116,9 +119,9 @@ func readImage(what, path string, most int64) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read the %s: %w", what, err)
 	case int64(len(b)) > most:
-		return nil, fmt.Errorf("%s %s: more than %v", what, path, formatSize(uint64(most)))
+		return nil, fmt.Errorf("%s %s: must be at most %v", what, path, formatSize(uint64(most)))
 	case len(b) == 0:
-		return nil, fmt.Errorf("%s %s: it is empty", what, path)
+		return nil, fmt.Errorf("%s %s: is empty", what, path)
 	}
 	return b, nil
 }

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/spf13/cobra"
-
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 func newStop() *cobra.Command {
@@ -20,16 +20,15 @@ func newStop() *cobra.Command {
 		Short: "Ask a guest to power off, or end the VM at once (--force)",
 		Long: `Press the guest's power button and wait until it has powered off.
 
-A guest that does not listen to its button (the demo guest, a kernel without
-ACPI, one that is still starting) is not disturbed: the command says so and
-fails. So it does for a guest that is paused, and when --timeout has passed; the
-guest was asked then, and may still power off. --force asks nobody and ends the
-VM at once, as pulling the plug would. A receiver that waits for its guest just
-ends.`,
+The command fails, and the guest goes on, if the guest does not listen to its
+button (the demo guest, a kernel without ACPI, one that is still starting) or is
+paused. It also fails when --timeout has passed: the guest was asked then, and may
+still power off. --force does not ask the guest and ends the VM at once, as pulling
+the plug would. A receiver that waits for its guest ends at once.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if wait <= 0 {
-				return usagef(cmd, "--timeout %v: a positive time is wanted", wait)
+				return usagef(cmd, "--timeout %v: must be more than 0", wait)
 			}
 			return flags.act(cmd, args, "is stopped", func(ctx context.Context, c *api.Client) (api.Info, error) {
 				info, err := api.Info{}, error(nil)
@@ -55,13 +54,13 @@ ends.`,
 func powerOff(ctx context.Context, c *api.Client, wait time.Duration) (api.Info, error) {
 	info, err := c.PowerOff(ctx, wait)
 	switch {
-	case errors.Is(err, api.ErrState):
+	case errors.Is(err, vmm.ErrState):
 		return info, fmt.Errorf("%w; --force ends it at once", err)
 	case err != nil:
 		return info, err
-	case info.State == "migrated":
-		return info, fmt.Errorf("the guest has moved away meanwhile, and was asked to power off: it does so there")
-	case info.State != "stopped":
+	case info.State == vmm.StateMigrated:
+		return info, fmt.Errorf("the guest has moved away meanwhile; it was asked to power off, and does so there")
+	case info.State != vmm.StateStopped:
 		return info, fmt.Errorf("the guest has not powered off within %v; it was asked to, and may still do so; --force ends it at once", wait)
 	}
 	return info, nil

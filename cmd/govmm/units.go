@@ -16,11 +16,11 @@ func parseSize(s string) (uint64, error) {
 	suffix := s[len(digits):]
 	shift, ok := map[string]int{"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[sizeUnit(suffix)]
 	if !ok || digits == "" || strings.Trim(digits, "0123456789") != "" {
-		return 0, fmt.Errorf("a whole number with K, M, G or T is wanted, as in 512M")
+		return 0, fmt.Errorf("expected a whole number with K, M, G or T, as in 512M")
 	}
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil || bits.Len64(n)+shift > 64 {
-		return 0, fmt.Errorf("more than 2^64 bytes")
+		return 0, fmt.Errorf("must be less than 2^64 bytes")
 	}
 	return n << shift, nil
 }
@@ -66,7 +66,7 @@ func (f *rateFlag) Set(s string) error {
 	return err
 }
 
-// formatSize writes bytes as parseSize reads them, without loss.
+// formatSize writes bytes exactly, in the syntax of parseSize.
 func formatSize(n uint64) string {
 	unit := 0
 	for n != 0 && n%1024 == 0 && unit < 4 {
@@ -74,26 +74,6 @@ func formatSize(n uint64) string {
 		unit++
 	}
 	return strconv.FormatUint(n, 10) + []string{"", "K", "M", "G", "T"}[unit]
-}
-
-// formatBytes writes bytes for people, with about three digits.
-func formatBytes(n uint64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n)/1024, 0
-	for v >= 1023.5 && unit < 4 {
-		v /= 1024
-		unit++
-	}
-	name := []string{"KiB", "MiB", "GiB", "TiB", "PiB"}[unit]
-	if v < 9.995 {
-		return fmt.Sprintf("%.2f %s", v, name)
-	}
-	if v < 99.95 {
-		return fmt.Sprintf("%.1f %s", v, name)
-	}
-	return fmt.Sprintf("%.0f %s", v, name)
 }
 
 // formatMS writes a duration for people.

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -46,7 +47,7 @@ func TestFormat(t *testing.T) {
 		0: "0 B", 1023: "1023 B", 1024: "1.00 KiB", 10 << 20: "10.0 MiB", 512 << 20: "512 MiB", 1023<<20 | 1<<19: "1.00 GiB",
 		math.MaxUint64: "16384 PiB",
 	} {
-		if got := formatBytes(n); got != want {
+		if got := units.Bytes(n); got != want {
 			t.Errorf("%d: %q, want %q", n, got, want)
 		}
 	}

@@ -20,22 +20,22 @@ const (
 // Path are useful.
 type Config struct {
 	// Path is a file whose bytes are the disk's, or a block device.
-	Path string
+	Path string `cbor:"path"`
 	// ReadOnly offers the guest a disk that it cannot write.
-	ReadOnly bool
+	ReadOnly bool `cbor:"readonly"`
 	// Direct bypasses the host's page cache (O_DIRECT).
-	Direct bool
+	Direct bool `cbor:"direct"`
 	// ID is what the guest reads as the disk's serial number, at most 20
 	// printable ASCII characters. Empty is none.
-	ID string
+	ID string `cbor:"id"`
 	// Queues is the number of virtqueues, one for each vCPU at best; at most
 	// [MaxQueues]. 0 is 1.
-	Queues int
+	Queues int `cbor:"queues"`
 	// Raw says that the image is raw whatever its content looks like. Without
 	// it an image that begins as qcow2 and the like do is refused. Set it at
 	// the destination of a migration: the disk was judged when the guest was
 	// started, and its bytes have been the guest's since.
-	Raw bool
+	Raw bool `cbor:"raw"`
 }
 
 // ParseConfig parses the value of a --disk option: PATH, or a list such as

@@ -12,18 +12,18 @@ import (
 // Options is what `--net` says.
 type Options struct {
 	// Tap is the host's interface; empty: a new one, govmm0 and so on.
-	Tap string
+	Tap string `cbor:"tap"`
 	// Bridge is what the tap is made a port of; empty: whatever it is.
-	Bridge string
+	Bridge string `cbor:"bridge"`
 	// MAC is the guest's address.
-	MAC MAC
+	MAC MAC `cbor:"mac"`
 	// MTU of the tap and of the guest's link; 0: the tap's own.
-	MTU uint16
+	MTU uint16 `cbor:"mtu"`
 	// Queues is the number of queue pairs.
-	Queues int
+	Queues int `cbor:"queues"`
 	// Owner is the user who gets a tap that is made, which then stays; nil: it
-	// goes away with the VMM.
-	Owner *uint32
+	// goes away with the VMM. It is a user of this host and does not travel.
+	Owner *uint32 `cbor:"-"`
 }
 
 // ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`.

@@ -168,15 +168,17 @@ func newGuestWith(t testing.TB, mem *virtiotest.Memory) *guest {
 	t.Helper()
 	g := &guest{t: t, board: newBoard(), mem: mem, bus: pci.NewBus(), echo: &virtiotest.Echo{Queues: []uint16{queueSize, 2 * queueSize}}, logs: make(chan string, 100)}
 	var err error
+	var p [1]byte
 	g.device, err = transport.New(g.echo, transport.Host{
 		Memory: g.mem, Interrupts: g.board, Notifications: g.board,
 		Log: virtiotest.Log(t, g.logs),
 	})
 	check(t, err)
 	t.Cleanup(func() {
+		g.echo.WriteConfig(0, []byte{0xff})
 		check(t, g.device.Close())
-		if g.echo.Closed != 1 {
-			t.Errorf("device closed %d times", g.echo.Closed)
+		if g.echo.ReadConfig(0, p[:]); p[0] != 0 {
+			t.Error("the device was not reset")
 		}
 		g.board.boardMu.Lock()
 		defer g.board.boardMu.Unlock()

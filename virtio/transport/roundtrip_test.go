@@ -3,9 +3,8 @@ package transport_test
 import (
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"github.com/govmm/govmm/virtio"
+	"pgregory.net/rapid"
 )
 
 // Whatever a driver has written to the registers, in whatever order and however

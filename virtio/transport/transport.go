@@ -31,9 +31,6 @@ type Host struct {
 	// Log gets what the guest did wrong, and errors that the guest cannot be
 	// told of. If it is nil, nothing is logged.
 	Log *slog.Logger
-	// Without are features that are not offered, even if the device or the
-	// transport has them.
-	Without uint64
 }
 
 // Notifications leads the guest's writes at an address to an eventfd, without
@@ -96,7 +93,7 @@ type queue struct {
 const noVector = 0xffff // VIRTIO_MSI_NO_VECTOR
 
 // New makes the transport of a device. Its PCI function is then to be put on a
-// bus. The transport owns the device from now on, also if New fails.
+// bus. After an error the device has been reset.
 func New(dev virtio.Device, host Host) (*Transport, error) {
 	if host.Log == nil {
 		host.Log = slog.New(slog.DiscardHandler)
@@ -113,7 +110,7 @@ func (t *Transport) init() error {
 	if len(sizes) < 1 || len(sizes) > maxQueues {
 		return fmt.Errorf("%d queues: 1 to %d are possible", len(sizes), maxQueues)
 	}
-	t.offered = (t.dev.Features() | virtio.RingFeatures | virtio.FeatureRingReset) &^ t.host.Without
+	t.offered = (t.dev.Features() | virtio.RingFeatures | virtio.FeatureRingReset)
 	t.offered |= virtio.FeatureVersion1
 	t.configVector.Store(noVector)
 	t.function = pci.NewFunction(identity(t.dev.ID()))
@@ -148,13 +145,13 @@ func (t *Transport) Function() *pci.Function { return t.function }
 // Device is the device behind the transport.
 func (t *Transport) Device() virtio.Device { return t.dev }
 
-// Close resets and closes the device and gives everything back. The vCPUs have
-// stopped.
+// Close resets the device and gives everything back but what the device holds of
+// the host. The vCPUs have stopped.
 func (t *Transport) Close() error {
 	t.regs.Lock()
 	defer t.regs.Unlock()
 	t.reset()
-	errs := []error{t.dev.Close()}
+	var errs []error
 	for _, q := range t.queues {
 		errs = append(errs, q.kick.close())
 	}

@@ -26,8 +26,6 @@ type Echo struct {
 	// Features and Notifier are what the last Activate was given.
 	Negotiated uint64
 	Notifier   virtio.Notifier
-	// Closed counts calls of Close.
-	Closed int
 }
 
 var _ virtio.Device = (*Echo)(nil)
@@ -121,6 +119,3 @@ func (e *Echo) Set(v uint64) {
 	e.config.Unlock()
 	e.Notifier.ConfigChanged()
 }
-
-// Close counts.
-func (e *Echo) Close() error { e.Closed++; return nil }

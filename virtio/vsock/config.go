@@ -27,11 +27,11 @@ const (
 // Config says what the device is: plain data.
 type Config struct {
 	// CID is the guest's context id, [MinCID] to [MaxCID]; 0 is [DefaultCID].
-	CID uint32
+	CID uint32 `cbor:"cid"`
 	// Path is the unix socket by which programs of the host reach the guest.
 	// The guest reaches sockets of the host at Path, an underscore and the
 	// port's number.
-	Path string
+	Path string `cbor:"path"`
 }
 
 // ParseConfig parses the value of a --vsock option: PATH, or a list such as

@@ -9,15 +9,15 @@ import (
 	"strconv"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/unixsock"
+	"golang.org/x/sys/unix"
 )
 
-// Claim is the right to one name and one socket path. It is held through a
-// locked file beside the socket, which the kernel unlocks when the process
-// ends however it ends; so two claims never share a name, and a socket whose
-// file is not locked is stale.
+// Claim is the right to one name and one socket path. Its holder has locked a
+// file beside the socket. The kernel unlocks it when the process ends, however it
+// ends; so two claims never share a name, and a socket whose file is not locked is
+// stale.
 type Claim struct {
 	name   string
 	socket string
@@ -32,7 +32,7 @@ type Claim struct {
 const maxDefaultNames = 10000
 
 // ClaimName takes a name in a directory of sockets (see [Directory]), which it
-// creates if need be. An empty name means the first free of vm, vm2, vm3, ...
+// creates if necessary. An empty name means the first free of vm, vm2, vm3, ...
 // If the name is taken the error matches [ErrNameTaken].
 func ClaimName(dir, name string) (*Claim, error) {
 	if name != "" {
@@ -56,12 +56,12 @@ func ClaimName(dir, name string) (*Claim, error) {
 			return c, err
 		}
 	}
-	return nil, &kindError{ErrNameTaken, fmt.Sprintf("%d default names are taken; give a name", maxDefaultNames)}
+	return nil, kind.Errorf(ErrNameTaken, "%d default names are taken; give a name", maxDefaultNames)
 }
 
 // ClaimSocket takes a socket path of the caller's choice; its directory must
-// exist. Such a VM is found by the path only, [List] does not see it. An empty
-// name means [DefaultName]. If the path is in use the error matches
+// exist. Such a VM is found by its path only, and [List] does not list it. An
+// empty name means [DefaultName]. If the path is in use the error matches
 // [ErrSocketInUse].
 func ClaimSocket(path, name string) (*Claim, error) {
 	if name == "" {
@@ -76,7 +76,7 @@ func ClaimSocket(path, name string) (*Claim, error) {
 	}
 	c, err := claim(path, name)
 	if errors.Is(err, ErrNameTaken) {
-		return nil, &kindError{ErrSocketInUse, fmt.Sprintf("%s belongs to a running VM; choose another path, or stop that VM", path)}
+		return nil, kind.Errorf(ErrSocketInUse, "%s belongs to a running VM; choose another path, or stop that VM", path)
 	}
 	return c, err
 }
@@ -84,7 +84,7 @@ func ClaimSocket(path, name string) (*Claim, error) {
 func claim(socket, name string) (*Claim, error) {
 	lock, err := lockFile(lockOf(socket))
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, &kindError{ErrNameTaken, fmt.Sprintf("a VM named %q runs already; choose another name, or stop it with: govmm stop %s", name, name)}
+		return nil, kind.Errorf(ErrNameTaken, "a VM named %q runs already; choose another name, or stop it with: govmm stop %s", name, name)
 	}
 	if err != nil {
 		return nil, err
@@ -98,8 +98,8 @@ func claim(socket, name string) (*Claim, error) {
 }
 
 // lockFile opens and locks path, which it creates. A holder unlinks the file
-// before it unlocks it, so whoever gets the lock must look whether the file it
-// has locked still is the one at path.
+// before it unlocks it, so the file that was locked may no longer be the one at
+// path: then lockFile tries again.
 func lockFile(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
@@ -127,16 +127,17 @@ func flock(f *os.File, how int) error {
 	}
 }
 
-// removeStale removes the socket of a VM that died. The caller holds the lock.
+// removeStale removes the socket of a VM whose process has died. The caller holds
+// the lock.
 func removeStale(socket string) error {
 	err := unixsock.RemoveStale(socket)
 	switch {
 	case errors.Is(err, unixsock.ErrNotSocket):
-		return &kindError{ErrSocketInUse, fmt.Sprintf("%s exists and is not a socket; remove it, or choose another path", socket)}
+		return kind.Errorf(ErrSocketInUse, "%s exists and is not a socket; remove it, or choose another path", socket)
 	case errors.Is(err, unixsock.ErrInUse):
-		return &kindError{ErrSocketInUse, fmt.Sprintf("another program answers on %s; choose another path", socket)}
+		return kind.Errorf(ErrSocketInUse, "another program answers on %s; choose another path", socket)
 	case err != nil:
-		return fmt.Errorf("look whether %s is in use: %w", socket, err)
+		return fmt.Errorf("find out whether %s is in use: %w", socket, err)
 	}
 	return nil
 }
@@ -147,13 +148,13 @@ func (c *Claim) Name() string { return c.name }
 // Socket returns the path that the socket has or will have.
 func (c *Claim) Socket() string { return c.socket }
 
-// Listen makes the socket, with mode 0600. It appears at its path only when it
-// already accepts connections.
+// Listen makes the socket, with mode 0600. It appears at its path only once it
+// accepts connections.
 func (c *Claim) Listen() (net.Listener, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.released || c.listener != nil {
-		return nil, fmt.Errorf("listen on %s: claimed no more, or listening already", c.socket)
+		return nil, fmt.Errorf("listen on %s: the claim is released, or listens already", c.socket)
 	}
 	ln, err := unixsock.Listen(c.socket)
 	if err != nil {
@@ -163,8 +164,8 @@ func (c *Claim) Listen() (net.Listener, error) {
 	return ln, nil
 }
 
-// Release closes the listener, removes the socket and gives the name back. It
-// may be called more than once.
+// Release closes the listener, removes the socket and unlocks the name. It may be
+// called more than once.
 func (c *Claim) Release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

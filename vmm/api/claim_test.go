@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
@@ -22,7 +23,7 @@ func TestValidateName(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", ".", "..", ".vm", "-vm", "_vm", "a/b", "a b", "ä", "a\n", "a\x00", strings.Repeat("x", 65)} {
-		if err := api.ValidateName(bad); !errors.Is(err, api.ErrInvalid) {
+		if err := api.ValidateName(bad); !errors.Is(err, vmm.ErrInvalid) {
 			t.Errorf("%q: %v, want ErrInvalid", bad, err)
 		}
 	}
@@ -290,15 +291,15 @@ func TestFindAndList(t *testing.T) {
 	if _, err := api.Find(ctx, dir, ""); !errors.Is(err, api.ErrNotRunning) {
 		t.Errorf("no VM: %v", err)
 	}
-	_, stop := serve(t, dir, "b", &fakeVM{info: api.Info{State: "running", CPUs: 2}})
+	_, stop := serve(t, dir, "b", &fakeVM{info: vmm.Info{State: vmm.StateRunning, CPUs: 2}})
 	if c, err := api.Find(ctx, dir, ""); err != nil || filepath.Base(c.Socket()) != "b.sock" {
 		t.Errorf("the only VM: %v", err)
 	}
-	serve(t, dir, "a", &fakeVM{info: api.Info{State: "paused"}})
+	serve(t, dir, "a", &fakeVM{info: vmm.Info{State: vmm.StatePaused}})
 	if _, err := api.Find(ctx, dir, ""); !errors.Is(err, api.ErrAmbiguous) || !strings.Contains(err.Error(), "a, b") {
 		t.Errorf("two VMs: %v", err)
 	}
-	gone := &fakeVM{info: api.Info{State: "migrated"}}
+	gone := &fakeVM{info: vmm.Info{State: vmm.StateMigrated}}
 	serve(t, dir, "0", gone)
 	if _, err := api.Find(ctx, dir, ""); !errors.Is(err, api.ErrAmbiguous) || strings.Contains(err.Error(), "0,") {
 		t.Errorf("two VMs and one whose guest has moved away: %v", err)
@@ -313,7 +314,7 @@ func TestFindAndList(t *testing.T) {
 	if _, err := api.Find(ctx, dir, "c"); !errors.Is(err, api.ErrNotRunning) {
 		t.Errorf("none of that name: %v", err)
 	}
-	if _, err := api.Find(ctx, dir, "../b"); !errors.Is(err, api.ErrInvalid) {
+	if _, err := api.Find(ctx, dir, "../b"); !errors.Is(err, vmm.ErrInvalid) {
 		t.Errorf("a path as name: %v", err)
 	}
 	entries, err := api.List(ctx, dir)

@@ -13,29 +13,30 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/unixsock"
 	"github.com/govmm/govmm/migrate"
+	"golang.org/x/sys/unix"
 )
 
 // Client talks to one VM.
 type Client struct {
 	socket string
 	http   http.Client
-	// Timeout bounds a call that is no stream. Open sets it to 10 s, which
-	// lets a pause under load finish.
+	// Timeout bounds a call that is no stream. Open sets it to 10 s, time enough
+	// for a pause under load.
 	Timeout time.Duration
 }
 
 const callTimeout = 10 * time.Second
 
-// Open returns a client for the VM at a socket path. It connects with each
-// call; an error that matches [ErrNotRunning] says that nobody answers.
+// Open returns a client for the VM at a socket path. Each call connects anew, and
+// fails with [ErrNotRunning] if no process listens there.
 func Open(socket string) *Client {
 	c := &Client{socket: socket, Timeout: callTimeout}
 	c.http.Transport = &http.Transport{
-		DisableKeepAlives: true, // each call stands for itself; no idle connection outlives the VM
+		DisableKeepAlives: true, // no idle connection keeps the VM's Shutdown waiting
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return unixsock.Dial(ctx, socket)
 		},
@@ -46,41 +47,41 @@ func Open(socket string) *Client {
 // Socket returns the path of the VM's socket.
 func (c *Client) Socket() string { return c.socket }
 
-// Info asks what the VM is and does.
+// Info describes the VM.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	return c.info(ctx, http.MethodGet, "/v1/info", nil)
 }
 
-// Pause stops the VM's vCPUs and returns what it is then.
+// Pause stops the VM's vCPUs, and describes the VM afterwards.
 func (c *Client) Pause(ctx context.Context) (Info, error) {
 	return c.info(ctx, http.MethodPost, "/v1/pause", nil)
 }
 
-// Resume lets them run again; see [Controller].
+// Resume lets them run again; see [vmm.VM.Resume].
 func (c *Client) Resume(ctx context.Context, force bool) (Info, error) {
 	return c.info(ctx, http.MethodPost, "/v1/resume", map[string]bool{"force": force})
 }
 
-// PowerOff presses the power button and waits, for that long at most, until
-// the guest has powered off. State says how it is then: stopped, migrated if the
-// guest has moved away meanwhile and shuts down there, or as before.
+// PowerOff presses the power button and waits until the guest has powered off,
+// but no longer than wait. The State that it returns is stopped; migrated if the
+// guest has moved away meanwhile, and powers off there; or what it was before.
 func (c *Client) PowerOff(ctx context.Context, wait time.Duration) (Info, error) {
 	var info Info
 	err := c.callWithin(ctx, wait+c.Timeout, http.MethodPost, "/v1/power-button", PowerButtonRequest{Wait: Duration(wait)}, &info)
 	return info, err
 }
 
-// Balloon describes the memory balloon.
-func (c *Client) Balloon(ctx context.Context) (Balloon, error) {
-	var b Balloon
+// Balloon describes the memory balloon, see [vmm.VM.Balloon].
+func (c *Client) Balloon(ctx context.Context) (balloon.Info, error) {
+	var b balloon.Info
 	err := c.call(ctx, http.MethodGet, "/v1/balloon", nil, &b)
 	return b, err
 }
 
-// SetBalloon says how many bytes of the guest's memory the balloon shall hold,
-// and returns what it is then; the guest follows in its own time.
-func (c *Client) SetBalloon(ctx context.Context, target uint64) (Balloon, error) {
-	var b Balloon
+// SetBalloon sets how many bytes of the guest's memory the balloon is to hold,
+// and describes it afterwards. It does not wait for the guest to follow.
+func (c *Client) SetBalloon(ctx context.Context, target uint64) (balloon.Info, error) {
+	var b balloon.Info
 	err := c.call(ctx, http.MethodPut, "/v1/balloon", BalloonRequest{Target: &target}, &b)
 	return b, err
 }
@@ -97,20 +98,20 @@ func (c *Client) info(ctx context.Context, method, path string, req any) (Info, 
 }
 
 // Migrate starts a migration and follows it to its end; see [Client.Follow].
-// Leaving (ctx) does not end the migration, [Client.Cancel] does.
+// The end of ctx does not end the migration, [Client.Cancel] does.
 func (c *Client) Migrate(ctx context.Context, req MigrateRequest, progress func(migrate.Progress)) (migrate.Result, error) {
 	return c.stream(ctx, http.MethodPost, "/v1/migration?follow=true", req, progress)
 }
 
-// Follow reports the progress of the migration that runs, or was the last,
-// until it ends, and returns its result. An error says that the result is not
-// known: it matches [ErrLost] if the VM's process died.
+// Follow calls progress, several times a second, until the migration that is
+// under way or was the last has ended, and returns its result. An error says that
+// the result is not known: it matches [ErrLost] if the VM's process died.
 func (c *Client) Follow(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
 	return c.stream(ctx, http.MethodGet, "/v1/migration/events", nil, progress)
 }
 
-// Cancel asks for the running migration to end; the verdict comes through
-// Follow or Migrate.
+// Cancel asks the migration under way to end; its result comes through Follow or
+// Migrate.
 func (c *Client) Cancel(ctx context.Context) error {
 	return c.call(ctx, http.MethodDelete, "/v1/migration", nil, nil)
 }
@@ -162,8 +163,8 @@ func (c *Client) stream(ctx context.Context, method, path string, req any, progr
 	}
 }
 
-// do sends one request. An answer that is an error becomes one that matches
-// what the server had (ErrInvalid, ErrState, ErrNotFound).
+// do sends one request. An answer that is an error becomes one that matches what
+// the server's error matched.
 func (c *Client) do(ctx context.Context, method, path string, req any) (*http.Response, error) {
 	var body io.Reader
 	if req != nil {
@@ -187,26 +188,22 @@ func (c *Client) do(ctx context.Context, method, path string, req any) (*http.Re
 	defer func() { _ = resp.Body.Close() }()
 	var e errorBody
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e); err != nil || e.Error == "" {
-		return nil, fmt.Errorf("%s answers %q, and not as a VM would", c.socket, resp.Status)
+		return nil, fmt.Errorf("%s: expected the answer of a VM, found %q", c.socket, resp.Status)
 	}
-	kinds := map[int]error{http.StatusBadRequest: ErrInvalid, http.StatusNotFound: ErrNotFound, http.StatusConflict: ErrState}
-	if kind := kinds[resp.StatusCode]; kind != nil {
-		return nil, &kindError{kind, e.Error}
-	}
-	return nil, errors.New(e.Error)
+	return nil, errorOf(resp.StatusCode, e)
 }
 
-// failure says in the user's words what a transport error means.
+// failure says what a transport error means for the user.
 func (c *Client) failure(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return &kindError{ErrNotRunning, fmt.Sprintf("no VM runs at %s", c.socket)}
+		return kind.Errorf(ErrNotRunning, "no VM runs at %s", c.socket)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err):
-		return &kindError{ErrNoAnswer, fmt.Sprintf("the VM's process at %s does not answer", c.socket)}
+		return kind.Errorf(ErrNoAnswer, "the VM's process at %s does not answer", c.socket)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
-		return &kindError{ErrLost, "the VM's process ended before it answered"}
+		return kind.Errorf(ErrLost, "the VM's process ended before it answered")
 	}
 	return err
 }
@@ -216,9 +213,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// WaitGone waits until the VM's name is free again, which is when its process
-// ends or lets go of it; an error that matches [ErrNoAnswer] says that this took
-// longer than Timeout.
+// WaitGone waits until the VM's process has ended or released its [Claim], for
+// no longer than Timeout: then the error matches [ErrNoAnswer].
 func (c *Client) WaitGone(ctx context.Context) error {
 	f, err := os.OpenFile(lockOf(c.socket), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -238,6 +234,6 @@ func (c *Client) WaitGone(ctx context.Context) error {
 	case err := <-free:
 		return err
 	case <-ctx.Done():
-		return &kindError{ErrNoAnswer, fmt.Sprintf("the VM's process at %s does not end", c.socket)}
+		return kind.Errorf(ErrNoAnswer, "the VM's process at %s does not end", c.socket)
 	}
 }

@@ -6,25 +6,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
 // fakeVM is a Controller without a machine.
 type fakeVM struct {
 	mu        sync.Mutex // guards all below
-	info      api.Info
+	info      vmm.Info
 	forced    bool
 	addr      string
 	opt       migrate.Options
 	migration *fakeMigration
 	err       error // what every call answers
 	pressed   int   // how often the power button was
-	balloon   api.Balloon
+	balloon   balloon.Info
 	ended     chan struct{} // not guarded: made before the server serves
 }
 
-func (f *fakeVM) Info() api.Info {
+func (f *fakeVM) Info() vmm.Info {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	info := f.info
@@ -35,7 +37,7 @@ func (f *fakeVM) Info() api.Info {
 	return info
 }
 
-func (f *fakeVM) set(state string) error {
+func (f *fakeVM) set(state vmm.State) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err == nil {
@@ -44,9 +46,9 @@ func (f *fakeVM) set(state string) error {
 	return f.err
 }
 
-func (f *fakeVM) Pause() error { return f.set("paused") }
+func (f *fakeVM) Pause(context.Context) error { return f.set(vmm.StatePaused) }
 
-func (f *fakeVM) PowerOff() error {
+func (f *fakeVM) PowerOff(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.pressed++
@@ -56,18 +58,18 @@ func (f *fakeVM) PowerOff() error {
 // Ended is closed by end; nil, which blocks, if the test does not make it.
 func (f *fakeVM) Ended() <-chan struct{} { return f.ended }
 
-func (f *fakeVM) end(state string) {
+func (f *fakeVM) end(state vmm.State) {
 	_ = f.set(state)
 	close(f.ended)
 }
 
-func (f *fakeVM) Balloon(context.Context) (api.Balloon, error) {
+func (f *fakeVM) Balloon(context.Context) (balloon.Info, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.balloon, f.err
 }
 
-func (f *fakeVM) SetBalloon(target uint64) error {
+func (f *fakeVM) SetBalloon(_ context.Context, target uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err == nil {
@@ -76,16 +78,16 @@ func (f *fakeVM) SetBalloon(target uint64) error {
 	return f.err
 }
 
-func (f *fakeVM) Stop() error { return f.set("stopped") }
-func (f *fakeVM) Resume(force bool) error {
+func (f *fakeVM) Stop(context.Context) error { return f.set(vmm.StateStopped) }
+func (f *fakeVM) Resume(_ context.Context, force bool) error {
 	f.mu.Lock()
 	f.forced = force
 	f.mu.Unlock()
-	return f.set("running")
+	return f.set(vmm.StateRunning)
 }
 
-func (f *fakeVM) StartMigration(addr string, opt migrate.Options) (api.Migration, error) {
-	if err := f.set("migrating"); err != nil {
+func (f *fakeVM) StartMigration(addr string, opt migrate.Options) (*fakeMigration, error) {
+	if err := f.set(vmm.StateMigrating); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
@@ -97,12 +99,9 @@ func (f *fakeVM) StartMigration(addr string, opt migrate.Options) (api.Migration
 	return f.migration, nil
 }
 
-func (f *fakeVM) Migration() api.Migration {
+func (f *fakeVM) Migration() *fakeMigration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.migration == nil {
-		return nil
-	}
 	return f.migration
 }
 
@@ -162,13 +161,13 @@ func serve(t *testing.T, dir, name string, vm *fakeVM) (c *api.Client, stop func
 		t.Fatal(err)
 	}
 	vm.mu.Lock()
-	vm.info.Name, vm.info.Socket = claim.Name(), claim.Socket()
+	vm.info.Name = claim.Name()
 	vm.mu.Unlock()
 	ln, err := claim.Listen()
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := api.NewServer(vm)
+	srv := api.NewServer(vm, claim.Socket())
 	srv.ProgressInterval = 1e6
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -11,12 +10,13 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/unixsock"
+	"github.com/govmm/govmm/vmm"
+	"golang.org/x/sys/unix"
 )
 
-// listTimeout bounds what one VM may take to say what it is.
+// listTimeout bounds how long List waits for the answer of one VM.
 const listTimeout = 2 * time.Second
 
 // Entry is one VM that runs.
@@ -27,8 +27,8 @@ type Entry struct {
 	Err    error // why Info is missing: the process runs and does not answer
 }
 
-// List returns the VMs that run and have their socket in dir, by name. Sockets
-// that processes left behind when they died are passed over.
+// List returns the VMs that run and have their socket in dir, sorted by name. It
+// skips the sockets that dead processes have left.
 func List(ctx context.Context, dir string) ([]Entry, error) {
 	names, err := names(dir)
 	if err != nil {
@@ -54,8 +54,8 @@ func List(ctx context.Context, dir string) ([]Entry, error) {
 	}), nil
 }
 
-// names lists the VMs that have a socket in dir, stale ones too. No such
-// directory: no VMs.
+// names lists the VMs that have a socket in dir, also a stale one. If there is no
+// such directory there are none.
 func names(dir string) ([]string, error) {
 	files, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -77,13 +77,13 @@ func names(dir string) ([]string, error) {
 	return names, nil
 }
 
-// Find returns a client for the VM of that name in dir. An empty name means
-// the only VM that runs; those whose state is in passOver, and those that are
-// just ending, do not count if there are others. The error matches
+// Find returns a client for the VM of that name in dir. An empty name means the
+// only VM that runs; those whose state is in skip, and those that are just ending,
+// do not count if there are others. If there is not exactly one the error matches
 // [ErrNotRunning] or [ErrAmbiguous].
-func Find(ctx context.Context, dir, name string, passOver ...string) (*Client, error) {
+func Find(ctx context.Context, dir, name string, skip ...vmm.State) (*Client, error) {
 	if name == "" {
-		return findOnly(ctx, dir, passOver)
+		return findOnly(ctx, dir, skip)
 	}
 	if err := ValidateName(name); err != nil {
 		return nil, err
@@ -98,27 +98,26 @@ func Find(ctx context.Context, dir, name string, passOver ...string) (*Client, e
 		_ = conn.Close()
 		return Open(socket), nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return nil, &kindError{ErrNotRunning, fmt.Sprintf("no VM named %q runs", name)}
+		return nil, kind.Errorf(ErrNotRunning, "no VM named %q runs", name)
 	}
 	return nil, err
 }
 
-func findOnly(ctx context.Context, dir string, passOver []string) (*Client, error) {
+func findOnly(ctx context.Context, dir string, skip []vmm.State) (*Client, error) {
 	entries, err := List(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	// One that has ended, or whose guest has moved away, is still there for a
-	// moment: nobody means that one.
-	living := slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool {
-		return e.Info.State == "migrated" || e.Info.State == "stopped" || slices.Contains(passOver, e.Info.State)
-	})
+	// A VM that has ended, or whose guest has moved away, still answers for a
+	// moment.
+	skip = append(skip[:len(skip):len(skip)], vmm.StateMigrated, vmm.StateStopped)
+	living := slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return slices.Contains(skip, e.Info.State) })
 	if len(living) > 0 {
 		entries = living
 	}
 	switch len(entries) {
 	case 0:
-		return nil, &kindError{ErrNotRunning, "no VM runs"}
+		return nil, kind.Errorf(ErrNotRunning, "no VM runs")
 	case 1:
 		return entries[0].Client, nil
 	}
@@ -126,5 +125,5 @@ func findOnly(ctx context.Context, dir string, passOver []string) (*Client, erro
 	for i, e := range entries {
 		names[i] = e.Name
 	}
-	return nil, &kindError{ErrAmbiguous, fmt.Sprintf("%d VMs run: %s", len(names), strings.Join(names, ", "))}
+	return nil, kind.Errorf(ErrAmbiguous, "%d VMs run: %s", len(names), strings.Join(names, ", "))
 }

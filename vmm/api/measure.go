@@ -10,14 +10,14 @@ import (
 
 // DirtyRateRequest is the body of POST /v1/dirty-rate.
 type DirtyRateRequest struct {
-	Interval Duration `json:"interval,omitempty"` // "1s"; left out: that
+	Interval Duration `json:"interval,omitempty"` // 0: migrate.DefaultRateInterval
 }
 
-// EstimateRequest is the body of POST /v1/migration/estimate: what would be
-// asked of a migration, and for how long to watch the guest.
+// EstimateRequest is the body of POST /v1/migration/estimate: the options of a
+// migration, and for how long to watch what the guest writes.
 type EstimateRequest struct {
 	MigrateRequest
-	Interval Duration `json:"interval,omitempty"` // "1s"; left out: that
+	Interval Duration `json:"interval,omitempty"` // 0: migrate.DefaultRateInterval
 }
 
 // interval fills in the default.
@@ -56,18 +56,19 @@ func (s *Server) postEstimate(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, e)
 }
 
-// DirtyRate has the VM watch what its guest writes; leaving (ctx) ends it.
+// DirtyRate measures how fast the guest writes its memory. The end of ctx ends
+// the measurement.
 func (c *Client) DirtyRate(ctx context.Context, req DirtyRateRequest) (migrate.DirtyRate, error) {
 	var rate migrate.DirtyRate
 	err := c.callWithin(ctx, c.Timeout+req.Interval.interval(), http.MethodPost, "/v1/dirty-rate", req, &rate)
 	return rate, err
 }
 
-// estimateTime is what an estimate takes besides the watching: probing the way,
-// and looking at all memory.
+// estimateTime bounds what an estimate takes in addition to its interval: to
+// measure the link, and to look at all memory.
 const estimateTime = time.Minute
 
-// Estimate has the VM foretell a migration; leaving (ctx) ends it.
+// Estimate predicts what a migration would take. The end of ctx ends it.
 func (c *Client) Estimate(ctx context.Context, req EstimateRequest) (migrate.Estimate, error) {
 	var e migrate.Estimate
 	err := c.callWithin(ctx, c.Timeout+req.Interval.interval()+estimateTime, http.MethodPost, "/v1/migration/estimate", req, &e)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
@@ -24,11 +25,11 @@ func TestDirtyRateAndEstimate(t *testing.T) {
 		t.Errorf("%+v, %v", e, err)
 	}
 	req.To = "nowhere"
-	if _, err := c.Estimate(ctx, req); !errors.Is(err, api.ErrInvalid) {
+	if _, err := c.Estimate(ctx, req); !errors.Is(err, vmm.ErrInvalid) {
 		t.Errorf("an address without a port: %v", err)
 	}
-	vm.err = api.ErrState
-	if _, err := c.DirtyRate(ctx, api.DirtyRateRequest{}); !errors.Is(err, api.ErrState) {
+	vm.err = vmm.ErrState
+	if _, err := c.DirtyRate(ctx, api.DirtyRateRequest{}); !errors.Is(err, vmm.ErrState) {
 		t.Errorf("refused: %v", err)
 	}
 }

@@ -9,42 +9,45 @@ import (
 	"regexp"
 	"strconv"
 	"syscall"
+
+	"github.com/govmm/govmm/internal/kind"
 )
 
-// DefaultName is what a VM is called if nobody says otherwise; when it is
-// taken, the next free of vm2, vm3, ...
+// DefaultName is the name of a VM that is given none; if it is taken, the VM gets
+// the next free of vm2, vm3, ...
 const DefaultName = "vm"
 
 const socketSuffix = ".sock"
 
 var validName = regexp.MustCompile(`\A[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}\z`)
 
-// ValidateName reports whether a VM may be called name; the error matches
-// [ErrInvalid].
+// ValidateName reports why a VM cannot have the name; the error matches
+// [vmm.ErrInvalid].
 func ValidateName(name string) error {
 	if validName.MatchString(name) {
 		return nil
 	}
-	return &kindError{ErrInvalid, fmt.Sprintf("%.80q is not a name: 1 to 64 of a-z A-Z 0-9 _ . - that start with a letter or digit are", name)}
+	return kind.Invalid("name %.80q: must be 1 to 64 of a-z A-Z 0-9 _ . - that start with a letter or digit", name)
 }
 
-// Directory returns where sockets are: $XDG_RUNTIME_DIR/govmm, for root
-// /run/govmm if that variable is not set or says what a login sets it to
-// (/run/user/0): root finds its VMs by whatever way it became root. For others
-// without the variable it is /run/user/UID/govmm or, if there is no such place,
+// Directory returns the directory of the sockets: $XDG_RUNTIME_DIR/govmm. For
+// root it is /run/govmm if that variable is not set or is /run/user/0, as a login
+// sets it: root finds its VMs in whatever way it became root. For other users
+// without the variable it is /run/user/UID/govmm or, if there is no /run/user/UID,
 // /tmp/govmm-UID. Directory creates nothing.
 func Directory() string {
 	return directory(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), ownerOf)
 }
 
-// directory asks owner for the owner of a directory, -1 if there is none.
+// directory is Directory; owner returns the owner of a directory, -1 if there is
+// no such directory.
 func directory(uid int, xdg string, owner func(string) int) string {
 	login := filepath.Join("/run/user", strconv.Itoa(uid))
 	if uid == 0 && xdg == login {
 		xdg = ""
 	}
-	// The XDG specification: a relative path is to be ignored, and the
-	// directory must be the user's (it is not, after sudo -E).
+	// The XDG base directory specification: a relative path is to be ignored,
+	// and the directory must be the user's (after sudo -E it is not).
 	if o := owner(xdg); filepath.IsAbs(xdg) && (o == uid || o == -1) {
 		return filepath.Join(xdg, "govmm")
 	}
@@ -68,8 +71,7 @@ func ownerOf(dir string) int {
 	return -1
 }
 
-// makeDir creates dir with mode 0700 and, if it was there already, takes the
-// others' rights to it away.
+// makeDir creates dir with mode 0700, or gives it that mode.
 func makeDir(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
@@ -88,15 +90,15 @@ func makeDir(dir string) error {
 	return nil
 }
 
-// checkOwner refuses a directory that somebody else made: in /tmp anybody can
-// prepare one, with a socket in it that only looks like a VM's.
+// checkOwner refuses a directory of another user: in /tmp anybody can make one,
+// with a socket in it that only looks like a VM's.
 func checkOwner(dir string) error {
 	st, err := os.Lstat(dir)
 	if err != nil {
 		return err
 	}
 	if ownerOf(dir) != os.Geteuid() {
-		return fmt.Errorf("%s (%v) is not a directory of this user; remove it, or set XDG_RUNTIME_DIR", dir, st.Mode())
+		return fmt.Errorf("%s: expected a directory of this user, found %v of user %d; remove it, or set XDG_RUNTIME_DIR", dir, st.Mode(), ownerOf(dir))
 	}
 	return nil
 }
@@ -104,5 +106,5 @@ func checkOwner(dir string) error {
 // socketIn returns the path of the VM's socket in a directory of sockets.
 func socketIn(dir, name string) string { return filepath.Join(dir, name+socketSuffix) }
 
-// lockOf returns the file that the holder of a socket has locked.
+// lockOf returns the path of the file that the holder of a socket has locked.
 func lockOf(socket string) string { return socket + ".lock" }

@@ -10,13 +10,14 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
 )
 
 // maxBody bounds what the server reads of a request's body, in bytes.
 const maxBody = 64 << 10
 
-// Duration is a time.Duration that JSON carries in Go's words ("300ms", "1h").
+// Duration is a time.Duration that JSON carries in Go's syntax ("300ms", "1h").
 type Duration time.Duration
 
 // MarshalJSON implements [json.Marshaler].
@@ -26,18 +27,18 @@ func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(time.Durat
 func (d *Duration) UnmarshalJSON(data []byte) error {
 	var s string
 	if err := json.Unmarshal(data, &s); err != nil {
-		return fmt.Errorf("duration %.80s: a string such as \"300ms\" is wanted", data)
+		return fmt.Errorf("duration %.80s: expected a string such as \"300ms\"", data)
 	}
 	v, err := time.ParseDuration(s)
 	if err != nil || v <= 0 {
-		return fmt.Errorf("duration %.80q: a positive one such as \"300ms\" or \"1h\" is wanted", s)
+		return fmt.Errorf("duration %.80q: must be more than 0, such as \"300ms\" or \"1h\"", s)
 	}
 	*d = Duration(v)
 	return nil
 }
 
-// MigrateRequest is the body of POST /v1/migration. A field left out has its
-// default ([migrate.DefaultOptions]).
+// MigrateRequest is the body of POST /v1/migration. A field that is left out has
+// its default, see [migrate.DefaultOptions].
 type MigrateRequest struct {
 	To               string   `json:"to"`                           // host:port of a receiver
 	DowntimeLimit    Duration `json:"downtime_limit,omitempty"`     // "300ms"
@@ -54,7 +55,7 @@ type MigrateRequest struct {
 }
 
 // Options returns the request's options with the defaults filled in. An error
-// matches [ErrInvalid] and names everything that is wrong.
+// matches [vmm.ErrInvalid] and names everything that is wrong.
 func (r MigrateRequest) Options() (migrate.Options, error) {
 	opt := migrate.DefaultOptions()
 	if r.DowntimeLimit != 0 {
@@ -83,12 +84,13 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	opt.AutoConverge = r.AutoConverge
 	opt.VerifyPages = r.VerifyPages
 	if err := errors.Join(ValidateAddress(r.To), opt.Validate()); err != nil {
-		return migrate.Options{}, &kindError{ErrInvalid, oneLine(err)}
+		return migrate.Options{}, kind.Invalid("%s", oneLine(err))
 	}
 	return opt, nil
 }
 
-// ValidateAddress reports whether s is a HOST:PORT that can be dialled.
+// ValidateAddress reports why s is no HOST:PORT that can be dialled; the error
+// matches [vmm.ErrInvalid].
 func ValidateAddress(s string) error {
 	_, port, err := net.SplitHostPort(s)
 	if err == nil {
@@ -97,33 +99,33 @@ func ValidateAddress(s string) error {
 			return nil
 		}
 	}
-	return &kindError{ErrInvalid, fmt.Sprintf("address %.80q: HOST:PORT is wanted, with a port of 1 to 65535", s)}
+	return kind.Invalid("address %.80q: expected HOST:PORT, with a port between 1 and 65535", s)
 }
 
-// decodeStrict reads one JSON object into v. Unknown fields, anything behind
-// the object and a body over the limit are errors that match [ErrInvalid]; an
-// empty body leaves v alone.
+// decodeStrict reads one JSON object into v. An unknown field, anything behind the
+// object and a body longer than maxBody are errors that match [vmm.ErrInvalid]. An
+// empty body leaves v as it is.
 func decodeStrict(body io.Reader, v any) error {
 	data, err := io.ReadAll(io.LimitReader(body, maxBody+1))
 	if err != nil {
-		return &kindError{ErrInvalid, fmt.Sprintf("read the body: %v", err)}
+		return kind.Invalid("read the body: %w", err)
 	}
 	if len(data) > maxBody {
-		return &kindError{ErrInvalid, fmt.Sprintf("body is longer than %d bytes", maxBody)}
+		return kind.Invalid("body: must be at most %d bytes", maxBody)
 	}
 	if data = bytes.TrimSpace(data); len(data) == 0 {
 		return nil
 	}
 	if data[0] != '{' {
-		return &kindError{ErrInvalid, "body: a JSON object is wanted"}
+		return kind.Invalid("body: expected a JSON object")
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return &kindError{ErrInvalid, fmt.Sprintf("body: %v", err)}
+		return kind.Invalid("body: %w", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return &kindError{ErrInvalid, "body: something follows the JSON object"}
+		return kind.Invalid("body: expected its end after the JSON object")
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"github.com/govmm/govmm/vmm"
 	"testing"
 )
 
@@ -21,14 +22,14 @@ func FuzzMigrateRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var req MigrateRequest
 		if err := decodeStrict(bytes.NewReader(data), &req); err != nil {
-			if !errors.Is(err, ErrInvalid) {
+			if !errors.Is(err, vmm.ErrInvalid) {
 				t.Fatalf("%q: %v", data, err)
 			}
 			return
 		}
 		opt, err := req.Options()
 		if err != nil {
-			if !errors.Is(err, ErrInvalid) || bytes.ContainsRune([]byte(err.Error()), '\n') {
+			if !errors.Is(err, vmm.ErrInvalid) || bytes.ContainsRune([]byte(err.Error()), '\n') {
 				t.Fatalf("%q: %v", data, err)
 			}
 			return

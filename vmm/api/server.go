@@ -23,16 +23,21 @@ const (
 
 // Server serves one VM's [Controller].
 type Server struct {
-	vm   Controller
-	http http.Server
-	// ProgressInterval is the time between two lines of a progress stream.
-	// 0: 200 ms. It is set before Serve.
+	vm     Controller[Migration]
+	socket string
+	http   http.Server
+	// ProgressInterval is the time between two lines of a progress stream;
+	// 0: 200 ms. It is set before Serve is called.
 	ProgressInterval time.Duration
 }
 
-// NewServer makes a server; [Server.Serve] starts it.
-func NewServer(vm Controller) *Server {
-	s := &Server{vm: vm}
+// NewServer makes a server for a VM whose API socket has the path socket;
+// [Server.Serve] starts it.
+func NewServer[M interface {
+	comparable
+	Migration
+}](vm Controller[M], socket string) *Server {
+	s := &Server{vm: controlled[M]{vm}, socket: socket}
 	s.http = http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: headerTimeout,
@@ -42,7 +47,8 @@ func NewServer(vm Controller) *Server {
 	return s
 }
 
-// Serve answers requests until Shutdown; it returns nil then. It closes ln.
+// Serve answers requests until Shutdown is called, and then returns nil. It
+// closes ln.
 func (s *Server) Serve(ln net.Listener) error {
 	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -50,9 +56,9 @@ func (s *Server) Serve(ln net.Listener) error {
 	return nil
 }
 
-// Shutdown takes no more connections and waits, bounded, for the requests
-// under way: the answer to a stop and the last line of a stream get out before
-// the process ends. The machine's migration, if any, must have ended.
+// Shutdown takes no more connections and waits for the requests under way, for a
+// few seconds at most: the answer to a stop and the last line of a stream are sent
+// before the process ends. The VM's migration, if any, must have ended.
 func (s *Server) Shutdown() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
@@ -63,8 +69,8 @@ func (s *Server) Shutdown() {
 
 type handler func(w http.ResponseWriter, r *http.Request) error
 
-// routes dispatches by hand, so that a wrong path or method is answered in
-// JSON as every other error is.
+// routes dispatches by hand and not with http.ServeMux, so that a wrong path or
+// method is answered in JSON like every other error.
 func (s *Server) routes() http.Handler {
 	table := map[string]map[string]handler{
 		"/v1/info":               {http.MethodGet: s.getInfo},
@@ -81,7 +87,7 @@ func (s *Server) routes() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		methods, ok := table[r.URL.Path]
 		if !ok {
-			writeError(w, http.StatusNotFound, "no route "+r.URL.Path)
+			writeError(w, http.StatusNotFound, errorBody{Error: "no route " + r.URL.Path})
 			return
 		}
 		h, ok := methods[r.Method]
@@ -92,30 +98,19 @@ func (s *Server) routes() http.Handler {
 			}
 			slices.Sort(allow)
 			w.Header().Set("Allow", strings.Join(allow, ", "))
-			writeError(w, http.StatusMethodNotAllowed, r.Method+" "+r.URL.Path+": use "+strings.Join(allow, ", "))
+			writeError(w, http.StatusMethodNotAllowed, errorBody{Error: r.Method + " " + r.URL.Path + ": use " + strings.Join(allow, ", ")})
 			return
 		}
 		if err := h(w, r); err != nil {
-			writeError(w, statusOf(err), oneLine(err))
+			status, body := answer(err)
+			writeError(w, status, body)
 		}
 	})
 }
 
-func statusOf(err error) int {
-	switch {
-	case errors.Is(err, ErrInvalid):
-		return http.StatusBadRequest
-	case errors.Is(err, ErrNotFound):
-		return http.StatusNotFound
-	case errors.Is(err, ErrState):
-		return http.StatusConflict
-	}
-	return http.StatusInternalServerError
-}
-
-// body decodes the request's body into v within a bounded time. The deadline
-// must be taken back: http.Server goes on reading, to notice a client that
-// leaves a stream.
+// body decodes the request's body into v within a bounded time. Then it removes
+// the deadline: http.Server goes on reading, to notice a client that leaves a
+// stream.
 func body(w http.ResponseWriter, r *http.Request, v any) error {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
@@ -125,7 +120,7 @@ func body(w http.ResponseWriter, r *http.Request, v any) error {
 }
 
 func (s *Server) getInfo(w http.ResponseWriter, _ *http.Request) error {
-	return writeJSON(w, http.StatusOK, s.vm.Info())
+	return writeJSON(w, http.StatusOK, Info{s.vm.Info(), s.socket})
 }
 
 func (s *Server) postPause(w http.ResponseWriter, r *http.Request) error {
@@ -136,23 +131,23 @@ func (s *Server) postResume(w http.ResponseWriter, r *http.Request) error {
 	var req struct {
 		Force bool `json:"force"`
 	}
-	return s.act(w, r, &req, func() error { return s.vm.Resume(req.Force) })
+	return s.act(w, r, &req, func(ctx context.Context) error { return s.vm.Resume(ctx, req.Force) })
 }
 
 func (s *Server) postStop(w http.ResponseWriter, r *http.Request) error {
 	return s.act(w, r, &struct{}{}, s.vm.Stop)
 }
 
-// act decodes the body into req, does what was asked and answers with what the
-// machine is afterwards.
-func (s *Server) act(w http.ResponseWriter, r *http.Request, req any, do func() error) error {
+// act decodes the body into req, calls do and answers with the VM's Info
+// afterwards.
+func (s *Server) act(w http.ResponseWriter, r *http.Request, req any, do func(context.Context) error) error {
 	if err := body(w, r, req); err != nil {
 		return err
 	}
-	if err := do(); err != nil {
+	if err := do(r.Context()); err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, s.vm.Info())
+	return s.getInfo(w, r)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) error {
@@ -166,17 +161,6 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 	return nil
 }
 
-// errorBody is what every error is answered with.
-type errorBody struct {
-	Error string `json:"error"`
-}
-
-func writeError(w http.ResponseWriter, status int, msg string) {
-	_ = writeJSON(w, status, errorBody{Error: msg})
-}
-
-// oneLine is an error's text without line breaks: errors.Join puts one between
-// its parts.
-func oneLine(err error) string {
-	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+func writeError(w http.ResponseWriter, status int, body errorBody) {
+	_ = writeJSON(w, status, body) // a string can always be encoded
 }

@@ -13,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
@@ -42,19 +44,19 @@ func request(t *testing.T, c *api.Client, method, path, body string) (status int
 
 func TestPauseResumeStop(t *testing.T) {
 	ctx := context.Background()
-	vm := &fakeVM{info: api.Info{State: "running", PID: 42, CPUs: 2, Memory: 512 << 20}}
+	vm := &fakeVM{info: vmm.Info{State: vmm.StateRunning, PID: 42, CPUs: 2, Memory: 512 << 20}}
 	c, _ := serve(t, t.TempDir(), "", vm)
 	for _, step := range []struct {
 		call func() (api.Info, error)
-		want string
+		want vmm.State
 	}{
-		{func() (api.Info, error) { return c.Pause(ctx) }, "paused"},
-		{func() (api.Info, error) { return c.Info(ctx) }, "paused"},
-		{func() (api.Info, error) { return c.Resume(ctx, true) }, "running"},
-		{func() (api.Info, error) { return c.Stop(ctx) }, "stopped"},
+		{func() (api.Info, error) { return c.Pause(ctx) }, vmm.StatePaused},
+		{func() (api.Info, error) { return c.Info(ctx) }, vmm.StatePaused},
+		{func() (api.Info, error) { return c.Resume(ctx, true) }, vmm.StateRunning},
+		{func() (api.Info, error) { return c.Stop(ctx) }, vmm.StateStopped},
 	} {
 		info, err := step.call()
-		if err != nil || info.State != step.want || info.PID != 42 || info.Memory != 512<<20 {
+		if err != nil || info.State != step.want || info.PID != 42 || info.Memory != 512<<20 || info.Socket != c.Socket() {
 			t.Errorf("%+v, %v; want state %s", info, err, step.want)
 		}
 	}
@@ -71,8 +73,11 @@ func TestErrorStatus(t *testing.T) {
 		status int
 		kind   error
 	}{
-		{fmt.Errorf("pause: the guest is paused: %w", api.ErrState), 409, api.ErrState},
-		{fmt.Errorf("%w: no", api.ErrInvalid), 400, api.ErrInvalid},
+		{fmt.Errorf("pause: the guest is paused: %w", vmm.ErrState), 409, vmm.ErrState},
+		{fmt.Errorf("%w: no", vmm.ErrInvalid), 400, vmm.ErrInvalid},
+		{kind.State("%w: resume it at h:1", vmm.ErrMayRunElsewhere), 409, vmm.ErrState},
+		{kind.State("%w: resume it at h:1", vmm.ErrMayRunElsewhere), 409, vmm.ErrMayRunElsewhere},
+		{kind.State("%w", vmm.ErrNoBalloon), 409, vmm.ErrNoBalloon},
 		{errors.Join(errors.New("KVM_RUN vcpu 0"), errors.New("bad address")), 500, nil},
 	} {
 		vm.mu.Lock()
@@ -85,7 +90,8 @@ func TestErrorStatus(t *testing.T) {
 			t.Errorf("%v: %d %s, want %d and one line", tc.err, status, body, tc.status)
 		}
 		_, err := c.Pause(context.Background())
-		if err == nil || err.Error() != e.Error || (tc.kind != nil && !errors.Is(err, tc.kind)) {
+		if err == nil || err.Error() != e.Error || (tc.kind != nil && !errors.Is(err, tc.kind)) ||
+			errors.Is(err, vmm.ErrNoBalloon) != errors.Is(tc.err, vmm.ErrNoBalloon) {
 			t.Errorf("the client says %v, want %q", err, e.Error)
 		}
 	}

@@ -4,13 +4,14 @@ import (
 	"encoding/json"
 	"net/http"
 	"time"
+
+	"github.com/govmm/govmm/internal/kind"
 )
 
 const defaultProgressInterval = 200 * time.Millisecond
 
-// postMigration starts a migration. With ?follow=true the answer is its
-// progress stream: no moment lies between the start and the first line at
-// which the result of a quick migration could be missed.
+// postMigration starts a migration. With ?follow=true the answer is its progress
+// stream, so that a client cannot miss the result of a quick migration.
 func (s *Server) postMigration(w http.ResponseWriter, r *http.Request) error {
 	follow, err := flagParam(r, "follow")
 	if err != nil {
@@ -43,7 +44,7 @@ func flagParam(r *http.Request, name string) (bool, error) {
 	case "true":
 		return true, nil
 	default:
-		return false, &kindError{ErrInvalid, name + ": true or false is wanted"}
+		return false, kind.Invalid("%s: expected true or false, found %.80q", name, v)
 	}
 }
 
@@ -53,7 +54,7 @@ func (s *Server) migration() (Migration, error) {
 	if m := s.vm.Migration(); m != nil {
 		return m, nil
 	}
-	return nil, &kindError{ErrNotFound, "this VM has not been migrated since it started"}
+	return nil, kind.Errorf(ErrNotFound, "this VM has not been migrated since its process started")
 }
 
 // getMigration answers with the progress and, at the end, the result.
@@ -74,7 +75,7 @@ func (s *Server) getMigration(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, e)
 }
 
-// deleteMigration cancels; the verdict comes with the progress stream.
+// deleteMigration cancels; the result comes with the progress stream.
 func (s *Server) deleteMigration(w http.ResponseWriter, _ *http.Request) error {
 	m, err := s.migration()
 	if err != nil {
@@ -82,17 +83,18 @@ func (s *Server) deleteMigration(w http.ResponseWriter, _ *http.Request) error {
 	}
 	select {
 	case <-m.Done():
-		return &kindError{ErrState, "no migration runs; the last one " + m.Result().Status}
+		return kind.State("no migration is under way; the last one: %s", m.Result().Status)
 	default:
 	}
 	if err := m.Cancel(); err != nil {
-		return &kindError{ErrState, oneLine(err)}
+		return kind.State("%w", err)
 	}
 	p := m.Progress()
 	return writeJSON(w, http.StatusAccepted, Event{Progress: &p})
 }
 
-// getEvents streams the progress of the migration that runs or was the last.
+// getEvents streams the progress of the migration that is under way or was the
+// last.
 func (s *Server) getEvents(w http.ResponseWriter, r *http.Request) error {
 	m, err := s.migration()
 	if err != nil {
@@ -103,7 +105,7 @@ func (s *Server) getEvents(w http.ResponseWriter, r *http.Request) error {
 }
 
 // stream writes one [Event] a line, the first at once, until the migration has
-// ended or the client leaves; the migration does not mind.
+// ended or the client leaves, which does not end the migration.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, m Migration) {
 	interval := s.ProgressInterval
 	if interval <= 0 {
@@ -112,7 +114,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, m Migration) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	rc := http.NewResponseController(w)
-	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }() // the connection may be used again
+	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }() // for the connection's next request
 	line := func(e Event) bool {
 		data, err := json.Marshal(e)
 		if err != nil {

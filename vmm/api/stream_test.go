@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 )
 
@@ -92,7 +93,7 @@ func TestClientLeavesMigrationStays(t *testing.T) {
 	if got := wait(t, "result", end); got.err != nil || got.res.Status != "cancelled" {
 		t.Errorf("%+v", got)
 	}
-	if err := c.Cancel(context.Background()); !errors.Is(err, api.ErrState) {
+	if err := c.Cancel(context.Background()); !errors.Is(err, vmm.ErrState) {
 		t.Errorf("a second cancel: %v", err)
 	}
 	status, _, body := request(t, c, "GET", "/v1/migration", "")
@@ -105,7 +106,7 @@ func TestCancelTooLate(t *testing.T) {
 	vm := &fakeVM{migration: newFakeMigration()}
 	vm.migration.cancelErr = errors.New("too late: COMMIT may have left")
 	c, _ := serve(t, t.TempDir(), "", vm)
-	if err := c.Cancel(context.Background()); !errors.Is(err, api.ErrState) || !strings.Contains(err.Error(), "too late") {
+	if err := c.Cancel(context.Background()); !errors.Is(err, vmm.ErrState) || !strings.Contains(err.Error(), "too late") {
 		t.Errorf("%v", err)
 	}
 	vm.migration.end(migrate.Result{Status: "completed"})
@@ -131,7 +132,7 @@ func TestStartRefused(t *testing.T) {
 	vm := &fakeVM{err: &stateError{}}
 	c, _ := serve(t, t.TempDir(), "", vm)
 	_, err := c.Migrate(context.Background(), api.MigrateRequest{To: "h:1"}, nil)
-	if !errors.Is(err, api.ErrState) || err.Error() != "a migration runs already" {
+	if !errors.Is(err, vmm.ErrState) || err.Error() != "a migration runs already" {
 		t.Errorf("%v", err)
 	}
 }
@@ -139,7 +140,7 @@ func TestStartRefused(t *testing.T) {
 type stateError struct{}
 
 func (*stateError) Error() string        { return "a migration runs already" }
-func (*stateError) Is(target error) bool { return target == api.ErrState }
+func (*stateError) Is(target error) bool { return target == vmm.ErrState }
 
 // A VM that dies in the middle is told apart from one that was never there.
 func TestProcessDies(t *testing.T) {
@@ -154,7 +155,7 @@ func TestProcessDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	conns := &recorder{Listener: ln}
-	srv := api.NewServer(vm)
+	srv := api.NewServer(vm, claim.Socket())
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(conns) }()
 	c := api.Open(claim.Socket())

@@ -184,23 +184,39 @@ func Check(kernel []byte) error {
 	return nil
 }
 
+// Unpack returns the ELF file that is packed in a bzImage, if it has a PVH entry, and
+// otherwise the kernel as it is. size is the guest's RAM in bytes.
+func Unpack(kernel []byte, size uint64) ([]byte, error) {
+	if !isBzImage(kernel) {
+		return kernel, nil
+	}
+	b, err := parseBzImage(kernel)
+	if err != nil {
+		return nil, fmt.Errorf("kernel: bzImage: %w", err)
+	}
+	elf, err := b.unpack(size)
+	if err != nil {
+		return nil, fmt.Errorf("kernel: bzImage: %w", err)
+	}
+	if elf == nil {
+		return kernel, nil
+	}
+	return elf, nil
+}
+
 // Load loads a kernel of either kind into mem, with what opt describes.
-func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
+func Load(mem Memory, kernel []byte, opt Options) (_ Entry, err error) {
+	if opt.Unpack {
+		if kernel, err = Unpack(kernel, mem.Size()); err != nil {
+			return Entry{}, err
+		}
+	}
 	if !isBzImage(kernel) {
 		return loadPVH(mem, kernel, opt)
 	}
 	b, err := parseBzImage(kernel)
 	if err != nil {
 		return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
-	}
-	if opt.Unpack {
-		elf, err := b.unpack(mem.Size())
-		switch {
-		case err != nil:
-			return Entry{}, fmt.Errorf("kernel: bzImage: %w", err)
-		case elf != nil:
-			return loadPVH(mem, elf, opt)
-		}
 	}
 	return loadBzImage(mem, b, opt)
 }

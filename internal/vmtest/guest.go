@@ -1,0 +1,81 @@
+// Package vmtest has what the tests of packages vmm and machine share: guests of a
+// few instructions, the other end of a guest's serial port, and loggers. It imports
+// neither package, so that both can use it.
+package vmtest
+
+import "github.com/govmm/govmm/vmm/loader/elftest"
+
+// Kernel returns an ELF file that runs code, 32-bit flat, at [CodeAt].
+func Kernel(code []byte) []byte { return elftest.Build(elftest.Kernel{Code: code}) }
+
+// Where the guests below have their code and data.
+const (
+	CodeAt    = 0x100000 // where elftest.Build puts the code
+	APCodeAt  = 0x8000
+	APCountAt = 0x9000
+	CountAt   = 0x200000
+	TSCAt     = 0x200010
+)
+
+// Code for guests; the comments are what it was assembled from.
+
+// Obey prints B and then does what it reads from the serial port: p powers off, r
+// resets, k resets by the keyboard controller, t makes a triple fault, h halts, i
+// executes what no KVM emulates, anything else is printed.
+var Obey = []byte{
+	0x66, 0xba, 0xf8, 0x03, // mov $0x3f8,%dx
+	0xb0, 'B', // mov $'B',%al
+	0xee,                   // out %al,(%dx)
+	0x66, 0xba, 0xfd, 0x03, // 07: mov $0x3fd,%dx
+	0xec,       // in (%dx),%al
+	0xa8, 0x01, // test $1,%al
+	0x74, 0xf7, // je 07
+	0x66, 0xba, 0xf8, 0x03, // mov $0x3f8,%dx
+	0xec,                  // in (%dx),%al
+	0x3c, 'p', 0x74, 0x17, // cmp, je 30
+	0x3c, 'r', 0x74, 0x1d, // cmp, je 3a
+	0x3c, 'k', 0x74, 0x20, // cmp, je 41
+	0x3c, 't', 0x74, 0x23, // cmp, je 48
+	0x3c, 'h', 0x74, 0x28, // cmp, je 51
+	0x3c, 'i', 0x74, 0x27, // cmp, je 54
+	0xee,       // out %al,(%dx)
+	0xeb, 0xd7, // jmp 07
+	0x66, 0xba, 0x04, 0x06, // 30: mov $0x604,%dx
+	0x66, 0xb8, 0x00, 0x20, // mov $0x2000,%ax
+	0x66, 0xef, // out %ax,(%dx)
+	0x66, 0xba, 0xf9, 0x0c, // 3a: mov $0xcf9,%dx
+	0xb0, 0x06, // mov $6,%al
+	0xee,                   // out %al,(%dx)
+	0x66, 0xba, 0x64, 0x00, // 41: mov $0x64,%dx
+	0xb0, 0xfe, // mov $0xfe,%al
+	0xee,                                     // out %al,(%dx)
+	0x0f, 0x01, 0x1d, 0x5a, 0x00, 0x10, 0x00, // 48: lidt 10005a
+	0x0f, 0x0b, // ud2
+	0xf4,       // 51: hlt
+	0xeb, 0xfd, // jmp 51
+	0xdf, 0x35, 0x00, 0x00, 0x00, 0xd0, // 54: fbstp 0xd0000000
+	0, 0, 0, 0, 0, 0, // 5a: an IDT with nothing in it
+}
+
+var (
+	// WakeAndCount starts the other vCPUs at [APCodeAt] and goes on as [JustCount].
+	WakeAndCount = append([]byte{
+		0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x00, 0x45, 0x0c, 0x00, // movl $0xc4500,0xfee00300 (INIT)
+		0xc7, 0x05, 0x00, 0x03, 0xe0, 0xfe, 0x08, 0x46, 0x0c, 0x00, // movl $0xc4608,0xfee00300 (SIPI)
+	}, JustCount...)
+	// JustCount counts at [CountAt], and writes the TSC to [TSCAt].
+	JustCount = []byte{
+		0xff, 0x05, 0x00, 0x00, 0x20, 0x00, // incl 0x200000
+		0x0f, 0x31, // rdtsc
+		0xa3, 0x10, 0x00, 0x20, 0x00, // mov %eax,0x200010
+		0x89, 0x15, 0x14, 0x00, 0x20, 0x00, // mov %edx,0x200014
+		0xeb, 0xeb, // jmp back
+	}
+	// APCount counts at [APCountAt]. The test puts it at [APCodeAt].
+	APCount = []byte{ // 16 bits
+		0x31, 0xc0, // xor %ax,%ax
+		0x8e, 0xd8, // mov %ax,%ds
+		0x66, 0xff, 0x06, 0x00, 0x90, // incl 0x9000
+		0xeb, 0xf9, // jmp back
+	}
+)

@@ -1,0 +1,138 @@
+package blk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/govmm/govmm/internal/units"
+	"github.com/govmm/govmm/virtio"
+)
+
+// Kind is the entry of disks in a machine's table of devices.
+var Kind = virtio.Kind{
+	Name:      "disk",
+	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw] (`DISK`; may be given several times)",
+	HereUsage: "where the guest's disk is on this host: path=FILE[,direct] (`DISK`; once for each disk, in their order; none: the same paths as at the source)",
+	Parse:     parseSpec,
+	ParseHere: parseSpec,
+	New:       func() virtio.Spec { return new(Spec) },
+	NewInfo:   func() virtio.Info { return new(Info) },
+}
+
+func parseSpec(words string) (virtio.Spec, error) {
+	c, err := ParseConfig(words)
+	return &Spec{Config: c}, err
+}
+
+// Spec is a disk in a machine's description, and what the guest has been told of
+// it.
+type Spec struct {
+	Config
+	// Size in bytes; 0: it has not been opened yet.
+	Size uint64 `cbor:"size"`
+}
+
+// Kind implements [virtio.Spec].
+func (s *Spec) Kind() string { return Kind.Name }
+
+// String implements [virtio.Spec].
+func (s *Spec) String() string { return "disk " + s.Path }
+
+// Validate implements [virtio.Spec].
+func (s *Spec) Validate() error {
+	if err := s.Config.Validate(); err != nil {
+		return fmt.Errorf("disk %s: %w", s.Path, err)
+	}
+	return nil
+}
+
+// Uses implements [virtio.Exclusive].
+func (s *Spec) Uses() []string { return []string{s.String()} }
+
+// Move implements [virtio.Mover]: the path and the way to it are the host's, all
+// else the guest knows.
+func (s *Spec) Move(here virtio.Spec) error {
+	if here == nil {
+		return nil
+	}
+	h := here.(*Spec)
+	var errs []error
+	for _, differs := range []struct {
+		what string
+		is   bool
+	}{
+		{"readonly", h.ReadOnly && !s.ReadOnly},
+		{"id", h.ID != "" && h.ID != s.ID},
+		{"queues", h.Queues != 0 && h.Queues != s.queues()},
+	} {
+		if differs.is {
+			errs = append(errs, fmt.Errorf("disk %s: %s is the guest's and cannot change when it moves (at the source the disk is %s)",
+				h.Path, differs.what, s.Config))
+		}
+	}
+	s.Path, s.Direct = h.Path, h.Direct
+	return errors.Join(errs...)
+}
+
+// Open implements [virtio.Spec]. The image is not locked yet.
+func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
+	c := s.Config
+	// What a guest has written says nothing about the image's format.
+	c.Raw = c.Raw || s.Size != 0
+	d, err := Open(c, log)
+	if err != nil {
+		return nil, err
+	}
+	if s.Size != 0 && d.Size() != s.Size {
+		err := fmt.Errorf("disk %s: expected %d bytes as at the source, found %d", s.Path, s.Size, d.Size())
+		return nil, errors.Join(err, d.Close())
+	}
+	s.Size = d.Size()
+	return &backend{d, s}, nil
+}
+
+// backend is a disk as its machine's next life uses it again.
+type backend struct {
+	*Device
+	spec *Spec
+}
+
+func (b *backend) Attach(virtio.Guest) (virtio.Device, error) { return b.Device, nil }
+
+func (b *backend) Unlock(context.Context) error { return b.Device.Unlock() }
+
+// Info describes a disk. The counters are of this process.
+type Info struct {
+	Path         string `json:"path"`
+	Size         uint64 `json:"size"` // bytes
+	ReadOnly     bool   `json:"readonly"`
+	Direct       bool   `json:"direct"`
+	ID           string `json:"id,omitempty"`
+	Queues       int    `json:"queues"`
+	ReadBytes    uint64 `json:"read_bytes"`
+	WrittenBytes uint64 `json:"written_bytes"`
+	Errors       uint64 `json:"errors"` // of the host's storage
+}
+
+// Info implements [virtio.Backend].
+func (b *backend) Info() virtio.Info {
+	s, c := b.Stats(), b.spec
+	return &Info{Path: c.Path, Size: c.Size, ReadOnly: c.ReadOnly, Direct: c.Direct, ID: c.ID, Queues: c.queues(),
+		ReadBytes: s.ReadBytes, WrittenBytes: s.WrittenBytes, Errors: s.Errors}
+}
+
+// Lines implements [virtio.Info].
+func (i *Info) Lines() []string {
+	what := i.Path + ", " + units.Bytes(i.Size)
+	for _, o := range []struct {
+		is   bool
+		text string
+	}{{i.ReadOnly, "read-only"}, {i.Direct, "direct"}, {i.ID != "", "id " + i.ID}, {i.Queues > 1, fmt.Sprintf("%d queues", i.Queues)}} {
+		if o.is {
+			what += ", " + o.text
+		}
+	}
+	return []string{what, fmt.Sprintf("read %s, wrote %s, %d errors", units.Bytes(i.ReadBytes), units.Bytes(i.WrittenBytes), i.Errors)}
+}

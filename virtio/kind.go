@@ -1,0 +1,169 @@
+package virtio
+
+import (
+	"context"
+	"io"
+	"log/slog"
+)
+
+// Kind is one kind of device as a machine knows it: an entry of the machine's
+// table of kinds (machine.Kinds has the built-in ones, vmm.Config.Kinds adds to
+// them). A new kind of device is a package with a Kind, and one line in a table.
+type Kind struct {
+	// Name names the kind in a machine's description, as a flag and in messages:
+	// "disk". Lower-case letters and digits, unlike any other name of the table.
+	Name string
+	// Max is how many devices of the kind a machine may have; 0: as many as the
+	// bus has room for.
+	Max int
+	// Usage and HereUsage are the help texts of the kind's flag, of the command
+	// that starts a machine and of the one that receives it. A value is named in
+	// back quotes. "": there is no such flag.
+	Usage, HereUsage string
+	// Default is the value of a flag without words: whether a machine has the
+	// device if nobody says.
+	Default bool
+	// Parse reads the words of the flag; nil: the flag has none and is on or off.
+	Parse func(words string) (Spec, error)
+	// ParseHere reads the words of the receiving side's flag, which say what of
+	// this host takes the place of the source's.
+	ParseHere func(words string) (Spec, error)
+	// New returns an empty spec, to be decoded into: a pointer to a struct.
+	New func() Spec
+	// NewInfo returns an empty description of a device of the kind, to be decoded
+	// into from JSON; nil: there is nothing to tell but About.
+	NewInfo func() Info
+	// About says what a device without description is, for people.
+	About string
+	// Features are the parts of this kind's specs and saved states that came
+	// after v0.1.0 and that this version understands, see [Featured].
+	Features []string
+}
+
+// Spec is one device as plain data: a part of a machine's description, which
+// travels to another host as CBOR. Its dynamic type is a pointer to a struct, all
+// of whose fields have cbor tags. A field that is added after v0.1.0 is tagged
+// omitzero and belongs to a feature, see [Featured].
+type Spec interface {
+	// Kind is the name of the spec's kind.
+	Kind() string
+	// Validate tells why no host could make the device. The host is not asked.
+	Validate() error
+	// String names the device in a few words, unlike any other of its machine:
+	// "disk a.img".
+	String() string
+	// Open opens what the device needs of this host, and notes in the spec what
+	// the guest will be told of it. A spec that has noted that before, here or at
+	// the source of a migration, is a promise: Open fails if this host cannot
+	// keep it.
+	Open(log *slog.Logger) (Backend, error)
+}
+
+// Mover is a Spec that names something of its host.
+type Mover interface {
+	// Move adapts the spec of a guest that has come to this host. here, a spec of
+	// the same kind made by [Kind].ParseHere, says what of this host takes the
+	// place of the source's; nil: what has the same name. It fails if here asks
+	// for what the guest would notice.
+	Move(here Spec) error
+}
+
+// Exclusive is a Spec that needs something of the host which only one device of a
+// machine can use.
+type Exclusive interface {
+	// Uses names it: "disk a.img", "tap tap0".
+	Uses() []string
+}
+
+// Featured is a [Spec] or a [Device] that can say which of its kind's Features
+// are in use. The source of a migration names them before anything else is sent,
+// and a destination whose Kind does not list one refuses the guest by that name.
+// So a host with an older version takes every guest that it can run.
+type Featured interface {
+	// FeaturesInUse lists features of the kind without which the saved state
+	// cannot be understood. What a guest begins to use later, during the
+	// migration, must be among them.
+	FeaturesInUse() []string
+}
+
+// Backend is what a device holds of its host: an open image, a tap. It outlives a
+// machine that is reset. Its methods are called one at a time; Info at any time.
+//
+// A backend that only one process may use at a time is also a [Locker]; one with
+// data on its way to storage a [Syncer]; one that the network knows an [Announcer].
+type Backend interface {
+	// Attach makes the device for a machine. After a reset of the machine it is
+	// called again; the device before has been reset by then.
+	Attach(g Guest) (Device, error)
+	// Info describes the device and what this process did with it; nil: there is
+	// nothing to tell. It does not wait.
+	Info() Info
+	// Close gives everything back. The machine has gone.
+	Close() error
+}
+
+// Info describes a device at one moment: a value that JSON can carry.
+type Info interface {
+	// Lines describes it to people, in a line or more.
+	Lines() []string
+}
+
+// Locker is a [Backend] that must be held by the side that has the right to run
+// the guest, and by no other: a disk's lock, a socket's path.
+type Locker interface {
+	// Lock takes it. Locking again does nothing.
+	Lock() error
+	// Unlock makes what the guest wrote durable and gives it up. The device is
+	// paused. After an error it may still be held.
+	Unlock(ctx context.Context) error
+}
+
+// Syncer is a [Backend] whose data can be made durable while the guest runs, so
+// that little is left for Unlock.
+type Syncer interface {
+	Sync() error
+}
+
+// Announcer is a [Backend] that tells others where the guest is now.
+type Announcer interface {
+	// Announce is called when a guest that has moved here is about to run.
+	Announce()
+}
+
+// Feeder is a [Device] that brings input from its host to the guest.
+type Feeder interface {
+	// Feed brings input until ctx ends; what was read by then is in the device.
+	Feed(ctx context.Context) error
+}
+
+// Drainer is a [Device] with output that its other end may be slow to take.
+type Drainer interface {
+	// Drain waits until all output was taken, or ctx ends.
+	Drain(ctx context.Context) error
+}
+
+// Guest is the machine that a device is made for.
+type Guest struct {
+	Memory GuestMemory
+	// Console is the other end of the machine's virtio console.
+	Console Console
+	Log     *slog.Logger
+}
+
+// GuestMemory is [Memory] with what a device may do to it as a whole;
+// *memory.Memory is one.
+type GuestMemory interface {
+	Memory
+	// Punch makes [gpa, gpa+n), whole pages, read as zero, gives their memory
+	// back to the host, and marks them dirty.
+	Punch(gpa, n uint64) error
+	// Size is the guest's memory in bytes.
+	Size() uint64
+}
+
+// Console is the other end of a line of characters: what the guest writes goes to
+// Write, what it reads comes from ReadInput, which waits for input until ctx ends.
+type Console interface {
+	io.Writer
+	ReadInput(ctx context.Context, p []byte) (int, error)
+}

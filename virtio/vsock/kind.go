@@ -1,0 +1,87 @@
+package vsock
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/govmm/govmm/virtio"
+)
+
+// Kind is the entry of the socket device in a machine's table of devices.
+var Kind = virtio.Kind{
+	Name:      "vsock",
+	Max:       1,
+	Usage:     "sockets between host and guest: path=SOCKET[,cid=N] (`VSOCK`)",
+	HereUsage: "where the guest's socket device has its socket on this host: path=SOCKET (`VSOCK`; none: the same path as at the source)",
+	Parse:     parseSpec,
+	ParseHere: parseSpec,
+	New:       func() virtio.Spec { return new(Spec) },
+	NewInfo:   func() virtio.Info { return new(Info) },
+}
+
+func parseSpec(words string) (virtio.Spec, error) {
+	c, err := ParseConfig(words)
+	return &Spec{c}, err
+}
+
+// Spec is the socket device in a machine's description.
+type Spec struct{ Config }
+
+// Kind implements [virtio.Spec].
+func (s *Spec) Kind() string { return Kind.Name }
+
+// String implements [virtio.Spec].
+func (s *Spec) String() string { return fmt.Sprintf("vsock cid %d", s.GuestCID()) }
+
+// Validate implements [virtio.Spec].
+func (s *Spec) Validate() error {
+	if err := s.Config.Validate(); err != nil {
+		return fmt.Errorf("vsock %s: %w", s.Path, err)
+	}
+	return nil
+}
+
+// Move implements [virtio.Mover]: the path is the host's, the CID the guest's.
+func (s *Spec) Move(here virtio.Spec) error {
+	if here == nil {
+		return nil
+	}
+	h := here.(*Spec)
+	if h.CID != 0 && h.GuestCID() != s.GuestCID() {
+		return fmt.Errorf("vsock %s: the CID is the guest's and cannot change when it moves; it is %d", h.Path, s.GuestCID())
+	}
+	s.Path = h.Path
+	return nil
+}
+
+// Open implements [virtio.Spec]. The socket is not there yet.
+func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
+	d, err := New(s.Config, log)
+	if err != nil {
+		return nil, err
+	}
+	return &backend{d}, nil
+}
+
+// backend is the device with its socket, as its machine's next life uses it
+// again.
+type backend struct{ *Device }
+
+func (b *backend) Attach(virtio.Guest) (virtio.Device, error) { return b.Device, nil }
+func (b *backend) Lock() error                                { return b.Listen() }
+func (b *backend) Unlock(context.Context) error               { return b.Unlisten() }
+
+// Info describes the socket device.
+type Info struct {
+	CID  uint64 `json:"cid"`  // of the guest
+	Path string `json:"path"` // of the host's socket
+}
+
+// Info implements [virtio.Backend].
+func (b *backend) Info() virtio.Info {
+	return &Info{CID: uint64(b.Config().GuestCID()), Path: b.Config().Path}
+}
+
+// Lines implements [virtio.Info].
+func (i *Info) Lines() []string { return []string{fmt.Sprintf("cid %d, %s", i.CID, i.Path)} }

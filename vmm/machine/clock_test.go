@@ -1,0 +1,199 @@
+package machine
+
+import (
+	"errors"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/kvm"
+)
+
+// setsTSC says whether this KVM lets the TSC be set: one without hardware
+// support shows guests the host's.
+func setsTSC(t *testing.T) bool {
+	t.Helper()
+	m := newMachine(t, 1, vmtest.JustCount, nil)
+	err := m.vcpus[0].kvm.SetTSCOffset(1 << 40)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
+
+func TestTSCAt(t *testing.T) {
+	c := ClockState{TSC: 1000, TSCRealtime: 5e9, TSCKHz: 2_599_998}
+	for now, want := range map[int64]uint64{
+		5e9:                         1000,
+		5e9 + 1:                     1002,
+		6e9:                         1000 + 2_599_998_000,
+		5e9 + 599_999_999_999:       1000 + 1_559_998_799_997,
+		5e9 - 1:                     1000, // the clocks disagree
+		5e9 + int64(11*time.Minute): 1000,
+	} {
+		if got := c.tscAt(now); got != want {
+			t.Errorf("at %d ns: %d, want %d", now-c.TSCRealtime, got, want)
+		}
+	}
+}
+
+// TestClocksGoOn loads a state as another host would, where neither TSC nor
+// kvmclock have anything to do with the source's, and as the same boot does. In
+// both, the guest's clocks have gone on by the real time that has passed.
+func TestClocksGoOn(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(*State)
+	}{
+		{"same boot", func(*State) {}},
+		{"other host", func(s *State) {
+			s.Clock.Boot = "another"
+			s.Clock.TSC += 1 << 50
+			for i := range s.VCPUs {
+				*s.VCPUs[i].TSCOffset += 1 << 52
+			}
+		}},
+		{"no offsets", func(s *State) {
+			for i := range s.VCPUs {
+				s.VCPUs[i].TSCOffset = nil
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine(t, 2, vmtest.JustCount, nil)
+			s, err := m.SaveState()
+			check(t, err)
+			if s.VCPUs[0].TSCOffset == nil {
+				t.Skip("needs VT-x or SVM, or Linux 5.16: this KVM does not tell TSC offsets")
+			}
+			c.spoil(s)
+			peer := fromSpec(t, m.Spec(), nil)
+			time.Sleep(20 * time.Millisecond) // the guest is on its way
+			began := time.Now()
+			err = peer.LoadState(s)
+			// A clock is set to what it is while the state is loaded.
+			most := 5*time.Millisecond + time.Since(began)
+			if c.name == "other host" && !setsTSC(t) {
+				// The guest's TSC is ahead of this host's.
+				if err == nil || !strings.Contains(err.Error(), "it would go back to") {
+					t.Errorf("a TSC that cannot be set: %v", err)
+				}
+				return
+			}
+			check(t, err)
+			for _, v := range peer.vcpus {
+				tsc, at, err := sample(func() (uint64, error) { return guestTSC(v.kvm) })
+				check(t, err)
+				// The MSR of a vCPU that has not run shows what was loaded.
+				want := float64(s.Clock.TSC) + float64(at-s.Clock.TSCRealtime)*float64(s.Clock.TSCKHz)/1e6
+				if off := time.Duration((float64(tsc) - want) / float64(s.Clock.TSCKHz) * 1e6); off.Abs() > most {
+					t.Errorf("the TSC of vCPU %d is off by %v", v.kvm.ID(), off)
+				}
+			}
+			clock, at, err := sample(peer.kernel.vm.GetClock)
+			check(t, err)
+			if off := time.Duration(int64(clock.Clock-s.Clock.KVM.Clock) - (at - s.Clock.KVMRealtime)); off.Abs() > most {
+				t.Errorf("kvmclock is off by %v", off)
+			}
+		})
+	}
+}
+
+// TestTSCIsWritten is how it is set where its offset cannot be: the kernel would
+// take a TSC that is less than a second off for one that is to be in step.
+func TestTSCIsWritten(t *testing.T) {
+	m := newMachine(t, 2, vmtest.JustCount, nil)
+	if !setsTSC(t) {
+		t.Skip("needs VT-x or SVM: this KVM does not let TSCs be set")
+	}
+	for _, ahead := range []time.Duration{100 * time.Millisecond, time.Hour} {
+		s, err := m.SaveState()
+		check(t, err)
+		c := s.Clock
+		c.TSC += uint64(ahead.Milliseconds()) * c.TSCKHz
+		began := time.Now()
+		check(t, m.writeTSC(&c))
+		most := 5*time.Millisecond + time.Since(began)
+		var each []uint64
+		for _, v := range m.vcpus {
+			tsc, at, err := sample(func() (uint64, error) { return guestTSC(v.kvm) })
+			check(t, err)
+			if off := time.Duration((float64(tsc) - float64(c.tscAt(at))) / float64(c.TSCKHz) * 1e6); off.Abs() > most {
+				t.Errorf("%v ahead: the TSC of vCPU %d is off by %v", ahead, v.kvm.ID(), off)
+			}
+			offset, err := tscOffset(v.kvm)
+			check(t, err)
+			if offset != nil {
+				each = append(each, *offset)
+			}
+		}
+		if len(each) == 2 && each[0] != each[1] {
+			t.Errorf("%v ahead: offsets %v, not in step", ahead, each)
+		}
+	}
+}
+
+// TestTSCsKeepTheirDistance: what a guest has set one TSC off from another
+// stays.
+func TestTSCsKeepTheirDistance(t *testing.T) {
+	for _, boot := range []string{bootID(), "another"} {
+		m := newMachine(t, 2, vmtest.JustCount, nil)
+		if !setsTSC(t) {
+			t.Skip("needs VT-x or SVM: this KVM does not let TSC offsets be set")
+		}
+		here, err := tscOffset(m.vcpus[0].kvm)
+		check(t, err)
+		check(t, m.vcpus[1].kvm.SetTSCOffset(*here+777777))
+		s, err := m.SaveState()
+		check(t, err)
+		s.Clock.Boot = boot
+		peer := fromSpec(t, m.Spec(), nil)
+		check(t, peer.LoadState(s))
+		first, err := tscOffset(peer.vcpus[0].kvm)
+		check(t, err)
+		second, err := tscOffset(peer.vcpus[1].kvm)
+		check(t, err)
+		if *second-*first != 777777 {
+			t.Errorf("boot %q: the TSCs are %d apart", boot, *second-*first)
+		}
+		if boot == bootID() && *first != *here {
+			t.Errorf("in one boot the offset went from %d to %d", *here, *first)
+		}
+	}
+}
+
+// TestClockNeverGoesBack: hosts whose clocks disagree.
+func TestClockNeverGoesBack(t *testing.T) {
+	now := time.Now().UnixNano()
+	for since, want := range map[int64]int64{
+		now - 5: 5, now: 0, now + int64(time.Hour): 0, now - int64(time.Hour): 0,
+		math.MinInt64: 0, math.MaxInt64: 0, 0: 0, -1: 0,
+	} {
+		if got := elapsed(since, now); got != want {
+			t.Errorf("elapsed from %d: %d, want %d", since-now, got, want)
+		}
+	}
+	m := newMachine(t, 1, vmtest.JustCount, nil)
+	s, err := m.SaveState()
+	check(t, err)
+	s.Clock.Boot = "another"
+	s.Clock.TSCRealtime += int64(time.Hour)
+	s.Clock.KVMRealtime += int64(time.Hour)
+	s.Clock.KVM.Realtime = math.MaxUint64
+	s.Clock.KVM.Flags |= kvm.ClockRealtime
+	s.Clock.KVM.Clock += uint64(time.Hour)
+	if setsTSC(t) {
+		s.Clock.TSC += 1 << 50
+	}
+	peer := fromSpec(t, m.Spec(), nil)
+	check(t, peer.LoadState(s))
+	tsc, err := guestTSC(peer.vcpus[0].kvm)
+	check(t, err)
+	clock, err := peer.kernel.vm.GetClock()
+	check(t, err)
+	if tsc < s.Clock.TSC || clock.Clock < s.Clock.KVM.Clock {
+		t.Errorf("TSC %d, was %d; kvmclock %d, was %d", tsc, s.Clock.TSC, clock.Clock, s.Clock.KVM.Clock)
+	}
+}

@@ -1,0 +1,53 @@
+package machine
+
+import "fmt"
+
+// ExitKind says how a machine ended.
+type ExitKind uint8
+
+// How a machine ends.
+const (
+	// ExitStopped: by [Machine.Stop].
+	ExitStopped ExitKind = iota
+	// ExitPowerOff: the guest switched itself off.
+	ExitPowerOff
+	// ExitReset: the guest asks to be started again.
+	ExitReset
+	// ExitCrash: the guest, or KVM, cannot go on.
+	ExitCrash
+)
+
+// String returns what happened, to follow "the guest" or "the machine".
+func (k ExitKind) String() string {
+	switch k {
+	case ExitStopped:
+		return "was stopped"
+	case ExitPowerOff:
+		return "powered off"
+	case ExitReset:
+		return "asked for a reset"
+	case ExitCrash:
+		return "crashed"
+	}
+	return fmt.Sprintf("ended (%d)", uint8(k))
+}
+
+// Exit is the end of a machine.
+type Exit struct {
+	Kind ExitKind
+	Err  error // why it crashed; nil for other kinds
+}
+
+// EndedError is returned by calls that need a machine that has not ended.
+type EndedError struct{ Exit Exit }
+
+// Error says how the machine ended.
+func (e *EndedError) Error() string {
+	if e.Exit.Err != nil {
+		return fmt.Sprintf("the guest %v: %v", e.Exit.Kind, e.Exit.Err)
+	}
+	return fmt.Sprintf("the guest %v", e.Exit.Kind)
+}
+
+// Unwrap returns why it crashed.
+func (e *EndedError) Unwrap() error { return e.Exit.Err }

@@ -1,0 +1,159 @@
+package machine
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
+	"github.com/govmm/govmm/virtio/console"
+	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/rng"
+)
+
+// disk is a spec of a disk.
+func disk(path string) *blk.Spec { return &blk.Spec{Config: blk.Config{Path: path}} }
+
+// allDevices is the spec of a machine with each device that needs nothing of
+// the network, whose disk is at path.
+func allDevices(t *testing.T, path string) Spec {
+	t.Helper()
+	return testSpec(t, 1, vmtest.Obey, &blk.Spec{Config: blk.Config{Path: path, ID: "d"}}, &console.Spec{}, &rng.Spec{}, &balloon.Spec{})
+}
+
+// built is the machine that a destination makes of m.
+func built(t *testing.T, m *Machine) *Target {
+	t.Helper()
+	config, err := m.Source().MigrationConfig()
+	check(t, err)
+	to, err := (&Builder{Log: vmtest.Log(t)}).BuildTarget(t.Context(), config)
+	check(t, err)
+	t.Cleanup(func() { check(t, to.Discard()) })
+	return to
+}
+
+// handOver brings a machine to where only its disks are still to be given up.
+func handOver(t *testing.T, m *Machine) (migrate.Source, *Target) {
+	t.Helper()
+	to := built(t, m)
+	src := m.Source()
+	_, err := src.PauseForHandoff(vmtest.Within(t))
+	check(t, err)
+	ram := make([]byte, m.Memory().Size())
+	check(t, m.Memory().ReadAt(ram, 0))
+	check(t, to.Machine.Memory().WriteAt(ram, 0))
+	state, err := src.SaveState(vmtest.Within(t))
+	check(t, err)
+	check(t, to.PrepareState(state))
+	check(t, to.LoadState(vmtest.Within(t), state))
+	return src, to
+}
+
+func cannotLock(t *testing.T, err error) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), "another process or disk uses it") {
+		t.Errorf("error %v, want one of the disk's lock", err)
+	}
+}
+
+// TestDiskLockMoves with the right to run: at no time are there two that have
+// it, and who cannot have it does not run.
+func TestDiskLockMoves(t *testing.T) {
+	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)
+	check(t, m.Boot())
+	check(t, m.Start(false))
+	src, to := handOver(t, m)
+	cannotLock(t, to.Start(vmtest.Within(t), false)) // the source has not yielded: ABORTED
+	check(t, src.ResumeAfterAbort(vmtest.Within(t)))
+	if m.Paused() {
+		t.Error("the source does not go on")
+	}
+
+	src, to = handOver(t, m)
+	check(t, src.YieldForHandoff(vmtest.Within(t)))
+	check(t, to.Start(vmtest.Within(t), false))
+	// The disk is taken: the source stays paused, and a resume tries again.
+	cannotLock(t, src.ResumeAfterAbort(vmtest.Within(t)))
+	if !m.Paused() {
+		t.Error("the source runs without its disk")
+	}
+	cannotLock(t, m.Resume())
+	to.Stop()
+	check(t, to.devices.backends.unlock(t.Context()))
+	check(t, m.Resume())
+	if m.Paused() {
+		t.Error("the source stands still, although its disk is free")
+	}
+	cannotLock(t, to.Acquire())
+}
+
+// TestAllDevicesRoundTrip: save, load, save again gives equal bytes.
+func TestAllDevicesRoundTrip(t *testing.T) {
+	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)
+	check(t, m.Boot())
+	check(t, m.SetBalloon(1<<20))
+	before, err := m.SaveState()
+	check(t, err)
+	to := built(t, m)
+	check(t, to.Machine.LoadState(before))
+	after, err := to.Machine.SaveState()
+	check(t, err)
+	if len(before.Virtio.Devices) != 4 {
+		t.Fatalf("%d devices", len(before.Virtio.Devices))
+	}
+	same(t, "state", still(before), still(after))
+}
+
+// TestDestinationNamesAll that it cannot have, at once.
+func TestDestinationNamesAll(t *testing.T) {
+	small, gone := vmtest.Image(t, "small.img", 1<<20), vmtest.Image(t, "gone.img", 1<<20)
+	spec := testSpec(t, 1, vmtest.Obey, disk(small), disk(gone))
+	m := fromSpec(t, spec, nil)
+	config, err := m.Source().MigrationConfig()
+	check(t, err)
+	check(t, os.Truncate(small, 4096))
+	check(t, os.Remove(gone))
+	refuses := func(b Builder, says ...string) {
+		t.Helper()
+		_, err := b.BuildTarget(t.Context(), config)
+		for _, s := range says {
+			if err == nil || !strings.Contains(err.Error(), s) {
+				t.Errorf("error %v, want %q in it", err, s)
+			}
+		}
+	}
+	refuses(Builder{}, "expected 1048576 bytes as at the source, found 4096", "gone.img")
+	other := vmtest.Image(t, "other.img", 1<<20)
+	refuses(Builder{Devices: []virtio.Spec{disk(other), &net.Spec{}}},
+		"the guest has 2 devices of kind disk, 1 are given", "the guest has 0 devices of kind net, 1 are given")
+	if os.Geteuid() == 0 {
+		busy, err := net.ParseOptions(fmt.Sprintf("tap=gvbusy%d", os.Getpid()%1e6))
+		check(t, err)
+		tap, err := net.OpenTap(busy)
+		check(t, err)
+		defer func() { check(t, tap.Close()) }()
+		withNet := spec
+		withNet.Devices = append(slices.Clone(spec.Devices), &net.Spec{Options: busy, Features: 1})
+		encoded, err := withNet.encode(nil)
+		check(t, err)
+		_, err = (&Builder{}).BuildTarget(t.Context(), encoded)
+		for _, s := range []string{"tap " + busy.Tap, "another process has it", "gone.img"} {
+			if err == nil || !strings.Contains(err.Error(), s) {
+				t.Errorf("error %v, want %q in it", err, s)
+			}
+		}
+	}
+	refuses(Builder{Devices: []virtio.Spec{&blk.Spec{Config: blk.Config{Path: other, ReadOnly: true}}, disk(other)}}, "readonly is the guest's")
+	to, err := (&Builder{Devices: []virtio.Spec{disk(vmtest.Image(t, "x.img", 1<<20)), disk(other)}}).BuildTarget(t.Context(), config)
+	check(t, err)
+	if got := to.spec.Devices[1].(*blk.Spec).Path; got != other {
+		t.Errorf("the second disk is %s", got)
+	}
+	check(t, to.Discard())
+}

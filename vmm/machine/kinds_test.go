@@ -1,0 +1,181 @@
+package machine
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
+	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/vsock"
+)
+
+func specs(list ...virtio.Spec) []virtio.Spec { return list }
+
+func socket(cid uint32, path string) *vsock.Spec {
+	return &vsock.Spec{Config: vsock.Config{CID: cid, Path: path}}
+}
+
+// TestVsockOverride: the path is the host's choice, the CID the guest's.
+func TestVsockOverride(t *testing.T) {
+	guest := socket(77, "/there")
+	check(t, move(specs(guest), nil, Kinds()))
+	if guest.Path != "/there" {
+		t.Errorf("without a path of this host: %v", guest.Config)
+	}
+	check(t, move(specs(guest), specs(socket(0, "/here")), Kinds()))
+	check(t, move(specs(guest), specs(socket(77, "/here")), Kinds()))
+	if guest.Config != (vsock.Config{CID: 77, Path: "/here"}) || guest.String() != "vsock cid 77" {
+		t.Errorf("%v, %v", guest.Config, guest)
+	}
+	for _, c := range []struct {
+		guest []virtio.Spec
+		here  *vsock.Spec
+		says  string
+	}{
+		{specs(guest), socket(78, "/x"), "vsock /x: the CID is the guest's and cannot change when it moves; it is 77"},
+		{nil, socket(0, "/x"), "the guest has 0 devices of kind vsock, 1 are given on this host"},
+	} {
+		if err := move(c.guest, specs(c.here), Kinds()); err == nil || err.Error() != c.says {
+			t.Errorf("error %v, want %q", err, c.says)
+		}
+	}
+	if errs := validateDevices(specs(socket(2, "/x")), Kinds()); len(errs) != 1 || !strings.Contains(errs[0].Error(), "vsock /x: cid 2") {
+		t.Errorf("%v", errs)
+	}
+}
+
+// TestMove: devices of this host replace the source's one for one. What the guest
+// knows of a device does not change.
+func TestMove(t *testing.T) {
+	conf := func(words string) virtio.Spec {
+		d, err := blk.Kind.Parse(words)
+		check(t, err)
+		return d
+	}
+	nic := func(words string) virtio.Spec {
+		d, err := net.Kind.ParseHere(words)
+		check(t, err)
+		return d
+	}
+	guest := func() []virtio.Spec {
+		two, err := net.Kind.Parse("tap=tap2,mac=52:54:00:00:00:02,mtu=1400")
+		check(t, err)
+		return specs(&balloon.Spec{}, conf("path=/a,id=root,queues=2"), conf("path=/b,readonly"), two)
+	}
+
+	moved := guest()
+	check(t, move(moved, specs(conf("path=/x,direct"), nic("tap=here0,bridge=br0"), conf("path=/y,readonly")), Kinds()))
+	a, b, n := moved[1].(*blk.Spec), moved[2].(*blk.Spec), moved[3].(*net.Spec)
+	if a.Path != "/x" || !a.Direct || a.ID != "root" || a.Queues != 2 {
+		t.Errorf("first disk %+v", a)
+	}
+	if b.Path != "/y" || b.Direct || !b.ReadOnly {
+		t.Errorf("second disk %+v", b)
+	}
+	if n.Tap != "here0" || n.Bridge != "br0" || n.MTU != 1400 || n.MAC.String() != "52:54:00:00:00:02" {
+		t.Errorf("network device %+v", n)
+	}
+	same := guest()
+	check(t, move(same, nil, Kinds()))
+	if p := same[1].(*blk.Spec); p.Path != "/a" || same[3].(*net.Spec).Tap != "tap2" {
+		t.Errorf("nothing given: %+v, %+v", p, same[3])
+	}
+
+	for _, c := range []struct {
+		here []virtio.Spec
+		says []string
+	}{
+		{specs(conf("path=/x")), []string{"the guest has 2 devices of kind disk, 1 are given on this host"}},
+		{specs(conf("path=/x"), conf("path=/y"), conf("path=/z")), []string{"the guest has 2 devices of kind disk, 3 are given on this host"}},
+		{specs(nic("tap=t"), nic("tap=u"), socket(0, "/v")), []string{"the guest has 1 devices of kind net, 2 are given", "the guest has 0 devices of kind vsock, 1 are given"}},
+		{specs(conf("path=/x,readonly,id=other,queues=3"), conf("path=/y")),
+			[]string{"disk /x: readonly is the guest's", "disk /x: id is the guest's", "disk /x: queues is the guest's"}},
+	} {
+		err := move(guest(), c.here, Kinds())
+		for _, says := range c.says {
+			if err == nil || !strings.Contains(err.Error(), says) {
+				t.Errorf("error %v, want %q in it", err, says)
+			}
+		}
+	}
+}
+
+// toy is a device that no table has.
+type toy struct{ inUse []string }
+
+func (toy) Kind() string              { return "toy" }
+func (toy) Validate() error           { return nil }
+func (toy) String() string            { return "toy" }
+func (t toy) FeaturesInUse() []string { return t.inUse }
+func (toy) Open(*slog.Logger) (virtio.Backend, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// TestDecodeSpecRefuses: a destination names what it does not know, in one line.
+func TestDecodeSpecRefuses(t *testing.T) {
+	encode := func(devices ...virtio.Spec) []byte {
+		s := aSpec()
+		s.Devices = devices
+		b, err := s.encode(nil)
+		check(t, err)
+		return b
+	}
+	newer := func(features ...string) []byte {
+		b, err := cbor.Marshal(map[string]any{"version": SpecVersion, "features": features, "sockets": 4})
+		check(t, err)
+		return b
+	}
+	for _, c := range []struct {
+		name string
+		spec []byte
+		says string
+	}{
+		{"kind", encode(toy{}), `device of kind "toy": this govmm does not know it`},
+		{"feature of a device", encode(toy{inUse: []string{"wheels"}}), `the guest uses features that this version of govmm does not know: "toy/wheels"`},
+		{"features", newer("sockets", "disk/discard"), `the guest uses features that this version of govmm does not know: "sockets", "disk/discard"`},
+		{"long feature", newer(strings.Repeat("x", 5000)), `the guest uses features that this version of govmm does not know: "` + strings.Repeat("x", 60) + `"`},
+		{"disk twice", encode(disk("/a"), disk("/b"), disk("/a")), "disk /a: it is given twice"},
+		{"two balloons", encode(&balloon.Spec{}, &balloon.Spec{}), "more than 1 devices of kind balloon"},
+	} {
+		if _, err := decodeSpec(c.spec, nil); err == nil || err.Error() != c.says {
+			t.Errorf("%s: error %v, want %q", c.name, err, c.says)
+		}
+	}
+	var many []virtio.Spec
+	for range maxDevices + 1 {
+		many = append(many, &balloon.Spec{})
+	}
+	if _, err := decodeSpec(encode(many...), nil); err == nil || !strings.Contains(err.Error(), "32 devices: the bus has room for 31") {
+		t.Errorf("too many devices: %v", err)
+	}
+	if _, err := decodeSpec(newer(), nil); err == nil || strings.Contains(err.Error(), "features") {
+		t.Errorf("an unknown field without a feature: %v", err)
+	}
+
+	kind := virtio.Kind{Name: "toy", New: func() virtio.Spec { return new(toy) }, Features: []string{"wheels"}}
+	if _, err := decodeSpec(encode(toy{inUse: []string{"wheels"}}), []virtio.Kind{kind}); err != nil {
+		t.Errorf("a host that knows the kind and the feature: %v", err)
+	}
+	if _, err := decodeSpec(encode(toy{inUse: []string{"wings", "wheels"}}), []virtio.Kind{kind}); err == nil || !strings.HasSuffix(err.Error(), `know: "toy/wings"`) {
+		t.Errorf("a host that knows one of two features: %v", err)
+	}
+}
+
+// TestDevicesOfKinds: the table decides the order on the bus, and whose kind is
+// told.
+func TestDevicesOfKinds(t *testing.T) {
+	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)
+	var kinds []string
+	for _, d := range m.Devices() {
+		kinds = append(kinds, d.Kind.Name)
+	}
+	if got := strings.Join(kinds, " "); got != "balloon rng console disk" {
+		t.Errorf("devices %s", got)
+	}
+}

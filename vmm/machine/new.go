@@ -1,0 +1,184 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/govmm/govmm/internal/testhook"
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/memory"
+)
+
+// New makes a machine with empty memory, whose lines lead to ends. log gets what a
+// user should know and is not an error; nil: nothing is logged. Disks and taps are
+// opened; [Machine.Acquire] or [Machine.Start] locks the disks.
+func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	b, err := openBackends(spec.Devices, log)
+	if err != nil {
+		return nil, fmt.Errorf("make the machine: %w", err)
+	}
+	return newWith(spec, ends, log, b)
+}
+
+// newWith is New with backends that are open. They belong to the machine from now
+// on, also if this fails.
+func newWith(spec Spec, ends Ends, log *slog.Logger, b backends) (_ *Machine, err error) {
+	m := &Machine{spec: spec, log: log, ends: ends.orNothing(), gate: newGate(), ending: ending{done: make(chan struct{})}}
+	m.devices.backends = b
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("make the machine: %w", err), m.Close())
+		}
+	}()
+	if m.kernel.sys, err = kvm.Open(); err != nil {
+		return nil, err
+	}
+	if _, err := m.kernel.sys.RequestXComp(); err != nil {
+		// The guest then has no AMX; cpu.Supported asked in the same way.
+		log.Warn("the guest has no AMX", "err", err)
+	}
+	if m.kernel.vm, err = m.kernel.sys.CreateVM(); err != nil {
+		return nil, err
+	}
+	ring, err := m.enableCaps()
+	if err != nil {
+		return nil, err
+	}
+	m.spec.Needs = needs(m.kernel.caps)
+	if err := m.createChips(); err != nil {
+		return nil, err
+	}
+	if m.mem, err = memory.New(spec.Memory, spec.Backing); err != nil {
+		return nil, err
+	}
+	if err := m.setSlots(0); err != nil {
+		return nil, err
+	}
+	if ring {
+		m.kernel.rings = newDirtyRings(m.kernel.vm, m.mem.Slots())
+	}
+	if err := m.createSerial(); err != nil {
+		return nil, err
+	}
+	if err := m.createChipset(); err != nil {
+		return nil, err
+	}
+	if err := m.createDevices(); err != nil {
+		return nil, err
+	}
+	return m, m.createVCPUs()
+}
+
+// enableCaps turns on what has to be on before there are vCPUs and slots. ring
+// says that the dirty log is kept in rings.
+func (m *Machine) enableCaps() (ring bool, err error) {
+	vm, c := m.kernel.vm, &m.kernel.caps
+	flags, err := vm.CheckExtension(kvm.CapManualDirtyLogProtect2)
+	if err != nil {
+		return false, err
+	}
+	flags &^= int(testhook.WithoutDirtyLog.Load())
+	if ring, err = m.chooseTracking(flags); err != nil {
+		return false, err
+	}
+	if ring {
+		flags = 0 // rings and manual protection exclude each other, see kvm.VM.EnableDirtyRing
+	}
+	// INITIALLY_SET spares the walk over all page tables when logging starts.
+	// The kernel refuses it without manual protection.
+	c.dirtyLog = flags & (kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet)
+	if c.dirtyLog != 0 {
+		if err := vm.EnableCap(kvm.CapManualDirtyLogProtect2, uint64(c.dirtyLog)); err != nil {
+			return false, err
+		}
+	}
+	// With these the state of a vCPU has all that waits to be delivered.
+	for _, o := range []struct {
+		cap kvm.Capability
+		has *bool
+	}{
+		{kvm.CapExceptionPayload, &c.exceptionPayload},
+		{kvm.CapX86TripleFaultEvent, &c.tripleFault},
+	} {
+		n, err := vm.CheckExtension(o.cap)
+		if err != nil {
+			return false, err
+		}
+		if *o.has = n > 0; *o.has {
+			if err := vm.EnableCap(o.cap, 1); err != nil {
+				return false, err
+			}
+		}
+	}
+	n, err := vm.CheckExtension(kvm.CapSREGS2)
+	c.sregs2 = n > 0
+	return ring, err
+}
+
+// setSlots registers all memory with these flags, or changes its flags.
+func (m *Machine) setSlots(flags uint32) error {
+	for i, s := range m.mem.Slots() {
+		err := m.kernel.vm.SetUserMemoryRegion(kvm.MemorySlot{Slot: uint32(i), Flags: flags, GPA: s.GPA, Size: s.Size, HVA: s.HVA})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reset closes a machine that has ended and returns one made from the same spec,
+// with the kernel loaded and not started. Disks stay locked and taps in place. The
+// host's target for the balloon stays. Nobody may use the machine any more, whether
+// this fails or not.
+func (m *Machine) Reset() (*Machine, error) {
+	<-m.ending.done
+	err := m.devices.unplug()
+	kept := m.devices.backends
+	m.devices.backends = nil
+	if err := errors.Join(err, m.Close()); err != nil {
+		m.log.Warn("free the machine that was reset", "err", err)
+	}
+	next, err := newWith(m.spec, m.ends, m.log, kept)
+	if err != nil {
+		return nil, fmt.Errorf("reset: %w", err)
+	}
+	if err := next.Boot(); err != nil {
+		return nil, errors.Join(fmt.Errorf("reset: %w", err), next.Close())
+	}
+	return next, nil
+}
+
+// Close stops the machine and frees everything. Nobody may use its memory any
+// more: a migration of it has ended.
+func (m *Machine) Close() error {
+	m.Kill()
+	m.gate.throttle(0, 0)
+	m.gate.join()
+	m.ending.threads.Wait()
+	m.ending.closeOnce.Do(func() { m.ending.closeErr = m.free() })
+	return m.ending.closeErr
+}
+
+func (m *Machine) free() error {
+	errs := []error{m.closeSerial(), m.devices.unplug(), m.devices.backends.close()}
+	for _, c := range m.vcpus {
+		errs = append(errs, c.kvm.Close())
+	}
+	if m.kernel.vm != nil {
+		errs = append(errs, m.kernel.vm.Close())
+	}
+	if m.kernel.sys != nil {
+		errs = append(errs, m.kernel.sys.Close())
+	}
+	if m.mem != nil { // its slots have gone with the VM
+		errs = append(errs, m.mem.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,111 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/vmm/loader"
+)
+
+// source is a machine as [migrate.Migration] sends it.
+type source struct {
+	guestRAM
+	*Machine
+}
+
+var (
+	_ migrate.Source  = (*source)(nil)
+	_ migrate.Hinting = (*source)(nil)
+)
+
+// Source returns the machine for [migrate.New]. It is not closed before the
+// migration's Run has returned.
+func (m *Machine) Source() migrate.Source { return &source{guestRAM{m.mem}, m} }
+
+// Slots lists the memory slots.
+func (s *source) Slots() []migrate.Slot { return s.guestRAM.Slots() }
+
+// HintSource is the balloon, see [migrate.Hinting].
+func (s *source) HintSource() migrate.HintSource {
+	b, ok := deviceOf[*balloon.Balloon](s.Machine)
+	if !ok {
+		return nil // not a nil *balloon.Balloon
+	}
+	return b
+}
+
+// MigrationConfig is the spec, with the features that are in use, and with the kernel
+// unpacked: the destination does not unpack what a peer sends.
+func (s *source) MigrationConfig() ([]byte, error) {
+	spec := s.spec
+	if !spec.NoUnpack && !spec.received {
+		kernel, err := loader.Unpack(spec.Kernel, spec.Memory)
+		if err != nil {
+			return nil, err
+		}
+		if len(kernel) <= MaxKernel {
+			spec.Kernel = kernel
+		}
+	}
+	var made []virtio.Device
+	for _, d := range s.devices.plugged {
+		made = append(made, d.Device())
+	}
+	return spec.encode(made)
+}
+
+// PauseForHandoff stops the vCPUs, with their last accesses completed, the devices,
+// with their requests done, and the input of serial port and console: what was
+// typed and not read travels in their state. Nothing else writes guest memory. What
+// was written to disks is made durable before, while the guest runs;
+// YieldForHandoff does it for the little that follows.
+func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err error) {
+	if err := context.Cause(ctx); err != nil {
+		return false, err
+	}
+	s.devices.backends.sync()
+	before, err := s.hold(ctx, holdHandoff, 0)
+	if err != nil {
+		return false, err
+	}
+	s.stopInput()
+	return before&holdUser == 0, nil
+}
+
+// YieldForHandoff flushes and unlocks the disks.
+func (s *source) YieldForHandoff(ctx context.Context) error { return s.devices.backends.unlock(ctx) }
+
+// ResumeAfterAbort locks the disks again and lets the guest go on, unless it was
+// paused before. A guest whose disk another process has taken meanwhile stays
+// paused, until the user resumes it.
+func (s *source) ResumeAfterAbort(ctx context.Context) error {
+	if err := s.Acquire(); err != nil {
+		_, perr := s.hold(ctx, holdUser, 0)
+		return errors.Join(fmt.Errorf("the guest stays paused here: %w", err), perr, s.let(holdHandoff, 0))
+	}
+	s.startInput()
+	return s.let(holdHandoff, 0)
+}
+
+// SaveState returns the encoded state.
+func (s *source) SaveState(context.Context) ([]byte, error) {
+	state, err := s.Machine.SaveState()
+	if err != nil {
+		return nil, err
+	}
+	return encodeState(state)
+}
+
+// TakeBack lets the guest go on after a migration that ended without a verdict
+// (migrate.ErrHandoffUnknown), which left it stopped and its writes logged. If the
+// destination runs the guest too, it then runs twice.
+func (m *Machine) TakeBack() error {
+	if err := m.StopDirtyLog(); err != nil {
+		return err
+	}
+	return m.Source().ResumeAfterAbort(context.Background())
+}

@@ -1,0 +1,252 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/govmm/govmm/internal/strictcbor"
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/platform"
+	"github.com/govmm/govmm/vmm/serial"
+)
+
+// stateVersion is the version of [State]. A machine loads only its own: what is
+// added is a feature, see [Spec].
+const stateVersion = 1
+
+// State is all of a machine but its memory: plain data, for the machine at the
+// destination to load. CPUID and the TSC's frequency are in [Spec]: vCPUs are made
+// with them. A field that is added after v0.1.0 is tagged omitzero and belongs to a
+// feature of the spec while it is in use.
+type State struct {
+	Version      uint32             `cbor:"version"`
+	Clock        ClockState         `cbor:"clock"`
+	VCPUs        []VCPUState        `cbor:"vcpus"`
+	Chips        ChipState          `cbor:"chips"`
+	Serial       serial.State       `cbor:"serial"`
+	ResetControl byte               `cbor:"reset_control"` // port 0xcf9
+	PM           platform.PMState   `cbor:"pm"`
+	CMOS         platform.CMOSState `cbor:"cmos"`
+	Panicked     bool               `cbor:"panicked"`
+	Virtio       VirtioState        `cbor:"virtio"`
+}
+
+// ChipState is what all vCPUs share: the interrupt controllers and the timer
+// of the kernel.
+type ChipState struct {
+	PICMaster kvm.IRQChip   `cbor:"pic_master"`
+	PICSlave  kvm.IRQChip   `cbor:"pic_slave"`
+	IOAPIC    kvm.IRQChip   `cbor:"ioapic"`
+	PIT       kvm.PITState2 `cbor:"pit"`
+}
+
+var (
+	// ErrRunning: the call needs a machine that stands still.
+	ErrRunning = errors.New("the machine runs")
+	// ErrStarted: the call needs a machine that has not been started.
+	ErrStarted = errors.New("the machine has been started")
+	// ErrHandoff: the machine is being handed over to another host.
+	ErrHandoff = errors.New("the guest is being handed over")
+)
+
+// drainTime bounds how long a machine that is saved waits for the other end of its
+// lines to take the guest's output. This process goes on writing what is left then;
+// the guest does not stand still for it.
+const drainTime = 50 * time.Millisecond
+
+// SaveState returns the state of a machine that stands still. It fails with
+// [ErrRunning] if it does not.
+//
+// The order: of each vCPU MP_STATE first, because asking for it makes the
+// kernel take a pending INIT or SIPI, which changes all other registers; its
+// VCPU_EVENTS last, because reading other state may move an event from one
+// queue to the next. The serial port before the interrupt controllers: should
+// its output drain in between, then the interrupt for it is in their state,
+// and in that of the port as well, which raises a line that is up already. The
+// devices are quiet, and all that they have raised is in the interrupt
+// controllers, before any of that.
+func (m *Machine) SaveState() (*State, error) {
+	if m.gate.held() == 0 {
+		return nil, ErrRunning
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	if err := m.Drain(ctx); err != nil {
+		m.log.Warn("output of the guest is left behind", "err", err)
+	}
+	m.devices.quietMu.Lock()
+	defer m.devices.quietMu.Unlock()
+	if err := m.devices.pause(context.Background()); err != nil { // it has not been started
+		return nil, err
+	}
+	s := &State{Version: stateVersion, Serial: m.lines.uart.SaveState(), ResetControl: byte(m.resetControl.Load()),
+		PM: m.board.pm.SaveState(), CMOS: m.board.cmos.SaveState(), Panicked: m.panicked.Load()}
+	var err error
+	if s.Virtio, err = m.saveDevices(); err != nil {
+		return nil, err
+	}
+	if s.Clock, err = m.saveClock(); err != nil {
+		return nil, err
+	}
+	s.VCPUs = make([]VCPUState, len(m.vcpus))
+	err = m.eachVCPU(func(i int, v *kvm.VCPU) (err error) {
+		s.VCPUs[i], err = m.saveVCPU(v)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.Chips, err = m.saveChips()
+	return s, err
+}
+
+// LoadState puts a machine that has not been started into a saved state. All memory
+// must have landed: KVM reads some of it, and writes some as soon as the guest runs.
+// After an error the machine can only be closed.
+//
+// The order: registers of each vCPU; then the clocks, which LAPIC timers and
+// deadlines are measured by; the rest of each vCPU (see loadRegisters and
+// loadRest). The interrupt controllers come after all local APICs, since they
+// hand on what is pending in them. The serial port and power management come
+// after them: they set their interrupt lines, which the controllers then take as
+// no change. The devices stay quiet until the vCPUs run.
+// [Machine.Start] calls KVM_KVMCLOCK_CTRL, which tells the guest that it stood still.
+func (m *Machine) LoadState(s *State) error {
+	if m.gate.held()&holdStart == 0 {
+		return ErrStarted
+	}
+	if err := m.fits(s); err != nil {
+		return err
+	}
+	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRegisters(v, &s.VCPUs[i]) }); err != nil {
+		return err
+	}
+	if err := m.loadClock(s); err != nil {
+		return err
+	}
+	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRest(v, &s.VCPUs[i]) }); err != nil {
+		return err
+	}
+	if err := m.loadChips(&s.Chips); err != nil {
+		return err
+	}
+	m.resetControl.Store(uint32(s.ResetControl &^ resetCPU))
+	m.panicked.Store(s.Panicked)
+	if err := m.board.pm.LoadState(s.PM); err != nil {
+		return err
+	}
+	if err := m.board.cmos.LoadState(s.CMOS); err != nil {
+		return err
+	}
+	m.devices.quietMu.Lock()
+	defer m.devices.quietMu.Unlock()
+	if err := m.loadDevices(&s.Virtio); err != nil {
+		return err
+	}
+	return m.lines.uart.LoadState(s.Serial)
+}
+
+// fits reports why this machine cannot load the state.
+func (m *Machine) fits(s *State) error {
+	if s.Version != stateVersion {
+		return fmt.Errorf("machine state: expected version %d, found %d", stateVersion, s.Version)
+	}
+	if len(s.VCPUs) != len(m.vcpus) {
+		return fmt.Errorf("machine state: expected %d vCPUs, found %d", len(m.vcpus), len(s.VCPUs))
+	}
+	for i, v := range m.vcpus {
+		if s.VCPUs[i].ID != uint32(v.kvm.ID()) {
+			return fmt.Errorf("machine state: expected vCPU %d, found %d", v.kvm.ID(), s.VCPUs[i].ID)
+		}
+	}
+	return nil
+}
+
+// eachVCPU calls f for every vCPU, with its index, on all processors: ioctls of
+// different vCPUs do not wait for each other. It returns the error of the first
+// vCPU that has one.
+func (m *Machine) eachVCPU(f func(i int, v *kvm.VCPU) error) error {
+	errs := make([]error, len(m.vcpus))
+	var next atomic.Int64
+	var all sync.WaitGroup
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < len(m.vcpus); i = int(next.Add(1)) - 1 {
+			errs[i] = f(i, m.vcpus[i].kvm)
+		}
+	}
+	for range min(runtime.GOMAXPROCS(0), len(m.vcpus)) - 1 {
+		all.Go(work)
+	}
+	work()
+	all.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Machine) saveChips() (s ChipState, err error) {
+	for _, c := range s.all() {
+		if *c.state, err = m.kernel.vm.GetIRQChip(c.id); err != nil {
+			return s, err
+		}
+	}
+	s.PIT, err = m.kernel.vm.GetPIT2()
+	return s, err
+}
+
+func (m *Machine) loadChips(s *ChipState) error {
+	for _, c := range s.all() {
+		if c.state.ChipID != c.id {
+			return fmt.Errorf("machine state: expected interrupt chip %d, found %d", c.id, c.state.ChipID)
+		}
+		if err := m.kernel.vm.SetIRQChip(*c.state); err != nil {
+			return err
+		}
+	}
+	return m.kernel.vm.SetPIT2(s.PIT)
+}
+
+type chip struct {
+	id    uint32
+	state *kvm.IRQChip
+}
+
+func (s *ChipState) all() [3]chip {
+	return [...]chip{{kvm.ChipPICMaster, &s.PICMaster}, {kvm.ChipPICSlave, &s.PICSlave}, {kvm.ChipIOAPIC, &s.IOAPIC}}
+}
+
+// encodeState returns the state as it goes over the wire.
+func encodeState(s *State) ([]byte, error) {
+	b, err := strictcbor.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encode the machine's state: %w", err)
+	}
+	return b, nil
+}
+
+// decodeState decodes what an untrusted peer may have sent. The kernel checks what
+// the values mean.
+func decodeState(b []byte) (*State, error) {
+	var head struct {
+		Version uint32 `cbor:"version"`
+	}
+	if err := strictcbor.UnmarshalKnown(b, &head); err != nil {
+		return nil, fmt.Errorf("decode the machine's state: %w", err)
+	}
+	if head.Version != stateVersion {
+		return nil, fmt.Errorf("machine state: expected version %d, found %d", stateVersion, head.Version)
+	}
+	s := new(State)
+	if err := strictcbor.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("decode the machine's state: %w", err)
+	}
+	return s, nil
+}

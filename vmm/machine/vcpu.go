@@ -1,0 +1,179 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/cpu"
+	"golang.org/x/sys/unix"
+)
+
+// vcpu is one virtual processor and the thread that runs it.
+type vcpu struct {
+	machine *Machine
+	kvm     *kvm.VCPU
+}
+
+// createVCPUs makes the vCPUs and starts their threads, which wait at the gate.
+func (m *Machine) createVCPUs() error {
+	for id := range m.spec.CPUs {
+		v, err := m.kernel.vm.CreateVCPU(id)
+		if err != nil {
+			return err
+		}
+		m.vcpus = append(m.vcpus, &vcpu{machine: m, kvm: v})
+		m.gate.vcpus = append(m.gate.vcpus, v)
+		if r := m.kernel.rings; r != nil {
+			r.vcpus = append(r.vcpus, v)
+		}
+		// The frequency first: the kernel derives CPUID leaves from it.
+		khz, err := v.TSCKHz()
+		if err != nil {
+			return err
+		}
+		if m.spec.TSCKHz == 0 {
+			m.spec.TSCKHz = khz
+		}
+		if m.spec.TSCKHz != khz {
+			if err := v.SetTSCKHz(m.spec.TSCKHz); err != nil {
+				return err
+			}
+		}
+		if err := v.SetCPUID2(cpu.ForVCPU(m.spec.CPUID, id, m.spec.CPUs)); err != nil {
+			return err
+		}
+	}
+	list, err := m.kernel.sys.MSRIndexList()
+	if err != nil {
+		return err
+	}
+	// Which of them exist depends on CPUID alone. Each one that does not costs a
+	// system call to find out, better now than while the guest stands still.
+	present, err := cpu.ReadMSRs(m.vcpus[0].kvm, cpu.SavedMSRs(list))
+	if err != nil {
+		return err
+	}
+	for _, p := range present {
+		m.kernel.msrs = append(m.kernel.msrs, p.Index)
+	}
+	for _, c := range m.vcpus {
+		m.gate.enter()
+		m.ending.threads.Go(c.loop)
+	}
+	go func() {
+		m.ending.threads.Wait()
+		close(m.ending.done)
+	}()
+	return nil
+}
+
+// loop is the vCPU's thread, from the machine's making to its end.
+func (c *vcpu) loop() {
+	// The goroutine ends with the thread locked to it, so Go ends the thread.
+	runtime.LockOSThread()
+	c.kvm.BindThread()
+	defer c.machine.gate.leave()
+	defer c.kvm.UnbindThread()
+
+	pending, kicked := false, false
+	for c.machine.gate.admit(c.kvm, pending, kicked) {
+		err := c.kvm.Run()
+		pending, kicked = err == nil, errors.Is(err, unix.EINTR)
+		switch {
+		case err == nil:
+			c.handle()
+		case kicked:
+		case errors.Is(err, unix.EAGAIN):
+			// The vCPU waited in the kernel to be started, and INIT came: go on.
+		default:
+			c.crash(err)
+		}
+	}
+}
+
+// crash ends the machine.
+func (c *vcpu) crash(err error) {
+	c.machine.end(Exit{Kind: ExitCrash, Err: err})
+}
+
+// handle does what the guest's exit asks for.
+func (c *vcpu) handle() {
+	switch reason := c.kvm.ExitReason(); reason {
+	case kvm.ExitIO:
+		c.portAccess(c.kvm.IO())
+	case kvm.ExitMMIO:
+		c.memoryAccess(c.kvm.MMIO())
+	case kvm.ExitDirtyRingFull:
+		c.ringFull()
+	case kvm.ExitShutdown:
+		c.crash(c.tripleFault())
+	case kvm.ExitInternalError:
+		c.crash(c.internalError(c.kvm.InternalError()))
+	case kvm.ExitFailEntry:
+		c.crash(c.failEntry(c.kvm.FailEntry()))
+	case kvm.ExitSystemEvent:
+		c.systemEvent(c.kvm.SystemEvent())
+	case kvm.ExitIntr, kvm.ExitIRQWindowOpen:
+		// Nothing to do.
+	case kvm.ExitHypercall:
+		const enosys = 1000 // KVM_ENOSYS
+		c.kvm.SetHypercallResult(^uint64(enosys - 1))
+	default:
+		c.crash(fmt.Errorf("vCPU %d: KVM_RUN ended with %v, which govmm does not handle%s", c.kvm.ID(), reason, c.where()))
+	}
+}
+
+// ringFull makes room in the dirty rings. What it collects is kept for the next
+// fetch.
+func (c *vcpu) ringFull() {
+	r := c.machine.kernel.rings
+	if r == nil {
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_DIRTY_RING_FULL of a machine without rings", c.kvm.ID()))
+		return
+	}
+	if err := r.harvest(); err != nil {
+		c.crash(fmt.Errorf("vCPU %d: make room in a full dirty ring: %w", c.kvm.ID(), err))
+	}
+}
+
+// portAccess is IN, OUT, INS or OUTS; the last two come as several accesses at
+// one port.
+func (c *vcpu) portAccess(io kvm.IOExit) {
+	if io.Data == nil || io.Size == 0 {
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_IO of %d times %d bytes at port %#x does not fit kvm_run",
+			c.kvm.ID(), io.Count, io.Size, io.Port))
+		return
+	}
+	for p := io.Data; len(p) > 0; p = p[io.Size:] {
+		if io.In {
+			c.machine.board.ports.Read(uint64(io.Port), p[:io.Size])
+		} else {
+			c.machine.board.ports.Write(uint64(io.Port), p[:io.Size])
+		}
+	}
+}
+
+// memoryAccess is an access to what is not RAM.
+func (c *vcpu) memoryAccess(a kvm.MMIOExit) {
+	switch {
+	case len(a.Data) == 0:
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_MMIO at %#x has no valid length", c.kvm.ID(), a.Addr))
+	case a.Write:
+		c.machine.board.mmio.Write(a.Addr, a.Data)
+	default:
+		c.machine.board.mmio.Read(a.Addr, a.Data)
+	}
+}
+
+func (c *vcpu) systemEvent(e kvm.SystemEventExit) {
+	switch e.Type {
+	case kvm.SystemEventShutdown:
+		c.machine.end(Exit{Kind: ExitPowerOff})
+	case kvm.SystemEventReset:
+		c.machine.end(Exit{Kind: ExitReset})
+	default:
+		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_SYSTEM_EVENT %d %#x", c.kvm.ID(), e.Type, e.Data))
+	}
+}

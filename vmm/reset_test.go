@@ -1,0 +1,100 @@
+package vmm
+
+import (
+	"fmt"
+	stdnet "net"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/govmm/govmm/internal/testenv"
+	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
+	"github.com/govmm/govmm/virtio/net"
+)
+
+// disk is a spec of a disk.
+func disk(path string) *blk.Spec { return &blk.Spec{Config: blk.Config{Path: path}} }
+
+func cannotLock(t *testing.T, err error) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), "another process or disk uses it") {
+		t.Errorf("error %v, want one of the disk's lock", err)
+	}
+}
+
+// TestNewVMLocksTheDisk, so that a VM whose disk is another's never seems to
+// run; it is free again when the VM has gone, whether that ever ran or not.
+func TestNewVMLocksTheDisk(t *testing.T) {
+	needKVM(t)
+	cfg := testConfig(1, vmtest.Obey)
+	cfg.Devices = []virtio.Spec{disk(vmtest.Image(t, "a.img", 1<<20))}
+	vm, err := NewVM(cfg)
+	check(t, err)
+	_, err = NewVM(cfg)
+	cannotLock(t, err)
+	check(t, vm.Stop(vmtest.Within(t)))
+	vm, err = NewVM(cfg)
+	check(t, err)
+	check(t, vm.Stop(vmtest.Within(t)))
+}
+
+// TestResetKeepsTheDisk: nobody can take it in between.
+func TestResetKeepsTheDisk(t *testing.T) {
+	needKVM(t)
+	cfg := testConfig(1, vmtest.Obey)
+	path := vmtest.Image(t, "a.img", 1<<20)
+	cfg.Devices = []virtio.Spec{disk(path)}
+	vm := running(t, cfg, "B")
+	vm.con.Type("r")
+	vm.con.Await(t, "BB")
+	other, err := disk(path).Open(vmtest.Log(t))
+	check(t, err)
+	cannotLock(t, other.(virtio.Locker).Lock())
+	check(t, other.Close())
+	if i := vm.Info(); len(i.Devices) != 1 || i.Devices[0].Info.(*blk.Info).Size != 1<<20 || i.Devices[0].Info.(*blk.Info).Path != path {
+		t.Errorf("%+v", i.Devices)
+	}
+}
+
+// TestResetKeepsTheTap: it stays the interface that it is, with its settings and
+// its place in a bridge, and nobody can take it in between. A tap that was made
+// by the VMM would vanish as soon as it is closed.
+func TestResetKeepsTheTap(t *testing.T) {
+	needKVM(t)
+	testenv.NeedRoot(t, "a tap")
+	name := fmt.Sprintf("gvreset%d", os.Getpid()%1e6)
+	options, err := net.ParseOptions("tap=" + name + ",mac=52:54:00:0a:0b:0c")
+	check(t, err)
+	cfg := testConfig(1, vmtest.Obey)
+	cfg.Devices = []virtio.Spec{&net.Spec{Options: options}}
+	vm := running(t, cfg, "B")
+	before, err := stdnet.InterfaceByName(name)
+	check(t, err)
+	for i := range 3 {
+		vm.con.Type("r")
+		vm.con.Await(t, strings.Repeat("B", i+2))
+		after, err := stdnet.InterfaceByName(name)
+		check(t, err)
+		if after.Index != before.Index {
+			t.Errorf("the tap was interface %d and is %d", before.Index, after.Index)
+		}
+		if tap, err := net.OpenTap(options); err == nil {
+			t.Error("somebody else can have the tap")
+			check(t, tap.Close())
+		} else if !strings.Contains(err.Error(), "another process has it") {
+			t.Error(err)
+		}
+	}
+	if i := vm.Info(); len(i.Devices) != 1 || i.Devices[0].Info.(*net.Info).Tap != name {
+		t.Errorf("the tap is told as %+v", i.Devices)
+	}
+	if err := vm.Stop(vmtest.Within(t)); err != nil {
+		t.Error(err)
+	}
+	vm.ends(t, Stopped, "")
+	if _, err := stdnet.InterfaceByName(name); err == nil {
+		t.Error("the tap is left behind")
+	}
+}
