@@ -167,7 +167,7 @@ func TestMigrateFlagsArrive(t *testing.T) {
 	}
 }
 
-// Ctrl-C cancels and waits for the verdict; so does --cancel from elsewhere.
+// Ctrl-C cancels and waits for the end; so does --cancel from elsewhere.
 func TestMigrateCancel(t *testing.T) {
 	for _, how := range []string{"signal", "other terminal"} {
 		c := newCLI(t)
@@ -255,7 +255,7 @@ func TestMigrateKilledLeavesItRunning(t *testing.T) {
 }
 
 // A VM that dies, or hangs in handoff-unknown, still gives one JSON object.
-func TestFollowWithoutVerdict(t *testing.T) {
+func TestFollowWithoutResult(t *testing.T) {
 	c := newCLI(t)
 	vm := &fakeVM{mig: newFakeMigration()}
 	vm.mig.p.Phase = migrate.PhaseHandoffUnknown

@@ -181,7 +181,7 @@ func (s *stage) tick(at *child) (t tick, err error) {
 // migrate moves the guest and waits until the source's process has ended.
 func (s *stage) migrate(source *child, addr string) (migrate.Result, error) {
 	ctx, cancel := context.WithCancel(s.ctx)
-	var v verdict
+	var v outcome
 	over := make(chan struct{})
 	defer func() { cancel(); <-over }()
 	go func() {

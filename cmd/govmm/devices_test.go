@@ -138,6 +138,9 @@ func (b *button) PowerOff(context.Context) error {
 	return b.answer
 }
 
+// Ended is nil: the VM goes on.
+func (b *button) Ended() <-chan struct{} { return nil }
+
 // The first signal asks the guest, the second does not; nor does the first if
 // nobody listens.
 func TestSignals(t *testing.T) {

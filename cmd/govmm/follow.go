@@ -37,8 +37,8 @@ type follower struct {
 	interrupted bool // a signal came
 }
 
-// verdict is what a stream of progress ended with.
-type verdict struct {
+// outcome is what a stream of progress ended with.
+type outcome struct {
 	res migrate.Result
 	err error
 }
@@ -48,7 +48,7 @@ type verdict struct {
 func (f *follower) follow(ctx context.Context, open func(context.Context, func(migrate.Progress)) (migrate.Result, error)) (migrate.Result, error) {
 	ctx, leave := context.WithCancel(ctx)
 	defer leave()
-	updates, end := make(chan migrate.Progress), make(chan verdict, 1)
+	updates, end := make(chan migrate.Progress), make(chan outcome, 1)
 	go func() {
 		res, err := open(ctx, func(p migrate.Progress) {
 			select {
@@ -56,7 +56,7 @@ func (f *follower) follow(ctx context.Context, open func(context.Context, func(m
 			case <-ctx.Done():
 			}
 		})
-		end <- verdict{res, err}
+		end <- outcome{res, err}
 	}()
 	defer f.line.clear()
 

@@ -33,7 +33,7 @@ type hostFlags struct {
 
 func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH, unix:PATH or null")
-	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: the guest has no such device")
+	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: nowhere, and govmm run then makes no such device")
 	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
@@ -159,11 +159,17 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	return outcome, errors.Join(err, <-served)
 }
 
+// powerer is a VM with a power button.
+type powerer interface {
+	PowerOff(ctx context.Context) error
+	Ended() <-chan struct{}
+}
+
 // onSignals returns a context that ends when the process is told to end. The first
 // signal presses the guest's power button, and the second ends the VM at once; so
 // does the first if the guest does not listen to its button. stop ends the watch
 // for signals.
-func onSignals(ctx context.Context, vm interface{ PowerOff(context.Context) error }, say func(string, ...any)) (_ context.Context, stop func()) {
+func onSignals(ctx context.Context, vm powerer, say func(string, ...any)) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -175,7 +181,11 @@ func onSignals(ctx context.Context, vm interface{ PowerOff(context.Context) erro
 			if vm.PowerOff(ctx) != nil {
 				return
 			}
-			say("%v: the guest was asked to power off; a second signal ends it at once", s)
+			select {
+			case <-vm.Ended(): // a receiver without a guest
+			default:
+				say("%v: the guest was asked to power off; a second signal ends it at once", s)
+			}
 		case <-ctx.Done():
 			return
 		}

@@ -61,7 +61,7 @@ func TestDefaultNames(t *testing.T) {
 	}
 }
 
-// Many claimants at once, over the litter of dead VMs, never share a name and
+// Many claimants at once, among the stale sockets of dead VMs, never share a name and
 // leave no gap.
 func TestClaimRace(t *testing.T) {
 	dir := t.TempDir()
