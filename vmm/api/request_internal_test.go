@@ -4,8 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"github.com/govmm/govmm/vmm"
 	"testing"
+
+	"github.com/govmm/govmm/vmm"
 )
 
 // FuzzMigrateRequest: whatever a client sends is refused as its mistake or
