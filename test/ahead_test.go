@@ -12,7 +12,7 @@ import (
 	"github.com/govmm/govmm/vmm/memory"
 )
 
-// keeper is a builder that shows the memory that it has made.
+// keeper is a builder that keeps the memory that it has made.
 type keeper struct{ made *memory.Memory }
 
 func (k *keeper) Build(_ context.Context, config []byte) (migrate.Target, error) {
@@ -29,9 +29,9 @@ type kept struct{ still }
 
 func (kept) Discard() error { return nil }
 
-// Memory that the destination populates ahead of the data, where a processor is
-// to spare, is what has data in the end: holes of the source are holes there, but
-// for those that share a huge page with data.
+// TestHolesArriveAsHoles: the destination populates memory ahead of the data if it has
+// a processor to spare. In the end only memory with data is populated: holes of the
+// source are holes there, except those that share a huge page with data.
 func TestHolesArriveAsHoles(t *testing.T) {
 	const size, huge = 256 << 20, 2 << 20
 	src, err := memory.New(size, memory.DefaultBacking)
@@ -39,7 +39,7 @@ func TestHolesArriveAsHoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	// Runs of full memory, each followed by a hole, both of several huge pages.
+	// Runs of full memory, each followed by a hole; both have several huge pages.
 	r := rand.New(rand.NewPCG(3, 4))
 	blocks := 0
 	for at := 0; at < size; {

@@ -34,16 +34,16 @@ func awaitBallooned(t testing.TB, l *lines, from, bytes int) (tick, int) {
 	t.Helper()
 	return l.awaitTick(t, from, fmt.Sprintf("%d bytes in the balloon", bytes), func(k tick) bool {
 		if k.more["stale"] != 0 {
-			t.Errorf("pages that the host had taken came back with an old content: %+v", k)
+			t.Errorf("pages that the host had taken came back with their old content: %+v", k)
 		}
 		return k.more["ballooned"] == uint64(bytes/mempage.Size)
 	})
 }
 
-// Of a pool that is full the balloon takes 64 MiB, and the VMM's memory shrinks
-// by as much; given back they are used again. Then the balloon is filled while
-// the guest moves, after its pages have been sent, and emptied right after:
-// what was punched out reads as zero there, or the guest would say so.
+// TestBalloonMoves: the balloon takes 64 MiB from a full pool, and the VMM's memory
+// shrinks by as much. Given back, the pages are used again. Then the balloon is
+// inflated during a migration, after some of its pages were sent, and deflated at the
+// destination: the pages must read as zero there, which the guest checks.
 func TestBalloonMoves(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -71,7 +71,7 @@ func TestBalloonMoves(t *testing.T) {
 	mig := h.start("migrate", "b0", "--to", addr, "--bandwidth-limit", "2M", "--downtime-limit", "1s", "--json")
 	h.awaitMigrating("b0", 10*mib)
 	h.must("balloon", "b0", "--target", "64M")
-	awaitBallooned(t, here.out, here.out.len(), size) // so it was here still
+	awaitBallooned(t, here.out, here.out.len(), size) // at the source still
 	if mig.wait() != 0 {
 		t.Fatalf("migrate exits %d", mig.exit)
 	}
@@ -80,7 +80,7 @@ func TestBalloonMoves(t *testing.T) {
 	_, at = awaitBallooned(t, there.out, at, 0)
 	k, at := there.out.awaitTick(t, at, "the pool full again", func(k tick) bool { return k.more["pool"] == 80*mib/mempage.Size })
 	if k.more["zeroed"] != 2*size/mempage.Size || k.more["stale"] != 0 {
-		t.Errorf("of %d pages that were in the balloon %d came back as zeros, %d as they had been",
+		t.Errorf("of %d pages that were in the balloon %d came back as zeros, %d with their old content",
 			2*size/mempage.Size, k.more["zeroed"], k.more["stale"])
 	}
 	awaitVerified(t, there.out, at, 8*mib/mempage.Size)

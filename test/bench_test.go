@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Sizes of the benchmarks in MiB; GOVMM_BENCH_MIB takes another for the filled
+// Sizes of the benchmarks in MiB. GOVMM_BENCH_MIB is another size for the filled
 // guest.
 func filledMiB() int {
 	if n, err := strconv.Atoi(os.Getenv("GOVMM_BENCH_MIB")); err == nil && n > 0 {
@@ -53,7 +53,7 @@ func (t *turns) ratio(name, base, unit string) {
 }
 
 func (t *turns) report(mib int) {
-	t.b.ReportMetric(0, "ns/op") // says nothing: it is all turns
+	t.b.ReportMetric(0, "ns/op") // the time of all turns together means nothing
 	for _, name := range t.names {
 		t.b.Logf("%-16s %6.2f s, %5.2f GB/s (median of %d)", name, median(t.took[name]), float64(mib)*1.048576e-3/median(t.took[name]), len(t.took[name]))
 	}
@@ -61,8 +61,8 @@ func (t *turns) report(mib int) {
 
 // BenchmarkEngine moves memory that is full and that nothing writes, by one
 // and by two connections: through the migration engine alone, without KVM, and
-// over raw TCP from the same kind of memory into the same kind. Beside that is
-// what an estimate foretells of it.
+// over raw TCP from the same kind of memory into the same kind. It also reports
+// what an estimate predicts.
 func BenchmarkEngine(b *testing.B) {
 	size := filledMiB()
 	engine, raw := newSender(b, "migrate", "arrive", size, size), newSender(b, "send", "receive", size, size)
@@ -71,11 +71,11 @@ func BenchmarkEngine(b *testing.B) {
 		for _, n := range []int{1, 2} {
 			t.add(fmt.Sprintf("raw TCP, %d", n), raw.send(n))
 			t.add(fmt.Sprintf("engine, %d", n), engine.send(n))
-			t.add(fmt.Sprintf("foretold, %d", n), engine.send(n, foretell))
+			t.add(fmt.Sprintf("predicted, %d", n), engine.send(n, predict))
 		}
 	}
-	t.ratio("foretold, 1", "engine, 1", "of-foretold-1")
-	t.ratio("foretold, 2", "engine, 2", "of-foretold-2")
+	t.ratio("predicted, 1", "engine, 1", "of-predicted-1")
+	t.ratio("predicted, 2", "engine, 2", "of-predicted-2")
 	t.ratio("engine, 1", "raw TCP, 1", "of-raw-1")
 	t.ratio("engine, 2", "raw TCP, 2", "of-raw-2")
 	t.ratio("engine, 2", "engine, 1", "two-to-one")
@@ -85,7 +85,7 @@ func BenchmarkEngine(b *testing.B) {
 // BenchmarkEngineBesideQEMU moves the memory of BenchmarkEngine, in turn with QEMU,
 // whose guest has filled as much and is then idle: by one connection, and by two
 // (QEMU's multifd). Where there is no KVM QEMU interprets the guest; its migration
-// is the same code, and the guest needs next to nothing of a processor.
+// is the same code, and the guest needs hardly any processor time.
 func BenchmarkEngineBesideQEMU(b *testing.B) {
 	size := filledMiB()
 	engine := newSender(b, "migrate", "arrive", size, size)
@@ -189,9 +189,9 @@ func BenchmarkMigrateFilled(b *testing.B) {
 	t.report(size)
 }
 
-// besideQEMU migrates a guest, and QEMU's with the same words and as much memory, in
-// turn, and calls each with what both say of every turn, and with what our guest
-// prints where it has arrived.
+// besideQEMU migrates our guest and QEMU's in turn. Both have the same command line
+// and memory. It calls each with the results of each turn, and with the output of our
+// guest at its destination.
 func besideQEMU(b *testing.B, memMiB int, cmdline string, each func(ours result, guest *lines, theirs qemuResult)) {
 	b.Helper()
 	h := newHost(b)
@@ -214,9 +214,8 @@ func besideQEMU(b *testing.B, memMiB int, cmdline string, each func(ours result,
 
 // BenchmarkMigrateBusy migrates a guest of 1 GiB that rewrites 64 MiB flat out
 // with a downtime limit of 300 ms, in turn with QEMU. QEMU's downtime is from
-// STOP to RESUME; beside ours is the longest time that the guest itself, by its TSC,
-// missed in the second around the move (QEMU's guest does not see the time in
-// which its TSC is on the way).
+// STOP to RESUME. Ours is reported with the longest gap that the guest measured by its
+// TSC in the second of the move (the TSC of QEMU's guest stands still during the move).
 func BenchmarkMigrateBusy(b *testing.B) {
 	needKVM(b)
 	t := newTurns(b)
@@ -240,9 +239,9 @@ func BenchmarkMigrateBusy(b *testing.B) {
 }
 
 // BenchmarkMigrateIdle is the downtime of a guest that does nothing, in turn
-// with QEMU: ours as govmm says, from the word to stop to the word that the guest
-// runs there, QEMU's from STOP to RESUME. What QEMU calls its downtime ends when
-// the source has sent all; it is reported too.
+// with QEMU. Ours is what govmm reports, from the order to stop to the message that
+// the guest runs there; QEMU's is from STOP to RESUME. The downtime that QEMU reports
+// ends when the source has sent all; it is printed too.
 func BenchmarkMigrateIdle(b *testing.B) {
 	needKVM(b)
 	var ours, theirs, sent []float64
@@ -260,9 +259,9 @@ func BenchmarkMigrateIdle(b *testing.B) {
 	}
 }
 
-// BenchmarkWriteSpeed is the share of its speed that a guest which writes flat
-// out keeps while rounds run over a link of 100 MB/s, in turn with QEMU: by the
-// guest's own count, in the ticks that the source printed meanwhile.
+// BenchmarkWriteSpeed is the share of its speed that a guest keeps during precopy
+// over a link of 100 MB/s, in turn with QEMU. The guest writes flat out; its own ticks
+// at the source give the speed.
 func BenchmarkWriteSpeed(b *testing.B) {
 	needKVM(b)
 	h := newHost(b)
@@ -281,7 +280,7 @@ func BenchmarkWriteSpeed(b *testing.B) {
 		first, last := all[0], all[len(all)-1]
 		return float64(last.writes-first.writes) / max(last.up-first.up, 1e-3)
 	}
-	// share has the guest run alone for some ticks, and then while move moves it.
+	// share measures the guest for some ticks alone, and then while move moves it.
 	share := func(l *lines, move func()) float64 {
 		from := l.len()
 		for range 5 {

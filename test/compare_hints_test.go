@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// hintLoss is how a guest is set up whose pages a hypervisor may lose.
+// hintLoss is the setting of a guest whose pages a hypervisor may lose.
 type hintLoss struct {
 	name   string
 	memory int // MiB
@@ -14,16 +14,16 @@ type hintLoss struct {
 	shift  int // of the chunks that KVM's log is cleared in
 }
 
-// hintLosses are those in which QEMU 7.2 clears KVM's log for the pool's pages
-// no sooner than at their hints: its chunk is another one than that of the
-// memory which is sent first.
+// hintLosses are the cases in which QEMU 7.2 clears KVM's log for the pool's pages
+// only at their hints: the pool is in another chunk than the memory that is sent
+// first.
 var hintLosses = []hintLoss{
 	{"pool in the third GiB of 3, chunks of 1 GiB", 3072, 128, 18},
 	{"pool in the first GiB, chunks of 4 MiB", 512, 128, 10},
 }
 
-// hintBandwidth is what both may send, in MiB a second: fill= takes four seconds
-// then, and the guest has answered before the pool's turn comes.
+// hintBandwidth is the limit for both, in MiB a second: fill= then takes four
+// seconds, and the guest answers before the pool is sent.
 const hintBandwidth = 16
 
 // words is the guest's command line.
@@ -33,7 +33,7 @@ func (c *hintLoss) words() string {
 
 // poolLoss returns how many pages of its pool a guest that has just arrived
 // finds wrong, and how many it took back and rewrote since it was started.
-// Between two ticks that are whole walks apart each page was checked as often.
+// Between two ticks that are whole passes apart each page was checked as often.
 func poolLoss(t testing.TB, l *lines) (bad, retaken uint64) {
 	t.Helper()
 	var seen []tick
@@ -88,10 +88,9 @@ func (c *hintLoss) here(tb testing.TB, h *host, i int) (bad, retaken, kept uint6
 	return bad, retaken, r.PagesHinted
 }
 
-// BenchmarkCompareHints has the demo guest take back and rewrite half of what it
-// hints, and migrates it by QEMU and by govmm, in turn, a fresh guest each
-// time. It reports what of the rewritten pages is wrong at the destination:
-// QEMU's share is its own affair, ours is none.
+// BenchmarkCompareHints migrates a demo guest that takes back and rewrites half of
+// what it hints, by QEMU and by govmm in turn, a fresh guest each time. It reports how
+// many of the rewritten pages are wrong at the destination. govmm may lose none.
 func BenchmarkCompareHints(b *testing.B) {
 	needKVM(b)
 	for _, c := range hintLosses {
@@ -122,7 +121,7 @@ func BenchmarkCompareHints(b *testing.B) {
 	}
 }
 
-// spread is the median, and where they differ the least and the most.
+// spread is the median, and the least and the most if they differ.
 func spread(v []uint64) string {
 	v = slices.Sorted(slices.Values(v))
 	if v[0] == v[len(v)-1] {
@@ -131,7 +130,7 @@ func spread(v []uint64) string {
 	return fmt.Sprintf("%d (%d to %d)", v[len(v)/2], v[0], v[len(v)-1])
 }
 
-// losing counts those that are not zero.
+// losing counts the values that are not zero.
 func losing(v []uint64) (n int) {
 	for _, bad := range v {
 		if bad != 0 {

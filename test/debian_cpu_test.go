@@ -8,10 +8,9 @@ import (
 	"github.com/govmm/govmm/test/kernel"
 )
 
-// TestDebianSees: what others make of a baseline. glibc's loader knows the
-// x86-64 levels by itself, and says which the processor has; Linux names the
-// features. On an emulated SVM the guest's kernel does without XSAVE, and so
-// without what needs it: the third level is seen in part there.
+// TestDebianSees: glibc's loader says which x86-64 levels the processor has, and Linux
+// names the features. On an emulated SVM the guest's kernel runs without XSAVE and all
+// that needs it, so a part of the third level is missing there.
 func TestDebianSees(t *testing.T) {
 	needSVM(t)
 	loader, err := os.ReadFile("/lib64/ld-linux-x86-64.so.2")

@@ -20,8 +20,8 @@ func needSVM(t testing.TB) {
 	testenv.NeedVirtualisation(t, "Debian's kernel as it is")
 }
 
-// debianInit is the guest's first process. Its shell is a login on the serial
-// port; acpid turns the power button into poweroff.
+// debianInit is the guest's first process: a shell on the serial port. acpid turns the
+// power button into poweroff.
 const debianInit = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin PS1='$ '
@@ -35,9 +35,9 @@ echo init: ready
 while :; do setsid cttyhack sh; done
 `
 
-// debianCmdline is Debian's kernel's command line. On an emulated SVM KVM does
-// not learn that the guest has enabled AVX, and the sizes that CPUID then gives
-// are not what the kernel expects: it does without XSAVE there (docs/testing.md).
+// debianCmdline is the command line of Debian's kernel. On an emulated SVM, KVM does not
+// learn that the guest has enabled AVX, so the kernel does not expect the sizes that
+// CPUID gives. It runs without XSAVE there (docs/testing.md).
 func debianCmdline() string {
 	const cmdline = "console=ttyS0 panic=-1"
 	if emulated() {
@@ -46,8 +46,8 @@ func debianCmdline() string {
 	return cmdline
 }
 
-// debianFiles are Debian's cloud kernel and an initial RAM disk with busybox
-// and the kernel's drivers, and more files if there are.
+// debianFiles are Debian's cloud kernel and an initial RAM disk with busybox, the
+// kernel's drivers, and more files.
 func debianFiles(t testing.TB, more ...kernel.File) (bzImage, initrd string) {
 	t.Helper()
 	bzImage, files, err := kernel.CloudGuest()
@@ -59,7 +59,7 @@ func debianFiles(t testing.TB, more ...kernel.File) (bzImage, initrd string) {
 	}
 	files = append(append(files, more...),
 		kernel.File{Name: "init", Data: []byte(debianInit)},
-		// The name that busybox's acpid gives the button's event.
+		// busybox's acpid names the button's event so.
 		kernel.File{Name: "etc/acpi/PWRF/00000080", Data: []byte("#!/bin/sh\necho the button >/dev/ttyS0\n/bin/busybox poweroff -f\n")})
 	initrd = filepath.Join(t.TempDir(), "initrd.img")
 	if err := os.WriteFile(initrd, kernel.Initramfs(files...), 0o600); err != nil {
@@ -74,8 +74,8 @@ type shell struct {
 	n int // commands so far
 }
 
-// does runs a command in the guest and returns what it printed. The line that
-// ends it is put together by the shell, so that its echo is not taken for it.
+// does runs a command in the guest and returns what it printed. The shell composes the
+// line that marks the end, so the echo of the command is not taken for it.
 func (s *shell) does(command string) string {
 	s.t.Helper()
 	s.n++
@@ -113,10 +113,9 @@ func (p *proc) awaitLong(from int, text string) (at int) {
 	}
 }
 
-// TestDebianKernel: Debian's own cloud kernel, unmodified, boots to a shell on
-// the serial port, sees its disk, its network card and its memory, and goes on
-// with what it was doing after it has moved. It ends by its own poweroff, and
-// by the power button, which its userland listens to.
+// TestDebianKernel: Debian's cloud kernel, unmodified, boots to a shell on the serial
+// port and sees its disk, its network card and its memory. After a move it goes on with
+// what it was doing. It ends by its own poweroff, and by the power button.
 func TestDebianKernel(t *testing.T) {
 	needSVM(t)
 	bzImage, initrd := debianFiles(t)
@@ -167,7 +166,7 @@ func TestDebianKernel(t *testing.T) {
 	}
 }
 
-// sees checks what the guest has.
+// sees checks the guest's disk, memory, vCPUs and network card.
 func (s *shell) sees(net bool) {
 	s.t.Helper()
 	if got := s.does("ls -l /dev/vda"); !strings.Contains(got, "brw") {

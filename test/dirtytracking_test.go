@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// BenchmarkDirtyTracking migrates a small guest there and on by bitmap and by
-// ring, turn by turn: one that is mostly idle, and one that rewrites memory as
-// fast as it can.
+// BenchmarkDirtyTracking migrates small guests in turn, one with dirty bitmaps and one
+// with dirty rings: a pair that is mostly idle, and a pair that rewrites memory flat
+// out.
 func BenchmarkDirtyTracking(b *testing.B) {
 	needKVM(b)
 	for _, work := range []struct{ name, cmdline string }{
@@ -26,7 +26,7 @@ func BenchmarkDirtyTracking(b *testing.B) {
 			totals, downs := map[string][]float64{}, map[string][]float64{}
 			for b.Loop() {
 				for _, way := range ways {
-					h.must("resume", fmt.Sprintf("%s%d", way, at[way])) // the other stands still
+					h.must("resume", fmt.Sprintf("%s%d", way, at[way])) // the other is paused
 					next := at[way] + 1
 					_, addr := h.receive(fmt.Sprintf("%s%d", way, next), "--dirty-tracking", way)
 					r, exit := h.migrate(fmt.Sprintf("%s%d", way, at[way]), "--to", addr)
@@ -44,7 +44,7 @@ func BenchmarkDirtyTracking(b *testing.B) {
 				b.ReportMetric(median(downs[way]), way+"-downtime-ms")
 			}
 			b.ReportMetric(median(totals["ring"])/median(totals["bitmap"]), "ring/bitmap")
-			b.ReportMetric(0, "ns/op") // says nothing: it is both ways
+			b.ReportMetric(0, "ns/op") // the time of both ways together means nothing
 		})
 	}
 }

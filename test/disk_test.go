@@ -31,7 +31,7 @@ func newImage(t testing.TB, bytes int64) string {
 	return path
 }
 
-// locks says whether a process has an image locked for writing.
+// locks reports whether a process has locked an image for writing.
 func locks(pid int, image string) bool {
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
@@ -54,9 +54,9 @@ func locks(pid int, image string) bool {
 	return false
 }
 
-// watchLocks looks at who has the image's lock until stop is called, which
-// returns how often both processes had it in one look, which has to be never,
-// and how often either had.
+// watchLocks watches which of two processes has the image's lock, until stop is
+// called. stop returns how often both had it, which must be never, and how often
+// one had it.
 func watchLocks(image string, a, b int) (stop func() (both, one int)) {
 	done := make(chan struct{})
 	var watcher sync.WaitGroup
@@ -72,7 +72,7 @@ func watchLocks(image string, a, b int) (stop func() (both, one int)) {
 			if inA || inB {
 				one++
 			}
-			// The two are not looked at in one moment: it may have moved between.
+			// The lock may have moved between the two looks.
 			if inA && inB && locks(a, image) {
 				both++
 			}
@@ -86,8 +86,8 @@ func watchLocks(image string, a, b int) (stop func() (both, one int)) {
 	}
 }
 
-// awaitDisk waits until the guest has written its disk and read all of it back,
-// twice, since line from; nothing may be wrong.
+// awaitDisk waits until the guest, since line from, has written its whole disk and
+// read it back, twice. The guest must not find an error.
 func awaitDisk(t testing.TB, l *lines, from int, pages uint64) {
 	t.Helper()
 	first, next := l.awaitTick(t, from, "any", func(tick) bool { return true })
@@ -99,9 +99,9 @@ func awaitDisk(t testing.TB, l *lines, from int, pages uint64) {
 	})
 }
 
-// The guest writes, flushes, reads and checks a disk flat out while it moves
-// there and back. The disk's lock is held by the one that runs, and by nobody
-// else; what is on the disk in the end is what the guest wrote.
+// TestDiskMoves: a guest writes, flushes, reads and checks a disk flat out while it
+// moves there and back. Only the process that runs it holds the disk's lock. In the
+// end the disk has what the guest wrote.
 func TestDiskMoves(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -144,9 +144,9 @@ func awaitIRQs(t testing.TB, l *lines) {
 	l.awaitTick(t, next, "an interrupt of a device", func(k tick) bool { return k.more["irqs"] > first.more["irqs"] })
 }
 
-// checkImage looks at the disk from outside: every page is the guest's, of its
-// last round or the one before, and rounds only fall from the first page on.
-// The one exception are the few requests that were in flight.
+// checkImage reads the image: each page is the guest's, of its last round or of the
+// one before. From the first page on the round only falls, except for the few requests
+// that were in flight.
 func checkImage(t testing.TB, image string, pages int) {
 	t.Helper()
 	b, err := os.ReadFile(image)
@@ -178,8 +178,8 @@ func checkImage(t testing.TB, image string, pages int) {
 	}
 }
 
-// A disk that another VM has at the moment of the move keeps the guest where it
-// is, and its lock with it.
+// TestDiskTakenAtTheDestination: if another VM has the disk at the destination, the
+// guest stays where it is, with its lock.
 func TestDiskTakenAtTheDestination(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)

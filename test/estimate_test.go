@@ -17,9 +17,8 @@ type estimate struct {
 	DataBytes  uint64  `json:"data_bytes"`
 }
 
-// An estimate moves nothing and leaves both sides as they were; in the long
-// runs, on a machine that measures, it is within a factor of 1.5 of what then
-// happens.
+// TestEstimate: an estimate moves nothing and changes neither side. In the long runs,
+// on a quiet machine, it is within a factor of 1.5 of the migration that follows.
 func TestEstimate(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -58,8 +57,8 @@ func TestEstimate(t *testing.T) {
 	}
 }
 
-// The downtime limit is kept: by 95 of 100 guests that write, or the result
-// says why not. The short run looks at the parts and the words only.
+// TestDowntimeLimitIsKept: 95 of 100 migrations of a guest that writes keep the limit,
+// or the result says why not.
 func TestDowntimeLimitIsKept(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)

@@ -16,8 +16,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// The destination is killed in a round: the guest goes on at once, and can be
-// migrated elsewhere.
+// TestDestinationKilled: when the destination is killed, the guest goes on at once and
+// can be migrated elsewhere.
 func TestDestinationKilled(t *testing.T) {
 	needKVM(t)
 	moments := []struct {
@@ -71,8 +71,9 @@ func TestDestinationKilled(t *testing.T) {
 	}
 }
 
-// The source is killed. Before COMMIT has arrived the destination gives up,
-// says so, and never runs the guest; after, it runs it.
+// TestSourceKilled: if the source is killed before COMMIT has arrived, the destination
+// gives up, says so, and never runs the guest. If it is killed later, the destination
+// runs the guest.
 func TestSourceKilled(t *testing.T) {
 	needKVM(t)
 	for _, m := range []struct {
@@ -114,7 +115,7 @@ func TestSourceKilled(t *testing.T) {
 			if s := h.info("dst").State; s != "receiving" {
 				t.Errorf("the destination is %q", s)
 			}
-			// It is as good as new.
+			// The destination can be used again.
 			h.startDemo("other", 1, 128, 32, 4)
 			if r, exit := h.migrate("other", "--to", addr); exit != 0 {
 				t.Fatalf("the next migration: %+v", r)
@@ -124,8 +125,8 @@ func TestSourceKilled(t *testing.T) {
 	}
 }
 
-// The network dies around COMMIT and RUNNING; once both can talk, exactly one
-// runs the guest.
+// TestNetworkDiesAtHandoff: the network fails around COMMIT and RUNNING. Once both can
+// talk, exactly one runs the guest.
 func TestNetworkDiesAtHandoff(t *testing.T) {
 	needKVM(t)
 	for _, m := range []struct {
@@ -167,8 +168,9 @@ func TestNetworkDiesAtHandoff(t *testing.T) {
 	}
 }
 
-// COMMIT arrived and the destination is killed before it could answer: the
-// source cannot know, stays stopped, refuses to resume, and obeys --force.
+// TestHandoffUnknown: COMMIT has arrived, and the destination is killed before it
+// answers. The source cannot know that, so it stays stopped and refuses to resume,
+// except with --force.
 func TestHandoffUnknown(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -197,7 +199,8 @@ func TestHandoffUnknown(t *testing.T) {
 	awaitVerified(t, src.out, at, 64*mib/mempage.Size)
 }
 
-// Peers that are none: each is refused with one line, and a guest still comes.
+// TestHostilePeers: peers that do not speak the protocol are refused with one line
+// each, and a guest can still arrive.
 func TestHostilePeers(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -259,9 +262,9 @@ func TestHostilePeers(t *testing.T) {
 		_, _ = fmt.Sscanf(l, "VmHWM: %d kB", &rss)
 	}
 	if rss == 0 || rss > 200<<10 {
-		t.Errorf("the destination took %d KiB for peers that sent next to nothing", rss)
+		t.Errorf("the destination used %d KiB for peers that sent almost nothing", rss)
 	}
-	// One that says nothing does not stand in the way.
+	// A silent connection does not block others.
 	quiet, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +278,8 @@ func TestHostilePeers(t *testing.T) {
 	dst.err.awaitText(t, 0, "did not say hello")
 }
 
-// A destination that is none: the guest goes on.
+// TestHostileDestinations: the guest goes on at the source if the destination does not
+// speak the protocol.
 func TestHostileDestinations(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)

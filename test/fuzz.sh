@@ -1,13 +1,12 @@
 #!/bin/bash
-# Runs every fuzz target for a while: test/fuzz.sh SECONDS
+# Runs each fuzz target: test/fuzz.sh SECONDS
 set -euo pipefail
 
 out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 
-# fuzz TARGET SECONDS. When the time is over while an input is being tried, go test
-# sometimes calls that a failure, without an input to show for it: such a run
-# is made again.
+# fuzz TARGET SECONDS. If the time ends while an input is tried, go test sometimes
+# reports a failure without an input. Such a run is repeated.
 fuzz() {
 	local try
 	for try in 1 2 3; do

@@ -8,11 +8,10 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// A guest with a pool hints what is free of it, takes half of that back at
-// once, rewrites it, partly before the device has heard of the hint, and checks
-// it for ever after. It goes there and back many times: nothing that it wrote
-// is lost, and what it left alone stays off the wire. Its count of hints shows
-// that it was asked anew.
+// TestHintraceThereAndBack: a guest hints the free pages of a pool and takes half of
+// them back at once. It rewrites those, some before the device has read the hint, and
+// checks them from then on. It moves there and back: no write is lost, and pages that
+// stayed free are not sent. The guest's count of hints shows that it was asked again.
 func TestHintraceThereAndBack(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -58,8 +57,8 @@ func TestHintraceThereAndBack(t *testing.T) {
 	t.Logf("in %d migrations hints kept pages off the wire, %d on average", answered, kept/uint64(max(answered, 1)))
 }
 
-// awaitChecked waits until a guest that has just arrived has checked all that it
-// owns and all that is full of its pool. Each tick must have bad=0.
+// awaitChecked waits until a guest that has just arrived has checked all pages that it
+// owns and all full pages of its pool. Each tick must have bad=0.
 func awaitChecked(t testing.TB, l *lines, owned uint64) tick {
 	t.Helper()
 	first, next := l.awaitTick(t, 0, "any", func(tick) bool { return true })
@@ -69,7 +68,8 @@ func awaitChecked(t testing.TB, l *lines, owned uint64) tick {
 	return k
 }
 
-// A guest that cannot be asked is sent as ever, and the user is told.
+// TestHintsOfAGuestWithoutABalloon: a guest that cannot be asked is migrated without
+// hints, and the user is told.
 func TestHintsOfAGuestWithoutABalloon(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)

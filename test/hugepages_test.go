@@ -10,8 +10,7 @@ import (
 
 const hugePagesFile = "/proc/sys/vm/nr_hugepages"
 
-// reserveHugePages makes sure that so many 2 MiB pages are free, and gives them
-// back when the test ends.
+// reserveHugePages reserves n more huge pages of 2 MiB until the test ends.
 func reserveHugePages(t testing.TB, n int) {
 	t.Helper()
 	old, err := os.ReadFile(hugePagesFile)

@@ -10,8 +10,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// largeMiB is the size of a large guest: 8 GiB in the long runs, and what
-// GOVMM_LARGE_MIB says anywhere.
+// largeMiB is the size of a large guest: $GOVMM_LARGE_MIB, or 8 GiB in the long runs
+// and 2 GiB otherwise.
 func largeMiB() int {
 	if n, err := strconv.Atoi(os.Getenv("GOVMM_LARGE_MIB")); err == nil && n > 0 {
 		return n
@@ -19,7 +19,7 @@ func largeMiB() int {
 	return count(2048, 8192)
 }
 
-// inUse is what of such a guest is in use: 200 MiB of 8 GiB.
+// inUse is how much of a large guest is in use: 200 MiB of 8 GiB.
 func inUse(mib int) int { return mib * 200 / 8192 }
 
 // fewBytes checks that a migration sent hardly more than what it had to send.
@@ -33,7 +33,7 @@ func fewBytes(t *testing.T, r result, bytes uint64) {
 	}
 }
 
-// A large guest that has touched little is sent as what it has touched.
+// TestLargeFreshGuest: of a large guest only the memory that it has touched is sent.
 func TestLargeFreshGuest(t *testing.T) {
 	needKVM(t)
 	size := largeMiB()
@@ -50,8 +50,8 @@ func TestLargeFreshGuest(t *testing.T) {
 	awaitVerified(t, there.out, 0, uint64(used)*mib/mempage.Size)
 }
 
-// A large guest that had filled most of its memory and freed nearly all of that
-// is sent as what it kept: hints spare the rest, whatever is in it.
+// TestLargeFreedGuest: of a large guest that had filled most of its memory and freed
+// nearly all of that, only what it kept is sent. Hints spare the rest.
 func TestLargeFreedGuest(t *testing.T) {
 	needKVM(t)
 	size := largeMiB()
@@ -79,8 +79,8 @@ func TestLargeFreedGuest(t *testing.T) {
 	there.out.awaitTick(t, at, "the pool checked", func(k tick) bool { return k.more["checked"] >= first.more["checked"]+k.more["pool"] })
 }
 
-// BenchmarkLargeFreshGuest migrates a large guest and one of 512 MiB that have
-// touched as much, in turn, and reports the time of the one over the other's.
+// BenchmarkLargeFreshGuest migrates a large guest and one of 512 MiB in turn. Both have
+// touched the same amount. It reports the ratio of the times.
 func BenchmarkLargeFreshGuest(b *testing.B) {
 	needKVM(b)
 	h := newHost(b)

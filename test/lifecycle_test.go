@@ -15,7 +15,7 @@ import (
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
 
-// typeLine types at the guest's serial console.
+// typeLine types a line at the guest's serial console.
 func (p *proc) typeLine(s string) {
 	p.t.Helper()
 	if _, err := io.WriteString(p.in, s+"\r"); err != nil {
@@ -23,8 +23,8 @@ func (p *proc) typeLine(s string) {
 	}
 }
 
-// run without a kernel boots the demo guest; a person can type, and its
-// poweroff ends govmm with 0.
+// TestPowerOff: run without a kernel boots the demo guest. It takes what is typed, and
+// its power-off ends govmm with status 0.
 func TestPowerOff(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -41,7 +41,7 @@ func TestPowerOff(t *testing.T) {
 	}
 }
 
-// A reboot begins again in place: the same process, the same name.
+// TestReboot: after a reboot the guest runs in the same process with the same name.
 func TestReboot(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -54,7 +54,7 @@ func TestReboot(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 
-	// And at the destination, where the kernel's file never was.
+	// Also at the destination, which does not have the kernel's file.
 	there, addr := h.receive("s")
 	if r, exit := h.migrate("r", "--to", addr); exit != 0 {
 		t.Fatalf("%+v", r)
@@ -69,7 +69,8 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// A crash of the guest ends govmm with 1 and a line that says what happened.
+// TestCrash: a crash of the guest ends govmm with status 1 and a line that says what
+// happened.
 func TestCrash(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -84,9 +85,10 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// What KVM gives up on is explained: the reason, RIP, the bytes if there are
-// any, and what it means. Running where there is no memory is too much for any
-// KVM; FWAIT in ring 0 only for one without hardware virtualisation.
+// TestInternalErrorIsExplained: an internal error of KVM is explained, with the
+// reason, RIP, the instruction's bytes if there are any, and what it means. No KVM
+// executes where there is no memory; one without hardware virtualisation does not know
+// FWAIT in ring 0.
 func TestInternalErrorIsExplained(t *testing.T) {
 	needKVM(t)
 	cases := map[string]struct {
@@ -135,13 +137,13 @@ func writeKernel(t *testing.T, code []byte) string {
 	return path
 }
 
-// A guest that is not ours boots from its note, counts on the serial port, and
-// goes on counting at the destination.
+// TestForeignGuest: a kernel that is not ours boots from its PVH note, counts on the
+// serial port, and goes on counting at the destination.
 func TestForeignGuest(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
-	// Prints the letters a to z and a newline for ever, waiting for the
-	// transmitter, and keeps its place in memory.
+	// Prints the letters a to z and a newline for ever. It waits for the transmitter, and
+	// keeps its place in memory.
 	code := []byte{
 		0xbf, 0x00, 0x00, 0x30, 0x00, // mov edi, 0x300000
 		0xc6, 0x07, 0x61, // again: mov byte [edi], 'a'
@@ -170,7 +172,7 @@ func TestForeignGuest(t *testing.T) {
 	}
 	there.out.await(t, 5, alphabet, func(s string) bool { return s == alphabet })
 	src.wait()
-	// Every line is whole, the one that was cut by the move too.
+	// Each line is whole, also the one that the move cut.
 	for _, s := range append(src.out.snapshot(), there.out.snapshot()...) {
 		if s != alphabet {
 			t.Errorf("a line is %q", s)
@@ -178,7 +180,7 @@ func TestForeignGuest(t *testing.T) {
 	}
 }
 
-// Names: the default, the next free one, one that is taken, one that does not
+// TestNames: the default name, the next free one, one that is taken, one that does not
 // run, and none where several run.
 func TestNames(t *testing.T) {
 	needKVM(t)
@@ -212,7 +214,7 @@ func TestNames(t *testing.T) {
 	oneLine("vm", append([]string{"run", "vm"}, small...)...)
 	oneLine("nobody", "info", "nobody")
 	oneLine("vm2", "pause")
-	// A killed VM leaves a stale socket, which is noticed.
+	// A killed VM leaves a stale socket, which must not count as a VM.
 	b.kill(syscall.SIGKILL)
 	b.wait()
 	if out := h.must("ps"); strings.Contains(out, "vm2") {
@@ -233,7 +235,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// A destination lists everything that is wrong, before a byte of memory.
+// TestRefusalListsReasons: a destination refuses before a byte of memory is sent, and
+// says why.
 func TestRefusalListsReasons(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -244,7 +247,7 @@ func TestRefusalListsReasons(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	src.wait()
-	// dst has a guest now.
+	// dst already has a guest.
 	h.startDemo("other", 1, 128, 32, 4)
 	r, exit := h.migrate("other", "--to", addr)
 	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, "arrived here already") || len(r.Rounds) != 0 {

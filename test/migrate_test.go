@@ -23,7 +23,7 @@ func (h *host) startDemo(name string, cpus, memMiB, fillMiB, dirtyMiB int, more 
 	return p
 }
 
-// awaitVerified waits until every owned page was verified since line from.
+// awaitVerified waits until all owned pages were verified since line from.
 func awaitVerified(t testing.TB, l *lines, from int, owned uint64) (tick, int) {
 	t.Helper()
 	first, next := l.awaitTick(t, from, "any", func(tick) bool { return true })
@@ -31,11 +31,11 @@ func awaitVerified(t testing.TB, l *lines, from int, owned uint64) (tick, int) {
 		func(k tick) bool { return k.verified >= first.verified+owned })
 }
 
-// A 2-vCPU guest that owns 400 of 512 MiB and rewrites 64 MiB flat out goes
-// there and back; no page is bad, ticks go on, every page is verified after
-// each arrival. In some of the migrations every page is hashed at both sides. In
-// the long runs, which want a quiet machine, it never stood still for longer
-// than it was promised, by its own clock.
+// TestThereAndBack: a guest with 2 vCPUs that owns 400 of 512 MiB and rewrites 64 MiB
+// flat out moves there and back. No page is bad, no tick is missing, and all pages are
+// verified after each arrival. Some migrations hash each page at both sides. In the
+// long runs, which need a quiet machine, the guest never stands still for longer than
+// the limit, by its own clock.
 func TestThereAndBack(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -72,7 +72,7 @@ func TestThereAndBack(t *testing.T) {
 			last = all[len(all)-1]
 		}
 		k, _ := awaitVerified(t, there.out, 0, owned)
-		// A line that a slow guest was printing is cut: the source has its begin.
+		// The move may cut a line: the source has its beginning.
 		if cut, ok := parseTick(here.out.tail(1) + there.out.snapshot()[0]); ok {
 			last = cut
 		}
@@ -85,7 +85,7 @@ func TestThereAndBack(t *testing.T) {
 		}
 		if verify {
 			here = there
-			continue // hashing every page is downtime that nobody promised
+			continue // the downtime limit does not include hashing
 		}
 		downtimes = append(downtimes, r.DowntimeMS)
 		for _, k := range arrived {
@@ -102,7 +102,7 @@ func TestThereAndBack(t *testing.T) {
 	}
 }
 
-// The guest runs during precopy: its writes rise from tick to tick.
+// TestGuestRunsDuringPrecopy: the guest's writes rise from tick to tick.
 func TestGuestRunsDuringPrecopy(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -142,7 +142,8 @@ func TestGuestRunsDuringPrecopy(t *testing.T) {
 	awaitVerified(t, there.out, 0, 128*mib/mempage.Size)
 }
 
-// Pages that become zero, and data again, are right at both ends.
+// TestPagesThatTurnZero: pages that become zero, and data again, are right at both
+// ends.
 func TestPagesThatTurnZero(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -165,7 +166,7 @@ func TestPagesThatTurnZero(t *testing.T) {
 	}
 }
 
-// Each kind of memory, from each to itself.
+// TestBackings: each kind of memory, from each to itself.
 func TestBackings(t *testing.T) {
 	needKVM(t)
 	for _, kind := range []string{"memfd", "anonymous", "hugetlb"} {
@@ -188,7 +189,7 @@ func TestBackings(t *testing.T) {
 	}
 }
 
-// Memory above the hole below 4 GiB goes too.
+// TestMemoryAboveTheHole: memory above the hole below 4 GiB is sent too.
 func TestMemoryAboveTheHole(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -206,7 +207,7 @@ func TestMemoryAboveTheHole(t *testing.T) {
 	awaitVerified(t, there.out, 0, 3400*mib/mempage.Size)
 }
 
-// A paused guest arrives paused, and runs on when told to.
+// TestPausedArrivesPaused: a paused guest arrives paused, and runs when it is resumed.
 func TestPausedArrivesPaused(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -230,8 +231,8 @@ func TestPausedArrivesPaused(t *testing.T) {
 	awaitVerified(t, there.out, 0, 64*mib/mempage.Size)
 }
 
-// Cancelled, the guest goes on at the source, the destination says why, and
-// both can be used again.
+// TestCancel: after a cancelled migration the guest goes on at the source, the
+// destination says why, and both can be used again.
 func TestCancel(t *testing.T) {
 	needKVM(t)
 	for _, how := range []string{"--cancel", "SIGINT"} {
@@ -266,7 +267,8 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// What does not converge is given up: the guest goes on where it was.
+// TestLimitsGiveUp: a migration that does not converge fails, and the guest goes on at
+// the source.
 func TestLimitsGiveUp(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)

@@ -15,9 +15,9 @@ import (
 	"github.com/govmm/govmm/internal/testenv"
 )
 
-// qemu is a QEMU that runs our demo guest, for comparisons: the same ELF and
-// command line. Where /dev/kvm does not open it interprets the guest (TCG); its
-// migration is the same code then.
+// qemu is a QEMU with our demo guest, for comparison: the same ELF and command line.
+// Where /dev/kvm does not open it interprets the guest (TCG); its migration is the same
+// code.
 type qemu struct {
 	tb  testing.TB
 	cmd *exec.Cmd
@@ -28,7 +28,7 @@ type qemu struct {
 
 	bandwidth int64 // that migrate may use, in bytes a second; 0: all
 
-	events map[string]time.Time // the last of each name that do came across
+	events map[string]time.Time // of each name, the last that do has read
 }
 
 // qemuAccel returns QEMU's accelerator on this machine.
@@ -39,8 +39,8 @@ func qemuAccel() string {
 	return "kvm"
 }
 
-// startQEMU starts one; incoming says that it waits for a guest, more what else
-// is to be on its command line.
+// startQEMU starts a QEMU. With incoming it waits for a guest; more is added to its
+// command line.
 func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, more ...string) *qemu {
 	tb.Helper()
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
@@ -106,8 +106,7 @@ func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, m
 	return q
 }
 
-// do executes a QMP command and returns its answer; of events it notes when they
-// happened.
+// do executes a QMP command and returns its answer. It records the times of events.
 func (q *qemu) do(command string, arguments any) json.RawMessage {
 	q.tb.Helper()
 	msg := map[string]any{"execute": command}
@@ -139,11 +138,11 @@ func (q *qemu) do(command string, arguments any) json.RawMessage {
 	}
 }
 
-// qemuResult is what is known of a migration by QEMU.
+// qemuResult is the result of a migration by QEMU.
 type qemuResult struct {
-	Total    time.Duration // from the word to migrate to RESUME at the destination
+	Total    time.Duration // from the command to RESUME at the destination
 	Downtime time.Duration // from STOP at the source to RESUME at the destination
-	Sent     time.Duration // the downtime as QEMU has it: until the source has sent all
+	Sent     time.Duration // the downtime that QEMU reports: until the source has sent all
 	Bytes    uint64
 }
 
@@ -163,7 +162,7 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	}
 	for _, end := range []*qemu{dst, q} {
 		parameters := map[string]any{"downtime-limit": downtimeLimit, "max-bandwidth": bandwidth}
-		// Off, too, since one that came by multifd has it on.
+		// Turn it off too: a guest that came by multifd has it on.
 		end.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "multifd", "state": n > 1}}})
 		if n > 1 {
 			parameters["multifd-channels"] = n
@@ -196,7 +195,7 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	}
 }
 
-// awaitRunning returns when the guest runs; its RESUME has been noted then.
+// awaitRunning waits until the guest runs and its RESUME was recorded.
 func (q *qemu) awaitRunning() {
 	q.tb.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {

@@ -21,9 +21,9 @@ import (
 	"github.com/govmm/govmm/vmm/memory"
 )
 
-// Helper processes, which are this test binary with a role: both ends of a raw
-// copy over TCP, and both ends of the migration engine over memory that no
-// guest runs in. They are processes of their own, as the ends of a migration.
+// Environment of a helper process: this test binary with a role. Helpers are both
+// ends of a raw copy over TCP, and both ends of the migration engine with memory that
+// no guest runs in. As in a migration, each end is a process.
 const (
 	rawRole = "GOVMM_TEST_RAW_TCP"     // send, receive, migrate, arrive
 	rawMiB  = "GOVMM_TEST_RAW_MIB"     // of memory
@@ -31,11 +31,11 @@ const (
 	rawConn = "GOVMM_TEST_RAW_STREAMS" // connections that the receiver waits for
 )
 
-// rawChunk is what raw TCP is written and read by: of 256 KiB, 1, 4 and 16 MiB
-// the one at which it was fastest.
+// rawChunk is the size of a write and of a read of raw TCP. Of 256 KiB, 1, 4 and
+// 16 MiB it was the fastest.
 const rawChunk = 1 << 20
 
-// helper is such a process.
+// helper is a process with a role.
 type helper struct {
 	b   *testing.B
 	cmd *exec.Cmd
@@ -115,8 +115,8 @@ func newSender(b *testing.B, role, receiver string, mib, fill int) *sender {
 	return s
 }
 
-// send sends all to a fresh receiver by n connections and returns how long it
-// took, from dialling to the receiver's word that it has all.
+// send sends all memory to a new receiver by n connections and returns the time from
+// dialling until the receiver says that it has all.
 func (s *sender) send(n int, more ...string) time.Duration {
 	s.b.Helper()
 	r := startHelperIn(s.b, s.netns, s.receiver, fmt.Sprintf("%s=%d", rawMiB, s.mib), fmt.Sprintf("%s=%d", rawConn, n), rawHost+"="+s.host)
@@ -160,7 +160,7 @@ func rawMain(role string) error {
 		switch {
 		case role == "send":
 			err = rawSend(mem, addr, n)
-		case compress == foretell:
+		case compress == predict:
 			began, err = engineEstimate(mem, addr, n)
 		default:
 			err = engineSend(mem, addr, n, migrate.Compression(compress))
@@ -174,8 +174,8 @@ func rawMain(role string) error {
 	return in.Err()
 }
 
-// fillFrom fills the first n bytes of memory with what a guest's memory is made
-// of, as far as this process has it: its own program, over and over.
+// fillFrom fills the first n bytes of memory with copies of this program: content
+// that compresses as a guest's memory does.
 func fillFrom(mem *memory.Memory, n uint64) error {
 	exe, err := os.Executable()
 	if err != nil {
@@ -272,8 +272,8 @@ func rawReceive(mem *memory.Memory, n int) error {
 	})
 }
 
-// still is memory as a machine that stands still: what the engine alone can do
-// with it, without KVM, a guest or a VMM.
+// still is memory as a machine in which nothing runs. It shows what the engine alone
+// can do, without KVM, a guest or a VMM.
 type still struct{ *memory.Memory }
 
 func (s still) Slots() []migrate.Slot {
@@ -321,11 +321,11 @@ func engineSend(mem *memory.Memory, addr string, channels int, c migrate.Compres
 	return err
 }
 
-// foretell, in the place of a compression, asks for an estimate.
-const foretell = "foretell"
+// predict, in the place of a compression, asks for an estimate.
+const predict = "predict"
 
-// engineEstimate returns when a migration that ends now would have begun, if it
-// took what is foretold of it.
+// engineEstimate returns the time at which a migration that ends now would have
+// begun, if it took as long as the estimate predicts.
 func engineEstimate(mem *memory.Memory, addr string, channels int) (began time.Time, err error) {
 	e, err := migrate.EstimateMigration(context.Background(), still{mem}, addr, migrate.Options{Channels: channels}, 100*time.Millisecond)
 	return time.Now().Add(-e.Total), err
@@ -345,7 +345,7 @@ func engineReceive() error {
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
 	fmt.Println(ln.Addr())
-	_, _ = io.Copy(io.Discard, os.Stdin) // until nobody wants it any more
+	_, _ = io.Copy(io.Discard, os.Stdin) // until its parent ends it
 	cancel()
 	return <-served
 }

@@ -1,23 +1,23 @@
 #!/bin/bash
-# Installs what the tests need and a fresh Debian machine with Go lacks.
+# Installs what the tests need and a fresh Debian 12 with Go does not have.
 set -euo pipefail
 
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need git git
 need make make
-need gcc gcc        # the race detector, and the demo guest
+need gcc gcc        # the race detector, the demo guest
 need ld binutils
-need qemu-system-x86_64 qemu-system-x86 # boots the demo guest too
-need qemu-img qemu-utils  # makes images that are refused, and holds locks on others
+need qemu-system-x86_64 qemu-system-x86 # boots the demo guest as well
+need qemu-img qemu-utils  # makes images that must be refused, and locks images
 need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks
 need spin spin          # checks the models of test/model
 need cpio cpio          # checks initial RAM disks
 need ip iproute2        # network namespaces
-need ping iputils-ping  # guests that answer
-for tool in bzip2 lz4 xz zstd; do # what kernels are packed with
+need ping iputils-ping  # guests answer it
+for tool in bzip2 lz4 xz zstd; do # compressors of kernels
 	need $tool "${tool/#xz/xz-utils}"
 done
 # The Linux test kernel's build (test/kernel/build.sh).
@@ -28,15 +28,21 @@ need bc bc
 [ -e /usr/include/linux/kvm.h ] || missing+=(linux-libc-dev) # layouts are checked against it
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 
-# A test takes Debian's kernel apart, which apt fetches: it needs its lists.
+# The tests fetch two of Debian's packages with apt-get, which needs its lists: the
+# source of the test kernel, and the kernel of Debian's cloud images.
 lists=yes
-apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || lists=
+if [ "$(. /etc/os-release && echo $ID$VERSION_ID)" = debian12 ]; then
+	apt-cache show linux-source-6.1 linux-image-cloud-amd64 >/dev/null 2>&1 || lists=
+else
+	echo "setup: this is not Debian 12: tests that boot Linux fail unless the caches have its kernels." >&2
+	echo "setup: CONTRIBUTING.md has a container for all tests." >&2
+fi
 
 if [ ${#missing[@]} -gt 0 ] || [ -z "$lists" ]; then
 	run=()
 	if [ "$(id -u)" != 0 ]; then
 		if ! sudo -n true 2>/dev/null; then
-			echo "setup: missing: ${missing[*]:-the lists of apt}; install them, or run as root" >&2
+			echo "setup: missing: ${missing[*]:-the lists of apt-get}: install them, or run as root" >&2
 			exit 1
 		fi
 		run=(sudo -n)

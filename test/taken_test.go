@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// take locks an image as a third process that uses it would, and returns what
-// gives it up. The lock is fcntl(2)'s F_OFD_SETLK, as QEMU's and ours are.
+// take locks an image as another process would, and returns a function that unlocks
+// it. The lock is F_OFD_SETLK of fcntl(2), like QEMU's and ours.
 func take(image string) (giveUp func() error, err error) {
 	f, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
@@ -26,8 +26,8 @@ func take(image string) (giveUp func() error, err error) {
 	return f.Close, nil
 }
 
-// takeAt takes an image when the proxy's migration has come to a frame, before
-// that is passed on.
+// takeAt takes an image when a frame of the proxy's migration arrives, before the
+// proxy passes it on.
 type takeAt struct {
 	image  string
 	typ    byte
@@ -47,7 +47,7 @@ func (k *takeAt) hook(_ bool, typ byte, _ uint64) bool {
 	return true
 }
 
-// free gives the image up, which has to have been taken.
+// free unlocks the image, which must have been taken.
 func (k *takeAt) free(t testing.TB) {
 	t.Helper()
 	k.mu.Lock()
@@ -60,9 +60,9 @@ func (k *takeAt) free(t testing.TB) {
 	}
 }
 
-// The destination's disk is taken by a third process when all is PREPARED, so
-// that nothing but the start can notice: the guest goes on at the source, with
-// its disk's lock, and moves when the disk is free again.
+// TestDiskTakenAfterPrepared: another process takes the destination's disk after
+// PREPARED, so only the start of the guest can notice. The guest goes on at the source,
+// with its disk's lock, and moves when the disk is free again.
 func TestDiskTakenAfterPrepared(t *testing.T) {
 	needKVM(t)
 	for _, m := range []struct {
@@ -80,7 +80,7 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 			proxy := newWireProxy(t, addr, third.hook)
 			r, exit := h.migrate("here", "--to", proxy.addr, "--downtime-limit", "3s")
 			if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, elsewhere) || !strings.Contains(r.Error, "another process or disk uses it") {
-				t.Fatalf("exit %d, %+v; expected was one that names the disk", exit, r)
+				t.Fatalf("exit %d, %+v; expected an error that names the disk", exit, r)
 			}
 			if s := h.info("here").State; s != "running" {
 				t.Errorf("the source is %q", s)
@@ -107,7 +107,7 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 	}
 }
 
-// copyImage makes b's content a's, whose guest is paused.
+// copyImage copies the image of a paused guest from a to b.
 func copyImage(t testing.TB, a, b string) {
 	t.Helper()
 	content, err := os.ReadFile(a)
@@ -119,10 +119,10 @@ func copyImage(t testing.TB, a, b string) {
 	}
 }
 
-// The one disk that both sides share is taken by a third process in the moment
-// in which nobody has its lock. The destination does not run; nor does the
-// source, which would write to a disk that another writes to. When the disk is
-// free, resume is all that it takes.
+// TestSharedDiskTakenInBetween: another process takes the disk that both sides share at
+// the moment when neither has its lock. Neither side then runs the guest, which would
+// write to a disk that another process writes to. When the disk is free, resume is
+// enough.
 func TestSharedDiskTakenInBetween(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -134,7 +134,7 @@ func TestSharedDiskTakenInBetween(t *testing.T) {
 	third := &takeAt{image: image, typ: frameCommit}
 	r, exit := h.migrate("here", "--to", newWireProxy(t, addr, third.hook).addr, "--downtime-limit", "3s")
 	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, image) {
-		t.Fatalf("exit %d, %+v; expected was one that names the disk", exit, r)
+		t.Fatalf("exit %d, %+v; expected an error that names the disk", exit, r)
 	}
 	if s := h.info("here").State; s != "paused" {
 		t.Errorf("the source, whose disk another has, is %q", s)
@@ -154,8 +154,8 @@ func TestSharedDiskTakenInBetween(t *testing.T) {
 	awaitDisk(t, here.out, from, 2*mib/mempage.Size)
 }
 
-// A tap that another has attached at the destination is named before READY, in
-// one breath with whatever else is wrong there.
+// TestTapTakenAtTheDestination: a tap that another process has attached at the
+// destination is named before READY, together with all else that is wrong there.
 func TestTapTakenAtTheDestination(t *testing.T) {
 	needKVM(t)
 	needRoot(t)
@@ -186,7 +186,7 @@ func TestTapTakenAtTheDestination(t *testing.T) {
 	}
 	mu.Lock()
 	if ready {
-		t.Error("it was not said before READY")
+		t.Error("the destination refused after READY")
 	}
 	mu.Unlock()
 	here.out.awaitTick(t, here.out.len(), "at the source", func(tick) bool { return true })

@@ -17,13 +17,12 @@ import (
 // idleGuest owns no memory and says nothing after its first lines.
 const idleGuest = "tick=0"
 
-// idleMemory is the memory of the guests here: a mapping of just that length is
-// the guest's, whatever else is mapped.
+// idleMemory is the memory of the guests here. The one mapping of that length is the
+// guest's memory.
 const idleMemory = 200 * mib
 
-// residence is how much of a process is in memory (Rss of proc_pid_smaps(5)), in
-// bytes: of the one mapping that is as long as the guest's memory, and of
-// everything else.
+// residence is how much of a process is in memory (Rss of proc_pid_smaps(5)), in bytes:
+// of the guest's memory, and of all else.
 func residence(t testing.TB, pid int) (ram, beyond uint64) {
 	t.Helper()
 	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
@@ -54,8 +53,8 @@ func residence(t testing.TB, pid int) (ram, beyond uint64) {
 	return ram, beyond
 }
 
-// cpuTime is the time that a process has had of processors, its vCPUs' included
-// (utime and stime of proc_pid_stat(5)).
+// cpuTime is the processor time of a process with its vCPUs (utime and stime of
+// proc_pid_stat(5)).
 func cpuTime(t testing.TB, pid int) time.Duration {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -78,7 +77,7 @@ func cpuTime(t testing.TB, pid int) time.Duration {
 	return ticks * (time.Second / 100) // USER_HZ is 100 on x86
 }
 
-// idle starts govmm with a guest that does nothing.
+// idle starts govmm with an idle guest.
 func (h *host) idle(name string, args ...string) *proc {
 	h.t.Helper()
 	vm := h.start(append([]string{"run", name, "--cpus", "1", "--memory", fmt.Sprintf("%dM", idleMemory/mib), "--cmdline", idleGuest}, args...)...)
@@ -86,9 +85,8 @@ func (h *host) idle(name string, args ...string) *proc {
 	return vm
 }
 
-// TestSizeOfTheVMM is the promise of docs/SPECIFICATION.md: a VMM with an idle
-// guest takes less than 20 MiB beyond what the guest has touched of its memory,
-// and with every device that there is not much more.
+// TestSizeOfTheVMM: a VMM with an idle guest uses less than 20 MiB beyond the memory
+// that the guest has touched, also with devices (docs/SPECIFICATION.md).
 func TestSizeOfTheVMM(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -112,8 +110,8 @@ func TestSizeOfTheVMM(t *testing.T) {
 	}
 }
 
-// switches is how often the threads of a process have gone to sleep or been
-// preempted (proc_pid_status(5)).
+// switches is the number of context switches of the threads of a process
+// (proc_pid_status(5)).
 func switches(t testing.TB, pid int) (n uint64) {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -162,8 +160,8 @@ func TestIdleVMMSleeps(t *testing.T) {
 	}
 }
 
-// startMicroVM starts QEMU's machine for small guests with the demo guest: the
-// peer for start-up and size.
+// startMicroVM starts the demo guest in QEMU's machine for small guests, for comparison
+// of start-up and size.
 func startMicroVM(b *testing.B, elf string) (cmd *exec.Cmd, out *lines, end func()) {
 	b.Helper()
 	const bios = "/usr/share/qemu/qboot.rom"
@@ -233,8 +231,8 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// BenchmarkIdle is what an idle VM costs: memory beyond the guest's, and the share of
-// a processor, beside QEMU's microvm with the same guest.
+// BenchmarkIdle is the cost of an idle VM, memory beyond the guest's and share of a
+// processor, beside QEMU's microvm with the same guest.
 func BenchmarkIdle(b *testing.B) {
 	needKVM(b)
 	h := newHost(b)

@@ -14,8 +14,8 @@ import (
 	"github.com/govmm/govmm/test/kernel"
 )
 
-// guestSocket is a connection to a port of a guest, through the unix socket of
-// its socket device as docs/vsock.md has it.
+// guestSocket is a connection to a port of a guest, through the unix socket of its
+// socket device (docs/vsock.md).
 type guestSocket struct {
 	net.Conn
 	t testing.TB
@@ -42,7 +42,7 @@ func dialGuest(t testing.TB, path string, port int) *guestSocket {
 	return s
 }
 
-// echoes expects that what is said comes back.
+// echoes checks that the guest sends back what it gets.
 func (s *guestSocket) echoes(size int) {
 	s.t.Helper()
 	said := make([]byte, size)
@@ -64,10 +64,9 @@ func (s *guestSocket) echoes(size int) {
 	}
 }
 
-// TestLinuxVsock: Linux's own driver of the socket device, in Debian's cloud
-// kernel. A program in the guest is reached from the host and reaches the
-// host. A migration ends the connections that there are, with a reset, and
-// new ones come about at the destination, whose socket is elsewhere.
+// TestLinuxVsock: Linux's own driver of the socket device, in Debian's cloud kernel. A
+// program in the guest takes a connection from the host, and connects to the host. A
+// migration resets all connections; new ones are made through the destination's socket.
 func TestLinuxVsock(t *testing.T) {
 	needSVM(t)
 	program, err := kernel.VsockEcho()
@@ -112,8 +111,8 @@ func TestLinuxVsock(t *testing.T) {
 	h.must("stop", "--force", "at2")
 }
 
-// callsHost expects that a program of the guest reaches one of the host that
-// listens for port 52.
+// callsHost checks that a program in the guest can connect to one on the host that
+// listens on port 52.
 func (s *shell) callsHost(path string) {
 	s.t.Helper()
 	ln, err := net.Listen("unix", path+"_52")
@@ -142,7 +141,7 @@ func (s *shell) callsHost(path string) {
 			s.t.Errorf("the guest said %q", line)
 		}
 	case <-time.After(patience):
-		s.t.Error("nobody has called")
+		s.t.Error("the guest did not connect")
 	}
 	if got := s.does("/vsockecho dial 53 hello"); !strings.Contains(got, "connection reset") {
 		s.t.Errorf("a call to nobody: %q", got)

@@ -8,8 +8,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// way is how a guest is moved: what tracks its writes where it is, and what
-// govmm migrate was told.
+// way is how a guest is moved: how its writes are tracked at the source, and the
+// options of govmm migrate.
 type way struct {
 	tracking string
 	channels int
@@ -18,7 +18,8 @@ type way struct {
 	shift    int
 }
 
-// ways are some that have each value of every option, or all that there are.
+// ways are a few in which each value of each option occurs, or all combinations in the
+// long runs.
 func ways() (all []way) {
 	if !full() {
 		return []way{
@@ -42,9 +43,9 @@ func ways() (all []way) {
 	return all
 }
 
-// TestEveryWay: a guest that writes flat out, has pages that turn zero, hints
-// memory and rewrites some of what it hinted, moves on and on, each time in
-// another way. Every page is hashed at both sides, and checked by the guest.
+// TestEveryWay: a guest writes flat out, has pages that turn zero, hints memory and
+// rewrites some of it. It moves again and again, each time in another way. Each page is
+// hashed at both sides, and checked by the guest.
 func TestEveryWay(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -79,9 +80,9 @@ func TestEveryWay(t *testing.T) {
 	}
 }
 
-// TestAutoConverge: a guest that writes twice as fast as the link is arrives
-// only with --auto-converge, and is throttled no longer where it then runs:
-// there, and here if the migration was given up.
+// TestAutoConverge: a guest that writes twice as fast as the link sends arrives only
+// with --auto-converge. It is no longer throttled after the migration: at the
+// destination, and at the source if the migration failed.
 func TestAutoConverge(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
@@ -97,7 +98,7 @@ func TestAutoConverge(t *testing.T) {
 	_, addr := h.receive("dst")
 	r, exit := slowly(addr, "--auto-converge", "--timeout", "8s", "--downtime-limit", "1ms")
 	if exit != 1 || r.Status != "failed" || r.ThrottlePercent == 0 {
-		t.Errorf("a limit that no guest can keep: exit %d, %+v", exit, r)
+		t.Errorf("with a limit that cannot be kept: exit %d, %+v", exit, r)
 	}
 	awaitPace(t, src.out, src.out.len(), rate/2)
 
@@ -115,8 +116,8 @@ func TestAutoConverge(t *testing.T) {
 	awaitVerified(t, there.out, 0, 12*mib/mempage.Size)
 }
 
-// awaitPace waits until the demo guest writes so many pages a second, by its own
-// clock. A guest that was throttled may have lines to print of that time.
+// awaitPace waits until the demo guest writes that many pages a second by its own
+// clock. A guest that was throttled may still have lines of that time to print.
 func awaitPace(t testing.TB, l *lines, from int, rate float64) {
 	t.Helper()
 	last, from := l.awaitTick(t, from, "any", func(tick) bool { return true })

@@ -20,9 +20,9 @@ const (
 	frameRunning  = 68
 )
 
-// wireProxy stands between a source and a destination and calls hook before it
-// passes on a frame of the first migration: false ends the connections without
-// passing the frame. Queries pass.
+// wireProxy is between a source and a destination. It calls hook before it passes on a
+// frame: if hook returns false, it closes the connections without passing the frame.
+// Queries are passed without a call.
 type wireProxy struct {
 	addr string
 	to   string

@@ -21,7 +21,7 @@ var Patience = func() time.Duration {
 	if Emulated() {
 		return 10 * time.Minute
 	}
-	return time.Minute
+	return 3 * time.Minute
 }()
 
 // Emulated reports whether this machine is the emulated one of test/svm, where

@@ -8,9 +8,8 @@ import (
 )
 
 // CloudGuest returns Debian's cloud kernel, a bzImage, and what its initial RAM
-// disk needs beside /init: the drivers of the machine's devices in /modules, and
-// a static busybox, bin/busybox. All comes from Debian and is kept in the
-// user's cache.
+// disk needs besides /init: drivers for the machine's devices in /modules, and a static
+// bin/busybox. They come from Debian and are kept in the user's cache.
 func CloudGuest() (bzImage string, files []File, err error) {
 	bzImage, files, err = DebianModules(CloudKernel, "virtio_pci", "virtio_blk", "virtio_net", "virtio_balloon",
 		"vmw_vsock_virtio_transport", "button", "evdev")

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// CloudKernel is Debian's package of the kernel of its cloud images: made for
-// guests, its drivers modules.
+// CloudKernel is Debian's package with the kernel of its cloud images, which is made
+// for guests. Its drivers are modules.
 const CloudKernel = "linux-image-cloud-amd64"
 
 // DebianKernel returns the path of the kernel of Debian's cloud images, a
@@ -26,14 +26,14 @@ func Busybox() (string, error) {
 	return fromDebian("busybox", "busybox-static", "*bin/busybox")
 }
 
-// behind is the package that a package stands for and depends on, as the
-// shell takes it: linux-image-amd64 is always the newest linux-image-VERSION-amd64.
+// behind is a shell expression for the package that a metapackage depends on:
+// linux-image-amd64 depends on the newest linux-image-VERSION-amd64.
 func behind(pkg string) string {
 	return `$(apt-cache depends ` + pkg + ` | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p' | head -1)`
 }
 
-// fromDebian returns the path of name in the cache. If it is not there, it is
-// the one file of a package, both given as the shell takes them.
+// fromDebian returns the path of name in the cache. If it is not there, it is taken
+// from a package. Package and file are shell expressions.
 func fromDebian(name, pkg, file string) (string, error) {
 	return inCache(name, func(tmp string) (string, error) {
 		if err := unpackDebian(tmp, pkg); err != nil {
@@ -50,8 +50,8 @@ func fromDebian(name, pkg, file string) (string, error) {
 	})
 }
 
-// inCache returns the path of name in the user's cache. If it is not there,
-// fetch makes it, a file or directory, below a directory for the purpose.
+// inCache returns the path of name in the user's cache. If it is not there, fetch makes
+// it, a file or a directory, in a temporary directory.
 func inCache(name string, fetch func(tmp string) (path string, err error)) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -74,16 +74,15 @@ func inCache(name string, fetch func(tmp string) (path string, err error)) (stri
 	if err != nil {
 		return "", fmt.Errorf("fetch %s from Debian (run apt-get update?): %w", name, err)
 	}
-	// The rename makes what two tests fetch at once whole in both; for a
-	// directory, the second finds the first one's.
+	// Two tests may fetch at once: the rename leaves one complete result. A directory
+	// is the first one's.
 	if err := os.Rename(made, path); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", err
 	}
 	return path, nil
 }
 
-// unpackDebian fetches a package, given as the shell takes it, and unpacks it
-// into dir/x.
+// unpackDebian fetches a package, a shell expression, and unpacks it into dir/x.
 func unpackDebian(dir, pkg string) error {
 	cmd := exec.Command("sh", "-ec", "apt-get download "+pkg+"; dpkg-deb -x *.deb x; rm *.deb")
 	cmd.Dir = dir
@@ -93,8 +92,8 @@ func unpackDebian(dir, pkg string) error {
 	return nil
 }
 
-// filesBelow are the files below dir whose path relative to it matches; a
-// pattern's * stands for a / too if it comes first.
+// filesBelow are the files below dir whose path relative to it matches the pattern. A
+// * at its beginning also matches a /.
 func filesBelow(dir, pattern string) (found []string, err error) {
 	end, anywhere := strings.CutPrefix(pattern, "*")
 	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {

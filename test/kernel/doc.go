@@ -1,5 +1,4 @@
 // Package kernel makes what tests boot: the Linux test kernel (build.sh), its
 // first processes (init/), initial RAM disks and root disks; and it reads the
-// report page by which those processes say what they saw. docs/testing.md
-// tells the story.
+// report page in which those processes count what they saw (docs/testing.md).
 package kernel

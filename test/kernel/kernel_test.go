@@ -15,9 +15,9 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// The first processes make no system call, so they run anywhere; here as
-// processes of the host, whose memory shows the report. They reach their
-// second pass, which verifies what the first wrote.
+// TestPrograms: the first processes make no system call, so they also run as processes
+// of the host, whose memory has the report. Their second pass verifies what the first
+// wrote.
 func TestPrograms(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -70,17 +70,14 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
-// reportAddress finds the page with the counters: the program's data, whose
-// first pages are the report alone or the working set too.
+// reportAddress finds the page with the counters in .bss: it is the only page there, or
+// the last after the working set.
 func reportAddress(t *testing.T, path string) int64 {
 	f, err := elf.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	// A report is 4096 bytes that are zero in the file; memhog's working set
-	// lies beside it, so all of .bss is searched, in /proc/PID/mem's stead by
-	// the section's two ends.
 	bss := f.Section(".bss")
 	if bss == nil {
 		t.Fatal("no .bss")
@@ -91,8 +88,8 @@ func reportAddress(t *testing.T, path string) int64 {
 	return int64(bss.Addr + bss.Size - mempage.Size)
 }
 
-// No system call is in the programs, and the file does not hold the magic
-// number, which would show a second report in the page cache.
+// TestProgramsAreAlone: the programs have no system call, and their files do not have
+// the magic number, which would be a second report in the page cache.
 func TestProgramsAreAlone(t *testing.T) {
 	testenv.NeedTools(t, "gcc", "ld", "objdump")
 	for _, name := range []string{"memhog", "diskread"} {
@@ -119,7 +116,7 @@ func TestProgramsAreAlone(t *testing.T) {
 	}
 }
 
-// cpio itself reads what Initramfs writes.
+// TestInitramfs: cpio reads what Initramfs writes.
 func TestInitramfs(t *testing.T) {
 	testenv.NeedTools(t, "cpio")
 	image := Initramfs(File{Name: "init", Data: []byte("one")}, File{Name: "etc", Mode: directory | 0o755}, File{Name: "etc/four", Data: []byte("four"), Mode: regular | 0o644})

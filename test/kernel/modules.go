@@ -13,11 +13,10 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// DebianModules returns the path of a kernel of Debian's, a bzImage, and the
-// modules with those that they depend on, in the order in which they can be
-// loaded: "modules/NN-NAME.ko", for an initial RAM disk. The package is
-// CloudKernel or "linux-image-amd64"; what is needed of it is kept in the
-// user's cache.
+// DebianModules returns the path of one of Debian's kernels, a bzImage, and modules
+// with their dependencies, in the order in which they can be loaded:
+// "modules/NN-NAME.ko", for an initial RAM disk. The package is CloudKernel or
+// "linux-image-amd64". The files are kept in the user's cache.
 func DebianModules(pkg string, modules ...string) (vmlinuz string, files []File, err error) {
 	sum := sha256.Sum256([]byte(strings.Join(modules, " ")))
 	dir, err := inCache(fmt.Sprintf("%s-%x", pkg, sum[:6]), func(tmp string) (string, error) {
@@ -91,12 +90,11 @@ func pickModules(from, to string, modules []string) (string, error) {
 	return to, os.Rename(kernels[0], filepath.Join(to, "vmlinuz"))
 }
 
-// moduleName is a module's name as the kernel has it: files and dependencies
-// write - and _ as they like.
+// moduleName is a module's name in the kernel's spelling: names of files and of
+// dependencies mix - and _.
 func moduleName(s string) string { return strings.ReplaceAll(s, "-", "_") }
 
-// loadOrder are the modules and what they depend on, each after what it
-// depends on.
+// loadOrder are the modules and their dependencies, each after its dependencies.
 func loadOrder(modules []string, load func(name string) ([]byte, error)) (ordered []string, err error) {
 	seen := make(map[string]bool)
 	var visit func(name string) error
@@ -129,8 +127,8 @@ func loadOrder(modules []string, load func(name string) ([]byte, error)) (ordere
 	return ordered, nil
 }
 
-// moduleDepends reads what a module says that it depends on: "depends=a,b" in
-// the section .modinfo, strings that end with 0 (scripts/mod/modpost.c in Linux).
+// moduleDepends reads a module's dependencies: "depends=a,b" in the section .modinfo,
+// which has strings that end with 0 (scripts/mod/modpost.c in Linux).
 func moduleDepends(module []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {

@@ -13,9 +13,8 @@ const (
 	reportVersion = 1
 )
 
-// Report is what a first process says about its work (init/report.h). It is
-// read while the process writes it: each counter is whole, but they are not of
-// one moment.
+// Report has the counters of a first process (init/report.h). They are read while the
+// process counts, so they are not of one moment.
 type Report struct {
 	Pages    uint64 // in the working set
 	Passes   uint64 // over the working set, completed
@@ -27,8 +26,8 @@ type Report struct {
 	BadPage, BadWord, BadWant, BadFound uint64
 }
 
-// FindReport looks for the report page in a piece of guest memory that starts
-// on a page boundary, and returns its offset, or -1.
+// FindReport returns the offset of the report page in guest memory that starts at a
+// page boundary, or -1.
 func FindReport(memory []byte) int {
 	for at := 0; at+mempage.Size <= len(memory); at += mempage.Size {
 		if _, ok := ParseReport(memory[at:]); ok {
@@ -38,7 +37,7 @@ func FindReport(memory []byte) int {
 	return -1
 }
 
-// ParseReport reads a report page; ok is false if it is none.
+// ParseReport reads a report page. ok is false if the page is not one.
 func ParseReport(page []byte) (r Report, ok bool) {
 	le := binary.LittleEndian
 	if len(page) < 12*8 || le.Uint64(page) != reportMagic0 || le.Uint64(page[8:]) != reportMagic1 || le.Uint64(page[16:]) != reportVersion {

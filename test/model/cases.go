@@ -20,8 +20,8 @@ func (c modelCase) variant() string {
 
 func (c modelCase) name() string { return c.model + ": " + c.variant() }
 
-// cases are all runs. The variants have the smallest model in which their harm
-// can be done: its trail is then the shortest.
+// cases are all runs. A variant has the smallest model that shows its violation, so
+// that the trail is short.
 var cases = []modelCase{
 	{model: "hints", what: "4 pages, hints, 2 ids", defines: "-DPAGES=4 -DHINTS"},
 	{model: "hints", what: "4 pages, I/O, holes", defines: "-DPAGES=4 -DIO"},
@@ -78,8 +78,8 @@ func (c modelCase) spinArgs() []string {
 	return args
 }
 
-// ccArgs choose the search. A variant's is breadth first, for the shortest
-// trail; spin has none for what never happens.
+// ccArgs select the search. A variant is searched breadth first, for the shortest
+// trail; spin cannot do that for a liveness property.
 func (c modelCase) ccArgs() []string {
 	args := []string{"-w", "-DCOLLAPSE", "-DMEMLIM=5000"}
 	switch {

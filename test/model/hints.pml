@@ -36,7 +36,7 @@ byte w;			/* the watched page */
 bit dirty;		/* w's bit in the log */
 bit window;		/* a CLEAR took it and has not returned: a store may go unseen */
 
-/* The tracker. Masks of pages, but for writtenSince. Guarded by mutex (Tracker.mu). */
+/* The tracker. Masks of pages, except writtenSince. Guarded by mutex (Tracker.mu). */
 bit mutex;
 byte toSend = ALL;
 byte fetched;
@@ -315,7 +315,7 @@ inline copy() {		/* sender.sendSpan, for w. What is sent lands in order. */
 #ifdef NO_R6
 	:: seenHole
 #else
-	:: seenHole && !sent		/* the page is not spoken of */
+	:: seenHole && !sent		/* the page is not in the message */
 #endif
 	:: else ->
 		sent = 1;

@@ -1,7 +1,7 @@
-// Command model checks the models of this directory with spin: of the sound
-// ones every state is visited and none may be wrong; in each variant, which
-// leaves one rule out, spin must find the harm. It prints a table, and with
-// -trail the shortest way to the harm of one variant. docs/proof.md explains it.
+// Command model checks the models of this directory with spin. In the sound models
+// spin visits every state, and none may violate an assertion. Each variant leaves out
+// one rule, and spin must find a violation. The command prints a table, or with -trail
+// the shortest way to the violation of one variant (docs/proof.md).
 //
 //	go run ./test/model
 //	go run ./test/model -trail NO_R3_SINCE
@@ -51,7 +51,7 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// printTrail runs one variant and has spin tell its trail.
+// printTrail runs one variant and prints its trail.
 func printTrail(ctx context.Context, dir, without string) error {
 	for _, c := range cases {
 		if c.without != without {
@@ -74,7 +74,7 @@ func printTrail(ctx context.Context, dir, without string) error {
 	return fmt.Errorf("no variant leaves out %q", without)
 }
 
-// checkAll runs cases, two at a time, and says whether all came out right.
+// checkAll runs cases, two at a time, and reports whether all were right.
 func checkAll(ctx context.Context, dir string, cases []modelCase) bool {
 	const workers = 2
 	lines := make([]string, len(cases))

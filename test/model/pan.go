@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// check has spin make a verifier in work, compiles and runs it.
+// check makes a verifier with spin in the directory work, compiles and runs it.
 func (c modelCase) check(ctx context.Context, dir, work string) (result, error) {
 	file := c.model + ".pml"
 	text, err := os.ReadFile(filepath.Join(dir, file))
@@ -39,7 +39,7 @@ func (c modelCase) check(ctx context.Context, dir, work string) (result, error) 
 	return r, err
 }
 
-// trail has spin tell the steps to the error that check found in work.
+// trail returns the steps to the error that check found in work.
 func (c modelCase) trail(ctx context.Context, _, work string) (string, error) {
 	args := append([]string{"-t", "-p", "-g", "-l"}, c.spinArgs()...)
 	return run(ctx, work, "spin", append(args, c.model+".pml")...)
@@ -65,7 +65,7 @@ func lastLine(s string) string {
 type result struct {
 	states, transitions, depth uint64
 	errors                     uint64
-	found                      string // the first error, in pan's words
+	found                      string // the first error, as pan prints it
 	cut                        string // why states were left out, "" if none were
 	elapsed                    time.Duration
 }
@@ -121,7 +121,7 @@ func (r result) outcome() string {
 	return "no error, every state visited"
 }
 
-// wrong says what is not as it must be.
+// wrong says how a result differs from what the case expects.
 func (c modelCase) wrong(r result) string {
 	switch {
 	case r.cut != "":

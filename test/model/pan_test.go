@@ -93,8 +93,8 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// Every rule that a model can leave out is left out by a case, and every case
-// leaves out what its model has.
+// Each rule that a model can leave out is left out by a case, and each case leaves out
+// a rule that its model has.
 func TestEveryRuleIsLeftOut(t *testing.T) {
 	for _, model := range []string{"hints", "handoff"} {
 		text, err := os.ReadFile(model + ".pml")

@@ -20,11 +20,11 @@ const (
 	guestRuntime = "/run/runtime" // likewise
 )
 
-// ownDirectories are not the host's.
+// ownDirectories are directories that do not come from the host.
 var ownDirectories = []string{"/dev", "/proc", "/sys", "/run"}
 
-// guestMain is the machine's first process. It never returns: the machine is
-// off when it is done.
+// guestMain is the machine's first process. It powers the machine off, so it does not
+// return.
 func guestMain() {
 	w, err := startGuest()
 	if err != nil {
@@ -42,7 +42,7 @@ func guestMain() {
 }
 
 func powerOff() {
-	time.Sleep(100 * time.Millisecond) // what was sent is QEMU's by then
+	time.Sleep(100 * time.Millisecond) // QEMU has read what was sent
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	select {} // the first process does not end
 }
@@ -88,8 +88,8 @@ func startGuest() (*wire, error) {
 	return &wire{rw: port}, nil
 }
 
-// moduleParameters are what the kernel's command line has for a module, whose
-// file is NUMBER-NAME.ko: NAME.PARAMETER=VALUE.
+// moduleParameters are the parameters for a module on the kernel's command line,
+// NAME.PARAMETER=VALUE. The module's file is NUMBER-NAME.ko.
 func moduleParameters(cmdline, file string) string {
 	_, name, _ := strings.Cut(strings.TrimSuffix(filepath.Base(file), ".ko"), "-")
 	var own []string
@@ -104,7 +104,7 @@ func moduleParameters(cmdline, file string) string {
 // hostRoot makes the host's files the root, with the kernel's own on top.
 func hostRoot() error {
 	const root = "/root"
-	// Tests map files, which caches need; nothing else changes them meanwhile.
+	// Tests map files, which needs a cache; nothing else changes the files.
 	if err := mount("root", "9p", root, "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,access=any"); err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func hostRoot() error {
 	return os.Chmod(guestTmp, 0o777|os.ModeSticky)
 }
 
-// mount mounts a file system, with a directory made for it where one can be.
+// mount mounts a file system. It makes the directory if it can.
 func mount(source, kind, at, options string) error {
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return err
@@ -163,7 +163,7 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo)
 }
 
-// openPort opens the virtio-serial port by its name, which the driver learns a
+// openPort opens the virtio-serial port by its name. The driver learns the name a
 // little after it was loaded.
 func openPort() (*os.File, error) {
 	for range 600 {
@@ -227,7 +227,7 @@ func serve(w *wire) (status int, err error) {
 	return status, nil
 }
 
-// reap waits for a process as the first process has to: with every orphan.
+// reap waits for a process, and for every orphan, as a first process must.
 func reap(pid int) (status int, err error) {
 	for {
 		var ws unix.WaitStatus
@@ -237,7 +237,7 @@ func reap(pid int) (status int, err error) {
 		case err != nil:
 			return 0, err
 		case got == pid && ws.Signaled():
-			return 128 + int(ws.Signal()), nil // as a shell has it
+			return 128 + int(ws.Signal()), nil // as a shell does
 		case got == pid && ws.Exited():
 			return ws.ExitStatus(), nil
 		}

@@ -2,8 +2,8 @@ package main
 
 import "testing"
 
-// TestModuleParameters: a module gets what is its own on the kernel's command
-// line, and nothing else.
+// TestModuleParameters: a module gets its own parameters from the kernel's command line,
+// and no others.
 func TestModuleParameters(t *testing.T) {
 	const cmdline = "quiet kvm.halt_poll_ns=0 kvm_amd.npt=0 panic=-1 kvm_amd.vls=0\n"
 	for file, want := range map[string]string{

@@ -22,7 +22,7 @@ import (
 // modules are the drivers that the machine has: its own, and what tests need.
 var modules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd", "tun", "bridge", "veth", "sch_tbf", "loop"}
 
-// machine is an emulated one.
+// machine is an emulated machine.
 type machine struct {
 	qemu    string
 	memory  string
@@ -32,7 +32,7 @@ type machine struct {
 	verbose bool
 }
 
-// run starts the machine, has it run what is asked, and ends it.
+// run starts the machine, runs the request on it, and ends it.
 func (m *machine) run(ctx context.Context, req request) (status int, err error) {
 	qemu, err := exec.LookPath(m.qemu)
 	if err != nil {
@@ -69,7 +69,7 @@ func (m *machine) run(ctx context.Context, req request) (status int, err error) 
 		cancel(fmt.Errorf("QEMU has ended: %w", errors.Join(err, errors.New(strings.TrimSpace(said.String())))))
 		ended <- err
 	}()
-	// Whatever it waits for, the line closes when the machine is gone or time is up.
+	// The line closes when the machine has ended or the time is up, so talk ends.
 	stop := context.AfterFunc(gone, func() { _ = line.Close() })
 	defer stop()
 	status, err = m.talk(gone, line, req)
@@ -92,7 +92,7 @@ func (m *machine) run(ctx context.Context, req request) (status int, err error) 
 	return status, err
 }
 
-// talk sends the request and copies what comes of it.
+// talk sends the request and copies the command's output.
 func (m *machine) talk(ctx context.Context, line net.Listener, req request) (status int, err error) {
 	c, err := line.Accept()
 	if err != nil {
@@ -150,8 +150,8 @@ func (m *machine) files(dir string) (vmlinuz, initrd string, err error) {
 	return vmlinuz, initrd, os.WriteFile(initrd, image, 0o600)
 }
 
-// static complains about a program that needs libraries, which the machine's
-// first process has not.
+// static returns an error for a program that needs libraries: the machine's first
+// process has none.
 func static(program []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
@@ -165,11 +165,11 @@ func static(program []byte) error {
 	return nil
 }
 
-// arguments of QEMU. In 7.2 la57 makes KVM in the machine use page tables that
-// an emulated SVM does not walk, and with pku KVM offers guests protection keys
-// without XCR0, which it cannot know as XSETBV is not intercepted.
+// arguments are those of QEMU. In QEMU 7.2, la57 makes KVM in the machine use page
+// tables that an emulated SVM does not walk. With pku, KVM offers protection keys to
+// guests although it does not know their XCR0, since XSETBV is not intercepted.
 func (m *machine) arguments(dir, vmlinuz, initrd, log string) []string {
-	// Files are made as this user; only root can make them anybody's.
+	// Files are made as this user; only root can give them to others.
 	security := "none"
 	if os.Geteuid() == 0 {
 		security = "passthrough"
@@ -185,7 +185,7 @@ func (m *machine) arguments(dir, vmlinuz, initrd, log string) []string {
 	}
 }
 
-// lastLines are the last of a log, or all.
+// lastLines are the last lines of a log, or all of it.
 func lastLines(text string, all bool) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	if all {

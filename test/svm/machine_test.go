@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// What is here boots the machine; make test-svm asks for it by the tag.
+// The tests here boot the machine; make test-svm selects them by the tag.
 
-// TestMachine: what a command says and how it ends comes back, KVM is there,
-// and files are the host's, except where they say otherwise.
+// TestMachine: a command's output and exit status come back, /dev/kvm opens, and files
+// are the host's.
 func TestMachine(t *testing.T) {
 	svm := build(t)
 	dir := t.TempDir()

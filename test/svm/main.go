@@ -7,9 +7,9 @@
 //	CGO_ENABLED=0 go build -o /tmp/svm ./test/svm
 //	go test -exec /tmp/svm ./kvm
 //
-// Output and exit status are the command's; 125 says that the machine itself
-// failed. Of this machine it sees files only: no devices, no processes, no
-// network, nothing below /run. TMPDIR is in its memory.
+// Output and exit status are the command's; status 125 means that the machine itself
+// failed. The command sees the files of this machine, but no devices, no processes, no
+// network, and nothing below /run. TMPDIR is in the emulated machine's memory.
 package main
 
 import (
@@ -35,7 +35,7 @@ func main() {
 		guestMain()
 		return
 	}
-	// QEMU is to end when this thread does.
+	// QEMU must end when this thread ends.
 	runtime.LockOSThread()
 	var m machine
 	flag.StringVar(&m.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
@@ -81,7 +81,7 @@ type request struct {
 	Env  []string
 }
 
-// newRequest looks the command up here, where its name means something.
+// newRequest looks the command up on this machine's PATH.
 func newRequest(argv []string) (r request, err error) {
 	path, err := exec.LookPath(argv[0])
 	if err != nil && !errors.Is(err, exec.ErrDot) {

@@ -11,7 +11,7 @@ import (
 	"github.com/govmm/govmm/internal/testenv"
 )
 
-// build builds this program as the machine takes it.
+// build builds this program statically, as the machine needs it.
 func build(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "svm")
@@ -23,7 +23,7 @@ func build(t *testing.T) string {
 	return path
 }
 
-// TestFailures: what is wrong is said, with the exit status that says so.
+// TestFailures: each failure has its message, and status 125.
 func TestFailures(t *testing.T) {
 	testenv.NotShort(t, "fetches Debian's kernel")
 	svm := build(t)

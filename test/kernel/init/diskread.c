@@ -1,8 +1,7 @@
-/* diskread: reads its own file for ever, page by page, and checks every word.
- * The file holds a pattern that test/kernel puts there (pattern.bin). Started
- * from a disk in a guest with less memory than the file is long, the pages
- * come from the disk again on every pass, without a system call: a read of a
- * page that is not in memory is a page fault. Word: idle=, as in memhog. */
+/* diskread: reads its own file for ever, page by page, and checks each word. The
+ * file has a pattern that test/kernel puts there (pattern.bin). A page that is not in
+ * memory comes by a page fault, without a system call. In a guest with less memory than
+ * the file has, each pass reads the disk again. Word: idle=, as in memhog. */
 #include "report.h"
 
 __asm__(".section .pattern, \"a\", @progbits\n"

@@ -1,6 +1,6 @@
-/* memhog: rewrites memory for ever, and checks before each rewrite that every
- * word is still what it wrote the last time. Words: size= (bytes, default 32M,
- * at most 64M), idle= (loops of nothing after each page, default 0). */
+/* memhog: rewrites memory for ever. Before it rewrites a page it checks that each
+ * word is what it wrote last. Words: size= (bytes, default 32M,
+ * at most 64M), idle= (pause instructions after each page, default 0). */
 #include "report.h"
 
 enum { MAX = 64 << 20 };

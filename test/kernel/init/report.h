@@ -1,5 +1,5 @@
-/* What the test kernel's first processes have in common: no system call, no
- * library, a page of counters that the host finds in guest memory. */
+/* Shared by the test kernel's first processes: no system call, no library, and a page
+ * of counters that the host finds in guest memory. */
 #ifndef REPORT_H
 #define REPORT_H
 
@@ -22,8 +22,8 @@ struct report {
 	u64 bad_found;
 } __attribute__((aligned(PAGE)));
 
-/* Alone on its page, and written by the process: neither the file nor the
- * page cache has the magic number. */
+/* Alone on its page. The process writes the magic number, so neither the file nor the
+ * page cache has it. */
 static union {
 	volatile struct report report;
 	char page[PAGE];
@@ -31,7 +31,7 @@ static union {
 
 #define REPORT (&shared.report)
 
-/* The magic number, which the code holds inverted. */
+/* Writes the magic number, which the code has inverted. */
 static inline void publish(u64 pages)
 {
 	u64 a = ~0x474f486d6d766f67UL, b = ~0x312d74726f706572UL; /* "govmmHOG", "report-1" */
@@ -43,8 +43,8 @@ static inline void publish(u64 pages)
 	REPORT->magic[0] = ~a;
 }
 
-/* The word that page has at an offset after a pass: no two pages or passes
- * look alike (the finaliser of a 64-bit mixing function). */
+/* The word at an offset of a page after a pass: different for all pages and passes
+ * (the finaliser of a 64-bit mixing function). */
 static inline u64 pattern(u64 page, u64 pass, u64 word)
 {
 	u64 x = (page * WORDS + word + 1) * 0x9e3779b97f4a7c15UL + pass * 0xd1342543de82ef95UL;
@@ -74,9 +74,8 @@ static inline void check(const volatile u64 *p, u64 page, u64 pass)
 	REPORT->verified++;
 }
 
-/* Reads "name=NUMBER[K|M|G]" from the words the kernel gave: what stands after
- * "--" on the kernel's command line (argv), or a name=value that the kernel
- * does not know (environment). */
+/* Reads "name=NUMBER[K|M|G]" from the words that the kernel passes: argv has those after
+ * "--" on its command line, the environment those that the kernel does not know. */
 static inline u64 word_of(char **words, const char *name, u64 otherwise)
 {
 	for (; *words; words++) {

@@ -1,7 +1,7 @@
-// Command vsockecho talks by AF_VSOCK in a guest, through the guest kernel's
-// own driver. It says on standard output what happens:
+// Command vsockecho uses AF_VSOCK in a guest, through the guest kernel's own driver. It
+// reports on standard output:
 //
-//	vsockecho listen PORT	sends back what comes, a connection after the other
+//	vsockecho listen PORT	sends back what it gets, one connection at a time
 //	vsockecho dial PORT WORD	says WORD to that port of the host, and reads a line
 package main
 
@@ -42,7 +42,7 @@ func run(args []string) error {
 	return fmt.Errorf("%q is neither listen nor dial", args[0])
 }
 
-// listen echoes until the socket that listens fails, which it does not.
+// listen serves connections until accept fails.
 func listen(s int, port uint32) error {
 	if err := unix.Bind(s, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); err != nil {
 		return fmt.Errorf("bind: %w", err)
