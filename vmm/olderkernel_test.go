@@ -9,6 +9,7 @@ import (
 	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/machine"
 )
 
 // TestOlderKernels migrates a guest that rewrites memory flat out as on kernels
@@ -22,7 +23,7 @@ func TestOlderKernels(t *testing.T) {
 			const all = kvm.DirtyLogManualProtect | kvm.DirtyLogInitiallySet
 			testhook.WithoutDirtyLog.Store(int64(all &^ flags))
 			con := vmtest.NewTape()
-			vm, err := NewVM(Config{Name: "old", CPUs: 2, Memory: 64 << 20, Serial: con, Log: vmtest.Log(t),
+			vm, err := NewVM(Config{Name: "old", CPUs: 2, Memory: 64 << 20, Serial: con, Log: vmtest.Log(t), Tracking: machine.TrackBitmap,
 				Cmdline: "fill=32M dirty=16M rate=0 verify=0.5 tick=0.5"})
 			check(t, err)
 			here := run(t, vm, con)

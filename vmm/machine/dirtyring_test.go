@@ -6,6 +6,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/govmm/govmm/internal/testhook"
+	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/memory"
 	"pgregory.net/rapid"
@@ -167,6 +170,61 @@ func TestDirtyRingsStayInBounds(t *testing.T) {
 	check(t, r.fetch(0, bitmap))
 	if bitmap[0] != 1<<9 {
 		t.Errorf("after a failed reset: bitmap %#x", bitmap)
+	}
+}
+
+// TestRingLog: entries of a machine's rings arrive in the log that is fetched.
+func TestRingLog(t *testing.T) {
+	spec := testSpec(t, 2, vmtest.WakeAndCount)
+	spec.Tracking = TrackRing
+	m, err := New(spec, Ends{}, vmtest.Log(t))
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skipf("THIS KERNEL HAS NO DIRTY RING, not tested: %v", err)
+	}
+	check(t, err)
+	t.Cleanup(func() { check(t, m.Close()) })
+	if m.Tracking() != TrackRing || m.ManualProtect() {
+		t.Fatalf("tracking by %s, manual protection %v", m.Tracking(), m.ManualProtect())
+	}
+	check(t, m.Boot())
+	startCounting(t, m)
+	src := m.Source()
+	log := make([]uint64, src.Slots()[0].Pages/64)
+	check(t, src.StartDirtyLog())
+	awaitChange(t, m, vmtest.CountAt, word(t, m, vmtest.CountAt))
+	awaitChange(t, m, vmtest.APCountAt, word(t, m, vmtest.APCountAt))
+	check(t, src.FetchDirtyLog(0, log))
+	for _, p := range []int{vmtest.APCountAt >> 12, vmtest.CountAt >> 12} {
+		if log[p/64]&(1<<(p%64)) == 0 {
+			t.Errorf("the guest wrote page %#x, the log does not have it", p)
+		}
+	}
+	if m.kernel.rings.entries == 0 {
+		t.Error("no entry of a ring was collected")
+	}
+	check(t, src.StopDirtyLog())
+}
+
+// TestTrackAuto takes the bitmap where the kernel has manual protection, otherwise
+// the ring if the kernel has one.
+func TestTrackAuto(t *testing.T) {
+	spec := testSpec(t, 1, vmtest.JustCount)
+	m := fromSpec(t, spec, nil)
+	manual, err := m.kernel.vm.CheckExtension(kvm.CapManualDirtyLogProtect2)
+	check(t, err)
+	ring, err := m.kernel.vm.MaxDirtyRing()
+	check(t, err)
+	if manual != 0 && (m.Tracking() != TrackBitmap || !m.ManualProtect()) {
+		t.Errorf("with manual protection: tracking by %s", m.Tracking())
+	}
+	testhook.WithoutDirtyLog.Store(int64(manual))
+	defer testhook.WithoutDirtyLog.Store(0)
+	want := TrackBitmap
+	if ring != 0 {
+		want = TrackRing
+	}
+	if m := fromSpec(t, spec, nil); m.Tracking() != want || m.ManualProtect() {
+		t.Errorf("without manual protection: tracking by %s, want %s", m.Tracking(), want)
 	}
 }
 

@@ -93,6 +93,48 @@ func TestDiskLockMoves(t *testing.T) {
 	cannotLock(t, to.Acquire())
 }
 
+// TestResetKeepsBackends: a reset makes the devices of the next machine from the same
+// backends. The disk stays locked, and the host's target for the balloon stays.
+func TestResetKeepsBackends(t *testing.T) {
+	path := vmtest.Image(t, "a.img", 1<<20)
+	con := vmtest.NewTape()
+	m := fromSpec(t, allDevices(t, path), con)
+	check(t, m.Boot())
+	check(t, m.Start(false))
+	check(t, m.SetBalloon(1<<20))
+	con.Await(t, "B")
+	con.Type("r")
+	if exit := wait(t, m); exit.Kind != ExitReset {
+		t.Fatalf("the guest %v", exit.Kind)
+	}
+	before := slices.Clone(m.devices.backends)
+	taken := func() {
+		t.Helper()
+		other, err := disk(path).Open(vmtest.Log(t))
+		check(t, err)
+		cannotLock(t, other.(virtio.Locker).Lock())
+		check(t, other.Close())
+	}
+	taken()
+	next, err := m.Reset()
+	check(t, err)
+	defer func() { check(t, next.Close()) }()
+	if !slices.Equal(before, next.devices.backends) {
+		t.Error("a backend was opened again")
+	}
+	taken()
+	check(t, next.Start(false))
+	con.Await(t, "BB")
+	if b, err := next.Balloon(t.Context()); err != nil || b.Target != 1<<20 {
+		t.Errorf("balloon %+v, %v", b, err)
+	}
+	check(t, next.Close())
+	other, err := disk(path).Open(vmtest.Log(t))
+	check(t, err)
+	check(t, other.(virtio.Locker).Lock())
+	check(t, other.Close())
+}
+
 // TestAllDevicesRoundTrip: save, load, save again gives equal bytes.
 func TestAllDevicesRoundTrip(t *testing.T) {
 	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)

@@ -77,11 +77,16 @@ func awaitChange(t testing.TB, m *Machine, gpa uint64, was uint32) {
 func newCounting(t testing.TB) *Machine {
 	t.Helper()
 	m := newMachine(t, 2, vmtest.WakeAndCount, nil)
+	startCounting(t, m)
+	return m
+}
+
+func startCounting(t testing.TB, m *Machine) {
+	t.Helper()
 	check(t, m.Memory().WriteAt(vmtest.APCount, vmtest.APCodeAt))
 	check(t, m.Start(false))
 	awaitChange(t, m, vmtest.CountAt, 0)
 	awaitChange(t, m, vmtest.APCountAt, 0)
-	return m
 }
 
 // counter is a device of 4-byte registers, all of which give one number more

@@ -1,0 +1,116 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/virtio"
+)
+
+// TestMigrate: Migrate returns when the guest runs at the destination, or with the
+// reason why it does not, and then the guest goes on at the source.
+func TestMigrate(t *testing.T) {
+	t.Run("completed", func(t *testing.T) {
+		vm := obeying(t)
+		next := receiving(t, ReceiveConfig{})
+		r, err := vm.Migrate(t.Context(), next.Addr().String(), migrate.Options{DowntimeLimit: patience})
+		if err != nil || r.Status != "completed" || r.Error != "" || r.BytesSent == 0 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		next.is(t, StateRunning)
+		vm.ends(t, Migrated, "the guest runs at "+next.Addr().String())
+		_, err = vm.Migrate(t.Context(), next.Addr().String(), migrate.Options{})
+		refused(t, err, "moved away")
+		next.con.Type("x")
+		next.con.Await(t, "x")
+	})
+	t.Run("dialled by the caller", func(t *testing.T) {
+		vm := obeying(t)
+		next := receiving(t, ReceiveConfig{})
+		r, err := vm.Migrate(t.Context(), "host b", migrate.Options{DowntimeLimit: patience, Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			if address != "host b" {
+				t.Errorf("dialled %q", address)
+			}
+			return new(net.Dialer).DialContext(ctx, "tcp", next.Addr().String())
+		}})
+		if err != nil || r.Status != "completed" {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		vm.ends(t, Migrated, "the guest runs at host b")
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		vm := obeying(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(20*time.Millisecond, cancel)
+		r, err := vm.Migrate(ctx, stuck(t), migrate.Options{})
+		if !errors.Is(err, migrate.ErrCancelled) || r.Status != "cancelled" || r.Error == "" {
+			t.Errorf("%+v, %v", r, err)
+		}
+		vm.goesOn(t)
+	})
+	t.Run("refused", func(t *testing.T) {
+		vm := obeying(t)
+		next := receiving(t, ReceiveConfig{Devices: []virtio.Spec{disk("a.img")}})
+		r, err := vm.Migrate(t.Context(), next.Addr().String(), migrate.Options{})
+		if !errors.Is(err, migrate.ErrRefused) || r.Status != "failed" || !strings.Contains(r.Error, "the guest has 0 devices of kind disk, 1 are given") {
+			t.Errorf("%+v, %v", r, err)
+		}
+		vm.goesOn(t)
+	})
+	t.Run("nonsense", func(t *testing.T) {
+		vm := obeying(t)
+		if _, err := vm.Migrate(t.Context(), "nowhere", migrate.Options{}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v", err)
+		}
+		vm.goesOn(t)
+	})
+	t.Run("given up too late", func(t *testing.T) {
+		vm := obeying(t)
+		next := receiving(t, ReceiveConfig{})
+		p := newCut(t, next.Addr().String())
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := vm.Migrate(ctx, p.ln.Addr().String(), migrate.Options{DowntimeLimit: patience})
+			ended <- err
+		}()
+		for deadline := vmtest.Within(t); vm.Info().State != StateHandoffUnknown; time.Sleep(time.Millisecond) {
+			check(t, deadline.Err())
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, migrate.ErrHandoffUnknown) || !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+		p.set(false) // the VM goes on asking
+		vm.ends(t, Migrated, "")
+	})
+}
+
+// goesOn expects that the guest runs, and can be moved.
+func (r *ran) goesOn(t *testing.T) {
+	t.Helper()
+	r.is(t, StateRunning)
+	r.con.Type("x")
+	r.con.Await(t, "Bx")
+	next := receiving(t, ReceiveConfig{})
+	if res, err := r.Migrate(t.Context(), next.Addr().String(), migrate.Options{DowntimeLimit: patience}); err != nil {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+// TestMigrateBeforeRun: there is no guest to move yet.
+func TestMigrateBeforeRun(t *testing.T) {
+	needKVM(t)
+	vm, err := NewVM(testConfig(1, vmtest.JustCount))
+	check(t, err)
+	_, err = vm.Migrate(t.Context(), "127.0.0.1:1", migrate.Options{})
+	refused(t, err, "does not run yet")
+	check(t, vm.Stop(vmtest.Within(t)))
+}
