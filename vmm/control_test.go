@@ -29,7 +29,7 @@ var listening = []byte{
 	0x66, 0xef, // out %ax,(%dx)
 }
 
-// panicking tells that it panics, prints P and does as vmtest.Obey.
+// panicking reports a panic and goes on as vmtest.Obey.
 var panicking = append([]byte{
 	0x66, 0xba, 0x05, 0x05, // mov $0x505,%dx
 	0xb0, 0x01, // mov $1,%al
@@ -57,7 +57,7 @@ func TestPowerOff(t *testing.T) {
 		vm := running(t, testConfig(1, listening), "L")
 		select {
 		case <-vm.Ended():
-			t.Error("it has ended")
+			t.Error("the VM has ended")
 		default:
 		}
 		check(t, vm.PowerOff(t.Context()))
@@ -80,7 +80,7 @@ func TestPowerOff(t *testing.T) {
 		check(t, vm.PowerOff(t.Context()))
 		vm.ends(t, PoweredOff, "")
 	})
-	t.Run("moved", func(t *testing.T) { // the button's state moves along
+	t.Run("moved", func(t *testing.T) { // the state of the button travels
 		vm := running(t, testConfig(1, listening), "L")
 		next := receiving(t, ReceiveConfig{})
 		if r := vm.migrateTo(t, next.Addr().String()); r.Status != "completed" {
@@ -116,8 +116,8 @@ func TestPowerOff(t *testing.T) {
 	})
 }
 
-// TestNoGuestArrivesAtAnEnd: a receiver that is ended and a guest that starts
-// exclude each other.
+// TestNoGuestArrivesAtAnEnd: PowerOff of a receiver fails while a guest starts there,
+// and no guest starts after it.
 func TestNoGuestArrivesAtAnEnd(t *testing.T) {
 	vm := newVM("vm", nil, nil, nil)
 	vm.life = lifeRunning
@@ -129,8 +129,8 @@ func TestNoGuestArrivesAtAnEnd(t *testing.T) {
 	refused(t, vm.arrive(), "being stopped")
 }
 
-// TestPanicked: the guest's word that it panicked is part of the VM's state,
-// moves along, and is said at the end.
+// TestPanicked: that the guest has reported a panic is part of the VM's state, travels,
+// and is part of the outcome.
 func TestPanicked(t *testing.T) {
 	logged := make(chan string, 64)
 	cfg := testConfig(1, panicking)
@@ -188,7 +188,7 @@ func TestSetBalloon(t *testing.T) {
 	is(vm, 4<<20)
 	vm.con.Type("r")
 	vm.con.Await(t, "BB")
-	is(vm, 4<<20) // the wish outlives the guest
+	is(vm, 4<<20) // the target outlives the reset
 	check(t, vm.Pause(t.Context()))
 	check(t, vm.SetBalloon(t.Context(), 2<<20))
 	is(vm, 2<<20)
@@ -211,7 +211,8 @@ func TestSetBalloon(t *testing.T) {
 	refused(t, err, "no balloon")
 }
 
-// TestBalloonDuringHandoff: what would be lost is refused.
+// TestBalloonDuringHandoff: during a handoff a new target is refused, because the
+// destination would not learn of it.
 func TestBalloonDuringHandoff(t *testing.T) {
 	cfg := testConfig(1, vmtest.Obey)
 	cfg.Devices = []virtio.Spec{&balloon.Spec{}}
@@ -220,7 +221,7 @@ func TestBalloonDuringHandoff(t *testing.T) {
 	ran, err := s.PauseForHandoff(vmtest.Within(t))
 	check(t, err)
 	if !ran {
-		t.Error("it did not run")
+		t.Error("PauseForHandoff says that the guest did not run")
 	}
 	refused(t, vm.SetBalloon(t.Context(), 4096), "just being handed over")
 	refused(t, vm.PowerOff(t.Context()), "just being handed over")

@@ -22,7 +22,7 @@ func TestBaselinesRun(t *testing.T) {
 			cfg.CPU, cfg.Serial, cfg.Log = model, con, vmtest.Log(t)
 			vm, err := NewVM(cfg)
 			if err != nil && strings.Contains(err.Error(), "CPU "+model+": this host lacks ") {
-				t.Log(err) // that is right then
+				t.Log(err) // expected on a host without these features
 				return
 			}
 			check(t, err)

@@ -11,8 +11,8 @@ import (
 	"github.com/govmm/govmm/vmm/machine"
 )
 
-// A guest that rewrites memory flat out moves from a machine with rings to one
-// with rings, and on to one with a bitmap; every page is compared.
+// TestRingMigrates: a guest that rewrites memory as fast as it can moves from a machine
+// with rings to another, and from there to one with a bitmap. Every page is compared.
 func TestRingMigrates(t *testing.T) {
 	needKVM(t)
 	con := vmtest.NewTape()
@@ -47,8 +47,8 @@ func TestRingMigrates(t *testing.T) {
 	check(t, here.Stop(vmtest.Within(t)))
 }
 
-// Rings that fill up over and over lose nothing, and a guest goes on whose
-// migration is given up.
+// TestSmallRings: rings that are full all the time lose nothing. The guest goes on after
+// a migration that does not converge.
 func TestSmallRings(t *testing.T) {
 	needKVM(t)
 	testhook.RingBytes.Store(4096)

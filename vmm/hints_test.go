@@ -25,7 +25,7 @@ func hintsOf(t *testing.T, cmdline string) *ran {
 	return r
 }
 
-// moveHinted moves a guest and returns what that came to.
+// moveHinted migrates a guest and returns the VM at the destination and the result.
 func (r *ran) moveHinted(t *testing.T, opt migrate.Options) (*ran, migrate.Result) {
 	t.Helper()
 	next := receiving(t, ReceiveConfig{})
@@ -39,27 +39,27 @@ func (r *ran) moveHinted(t *testing.T, opt migrate.Options) (*ran, migrate.Resul
 	return next, res
 }
 
-// TestDemoGuestHints moves the demo guest on and on: what it hints stays off
-// the wire, though it takes half of that back at once and rewrites it, and
-// nothing that it has is lost. Each id is another one, on whatever host, since
-// the driver ignores the one that it had.
+// TestDemoGuestHints migrates the demo guest several times. Pages that it hints are not
+// sent, although it takes half of them back at once and rewrites them, and it loses
+// nothing. Each migration asks with a new id, also from another host: the driver
+// ignores an id that it had before.
 func TestDemoGuestHints(t *testing.T) {
 	r := hintsOf(t, "fill=8M dirty=1M rate=50 verify=1 tick=1 pool=64M hintrace reports=0")
 	answered := 0
 	for n := 0; answered < 3; n++ {
 		if n == 10 {
-			t.Fatalf("of %d migrations hints counted in %d", n, answered)
+			t.Fatalf("in %d migrations, hints spared pages in %d", n, answered)
 		}
 		next, res := r.moveHinted(t, migrate.Options{Hints: migrate.HintsOn, HintWait: migrate.MaxHintWait})
 		if res.PagesHinted > 0 {
 			answered++
 		} else {
-			// A machine that is busy with other things does not let the guest
-			// answer in time; then the migration goes on without.
+			// On a busy host the guest may not answer in time. The migration then goes
+			// on without hints.
 			t.Logf("migration %d: %+v", n, res)
 		}
 		if res.HintsReceived >= 4<<20/mempage.Size && answered == 1 && res.HintsRewritten == 0 {
-			t.Errorf("nothing of what was taken back was rewritten: %+v", res)
+			t.Errorf("the guest has rewritten no page that it took back: %+v", res)
 		}
 		r = next
 		r.con.AwaitPart(t, "tick")
@@ -72,8 +72,8 @@ func TestDemoGuestHints(t *testing.T) {
 	r.ends(t, PoweredOff, "")
 }
 
-// TestHintsOfAGuestThatReboots: the migration ends with the machine, and the
-// next one, of the machine after it, gets hints again.
+// TestHintsOfAGuestThatReboots: a reboot ends the migration under way. The next
+// migration gets hints again.
 func TestHintsOfAGuestThatReboots(t *testing.T) {
 	r := hintsOf(t, "fill=8M dirty=1M rate=50 verify=1 tick=1 pool=64M reports=0")
 	next := receiving(t, ReceiveConfig{})

@@ -12,9 +12,9 @@ import (
 	"github.com/govmm/govmm/vmm/machine"
 )
 
-// TestOlderKernels migrates a guest that rewrites memory flat out as on kernels
-// without KVM_DIRTY_LOG_INITIALLY_SET (before 5.7), and without manual
-// protection (before 5.0), where a GET is all there is.
+// TestOlderKernels migrates a guest that rewrites memory as fast as it can, as on
+// kernels without KVM_DIRTY_LOG_INITIALLY_SET (before 5.7), and as on kernels without
+// manual protection (before 5.0), which have KVM_GET_DIRTY_LOG only.
 func TestOlderKernels(t *testing.T) {
 	needKVM(t)
 	defer testhook.WithoutDirtyLog.Store(0)
@@ -29,7 +29,7 @@ func TestOlderKernels(t *testing.T) {
 			here := run(t, vm, con)
 			con.AwaitPart(t, "tick 2 ")
 			if here.machine.ManualProtect() != (flags != 0) {
-				t.Fatal("the flags were not heeded")
+				t.Fatal("the machine uses other flags")
 			}
 			there := receiving(t, ReceiveConfig{})
 			m, err := here.StartMigration(there.Addr().String(), migrate.Options{VerifyPages: true, ClearBitmapShift: 8})

@@ -24,8 +24,8 @@ func cannotLock(t *testing.T, err error) {
 	}
 }
 
-// TestNewVMLocksTheDisk, so that a VM whose disk is another's never seems to
-// run; it is free again when the VM has gone, whether that ever ran or not.
+// TestNewVMLocksTheDisk: NewVM fails if another VM has the disk. The lock ends with the
+// VM, whether that has run or not.
 func TestNewVMLocksTheDisk(t *testing.T) {
 	needKVM(t)
 	cfg := testConfig(1, vmtest.Obey)
@@ -40,7 +40,7 @@ func TestNewVMLocksTheDisk(t *testing.T) {
 	check(t, vm.Stop(vmtest.Within(t)))
 }
 
-// TestResetKeepsTheDisk: nobody can take it in between.
+// TestResetKeepsTheDisk: after a reset nobody else can lock the disk.
 func TestResetKeepsTheDisk(t *testing.T) {
 	needKVM(t)
 	cfg := testConfig(1, vmtest.Obey)
@@ -58,9 +58,9 @@ func TestResetKeepsTheDisk(t *testing.T) {
 	}
 }
 
-// TestResetKeepsTheTap: it stays the interface that it is, with its settings and
-// its place in a bridge, and nobody can take it in between. A tap that was made
-// by the VMM would vanish as soon as it is closed.
+// TestResetKeepsTheTap: a reset keeps the interface, with its settings and its place in
+// a bridge, and nobody else can open it. A tap that the VMM has made would vanish when
+// the VMM closes it.
 func TestResetKeepsTheTap(t *testing.T) {
 	needKVM(t)
 	testenv.NeedRoot(t, "a tap")
@@ -81,14 +81,14 @@ func TestResetKeepsTheTap(t *testing.T) {
 			t.Errorf("the tap was interface %d and is %d", before.Index, after.Index)
 		}
 		if tap, err := net.OpenTap(options); err == nil {
-			t.Error("somebody else can have the tap")
+			t.Error("the tap can be opened a second time")
 			check(t, tap.Close())
 		} else if !strings.Contains(err.Error(), "another process has it") {
 			t.Error(err)
 		}
 	}
 	if i := vm.Info(); len(i.Devices) != 1 || i.Devices[0].Info.(*net.Info).Tap != name {
-		t.Errorf("the tap is told as %+v", i.Devices)
+		t.Errorf("devices %+v", i.Devices)
 	}
 	if err := vm.Stop(vmtest.Within(t)); err != nil {
 		t.Error(err)

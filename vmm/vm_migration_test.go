@@ -27,12 +27,12 @@ func receiving(t *testing.T, cfg ReceiveConfig) *ran {
 	r := run(t, vm, con)
 	r.is(t, StateReceiving)
 	if i := r.Info(); i.Address != r.Addr().String() || i.CPUs != 0 {
-		t.Errorf("info of one that waits: %+v", i)
+		t.Errorf("info of a receiver that waits: %+v", i)
 	}
 	return r
 }
 
-// migrateTo moves a guest and returns how that went.
+// migrateTo migrates a guest and returns the result.
 func (r *ran) migrateTo(t *testing.T, addr string) migrate.Result {
 	t.Helper()
 	m, err := r.StartMigration(addr, migrate.Options{VerifyPages: true, DowntimeLimit: patience})
@@ -50,8 +50,8 @@ func result(t *testing.T, m *migrate.Migration) migrate.Result {
 	return m.Result()
 }
 
-// TestVMMigrates moves a guest on and on, each time to a fresh VM. It keeps
-// taking orders.
+// TestVMMigrates migrates a guest three times, each time to a new VM. The guest does
+// what is typed all the time.
 func TestVMMigrates(t *testing.T) {
 	vm := obeying(t)
 	for range 3 {
@@ -67,24 +67,25 @@ func TestVMMigrates(t *testing.T) {
 		refused(t, vm.Resume(t.Context(), true), "the guest runs at "+next.Addr().String())
 		refused(t, vm.Pause(t.Context()), "moved away")
 		if i := next.Info(); i.Name != "next" || i.CPUs != 2 || i.Memory != 16<<20 || i.Address != "" || i.Incoming != nil {
-			t.Errorf("info of one that was received: %+v", i)
+			t.Errorf("info of a VM that was received: %+v", i)
 		}
 		vm = next
 		vm.con.Write([]byte("B"))
 	}
 	vm.con.Type("y")
 	vm.con.Await(t, "By")
-	vm.con.Type("r") // its kernel came along
+	vm.con.Type("r") // the kernel has travelled with it
 	vm.con.Await(t, "ByB")
 	vm.con.Type("p")
 	vm.ends(t, PoweredOff, "")
 }
 
-// TestPausedArrivesPaused, with what was typed and not read.
+// TestPausedArrivesPaused: a paused guest arrives paused, with the input that it has
+// not read.
 func TestPausedArrivesPaused(t *testing.T) {
 	vm := obeying(t)
 	check(t, vm.Pause(t.Context()))
-	vm.con.Type("abcdef") // none of them an order
+	vm.con.Type("abcdef") // the guest prints each of them
 	for deadline := vmtest.Within(t); vm.con.Unread() > 0; time.Sleep(time.Millisecond) {
 		check(t, deadline.Err())
 	}
@@ -101,9 +102,9 @@ func TestPausedArrivesPaused(t *testing.T) {
 	next.con.Await(t, "abcdefx")
 }
 
-// TestDemoGuestMigrates moves the demo guest there and on while it rewrites
-// memory on two vCPUs as fast as it can. It looks at every page it owns itself;
-// besides, both sides compare hashes.
+// TestDemoGuestMigrates migrates the demo guest twice while it rewrites memory on two
+// vCPUs as fast as it can. The guest checks all of its pages, and both sides compare
+// their hashes.
 func TestDemoGuestMigrates(t *testing.T) {
 	needKVM(t)
 	start := func(vm *VM, con *vmtest.Tape, err error) *ran {
@@ -133,7 +134,8 @@ func TestDemoGuestMigrates(t *testing.T) {
 	}
 }
 
-// TestRefusedGuestGoesOn: the destination cannot take the guest.
+// TestRefusedGuestGoesOn: the destination has not got the memory, and the guest goes
+// on at the source.
 func TestRefusedGuestGoesOn(t *testing.T) {
 	if info, err := os.ReadFile("/proc/meminfo"); err != nil || !regexp.MustCompile(`(?m)^HugePages_Free:\s+0$`).Match(info) {
 		t.Skipf("this host has huge pages (%v): nothing to refuse", err)
@@ -158,7 +160,7 @@ func TestRefusedGuestGoesOn(t *testing.T) {
 	next.ends(t, Stopped, "no guest has arrived")
 }
 
-// TestMigrationRefused: what makes no sense is said at once.
+// TestMigrationRefused: StartMigration reports a request that makes no sense.
 func TestMigrationRefused(t *testing.T) {
 	vm := obeying(t)
 	if _, err := vm.StartMigration("nowhere", migrate.Options{}); !errors.Is(err, ErrInvalid) {
@@ -174,7 +176,7 @@ func TestMigrationRefused(t *testing.T) {
 	refused(t, err, "no guest has arrived yet")
 }
 
-// stuck is a peer that takes connections and says nothing.
+// stuck returns the address of a peer that accepts connections and never answers.
 func stuck(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -214,7 +216,7 @@ func TestDuringMigration(t *testing.T) {
 		_, err := vm.StartMigration("127.0.0.1:1", migrate.Options{})
 		refused(t, err, "a migration to 127.0.0.1:")
 		if vm.Migration() != m || vm.Info().Migration == nil {
-			t.Error("the migration under way is not told")
+			t.Error("Migration or Info does not have the migration that is under way")
 		}
 	})
 	t.Run("pause, resume, cancel", func(t *testing.T) {
@@ -260,8 +262,8 @@ func TestDuringMigration(t *testing.T) {
 	})
 }
 
-// cutAtRunning forwards connections to a receiver, and cuts the one that brings
-// the word that the guest runs there, and all that follow, until allowed.
+// cutAtRunning forwards connections to a receiver. It closes the connection on which
+// the receiver says that the guest runs, and each later one until set(false).
 type cutAtRunning struct {
 	ln    net.Listener
 	to    string
@@ -304,7 +306,7 @@ func (p *cutAtRunning) set(cut bool) {
 	p.cut = cut
 }
 
-// forward copies both ways. The destination's frames are a header of 24 bytes,
+// forward copies in both directions. The destination's frames are a header of 24 bytes,
 // the type first, the payload's length in bytes 4 to 7 (docs/migration.md).
 func (p *cutAtRunning) forward(c net.Conn) {
 	defer c.Close()
@@ -388,7 +390,7 @@ func TestHandoffUnknown(t *testing.T) {
 		src.con.Await(t, "Bx")
 		check(t, src.Pause(t.Context()))
 		check(t, src.Resume(t.Context(), false))
-		next := receiving(t, ReceiveConfig{}) // it can be moved again
+		next := receiving(t, ReceiveConfig{}) // the guest can be migrated again
 		if r := src.migrateTo(t, next.Addr().String()); r.Status != "completed" {
 			t.Errorf("%+v", r)
 		}
@@ -408,8 +410,8 @@ func TestHandoffUnknown(t *testing.T) {
 	})
 }
 
-// A VM that hears that its guest has left, before the migration has told all
-// that it has to tell, has moved away and was not stopped.
+// TestLeftBeforeSettled: the guest has left, and the migration takes a moment to end.
+// The outcome is Migrated, not Stopped.
 func TestLeftBeforeSettled(t *testing.T) {
 	needKVM(t)
 	spec, err := testConfig(1, vmtest.JustCount).spec()

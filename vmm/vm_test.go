@@ -45,13 +45,13 @@ func run(t *testing.T, vm *VM, con *vmtest.Tape) *ran {
 		defer vm.lifeMu.Unlock()
 		return vm.life != lifeNew
 	}
-	for !started() { // a VM that is stopped before is not run
+	for !started() { // Stop before that would keep the VM from running
 		time.Sleep(100 * time.Microsecond)
 	}
 	return r
 }
 
-// obeying starts a VM whose guest takes orders, see vmtest.Obey.
+// obeying starts a VM whose guest does what is typed, see vmtest.Obey.
 func obeying(t *testing.T) *ran {
 	t.Helper()
 	needKVM(t)
@@ -171,8 +171,8 @@ func TestVMReboots(t *testing.T) {
 	vm.ends(t, PoweredOff, "")
 }
 
-// TestPauseMeetsReset: pausing a guest that resets itself all the time pauses
-// one of its lives.
+// TestPauseMeetsReset pauses a guest that resets itself all the time: Pause finds a
+// machine that runs.
 func TestPauseMeetsReset(t *testing.T) {
 	needKVM(t)
 	cfg := testConfig(1, []byte{0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee}) // out of 6 to port 0xcf9
@@ -202,7 +202,7 @@ func TestVMInfo(t *testing.T) {
 		t.Errorf("JSON of a receiver that waits: %s, %v", b, err)
 	}
 	if vm.Addr() != nil || vm.Migration() != nil {
-		t.Error("an address or a migration that is none")
+		t.Error("a VM that was not received has an address, or a migration")
 	}
 }
 
@@ -231,7 +231,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
-// TestNewVMRefuses: one line, before anything is made.
+// TestNewVMRefuses: NewVM reports a mistake in one line, before it makes anything.
 func TestNewVMRefuses(t *testing.T) {
 	needKVM(t)
 	for says, cfg := range map[string]Config{

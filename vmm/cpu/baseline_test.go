@@ -11,7 +11,7 @@ import (
 	"github.com/govmm/govmm/kvm"
 )
 
-// processor is what CPUID says on a machine, as far as a baseline looks at it.
+// processor is what CPUID says on a host, as far as baselines use it.
 type processor struct {
 	name             string
 	vendor           kvm.CPUIDEntry
@@ -25,8 +25,8 @@ type processor struct {
 
 var hygonLeaf = leaf(0, 0, 0xd, 0x6f677948, 0x656e6975, 0x6e65476e)
 
-// Synthetic processors, written for the test after what those that they are named
-// for have: no dumps of real ones. What a baseline does not look at is missing.
+// Processors that were written for the test, with the features of those that they are
+// named after: they are not dumps of real ones. What baselines do not use is missing.
 var (
 	core2       = processor{"Core 2 E8400", intelLeaf, 0x1067a, 0x0008e3fd, 0xbfebfbff, 0, 0x00000001, 0x20100800, 0, 36, 0x01007efb}
 	nehalem     = processor{"Core i7-920", intelLeaf, 0x106a5, 0x0098e3bd, 0xbfebfbff, 0, 0x00000001, 0x28100800, 0, 36, 0x01007efb}
@@ -38,7 +38,7 @@ var (
 	hygon       = processor{"Hygon C86", hygonLeaf, 0x900f02, 0x7ed8320b, 0x178bfbff, 0x209c01a9, 0x35c233ff, 0x2fd3fbff, 7, 48, 0x01007efb}
 )
 
-// host is the host's CPUID as KVM gives it there, through guestCPUID.
+// host returns what guestCPUID makes of the CPUID that KVM supports on such a host.
 func (p processor) host() []kvm.CPUIDEntry {
 	const x2apic = 1 << 21 // KVM's own
 	list := []kvm.CPUIDEntry{p.vendor, leaf(1, 0, p.signature, 0x00100800, p.ecx1|x2apic, p.edx1), leaf(6, 0, 4, 0, 0, 0),
@@ -62,9 +62,8 @@ func (p processor) as(t *testing.T, model string) []kvm.CPUIDEntry {
 	return list
 }
 
-// TestBaselineIsTheSame on each of these processors of a vendor that has the
-// level: all that is passed to KVM_SET_CPUID2, of four vCPUs. Nothing of the
-// host gets through by accident; what real hosts have is not the question.
+// TestBaselineIsTheSame: everything that is passed to KVM_SET_CPUID2 for each of four
+// vCPUs is the same on all processors of a vendor that have the level.
 func TestBaselineIsTheSame(t *testing.T) {
 	for _, c := range []struct {
 		model string
@@ -90,8 +89,8 @@ func TestBaselineIsTheSame(t *testing.T) {
 	}
 }
 
-// TestBaselineFeatures: exactly those of the level, as the psABI's table 3.1 has
-// them, by Linux's names for them, and what a guest needs.
+// TestBaselineFeatures: a baseline has the features of its level in table 3.1 of the
+// psABI, named as in Linux, and what a guest of KVM needs, and no others.
 func TestBaselineFeatures(t *testing.T) {
 	const base = "fpu, vme, de, pse, tsc, msr, pae, mce, cx8, apic, sep, mtrr, pge, mca, cmov, pat, pse36, clflush, mmx, fxsr, sse, sse2"
 	for _, c := range []struct {
@@ -126,7 +125,7 @@ func TestBaselineFeatures(t *testing.T) {
 				t.Errorf("%s, %v: %s; want %s", c.model, w, got, c.want[w.String()])
 			}
 		}
-		// What the host has and no baseline has is not there in any other leaf.
+		// Leaves that no baseline has.
 		for _, function := range []uint32{leafCounters, leafAMDFeatures2, leafAMDTopology, leafAMDCaches} {
 			if hasLeaf(list, function) {
 				t.Errorf("%s has leaf %#x", c.model, function)
@@ -152,7 +151,7 @@ func TestBaselineFeatures(t *testing.T) {
 	}
 }
 
-// TestBaselineRefused: a host that lacks something says what.
+// TestBaselineRefused: the error names what the host lacks.
 func TestBaselineRefused(t *testing.T) {
 	zhaoxin := nehalem
 	zhaoxin.vendor = leaf(0, 0, 0xd, 0x68532020, 0x20206961, 0x68676e61)
@@ -192,9 +191,9 @@ func TestBaselineRefused(t *testing.T) {
 	}
 }
 
-// TestMixedFleet: a guest with a baseline goes wherever the level is, in both
-// directions; one without goes only to hosts that have all of it. What is missing
-// is named.
+// TestMixedFleet: a guest with a baseline can move to each host that has the level, in
+// both directions. A guest without one can move only to hosts that have all features of
+// its processor. The error names what is missing.
 func TestMixedFleet(t *testing.T) {
 	for _, c := range []struct {
 		from  processor
@@ -245,7 +244,7 @@ func TestPhysicalBits(t *testing.T) {
 	}
 }
 
-// TestCPUIDOf32: each of 32 vCPUs has its APIC id wherever CPUID tells it.
+// TestCPUIDOf32: each of 32 vCPUs has its APIC id in all the leaves that have it.
 func TestCPUIDOf32(t *testing.T) {
 	for _, p := range []processor{haswell, zen5} {
 		for _, base := range [][]kvm.CPUIDEntry{p.host(), p.as(t, "x86-64-v2"), p.as(t, "x86-64-v3")} {

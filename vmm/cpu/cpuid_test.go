@@ -11,7 +11,7 @@ func leaf(function, index, eax, ebx, ecx, edx uint32) kvm.CPUIDEntry {
 	return kvm.CPUIDEntry{Function: function, Index: index, Flags: kvm.CPUIDSignificantIndex, Eax: eax, Ebx: ebx, Ecx: ecx, Edx: edx}
 }
 
-// vendor leaves: "GenuineIntel" and "AuthenticAMD".
+// Leaf 0 of "GenuineIntel" and "AuthenticAMD".
 var (
 	intelLeaf = leaf(0, 0, 0x20, 0x756e6547, 0x6c65746e, 0x49656e69)
 	amdLeaf   = leaf(0, 0, 0x10, 0x68747541, 0x444d4163, 0x69746e65)

@@ -33,7 +33,7 @@ func TestBus(t *testing.T) {
 	check(t, b.Claim(math.MaxUint64-3, 4, last))
 	for _, r := range [][2]uint64{{0x3f8, 8}, {0x3f0, 9}, {0x3ff, 1}, {0x2ff, 2}, {0, 0x1000}, {0x301, 1}, {math.MaxUint64, 1}, {0x500, 0}, {math.MaxUint64, 2}} {
 		if err := b.Claim(r[0], r[1], c); err == nil {
-			t.Errorf("[%#x, +%d) was given twice, or is no range", r[0], r[1])
+			t.Errorf("[%#x, +%d) was given twice, or is not a range", r[0], r[1])
 		}
 	}
 	check(t, b.Claim(0x3f0, 8, c))
@@ -63,8 +63,8 @@ func TestBus(t *testing.T) {
 	}
 }
 
-// TestPowerPorts: what a guest reads there, and that a wide write to PCI's
-// configuration ports does not reset it.
+// TestPowerPorts: what a guest reads from the ports that end a machine, and that a wide
+// write to PCI's configuration ports does not reset it.
 func TestPowerPorts(t *testing.T) {
 	newPorts := func() (*Machine, *Bus) {
 		m := &Machine{gate: newGate()}

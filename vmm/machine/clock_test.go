@@ -11,8 +11,8 @@ import (
 	"github.com/govmm/govmm/kvm"
 )
 
-// setsTSC says whether this KVM lets the TSC be set: one without hardware
-// support shows guests the host's.
+// setsTSC says whether this KVM can set a guest's TSC. One without hardware support
+// shows guests the TSC of the host.
 func setsTSC(t *testing.T) bool {
 	t.Helper()
 	m := newMachine(t, 1, vmtest.JustCount, nil)
@@ -39,9 +39,9 @@ func TestTSCAt(t *testing.T) {
 	}
 }
 
-// TestClocksGoOn loads a state as another host would, where neither TSC nor
-// kvmclock have anything to do with the source's, and as the same boot does. In
-// both, the guest's clocks have gone on by the real time that has passed.
+// TestClocksGoOn loads a state in the boot in which it was saved, and as on another
+// host, where TSC and kvmclock are different. In both cases the guest's clocks have
+// advanced by the real time that has passed.
 func TestClocksGoOn(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -70,10 +70,10 @@ func TestClocksGoOn(t *testing.T) {
 			}
 			c.spoil(s)
 			peer := fromSpec(t, m.Spec(), nil)
-			time.Sleep(20 * time.Millisecond) // the guest is on its way
+			time.Sleep(20 * time.Millisecond) // the time that a migration takes
 			began := time.Now()
 			err = peer.LoadState(s)
-			// A clock is set to what it is while the state is loaded.
+			// Each clock is set at some moment of LoadState.
 			most := 5*time.Millisecond + time.Since(began)
 			if c.name == "other host" && !setsTSC(t) {
 				// The guest's TSC is ahead of this host's.
@@ -101,8 +101,8 @@ func TestClocksGoOn(t *testing.T) {
 	}
 }
 
-// TestTSCIsWritten is how it is set where its offset cannot be: the kernel would
-// take a TSC that is less than a second off for one that is to be in step.
+// TestTSCIsWritten sets the TSC as on kernels that cannot set its offset. Such a kernel
+// synchronises a TSC that is written with less than a second of difference.
 func TestTSCIsWritten(t *testing.T) {
 	m := newMachine(t, 2, vmtest.JustCount, nil)
 	if !setsTSC(t) {
@@ -135,8 +135,8 @@ func TestTSCIsWritten(t *testing.T) {
 	}
 }
 
-// TestTSCsKeepTheirDistance: what a guest has set one TSC off from another
-// stays.
+// TestTSCsKeepTheirDistance: a difference that the guest has set between the TSCs of two
+// vCPUs stays.
 func TestTSCsKeepTheirDistance(t *testing.T) {
 	for _, boot := range []string{bootID(), "another"} {
 		m := newMachine(t, 2, vmtest.JustCount, nil)
@@ -164,7 +164,8 @@ func TestTSCsKeepTheirDistance(t *testing.T) {
 	}
 }
 
-// TestClockNeverGoesBack: hosts whose clocks disagree.
+// TestClockNeverGoesBack: the clocks do not go back where the real-time clocks of the
+// two hosts disagree.
 func TestClockNeverGoesBack(t *testing.T) {
 	now := time.Now().UnixNano()
 	for since, want := range map[int64]int64{

@@ -21,7 +21,7 @@ var (
 	amdLeaf   = leaf(0, 0, 0x10, 0x68747541, 0x444d4163, 0x69746e65)
 )
 
-// aHost is a host that has all that this spec needs.
+// aHost is a host that has everything that the spec needs.
 func aHost(s Spec) host {
 	return host{cpuid: slices.Clone(s.CPUID), tscKHz: 2_600_000, maxCPUs: 8,
 		capability: func(kvm.Capability) (int, error) { return 1, nil },
@@ -36,13 +36,13 @@ func aSpec() Spec {
 			leaf(0x80000008, 0, 0x3030, 0, 0, 0)}}
 }
 
-// TestIncompatible: each thing that does not fit is found, and named; all of
-// them at once.
+// TestIncompatible: the error names each thing that does not fit, and all of them if
+// there are several.
 func TestIncompatible(t *testing.T) {
 	ok := aHost(aSpec())
 	s := aSpec()
 	if err := ok.incompatible(&s); err != nil {
-		t.Fatalf("a host like it: %v", err)
+		t.Fatalf("a host with the same: %v", err)
 	}
 	set := func(h *host, e kvm.CPUIDEntry) {
 		i := slices.IndexFunc(h.cpuid, func(o kvm.CPUIDEntry) bool { return o.Function == e.Function && o.Index == e.Index })
@@ -109,7 +109,8 @@ func TestIncompatible(t *testing.T) {
 	}
 }
 
-// TestThisHostFitsItself, and what it has is plausible.
+// TestThisHostFitsItself: a machine of this host fits this host, and what the host says
+// of itself is plausible.
 func TestThisHostFitsItself(t *testing.T) {
 	m := fromSpec(t, testSpec(t, 1, vmtest.JustCount), nil)
 	spec := m.Spec()

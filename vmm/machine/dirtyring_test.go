@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// slotsOf are memory slots of so many pages.
+// slotsOf returns memory slots with these numbers of pages.
 func slotsOf(pages ...uint64) (slots []memory.Slot) {
 	for _, n := range pages {
 		slots = append(slots, memory.Slot{Size: n * mempage.Size})
@@ -78,9 +78,9 @@ func (k *fakeRings) ResetDirtyRings() (int, error) {
 	return n, nil
 }
 
-// Whatever the order of writes, full rings and fetches: a fetch reports every
-// page that was written since the slot's last one, and all that it reports is
-// armed when it returns.
+// TestDirtyRingsReportEveryWrite: in any order of writes, full rings and fetches, a
+// fetch reports every page that was written since the last fetch of the slot, and each
+// page that it reports is armed when it returns.
 func TestDirtyRingsReportEveryWrite(t *testing.T) {
 	pages := []uint64{130, 64, 7}
 	rapid.Check(t, func(t *rapid.T) {
@@ -98,7 +98,7 @@ func TestDirtyRingsReportEveryWrite(t *testing.T) {
 			case 1:
 				bitmap := make([]uint64, (pages[slot]+63)/64+1)
 				for i := range bitmap {
-					bitmap[i] = ^uint64(0) // what a caller left there
+					bitmap[i] = ^uint64(0) // left over from an earlier use
 				}
 				if err := r.fetch(slot, bitmap); err != nil {
 					t.Fatal(err)
@@ -134,8 +134,8 @@ func TestDirtyRingsReportEveryWrite(t *testing.T) {
 	})
 }
 
-// Entries out of bounds are passed over; a reset that fails keeps what was
-// collected, and is an error.
+// TestDirtyRingsStayInBounds: entries out of bounds are ignored. A reset that fails is
+// an error, and what was collected before it is kept.
 func TestDirtyRingsStayInBounds(t *testing.T) {
 	k := newFakeRings([]uint64{64})
 	r := newDirtyRings(k, slotsOf(64))
@@ -239,8 +239,8 @@ func TestParseDirtyTracking(t *testing.T) {
 	}
 }
 
-// flush gets running vCPUs out once, waits for none that stands still, and not
-// for ever for one that does not come.
+// TestGateFlush: a flush gets each running vCPU out of the guest once. It does not wait
+// for a vCPU that stands still, nor forever for one that does not come.
 func TestGateFlush(t *testing.T) {
 	g, runs := spinning(t, 2)
 	awaitRuns(t, runs, 1)
@@ -257,7 +257,7 @@ func TestGateFlush(t *testing.T) {
 	before := runs[0].Load()
 	g.flush(patience)
 	if runs[0].Load() != before {
-		t.Error("a flush let a held vCPU run")
+		t.Error("a flush has let a held vCPU run")
 	}
 	check(t, g.release(holdUser, 0, func() {}))
 	g.enter() // one that never comes

@@ -8,7 +8,7 @@ import (
 	"github.com/govmm/govmm/internal/vmtest"
 )
 
-// TestGuestEnds lets a guest end the machine in every way there is.
+// TestGuestEnds: a guest ends the machine in each possible way.
 func TestGuestEnds(t *testing.T) {
 	for _, c := range []struct {
 		key  string

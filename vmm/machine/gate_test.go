@@ -13,7 +13,7 @@ import (
 
 // fakeVCPU is a vCPU whose Run does what the test says.
 type fakeVCPU struct {
-	kickMu sync.Mutex // guards immediate
+	kickMu sync.Mutex // guards flag
 	kicked *sync.Cond
 	flag   bool
 }
@@ -42,7 +42,7 @@ func (v *fakeVCPU) immediate() bool {
 	return v.flag
 }
 
-// untilKicked is a guest that runs for ever.
+// untilKicked is a guest that runs forever.
 func (v *fakeVCPU) untilKicked() {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
@@ -106,7 +106,7 @@ func TestGateDrains(t *testing.T) {
 	}
 	check(t, g.release(holdHandoff, 0, func() { called = true }))
 	if !called {
-		t.Error("the last hold was released, and nobody was told")
+		t.Error("the last hold was released, and the vCPUs were not told to run")
 	}
 	<-again
 	g.end()
@@ -159,8 +159,8 @@ func TestGateHoldEnds(t *testing.T) {
 
 var errLate = errors.New("too late")
 
-// TestGateStorm lets holders, releasers and vCPUs meet in all orders; whoever
-// holds sees every vCPU stand still.
+// TestGateStorm runs holds, releases and vCPUs at the same time. During a hold no vCPU
+// runs.
 func TestGateStorm(t *testing.T) {
 	g := newGate()
 	const vcpus, rounds = 3, 2000
@@ -220,8 +220,7 @@ func TestGateStorm(t *testing.T) {
 	threads.Wait()
 }
 
-// TestGateDoesNotPoll: vCPUs that stand still do nothing: not even look at one
-// another. Each is woken for the release only.
+// TestGateDoesNotPoll: vCPUs that stand still do not wake up before the release.
 func TestGateDoesNotPoll(t *testing.T) {
 	m := newCounting(t)
 	check(t, m.Pause(t.Context()))
@@ -229,8 +228,8 @@ func TestGateDoesNotPoll(t *testing.T) {
 	check(t, unix.Getrusage(unix.RUSAGE_SELF, &before))
 	time.Sleep(300 * time.Millisecond)
 	check(t, unix.Getrusage(unix.RUSAGE_SELF, &after))
-	// Go's runtime and the race detector have threads of their own that wake
-	// up; two vCPUs that wake each other switch some 100,000 times a second.
+	// Threads of Go's runtime and of the race detector wake up, too. Two vCPUs that
+	// poll switch about 100,000 times a second.
 	if n := after.Nvcsw - before.Nvcsw; n > 2000 {
 		t.Errorf("%d context switches in 300 ms of a paused machine", n)
 	}

@@ -38,7 +38,8 @@ func built(t *testing.T, m *Machine) *Target {
 	return to
 }
 
-// handOver brings a machine to where only its disks are still to be given up.
+// handOver makes the machine of a destination and loads the state. What is left is to
+// unlock the disks here and to lock them there.
 func handOver(t *testing.T, m *Machine) (migrate.Source, *Target) {
 	t.Helper()
 	to := built(t, m)
@@ -62,14 +63,14 @@ func cannotLock(t *testing.T, err error) {
 	}
 }
 
-// TestDiskLockMoves with the right to run: at no time are there two that have
-// it, and who cannot have it does not run.
+// TestDiskLockMoves: the lock of a disk moves with the right to run. Two machines never
+// have it at the same time, and a machine that cannot get it does not run.
 func TestDiskLockMoves(t *testing.T) {
 	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)
 	check(t, m.Boot())
 	check(t, m.Start(false))
 	src, to := handOver(t, m)
-	cannotLock(t, to.Start(vmtest.Within(t), false)) // the source has not yielded: ABORTED
+	cannotLock(t, to.Start(vmtest.Within(t), false)) // the source still has the lock
 	check(t, src.ResumeAfterAbort(vmtest.Within(t)))
 	if m.Paused() {
 		t.Error("the source does not go on")
@@ -135,7 +136,7 @@ func TestResetKeepsBackends(t *testing.T) {
 	check(t, other.Close())
 }
 
-// TestAllDevicesRoundTrip: save, load, save again gives equal bytes.
+// TestAllDevicesRoundTrip: a machine that has loaded a state saves an equal one.
 func TestAllDevicesRoundTrip(t *testing.T) {
 	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)
 	check(t, m.Boot())
@@ -152,7 +153,8 @@ func TestAllDevicesRoundTrip(t *testing.T) {
 	same(t, "state", still(before), still(after))
 }
 
-// TestDestinationNamesAll that it cannot have, at once.
+// TestDestinationNamesAll: the error of a destination names everything that is not
+// available there.
 func TestDestinationNamesAll(t *testing.T) {
 	small, gone := vmtest.Image(t, "small.img", 1<<20), vmtest.Image(t, "gone.img", 1<<20)
 	spec := testSpec(t, 1, vmtest.Obey, disk(small), disk(gone))

@@ -26,7 +26,7 @@ func TestVsockOverride(t *testing.T) {
 	guest := socket(77, "/there")
 	check(t, move(specs(guest), nil, Kinds()))
 	if guest.Path != "/there" {
-		t.Errorf("without a path of this host: %v", guest.Config)
+		t.Errorf("no device given on this host: %v", guest.Config)
 	}
 	check(t, move(specs(guest), specs(socket(0, "/here")), Kinds()))
 	check(t, move(specs(guest), specs(socket(77, "/here")), Kinds()))
@@ -106,7 +106,7 @@ func TestMove(t *testing.T) {
 	}
 }
 
-// toy is a device that no table has.
+// toy is the spec of a device whose kind is not built in.
 type toy struct{ inUse []string }
 
 func (toy) Kind() string              { return "toy" }
@@ -167,8 +167,8 @@ func TestDecodeSpecRefuses(t *testing.T) {
 	}
 }
 
-// TestDevicesOfKinds: the table decides the order on the bus, and whose kind is
-// told.
+// TestDevicesOfKinds: the devices stand in the order of the table, and each has its
+// entry of the table.
 func TestDevicesOfKinds(t *testing.T) {
 	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), nil)
 	var kinds []string

@@ -9,14 +9,14 @@ import (
 )
 
 // TestPauseCycles pauses two busy vCPUs a thousand times. None may run while
-// the machine is paused, and none may be left behind.
+// the machine is paused, and both go on after the resume.
 func TestPauseCycles(t *testing.T) {
 	m := newCounting(t)
 	for i := range 1000 {
 		check(t, m.Pause(t.Context()))
 		bsp, ap := word(t, m, vmtest.CountAt), word(t, m, vmtest.APCountAt)
 		if !m.Paused() {
-			t.Fatal("paused, and says no")
+			t.Fatal("Paused is false after Pause")
 		}
 		if now := word(t, m, vmtest.CountAt); now != bsp {
 			t.Fatalf("cycle %d: vCPU 0 went on from %d to %d while paused", i, bsp, now)
@@ -25,7 +25,7 @@ func TestPauseCycles(t *testing.T) {
 			t.Fatalf("cycle %d: vCPU 1 went on from %d to %d while paused", i, ap, now)
 		}
 		check(t, m.Resume())
-		if i%10 == 0 { // else the next pause meets vCPUs that have not woken up
+		if i%10 == 0 { // in the other cycles vCPUs may not have woken up at the next pause
 			awaitChange(t, m, vmtest.CountAt, bsp)
 			awaitChange(t, m, vmtest.APCountAt, ap)
 		}
@@ -53,7 +53,7 @@ func TestPauseWaiting(t *testing.T) {
 	con.Type("h")
 	for range 200 {
 		check(t, m.Pause(t.Context()))
-		check(t, m.Pause(t.Context())) // once more is fine
+		check(t, m.Pause(t.Context())) // a second pause does nothing
 		check(t, m.Resume())
 		check(t, m.Resume())
 	}
@@ -120,8 +120,8 @@ func TestPauseAgainstAll(t *testing.T) {
 	}
 }
 
-// TestEndWhilePausing lets the guest end the machine just when it is paused:
-// either comes first, nobody hangs.
+// TestEndWhilePausing: the guest ends the machine while it is being paused. Whatever
+// comes first, no call hangs.
 func TestEndWhilePausing(t *testing.T) {
 	for _, key := range []string{"p", "t", "r"} {
 		for range 5 {

@@ -63,7 +63,7 @@ func plug(t *testing.T, m *Machine, dev *counter) {
 	check(t, m.board.mmio.Claim(counterMMIO, 4, dev))
 }
 
-// checkReads checks that no read was lost or came twice.
+// checkReads checks that no read was lost or done twice.
 func checkReads(t *testing.T, m *Machine, dev *counter) {
 	t.Helper()
 	if n := dev.count(); n != readsTotal {
@@ -76,9 +76,9 @@ func checkReads(t *testing.T, m *Machine, dev *counter) {
 	}
 }
 
-// TestPauseCompletesAccesses pauses a guest all the time that does nothing but
-// read a device (R5): a read that the device has answered is complete once the
-// machine is paused.
+// TestPauseCompletesAccesses pauses a guest that reads a device all the time, again and
+// again (R5): when the machine is paused, each read that the device has answered is
+// complete.
 func TestPauseCompletesAccesses(t *testing.T) {
 	for name, code := range readers {
 		t.Run(name, func(t *testing.T) {
@@ -114,8 +114,8 @@ func TestPauseCompletesAccesses(t *testing.T) {
 	}
 }
 
-// TestMoveBetweenAccesses moves that guest from machine to machine while it
-// reads: nothing is lost, nothing is done twice.
+// TestMoveBetweenAccesses moves that guest from machine to machine while it reads. No
+// read is lost, and none is done twice.
 func TestMoveBetweenAccesses(t *testing.T) {
 	for name, code := range readers {
 		t.Run(name, func(t *testing.T) {
@@ -124,7 +124,7 @@ func TestMoveBetweenAccesses(t *testing.T) {
 			check(t, m.Start(false))
 			moves := 0
 			for ; ; moves++ {
-				// Each machine comes to read some.
+				// Each machine reads at least once.
 				for was := dev.count(); dev.count() == was && !ended(m); {
 					time.Sleep(10 * time.Microsecond)
 				}

@@ -10,8 +10,8 @@ import (
 	"github.com/govmm/govmm/vmm/cpu"
 )
 
-// TestModelsAreSet: each model's CPUID is what KVM has for a vCPU, where KVM lets it
-// be set.
+// TestModelsAreSet: a vCPU has the CPUID of the machine's model, on a KVM that intercepts
+// CPUID.
 func TestModelsAreSet(t *testing.T) {
 	needKVM(t)
 	for _, model := range cpu.Models() {
@@ -19,7 +19,7 @@ func TestModelsAreSet(t *testing.T) {
 			spec := testSpec(t, 2, vmtest.JustCount)
 			spec, err := spec.Complete(model)
 			if err != nil && strings.Contains(err.Error(), "CPU "+model+": this host lacks ") {
-				t.Log(err) // that is right then
+				t.Log(err) // expected on a host without these features
 				return
 			}
 			check(t, err)
@@ -44,7 +44,7 @@ func TestModelsAreSet(t *testing.T) {
 	}
 }
 
-// Test32VCPUs wakes 31 by INIT and SIPI, and each counts itself.
+// Test32VCPUs wakes 31 vCPUs with INIT and SIPI. Each adds one to a counter.
 func Test32VCPUs(t *testing.T) {
 	const cpus = 32
 	m := newMachine(t, cpus, vmtest.WakeAndCount, nil)

@@ -26,8 +26,8 @@ func TestSpecEncoding(t *testing.T) {
 	}
 }
 
-// TestSpecRefuses: what comes from the network is checked, and all that is
-// wrong is said.
+// TestSpecRefuses: a spec from the network is checked, and the error names everything
+// that is wrong.
 func TestSpecRefuses(t *testing.T) {
 	for _, c := range []struct {
 		spoil func(*Spec)
@@ -63,7 +63,7 @@ func TestSpecRefuses(t *testing.T) {
 	s := aSpec()
 	s.CPUs, s.Memory, s.Kernel = 0, 0, make([]byte, MaxKernel+1)
 	if list, ok := s.Validate().(interface{ Unwrap() []error }); !ok || len(list.Unwrap()) != 3 {
-		t.Errorf("three wrong at once: %v", s.Validate())
+		t.Errorf("expected three errors: %v", s.Validate())
 	}
 	later, err := cbor.Marshal(map[string]any{"version": 9, "sockets": 4})
 	check(t, err)

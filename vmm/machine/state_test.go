@@ -22,8 +22,8 @@ const (
 	msrKVMWallClock = 0x4b564d00
 )
 
-// still masks what time moves in a state, so that two that were saved one after
-// the other can be compared.
+// still clears what changes with time in a state, so that two states that were saved one
+// after the other can be compared.
 func still(s *State) *State {
 	const (
 		currentCount = 0x390 // APIC register (Intel SDM volume 3, 11.4.1)
@@ -68,8 +68,8 @@ func same(t *testing.T, what string, a, b any) {
 	}
 }
 
-// TestStateRoundTrip: a peer that has loaded a state saves the same one, and
-// its guest goes on, on both vCPUs, where the first one's stood.
+// TestStateRoundTrip: a machine that has loaded a state saves an equal one, and its
+// guest goes on, on both vCPUs, where it stood still.
 func TestStateRoundTrip(t *testing.T) {
 	m := newCounting(t)
 	for i := range 5 {
@@ -81,7 +81,7 @@ func TestStateRoundTrip(t *testing.T) {
 		check(t, err)
 
 		m = handOn(t, m, nil)
-		if i == 0 { // otherwise the guest's pages of KVM's own would be older
+		if i == 0 { // later states differ: KVM has written pages of the guest meanwhile
 			after, err := m.SaveState()
 			check(t, err)
 			same(t, "state", still(before), still(after))
@@ -106,10 +106,10 @@ func TestStateRoundTrip(t *testing.T) {
 	}
 }
 
-// TestStateOfWaiting: a vCPU that waits for SIPI still does in the peer, and
-// can be started there.
+// TestStateOfWaiting: a vCPU that waits for SIPI does so in the machine that loads its
+// state, and can be started there.
 func TestStateOfWaiting(t *testing.T) {
-	// Wait until told (a word at 0x200020), then wake the other vCPU.
+	// Wait until the word at 0x200020 is not 0, then wake the other vCPU.
 	code := append([]byte{
 		0x83, 0x3d, 0x20, 0x00, 0x20, 0x00, 0x00, // cmpl $0,0x200020
 		0x74, 0xf7, // je back
@@ -178,8 +178,8 @@ func TestStateRules(t *testing.T) {
 	}
 }
 
-// TestMSRs: one that differs and cannot be set is named with both values; one
-// that cannot be set and is right already is fine.
+// TestMSRs: the error names an MSR that differs and cannot be set, with both values. An
+// MSR that cannot be set and has the right value is no error.
 func TestMSRs(t *testing.T) {
 	m := newMachine(t, 1, vmtest.JustCount, nil)
 	v := m.vcpus[0].kvm
@@ -204,8 +204,8 @@ func TestMSRs(t *testing.T) {
 	}
 }
 
-// TestEventsOfOtherKernels: what a kernel cannot take is left out if it does
-// not matter.
+// TestEventsOfOtherKernels: events that a kernel cannot load are left out if none of
+// them is pending.
 func TestEventsOfOtherKernels(t *testing.T) {
 	old := &Machine{}
 	for _, c := range []struct {
@@ -230,7 +230,7 @@ func TestEventsOfOtherKernels(t *testing.T) {
 	}
 }
 
-// TestDecodeStateStrictly feeds the decoder what a bad peer might send.
+// TestDecodeStateStrictly decodes what an untrusted peer might send.
 func TestDecodeStateStrictly(t *testing.T) {
 	good, err := encodeState(&State{Version: stateVersion, VCPUs: make([]VCPUState, 2)})
 	check(t, err)
@@ -269,8 +269,8 @@ func unhex(t *testing.T, s string) []byte {
 	return b
 }
 
-// TestDirtyLog: the log reports every page at first where the kernel can, then
-// what the guest wrote; and this process's own writes beside it.
+// TestDirtyLog: where the kernel can, the first fetch reports every page. Later ones
+// report what the guest wrote. Writes of this process are in a log of their own.
 func TestDirtyLog(t *testing.T) {
 	m := newCounting(t)
 	src := m.Source()
@@ -298,8 +298,8 @@ func TestDirtyLog(t *testing.T) {
 			pages = append(pages, p)
 		}
 	}
-	// KVM may log a page that it maps writable for a read: where it shadows page
-	// tables, those of the code. It leaves none out, and logs no others.
+	// A KVM that shadows page tables may map a page writable for a read, and log it:
+	// here those of the code. It logs all pages that were written, and no others.
 	for _, p := range []int{vmtest.APCountAt >> 12, vmtest.CountAt >> 12} {
 		if !slices.Contains(pages, p) {
 			t.Errorf("the guest wrote page %#x, the log has %#x", p, pages)
@@ -325,8 +325,8 @@ func TestDirtyLog(t *testing.T) {
 	}
 }
 
-// TestStateOfEverything fills every part of a machine with values of its own
-// and looks for them in the peer.
+// TestStateOfEverything sets every part of a machine to values that differ from the
+// initial ones, and expects them in a machine that has loaded its state.
 func TestStateOfEverything(t *testing.T) {
 	m := newMachine(t, 2, vmtest.JustCount, nil)
 	v := m.vcpus[1].kvm

@@ -41,14 +41,14 @@ func awaitRuns(t *testing.T, runs []*atomic.Int64, n int64) {
 	for _, r := range runs {
 		for began := time.Now(); r.Load() < n; time.Sleep(time.Millisecond) {
 			if time.Since(began) > time.Minute {
-				t.Fatalf("a vCPU entered the guest %d times, %d are awaited", r.Load(), n)
+				t.Fatalf("a vCPU entered the guest %d times, expected %d times", r.Load(), n)
 			}
 		}
 	}
 }
 
-// A throttled vCPU leaves the guest and enters it again and again; a machine
-// whose vCPUs rest is not a machine that stands still.
+// TestThrottleTakesTurns: throttled vCPUs leave the guest and enter it again and again.
+// The machine counts as running all the time.
 func TestThrottleTakesTurns(t *testing.T) {
 	g, runs := spinning(t, 2)
 	g.throttle(time.Millisecond, time.Millisecond)
@@ -71,12 +71,12 @@ func TestThrottleTakesTurns(t *testing.T) {
 	}
 }
 
-// A pause does not wait for the end of a rest, and the throttle not for the
-// end of a pause.
+// TestThrottledMachinePausesAtOnce: a pause does not wait for the end of a rest, and the
+// throttle does not wait for the end of a pause.
 func TestThrottledMachinePausesAtOnce(t *testing.T) {
 	g, runs := spinning(t, 2)
 	g.throttle(time.Millisecond, time.Hour)
-	for stopped := false; !stopped; time.Sleep(time.Millisecond) { // the hour has begun
+	for stopped := false; !stopped; time.Sleep(time.Millisecond) { // until the rest has begun
 		g.gateMu.Lock()
 		stopped = g.parked == 2
 		g.gateMu.Unlock()
@@ -88,7 +88,7 @@ func TestThrottledMachinePausesAtOnce(t *testing.T) {
 	told := false
 	check(t, g.release(holdUser, 0, func() { told = true }))
 	if !told {
-		t.Error("the release of a throttled machine tells nobody")
+		t.Error("the release of a throttled machine does not tell the vCPUs to run")
 	}
 	if _, err := g.hold(t.Context(), holdHandoff, 0); err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestThrottledMachinePausesAtOnce(t *testing.T) {
 	awaitRuns(t, runs, n+1)
 }
 
-// The end of a machine ends a throttle's rest for good.
+// TestThrottledMachineEnds: the end of a machine ends the rest of its vCPUs.
 func TestThrottledMachineEnds(t *testing.T) {
 	g, runs := spinning(t, 1)
 	g.throttle(time.Millisecond, time.Millisecond)
@@ -116,8 +116,8 @@ func TestThrottledMachineEnds(t *testing.T) {
 	g.throttle(0, 0)
 }
 
-// On real vCPUs: the guest goes on, pauses at once, saves its state, and is
-// slowed down no longer than asked.
+// TestThrottleARunningMachine: with real vCPUs, a throttled guest goes on, pauses at
+// once and saves its state.
 func TestThrottleARunningMachine(t *testing.T) {
 	m := newCounting(t)
 	check(t, m.Throttle(90))

@@ -69,8 +69,8 @@ func (d *vsockDriver) status() byte {
 	return b[0]
 }
 
-// startVsockDriver starts the device (virtio 1.2, 3.1.1), with one buffer in the receive queue and one in the
-// event queue.
+// startVsockDriver starts the device (virtio 1.2, 3.1.1), with one buffer in the
+// receive queue and one in the event queue.
 func startVsockDriver(t *testing.T, m *Machine) *vsockDriver {
 	t.Helper()
 	d := &vsockDriver{t: t, m: m}
@@ -111,7 +111,7 @@ func startVsockDriver(t *testing.T, m *Machine) *vsockDriver {
 	return d
 }
 
-// used waits for the buffer of a queue, and returns what is in it.
+// used waits until the device has used the buffer of a queue, and returns its content.
 func (d *vsockDriver) used(queue int) []byte {
 	d.t.Helper()
 	for deadline := vmtest.Within(d.t); ; time.Sleep(time.Millisecond) {
