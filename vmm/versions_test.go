@@ -144,6 +144,10 @@ func TestVersionsThatDiffer(t *testing.T) {
 				return
 			}
 			testenv.Check(t, err)
+			// Info orders what the destination loaded before what is read here.
+			if s := destination.Info().State; s != vmm.StateRunning {
+				t.Errorf("the destination is %s", s)
+			}
 			if arrived.state != c.state {
 				t.Errorf("the lamp arrived as %+v, it was %+v", arrived.state, c.state)
 			}
