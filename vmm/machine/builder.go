@@ -102,7 +102,7 @@ func fitsHere(spec *Spec) (err error) {
 type Target struct {
 	guestRAM
 	*Machine
-	prepared *State // by PrepareState
+	prepared *machineState // by PrepareState
 }
 
 var _ migrate.Target = (*Target)(nil)
@@ -124,7 +124,7 @@ func (t *Target) PrepareState(state []byte) error {
 }
 
 // LoadState loads what has been prepared.
-func (t *Target) LoadState(context.Context, []byte) error { return t.Machine.LoadState(t.prepared) }
+func (t *Target) LoadState(context.Context, []byte) error { return t.Machine.loadState(t.prepared) }
 
 // Start lets the guest run here.
 func (t *Target) Start(_ context.Context, paused bool) error { return t.Machine.Start(paused) }

@@ -20,8 +20,8 @@ import (
 // Within one boot of one host (a guest that moves to another process) the TSC is
 // the same, and its offset is copied: that is exact.
 
-// ClockState is the time of a machine.
-type ClockState struct {
+// clockState is the time of a machine.
+type clockState struct {
 	Boot string `cbor:"boot"` // identifies the boot of the source's host
 	// KVM is the VM's clock. If its flags have no ClockRealtime, KVMRealtime
 	// is the moment at which it was read.
@@ -46,7 +46,7 @@ func bootID() string {
 	return string(bytes.TrimSpace(b))
 }
 
-func (c *ClockState) sameBoot() bool { return c.Boot != "" && c.Boot == bootID() }
+func (c *clockState) sameBoot() bool { return c.Boot != "" && c.Boot == bootID() }
 
 // elapsed returns the nanoseconds from a moment to now, never below 0.
 func elapsed(since, now int64) int64 {
@@ -95,7 +95,7 @@ func tscOffset(v *kvm.VCPU) (*uint64, error) {
 	return &offset, nil
 }
 
-func (m *Machine) saveClock() (c ClockState, err error) {
+func (m *Machine) saveClock() (c clockState, err error) {
 	c.Boot = bootID()
 	boot := m.vcpus[0].kvm
 	if c.TSCKHz, err = boot.TSCKHz(); err != nil {
@@ -109,7 +109,7 @@ func (m *Machine) saveClock() (c ClockState, err error) {
 }
 
 // loadClock sets the VM's clock, and then the TSCs, which the clock does not touch.
-func (m *Machine) loadClock(s *State) error {
+func (m *Machine) loadClock(s *machineState) error {
 	if err := m.loadKVMClock(&s.Clock); err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (m *Machine) loadClock(s *State) error {
 
 // loadKVMClock lets the kernel add the time that has passed where it can, since
 // it reads both clocks at one moment.
-func (m *Machine) loadKVMClock(c *ClockState) error {
+func (m *Machine) loadKVMClock(c *clockState) error {
 	now := time.Now().UnixNano()
 	known, err := m.kernel.vm.CheckExtension(kvm.CapAdjustClock)
 	if err != nil {
@@ -135,7 +135,7 @@ func (m *Machine) loadKVMClock(c *ClockState) error {
 }
 
 // loadTSC sets the TSC of every vCPU, and makes sure that none has gone back.
-func (m *Machine) loadTSC(s *State) error {
+func (m *Machine) loadTSC(s *machineState) error {
 	c := &s.Clock
 	if khz := m.spec.TSCKHz; !sameFrequency(c.TSCKHz, khz) {
 		return fmt.Errorf("machine state: the TSC runs at %d kHz, the machine was described with %d kHz", c.TSCKHz, khz)
@@ -186,7 +186,7 @@ func (m *Machine) loadTSC(s *State) error {
 
 // baseOffset returns the offset with which vCPU 0's TSC goes on with real time;
 // here is the one that it has.
-func (m *Machine) baseOffset(c *ClockState, here uint64) (uint64, error) {
+func (m *Machine) baseOffset(c *clockState, here uint64) (uint64, error) {
 	tsc, now, err := sample(func() (uint64, error) { return guestTSC(m.vcpus[0].kvm) })
 	return here + c.tscAt(now) - tsc, err
 }
@@ -203,7 +203,7 @@ func (m *Machine) setOffsets(base uint64, saved []uint64) error {
 }
 
 // tscAt returns what vCPU 0's TSC should show at a moment.
-func (c *ClockState) tscAt(now int64) uint64 {
+func (c *clockState) tscAt(now int64) uint64 {
 	const msec = uint64(time.Millisecond)
 	passed := uint64(elapsed(c.TSCRealtime, now))
 	return c.TSC + passed/msec*c.TSCKHz + passed%msec*c.TSCKHz/msec
@@ -213,7 +213,7 @@ func (c *ClockState) tscAt(now int64) uint64 {
 // of the one written last, to any vCPU, to mean the same time, so that the TSCs
 // stay in step. What was written last is that of a new vCPU, so a value far from
 // both comes first.
-func (m *Machine) writeTSC(c *ClockState) error {
+func (m *Machine) writeTSC(c *clockState) error {
 	const minute = 60_000 // milliseconds
 	far := []kvm.MSR{{Index: cpu.MSRTSC, Data: c.tscAt(time.Now().UnixNano()) + minute*c.TSCKHz}}
 	if _, err := m.vcpus[0].kvm.SetMSRs(far); err != nil {

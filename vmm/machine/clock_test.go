@@ -24,7 +24,7 @@ func setsTSC(t *testing.T) bool {
 }
 
 func TestTSCAt(t *testing.T) {
-	c := ClockState{TSC: 1000, TSCRealtime: 5e9, TSCKHz: 2_599_998}
+	c := clockState{TSC: 1000, TSCRealtime: 5e9, TSCKHz: 2_599_998}
 	for now, want := range map[int64]uint64{
 		5e9:                         1000,
 		5e9 + 1:                     1002,
@@ -45,17 +45,17 @@ func TestTSCAt(t *testing.T) {
 func TestClocksGoOn(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		spoil func(*State)
+		spoil func(*machineState)
 	}{
-		{"same boot", func(*State) {}},
-		{"other host", func(s *State) {
+		{"same boot", func(*machineState) {}},
+		{"other host", func(s *machineState) {
 			s.Clock.Boot = "another"
 			s.Clock.TSC += 1 << 50
 			for i := range s.VCPUs {
 				*s.VCPUs[i].TSCOffset += 1 << 52
 			}
 		}},
-		{"no offsets", func(s *State) {
+		{"no offsets", func(s *machineState) {
 			for i := range s.VCPUs {
 				s.VCPUs[i].TSCOffset = nil
 			}
@@ -63,7 +63,7 @@ func TestClocksGoOn(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMachine(t, 2, vmtest.JustCount, nil)
-			s, err := m.SaveState()
+			s, err := m.saveState()
 			check(t, err)
 			if s.VCPUs[0].TSCOffset == nil {
 				t.Skip("needs VT-x or SVM, or Linux 5.16: this KVM does not tell TSC offsets")
@@ -72,7 +72,7 @@ func TestClocksGoOn(t *testing.T) {
 			peer := fromSpec(t, m.Spec(), nil)
 			time.Sleep(20 * time.Millisecond) // the time that a migration takes
 			began := time.Now()
-			err = peer.LoadState(s)
+			err = peer.loadState(s)
 			// Each clock is set at some moment of LoadState.
 			most := 5*time.Millisecond + time.Since(began)
 			if c.name == "other host" && !setsTSC(t) {
@@ -109,7 +109,7 @@ func TestTSCIsWritten(t *testing.T) {
 		t.Skip("needs VT-x or SVM: this KVM does not let TSCs be set")
 	}
 	for _, ahead := range []time.Duration{100 * time.Millisecond, time.Hour} {
-		s, err := m.SaveState()
+		s, err := m.saveState()
 		check(t, err)
 		c := s.Clock
 		c.TSC += uint64(ahead.Milliseconds()) * c.TSCKHz
@@ -146,11 +146,11 @@ func TestTSCsKeepTheirDistance(t *testing.T) {
 		here, err := tscOffset(m.vcpus[0].kvm)
 		check(t, err)
 		check(t, m.vcpus[1].kvm.SetTSCOffset(*here+777777))
-		s, err := m.SaveState()
+		s, err := m.saveState()
 		check(t, err)
 		s.Clock.Boot = boot
 		peer := fromSpec(t, m.Spec(), nil)
-		check(t, peer.LoadState(s))
+		check(t, peer.loadState(s))
 		first, err := tscOffset(peer.vcpus[0].kvm)
 		check(t, err)
 		second, err := tscOffset(peer.vcpus[1].kvm)
@@ -177,7 +177,7 @@ func TestClockNeverGoesBack(t *testing.T) {
 		}
 	}
 	m := newMachine(t, 1, vmtest.JustCount, nil)
-	s, err := m.SaveState()
+	s, err := m.saveState()
 	check(t, err)
 	s.Clock.Boot = "another"
 	s.Clock.TSCRealtime += int64(time.Hour)
@@ -189,7 +189,7 @@ func TestClockNeverGoesBack(t *testing.T) {
 		s.Clock.TSC += 1 << 50
 	}
 	peer := fromSpec(t, m.Spec(), nil)
-	check(t, peer.LoadState(s))
+	check(t, peer.loadState(s))
 	tsc, err := guestTSC(peer.vcpus[0].kvm)
 	check(t, err)
 	clock, err := peer.kernel.vm.GetClock()

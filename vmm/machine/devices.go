@@ -150,14 +150,14 @@ func (d *devices) unplug() error {
 	return errors.Join(errs...)
 }
 
-// VirtioState is what of the PCI bus and of the devices on it travels.
-type VirtioState struct {
+// virtioState is what of the PCI bus and of the devices on it travels.
+type virtioState struct {
 	Bus     pci.BusState      `cbor:"bus"`
 	Devices []transport.State `cbor:"devices"` // in the order of their slots
 }
 
 // saveDevices returns the state of the devices, which are quiet.
-func (m *Machine) saveDevices() (s VirtioState, err error) {
+func (m *Machine) saveDevices() (s virtioState, err error) {
 	s.Bus = m.board.pci.SaveState()
 	for _, d := range m.devices.plugged {
 		state, err := d.SaveState()
@@ -170,7 +170,7 @@ func (m *Machine) saveDevices() (s VirtioState, err error) {
 }
 
 // loadDevices puts the devices into a saved state; they stay quiet.
-func (m *Machine) loadDevices(s *VirtioState) error {
+func (m *Machine) loadDevices(s *virtioState) error {
 	if got, want := len(s.Devices), len(m.devices.plugged); got != want {
 		return fmt.Errorf("machine state: expected %d devices, found %d", want, got)
 	}

@@ -18,7 +18,7 @@
 //
 // # State
 //
-// [Machine.SaveState] and [Machine.LoadState] handle everything except memory, as
+// [Machine.saveState] and [Machine.loadState] handle everything except memory, as
 // plain structs; their comments give the order, and why. Package migrate moves the
 // memory: [Machine.Source] is its source, and [Builder] makes its target.
 package machine

@@ -18,7 +18,7 @@ import (
 // machine is reset.
 //
 // A machine is made by [New] with its vCPU threads waiting. [Machine.Boot] or
-// [Machine.LoadState] gives it something to run, and [Machine.Start] lets it run.
+// [Machine.loadState] gives it something to run, and [Machine.Start] lets it run.
 // Methods may be called from several goroutines, Close as the last one.
 type Machine struct {
 	// These do not change once New has returned.

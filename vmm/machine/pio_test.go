@@ -158,7 +158,7 @@ func ended(m *Machine) bool {
 // is paused, and closes that.
 func handOn(t *testing.T, m *Machine, before func(*Machine)) *Machine {
 	t.Helper()
-	state, err := m.SaveState()
+	state, err := m.saveState()
 	check(t, err)
 	b, err := encodeState(state)
 	check(t, err)
@@ -170,7 +170,7 @@ func handOn(t *testing.T, m *Machine, before func(*Machine)) *Machine {
 	check(t, m.Close())
 	state, err = decodeState(b)
 	check(t, err)
-	check(t, peer.LoadState(state))
+	check(t, peer.loadState(state))
 	return peer
 }
 

@@ -30,20 +30,20 @@ func (r guestRAM) Bytes(slot int, first, n uint64) []byte { return r.SlotBytes(s
 // enabled when the VM was made, every page then counts as dirty, and is
 // write-protected when it is cleared, not now. With rings every page is
 // write-protected here, and none counts as dirty.
-func (m *Machine) StartDirtyLog() error {
-	if m.kernel.rings != nil {
-		if err := m.kernel.rings.drop(); err != nil {
+func (s *source) StartDirtyLog() error {
+	if s.kernel.rings != nil {
+		if err := s.kernel.rings.drop(); err != nil {
 			return err
 		}
 	}
-	return m.setSlots(kvm.MemLogDirtyPages)
+	return s.setSlots(kvm.MemLogDirtyPages)
 }
 
 // StopDirtyLog turns logging off.
-func (m *Machine) StopDirtyLog() error {
-	err := m.setSlots(0)
-	if m.kernel.rings != nil {
-		err = errors.Join(err, m.kernel.rings.drop())
+func (s *source) StopDirtyLog() error {
+	err := s.setSlots(0)
+	if s.kernel.rings != nil {
+		err = errors.Join(err, s.kernel.rings.drop())
 	}
 	return err
 }
@@ -51,17 +51,17 @@ func (m *Machine) StopDirtyLog() error {
 // FetchDirtyLog reads KVM's log of a slot, see [migrate.DirtyLog].
 // With rings the vCPUs leave the guest once before: processors that
 // buffer what was written (Intel's PML) hand it over then.
-func (m *Machine) FetchDirtyLog(slot int, bitmap []uint64) error {
-	if m.kernel.rings != nil {
-		m.gate.flush(flushTime)
-		return m.kernel.rings.fetch(slot, bitmap)
+func (s *source) FetchDirtyLog(slot int, bitmap []uint64) error {
+	if s.kernel.rings != nil {
+		s.gate.flush(flushTime)
+		return s.kernel.rings.fetch(slot, bitmap)
 	}
-	return m.kernel.vm.GetDirtyLog(uint32(slot), bitmap)
+	return s.kernel.vm.GetDirtyLog(uint32(slot), bitmap)
 }
 
 // ClearDirtyLog clears bits of KVM's log, see [migrate.DirtyLog].
-func (m *Machine) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error {
-	return m.kernel.vm.ClearDirtyLog(uint32(slot), first, uint32(n), bitmap)
+func (s *source) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error {
+	return s.kernel.vm.ClearDirtyLog(uint32(slot), first, uint32(n), bitmap)
 }
 
 // flushTime bounds the wait for vCPUs to leave the guest. Only the last fetch needs
@@ -69,11 +69,12 @@ func (m *Machine) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) erro
 // that the migration holds.
 const flushTime = 10 * time.Millisecond
 
-// ManualProtect says whether the kernel leaves clearing to ClearDirtyLog.
+// ManualProtect says whether the kernel leaves clearing the dirty log to
+// KVM_CLEAR_DIRTY_LOG (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2).
 func (m *Machine) ManualProtect() bool { return m.kernel.caps.dirtyLog&kvm.DirtyLogManualProtect != 0 }
 
 // FetchVMMDirty takes the pages that this process wrote, see
 // [migrate.DirtyLog].
-func (m *Machine) FetchVMMDirty(slot int, bitmap []uint64) error {
-	return m.mem.FetchDirty(slot, bitmap)
+func (s *source) FetchVMMDirty(slot int, bitmap []uint64) error {
+	return s.mem.FetchDirty(slot, bitmap)
 }

@@ -93,7 +93,7 @@ func (s *source) ResumeAfterAbort(ctx context.Context) error {
 
 // SaveState returns the encoded state.
 func (s *source) SaveState(context.Context) ([]byte, error) {
-	state, err := s.Machine.SaveState()
+	state, err := s.Machine.saveState()
 	if err != nil {
 		return nil, err
 	}
@@ -104,8 +104,9 @@ func (s *source) SaveState(context.Context) ([]byte, error) {
 // (migrate.ErrHandoffUnknown), which left it stopped and its writes logged. If the
 // destination runs the guest too, it then runs twice.
 func (m *Machine) TakeBack() error {
-	if err := m.StopDirtyLog(); err != nil {
+	s := m.Source()
+	if err := s.StopDirtyLog(); err != nil {
 		return err
 	}
-	return m.Source().ResumeAfterAbort(context.Background())
+	return s.ResumeAfterAbort(context.Background())
 }

@@ -82,7 +82,7 @@ func FuzzDecode(f *testing.F) {
 	b, err := s.encode(nil)
 	check(f, err)
 	f.Add(b)
-	b, err = encodeState(&State{Version: stateVersion, VCPUs: make([]VCPUState, 1)})
+	b, err = encodeState(&machineState{Version: stateVersion, VCPUs: make([]vcpuState, 1)})
 	check(f, err)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -10,7 +10,7 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// specFeatures are the features of a [Spec] and of a [State] that came after
+// specFeatures are the features of a [Spec] and of a [machineState] that came after
 // v0.1.0, as far as they do not belong to a device.
 var specFeatures []string
 

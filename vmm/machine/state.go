@@ -15,30 +15,30 @@ import (
 	"github.com/govmm/govmm/vmm/serial"
 )
 
-// stateVersion is the version of [State]. A machine loads only its own: what is
+// stateVersion is the version of [machineState]. A machine loads only its own: what is
 // added is a feature, see [Spec].
 const stateVersion = 1
 
-// State is all of a machine but its memory: plain data, for the machine at the
+// machineState is all of a machine but its memory: plain data, for the machine at the
 // destination to load. CPUID and the TSC's frequency are in [Spec]: vCPUs are made
 // with them. A field that is added after v0.1.0 is tagged omitzero and belongs to a
 // feature of the spec while it is in use.
-type State struct {
+type machineState struct {
 	Version      uint32             `cbor:"version"`
-	Clock        ClockState         `cbor:"clock"`
-	VCPUs        []VCPUState        `cbor:"vcpus"`
-	Chips        ChipState          `cbor:"chips"`
+	Clock        clockState         `cbor:"clock"`
+	VCPUs        []vcpuState        `cbor:"vcpus"`
+	Chips        chipState          `cbor:"chips"`
 	Serial       serial.State       `cbor:"serial"`
 	ResetControl byte               `cbor:"reset_control"` // port 0xcf9
 	PM           platform.PMState   `cbor:"pm"`
 	CMOS         platform.CMOSState `cbor:"cmos"`
 	Panicked     bool               `cbor:"panicked"`
-	Virtio       VirtioState        `cbor:"virtio"`
+	Virtio       virtioState        `cbor:"virtio"`
 }
 
-// ChipState is what all vCPUs share: the interrupt controllers and the timer
+// chipState is what all vCPUs share: the interrupt controllers and the timer
 // of the kernel.
-type ChipState struct {
+type chipState struct {
 	PICMaster kvm.IRQChip   `cbor:"pic_master"`
 	PICSlave  kvm.IRQChip   `cbor:"pic_slave"`
 	IOAPIC    kvm.IRQChip   `cbor:"ioapic"`
@@ -59,7 +59,7 @@ var (
 // the guest does not stand still for it.
 const drainTime = 50 * time.Millisecond
 
-// SaveState returns the state of a machine that stands still. It fails with
+// saveState returns the state of a machine that stands still. It fails with
 // [ErrRunning] if it does not.
 //
 // The order: of each vCPU MP_STATE first, because asking for it makes the
@@ -70,7 +70,7 @@ const drainTime = 50 * time.Millisecond
 // and in that of the port as well, which raises a line that is up already. The
 // devices are quiet, and all that they have raised is in the interrupt
 // controllers, before any of that.
-func (m *Machine) SaveState() (*State, error) {
+func (m *Machine) saveState() (*machineState, error) {
 	if m.gate.held() == 0 {
 		return nil, ErrRunning
 	}
@@ -84,7 +84,7 @@ func (m *Machine) SaveState() (*State, error) {
 	if err := m.devices.pause(context.Background()); err != nil { // it has not been started
 		return nil, err
 	}
-	s := &State{Version: stateVersion, Serial: m.lines.uart.SaveState(), ResetControl: byte(m.resetControl.Load()),
+	s := &machineState{Version: stateVersion, Serial: m.lines.uart.SaveState(), ResetControl: byte(m.resetControl.Load()),
 		PM: m.board.pm.SaveState(), CMOS: m.board.cmos.SaveState(), Panicked: m.panicked.Load()}
 	var err error
 	if s.Virtio, err = m.saveDevices(); err != nil {
@@ -93,7 +93,7 @@ func (m *Machine) SaveState() (*State, error) {
 	if s.Clock, err = m.saveClock(); err != nil {
 		return nil, err
 	}
-	s.VCPUs = make([]VCPUState, len(m.vcpus))
+	s.VCPUs = make([]vcpuState, len(m.vcpus))
 	err = m.eachVCPU(func(i int, v *kvm.VCPU) (err error) {
 		s.VCPUs[i], err = m.saveVCPU(v)
 		return err
@@ -105,7 +105,7 @@ func (m *Machine) SaveState() (*State, error) {
 	return s, err
 }
 
-// LoadState puts a machine that has not been started into a saved state. All memory
+// loadState puts a machine that has not been started into a saved state. All memory
 // must have landed: KVM reads some of it, and writes some as soon as the guest runs.
 // After an error the machine can only be closed.
 //
@@ -116,7 +116,7 @@ func (m *Machine) SaveState() (*State, error) {
 // after them: they set their interrupt lines, which the controllers then take as
 // no change. The devices stay quiet until the vCPUs run.
 // [Machine.Start] calls KVM_KVMCLOCK_CTRL, which tells the guest that it stood still.
-func (m *Machine) LoadState(s *State) error {
+func (m *Machine) loadState(s *machineState) error {
 	if m.gate.held()&holdStart == 0 {
 		return ErrStarted
 	}
@@ -152,7 +152,7 @@ func (m *Machine) LoadState(s *State) error {
 }
 
 // fits reports why this machine cannot load the state.
-func (m *Machine) fits(s *State) error {
+func (m *Machine) fits(s *machineState) error {
 	if s.Version != stateVersion {
 		return fmt.Errorf("machine state: expected version %d, found %d", stateVersion, s.Version)
 	}
@@ -192,7 +192,7 @@ func (m *Machine) eachVCPU(f func(i int, v *kvm.VCPU) error) error {
 	return nil
 }
 
-func (m *Machine) saveChips() (s ChipState, err error) {
+func (m *Machine) saveChips() (s chipState, err error) {
 	for _, c := range s.all() {
 		if *c.state, err = m.kernel.vm.GetIRQChip(c.id); err != nil {
 			return s, err
@@ -202,7 +202,7 @@ func (m *Machine) saveChips() (s ChipState, err error) {
 	return s, err
 }
 
-func (m *Machine) loadChips(s *ChipState) error {
+func (m *Machine) loadChips(s *chipState) error {
 	for _, c := range s.all() {
 		if c.state.ChipID != c.id {
 			return fmt.Errorf("machine state: expected interrupt chip %d, found %d", c.id, c.state.ChipID)
@@ -219,12 +219,12 @@ type chip struct {
 	state *kvm.IRQChip
 }
 
-func (s *ChipState) all() [3]chip {
+func (s *chipState) all() [3]chip {
 	return [...]chip{{kvm.ChipPICMaster, &s.PICMaster}, {kvm.ChipPICSlave, &s.PICSlave}, {kvm.ChipIOAPIC, &s.IOAPIC}}
 }
 
 // encodeState returns the state as it goes over the wire.
-func encodeState(s *State) ([]byte, error) {
+func encodeState(s *machineState) ([]byte, error) {
 	b, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encode the machine's state: %w", err)
@@ -234,7 +234,7 @@ func encodeState(s *State) ([]byte, error) {
 
 // decodeState decodes what an untrusted peer may have sent. The kernel checks what
 // the values mean.
-func decodeState(b []byte) (*State, error) {
+func decodeState(b []byte) (*machineState, error) {
 	var head struct {
 		Version uint32 `cbor:"version"`
 	}
@@ -244,7 +244,7 @@ func decodeState(b []byte) (*State, error) {
 	if head.Version != stateVersion {
 		return nil, fmt.Errorf("machine state: expected version %d, found %d", stateVersion, head.Version)
 	}
-	s := new(State)
+	s := new(machineState)
 	if err := strictcbor.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("decode the machine's state: %w", err)
 	}

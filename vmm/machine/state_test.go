@@ -24,7 +24,7 @@ const (
 
 // still clears what changes with time in a state, so that two states that were saved one
 // after the other can be compared.
-func still(s *State) *State {
+func still(s *machineState) *machineState {
 	const (
 		currentCount = 0x390 // APIC register (Intel SDM volume 3, 11.4.1)
 	)
@@ -74,7 +74,7 @@ func TestStateRoundTrip(t *testing.T) {
 	m := newCounting(t)
 	for i := range 5 {
 		check(t, m.Pause(t.Context()))
-		before, err := m.SaveState()
+		before, err := m.saveState()
 		check(t, err)
 		bsp, ap := word(t, m, vmtest.CountAt), word(t, m, vmtest.APCountAt)
 		tsc, err := m.Memory().ReadUint64(vmtest.TSCAt)
@@ -82,7 +82,7 @@ func TestStateRoundTrip(t *testing.T) {
 
 		m = handOn(t, m, nil)
 		if i == 0 { // later states differ: KVM has written pages of the guest meanwhile
-			after, err := m.SaveState()
+			after, err := m.saveState()
 			check(t, err)
 			same(t, "state", still(before), still(after))
 		}
@@ -120,7 +120,7 @@ func TestStateOfWaiting(t *testing.T) {
 	check(t, m.Pause(t.Context()))
 	m = handOn(t, m, nil)
 	check(t, m.Start(true))
-	state, err := m.SaveState()
+	state, err := m.saveState()
 	check(t, err)
 	if got := state.VCPUs[1].MPState; got != kvm.MPUninitialized {
 		t.Fatalf("vCPU 1 is %v", got)
@@ -137,32 +137,32 @@ func TestStateOfWaiting(t *testing.T) {
 // TestStateRules: when a state can be saved and loaded.
 func TestStateRules(t *testing.T) {
 	m := newMachine(t, 1, vmtest.JustCount, nil)
-	state, err := m.SaveState()
+	state, err := m.saveState()
 	check(t, err) // it stands still
 	check(t, m.Start(false))
-	if _, err := m.SaveState(); !errors.Is(err, ErrRunning) {
+	if _, err := m.saveState(); !errors.Is(err, ErrRunning) {
 		t.Errorf("saving a running machine: %v", err)
 	}
 	check(t, m.Pause(t.Context()))
-	if err := m.LoadState(state); !errors.Is(err, ErrStarted) {
+	if err := m.loadState(state); !errors.Is(err, ErrStarted) {
 		t.Errorf("loading a started machine: %v", err)
 	}
 	for name, c := range map[string]struct {
-		spoil func(*State)
+		spoil func(*machineState)
 		says  string
 	}{
-		"version":       {func(s *State) { s.Version++ }, "machine state: expected version 1, found 2"},
-		"vCPUs":         {func(s *State) { s.VCPUs = append(s.VCPUs, s.VCPUs[0]) }, "machine state: expected 1 vCPUs, found 2"},
-		"no vCPU":       {func(s *State) { s.VCPUs = nil }, "machine state: expected 1 vCPUs, found 0"},
-		"vCPU's id":     {func(s *State) { s.VCPUs[0].ID = 7 }, "expected vCPU 0, found 7"},
-		"no segments":   {func(s *State) { s.VCPUs[0].Sregs2 = nil }, "no segments"},
-		"chip":          {func(s *State) { s.Chips.PICSlave.ChipID = 2 }, "expected interrupt chip 1, found 2"},
-		"MSR":           {func(s *State) { s.VCPUs[0].MSRs[0].Index = msrKVMWallClock }, "MSRs that must stay on their host"},
-		"unknown MSR":   {func(s *State) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: 0x12345678, Data: 5} }, "MSR 0x12345678 is 0x5 in the guest, this host's KVM does not have it"},
-		"TSC":           {func(s *State) { s.Clock.TSCKHz *= 2 }, "the TSC runs at"},
-		"XSAVE":         {func(s *State) { s.VCPUs[0].XSAVE = bytes.Repeat([]byte{1}, 1<<16) }, "KVM_SET_XSAVE"},
-		"serial port":   {func(s *State) { s.Serial.FIFO = make([]byte, 99) }, "serial port state"},
-		"wrong segment": {func(s *State) { s.VCPUs[0].Sregs2.CR0 = 1 << 31 }, "KVM_SET_SREGS2"},
+		"version":       {func(s *machineState) { s.Version++ }, "machine state: expected version 1, found 2"},
+		"vCPUs":         {func(s *machineState) { s.VCPUs = append(s.VCPUs, s.VCPUs[0]) }, "machine state: expected 1 vCPUs, found 2"},
+		"no vCPU":       {func(s *machineState) { s.VCPUs = nil }, "machine state: expected 1 vCPUs, found 0"},
+		"vCPU's id":     {func(s *machineState) { s.VCPUs[0].ID = 7 }, "expected vCPU 0, found 7"},
+		"no segments":   {func(s *machineState) { s.VCPUs[0].Sregs2 = nil }, "no segments"},
+		"chip":          {func(s *machineState) { s.Chips.PICSlave.ChipID = 2 }, "expected interrupt chip 1, found 2"},
+		"MSR":           {func(s *machineState) { s.VCPUs[0].MSRs[0].Index = msrKVMWallClock }, "MSRs that must stay on their host"},
+		"unknown MSR":   {func(s *machineState) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: 0x12345678, Data: 5} }, "MSR 0x12345678 is 0x5 in the guest, this host's KVM does not have it"},
+		"TSC":           {func(s *machineState) { s.Clock.TSCKHz *= 2 }, "the TSC runs at"},
+		"XSAVE":         {func(s *machineState) { s.VCPUs[0].XSAVE = bytes.Repeat([]byte{1}, 1<<16) }, "KVM_SET_XSAVE"},
+		"serial port":   {func(s *machineState) { s.Serial.FIFO = make([]byte, 99) }, "serial port state"},
+		"wrong segment": {func(s *machineState) { s.VCPUs[0].Sregs2.CR0 = 1 << 31 }, "KVM_SET_SREGS2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, err := encodeState(state)
@@ -171,7 +171,7 @@ func TestStateRules(t *testing.T) {
 			check(t, err)
 			c.spoil(spoilt)
 			peer := fromSpec(t, m.Spec(), nil)
-			if err := peer.LoadState(spoilt); err == nil || !strings.Contains(err.Error(), c.says) {
+			if err := peer.loadState(spoilt); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("error %v, want one with %q", err, c.says)
 			}
 		})
@@ -217,14 +217,14 @@ func TestEventsOfOtherKernels(t *testing.T) {
 		{kvm.VCPUEvents{Flags: kvm.EventPayload, ExceptionHasPayload: 1}, false},
 		{kvm.VCPUEvents{Flags: kvm.EventPayload, Exception: kvm.EventException{Pending: 1}}, false},
 	} {
-		got, err := old.events(&VCPUState{Events: c.e})
+		got, err := old.events(&vcpuState{Events: c.e})
 		if (err == nil) != c.ok {
 			t.Errorf("%+v: %v", c.e, err)
 		}
 		if c.ok && got.Flags != kvm.EventShadow {
 			t.Errorf("flags %#x", got.Flags)
 		}
-		if got, err := (&Machine{kernel: kernel{caps: caps{tripleFault: true, exceptionPayload: true}}}).events(&VCPUState{Events: c.e}); err != nil || got != c.e {
+		if got, err := (&Machine{kernel: kernel{caps: caps{tripleFault: true, exceptionPayload: true}}}).events(&vcpuState{Events: c.e}); err != nil || got != c.e {
 			t.Errorf("changed for a kernel that can take it: %+v, %v", got, err)
 		}
 	}
@@ -232,7 +232,7 @@ func TestEventsOfOtherKernels(t *testing.T) {
 
 // TestDecodeStateStrictly decodes what an untrusted peer might send.
 func TestDecodeStateStrictly(t *testing.T) {
-	good, err := encodeState(&State{Version: stateVersion, VCPUs: make([]VCPUState, 2)})
+	good, err := encodeState(&machineState{Version: stateVersion, VCPUs: make([]vcpuState, 2)})
 	check(t, err)
 	if _, err := decodeState(good); err != nil {
 		t.Fatal(err)
@@ -394,7 +394,7 @@ func TestStateOfEverything(t *testing.T) {
 	}
 	m.board.ports.Write(portResetControl, []byte{0x02})
 
-	before, err := m.SaveState()
+	before, err := m.saveState()
 	check(t, err)
 	for what, ok := range map[string]bool{
 		"RIP":         before.VCPUs[1].Regs.RIP == 17,
@@ -414,7 +414,7 @@ func TestStateOfEverything(t *testing.T) {
 		}
 	}
 	peer := handOn(t, m, nil)
-	after, err := peer.SaveState()
+	after, err := peer.saveState()
 	check(t, err)
 	same(t, "state", still(before), still(after))
 }

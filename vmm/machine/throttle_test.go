@@ -130,7 +130,7 @@ func TestThrottleARunningMachine(t *testing.T) {
 		awaitChange(t, m, vmtest.CountAt, word(t, m, vmtest.CountAt))
 		awaitChange(t, m, vmtest.APCountAt, word(t, m, vmtest.APCountAt))
 	}
-	if _, err := m.SaveState(); err != ErrRunning {
+	if _, err := m.saveState(); err != ErrRunning {
 		t.Errorf("the state of a throttled machine: %v", err)
 	}
 	for range 20 {

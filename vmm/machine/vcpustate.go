@@ -7,8 +7,8 @@ import (
 	"github.com/govmm/govmm/vmm/cpu"
 )
 
-// VCPUState is all of a vCPU except what it was made with.
-type VCPUState struct {
+// vcpuState is all of a vCPU except what it was made with.
+type vcpuState struct {
 	ID      uint32      `cbor:"id"`
 	MPState kvm.MPState `cbor:"mp_state"`
 	Regs    kvm.Regs    `cbor:"regs"`
@@ -25,9 +25,9 @@ type VCPUState struct {
 	Events    kvm.VCPUEvents `cbor:"events"`
 }
 
-// saveVCPU reads a vCPU that stands still, in the order that [Machine.SaveState]
+// saveVCPU reads a vCPU that stands still, in the order that [Machine.saveState]
 // explains.
-func (m *Machine) saveVCPU(v *kvm.VCPU) (s VCPUState, err error) {
+func (m *Machine) saveVCPU(v *kvm.VCPU) (s vcpuState, err error) {
 	s.ID = uint32(v.ID())
 	if s.MPState, err = v.GetMPState(); err != nil {
 		return s, err
@@ -73,7 +73,7 @@ func (m *Machine) saveVCPU(v *kvm.VCPU) (s VCPUState, err error) {
 // loadRegisters loads the first half of a vCPU. SREGS before all: the mode of
 // the processor and the APIC's base decide what other values are valid. XCRS
 // before XSAVE: XCR0 says which components may be loaded.
-func (m *Machine) loadRegisters(v *kvm.VCPU, s *VCPUState) error {
+func (m *Machine) loadRegisters(v *kvm.VCPU, s *vcpuState) error {
 	switch {
 	case s.Sregs2 != nil && m.kernel.caps.sregs2:
 		if err := v.SetSregs2(*s.Sregs2); err != nil {
@@ -102,7 +102,7 @@ func (m *Machine) loadRegisters(v *kvm.VCPU, s *VCPUState) error {
 // MSRs, because a TSC deadline is ignored as long as LVTT does not ask for
 // one. The events after everything that could bring up one of its own, and
 // MP_STATE last: a vCPU that waits for SIPI takes nothing else.
-func (m *Machine) loadRest(v *kvm.VCPU, s *VCPUState) error {
+func (m *Machine) loadRest(v *kvm.VCPU, s *vcpuState) error {
 	if err := v.SetLAPIC(s.LAPIC); err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (m *Machine) loadRest(v *kvm.VCPU, s *VCPUState) error {
 
 // events adapts the events to a kernel that does not have all of them. That is an
 // error only if such an event is pending.
-func (m *Machine) events(s *VCPUState) (kvm.VCPUEvents, error) {
+func (m *Machine) events(s *vcpuState) (kvm.VCPUEvents, error) {
 	e := s.Events
 	if e.Flags&kvm.EventTripleFault != 0 && !m.kernel.caps.tripleFault {
 		if e.TripleFault != 0 {
