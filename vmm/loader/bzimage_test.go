@@ -17,6 +17,14 @@ func oldBzImage(payload []byte) []byte {
 	return elftest.BzImage([]byte("startup_64"), payload)
 }
 
+func unpackAndLoad(mem Memory, kernel []byte, opt Options) (Entry, error) {
+	elf, err := Unpack(kernel, mem.Size())
+	if err != nil {
+		return Entry{}, err
+	}
+	return Load(mem, elf, opt)
+}
+
 // A kernel of protocol 2.12 that unpacks itself gets boot_params, GDT and page tables
 // with all options.
 func TestLoadOldBzImage(t *testing.T) {
@@ -33,7 +41,7 @@ func TestLoadOldBzImage(t *testing.T) {
 	} {
 		m := newMemory(t, tt.size)
 		e, err := Load(m, file, Options{
-			Cmdline: "console=ttyS0", Modules: []Module{{Data: initrd}}, RSDP: 0xe0000, Unpack: true,
+			Cmdline: "console=ttyS0", Modules: []Module{{Data: initrd}}, RSDP: 0xe0000,
 			Reserved: []Region{{0xe0000000, 1 << 28, Reserved}},
 		})
 		if err != nil {
@@ -122,8 +130,8 @@ func TestInitrdAbove4G(t *testing.T) {
 	}
 }
 
-// A payload with a PVH entry is unpacked on the host only with Unpack. Without it
-// the loader does not look at the payload.
+// A payload with a PVH entry is unpacked only by Unpack. Load does not read the
+// payload.
 func TestUnpackOnHost(t *testing.T) {
 	elf := elftest.Build(elftest.Kernel{Code: []byte("\xf4 code of the kernel"), Load: 16 << 20})
 	noNote := bytes.Clone(elf)
@@ -131,7 +139,7 @@ func TestUnpackOnHost(t *testing.T) {
 	pvh := Entry{RIP: 16 << 20, RBX: startInfoGPA}
 	for how := range compressors {
 		file := oldBzImage(pack(t, how, append(bytes.Clone(elf), "relocations"...)))
-		if e, err := Load(newMemory(t, 64<<20), file, Options{Unpack: true}); err != nil || e != pvh {
+		if e, err := unpackAndLoad(newMemory(t, 64<<20), file, Options{}); err != nil || e != pvh {
 			t.Errorf("%s: %+v, %v", how, e, err)
 		}
 		if e, err := Load(newMemory(t, 64<<20), file, Options{}); err != nil || e.Mode != Long64 {
@@ -139,13 +147,13 @@ func TestUnpackOnHost(t *testing.T) {
 		}
 	}
 	for what, payload := range map[string][]byte{"no PVH note": noNote, "no ELF": []byte("text")} {
-		if e, err := Load(newMemory(t, 64<<20), oldBzImage(pack(t, "gzip", payload)), Options{Unpack: true}); err != nil || e.Mode != Long64 {
+		if e, err := unpackAndLoad(newMemory(t, 64<<20), oldBzImage(pack(t, "gzip", payload)), Options{}); err != nil || e.Mode != Long64 {
 			t.Errorf("%s: %+v, %v", what, e, err)
 		}
 	}
 	damaged := oldBzImage(pack(t, "gzip", elf))
 	damaged[elftest.BzImagePayload+50] ^= 0xff
-	_, err := Load(newMemory(t, 64<<20), damaged, Options{Unpack: true})
+	_, err := unpackAndLoad(newMemory(t, 64<<20), damaged, Options{})
 	checkError(t, err, "kernel: bzImage: unpack")
 	if e, err := Load(newMemory(t, 64<<20), damaged, Options{}); err != nil || e.Mode != Long64 {
 		t.Errorf("a damaged payload, not to be unpacked: %+v, %v", e, err)
@@ -164,7 +172,7 @@ func TestDebianKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := newMemory(t, 512<<20)
-	e, err := Load(m, file, Options{Cmdline: "console=ttyS0", Modules: []Module{{Data: []byte("initrd")}}, Unpack: true})
+	e, err := unpackAndLoad(m, file, Options{Cmdline: "console=ttyS0", Modules: []Module{{Data: []byte("initrd")}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +193,7 @@ func TestDebianKernel(t *testing.T) {
 		t.Errorf("in 16 MiB: %v", err)
 	}
 	for _, n := range []int{0x206, 1000, 20_000, len(file) - 100_000} {
-		_, err := Load(newMemory(t, 512<<20), file[:n], Options{Unpack: true})
+		_, err := unpackAndLoad(newMemory(t, 512<<20), file[:n], Options{})
 		checkError(t, err, "truncated")
 	}
 }
@@ -222,7 +230,7 @@ func TestForeignBzImages(t *testing.T) {
 		{"fixed beyond RAM", put(hdrPrefAddress, 0, 0, 0, 0, 1), ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Load(newMemory(t, 32<<20), tt.file, Options{Unpack: true})
+			_, err := Load(newMemory(t, 32<<20), tt.file, Options{})
 			for _, err := range []error{err, Check(tt.file)} {
 				if tt.want != "" {
 					checkError(t, err, tt.want)
@@ -258,7 +266,11 @@ func FuzzLoadBzImage(f *testing.F) {
 	}
 	f.Add(oldBzImage([]byte("\x89LZO")), "", false)
 	f.Fuzz(func(t *testing.T, file []byte, cmdline string, unpack bool) {
-		e, err := Load(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, Unpack: unpack, Modules: []Module{{Data: file}}})
+		load := Load
+		if unpack {
+			load = unpackAndLoad
+		}
+		e, err := load(sparse{t, 64 << 20}, file, Options{Cmdline: cmdline, Modules: []Module{{Data: file}}})
 		if err == nil && (e.RIP >= 64<<20 || e.RSI >= 64<<20 || e.CR3 >= 64<<20 || e.GDT >= 64<<20) {
 			t.Errorf("entry %+v", e)
 		}

@@ -9,13 +9,14 @@
 // public/arch-x86/hvm/start_info.h. The kernel starts in 32-bit protected mode and
 // needs neither firmware nor a decompressor.
 //
-// With Options.Unpack, the loader unpacks a bzImage whose payload is such an ELF
-// file; the kernel then starts at its link address. Every other bzImage starts by
-// the 64-bit boot protocol (Documentation/arch/x86/boot.rst in Linux) and unpacks
-// itself in the guest, to a random address with KASLR.
+// A bzImage starts by the 64-bit boot protocol (Documentation/arch/x86/boot.rst in
+// Linux) and unpacks itself in the guest, to a random address with KASLR. If its
+// payload is an ELF file with a PVH entry, [Unpack] returns that file, which starts
+// faster, at its link address.
 //
 // Files and sizes are untrusted input: the result is a loaded guest or an error of
-// one line.
+// one line. Decompressors are complex code, so only Unpack runs them, and Load does
+// not: a caller need not unpack the file of an untrusted peer.
 package loader
 
 import (
@@ -74,10 +75,6 @@ type Options struct {
 	// Reserved are further regions of the memory map that are not RAM, such as
 	// the PCI configuration space.
 	Reserved []Region
-	// Unpack unpacks a bzImage on the host, which is faster than in the guest.
-	// It is for kernels from a trusted source: decompressors are complex code
-	// to run on the file of an untrusted peer.
-	Unpack bool
 	// Stale says that memory may not be zero. The loader then clears the BSS of
 	// an ELF file. A bzImage clears its own.
 	Stale bool
@@ -184,8 +181,9 @@ func Check(kernel []byte) error {
 	return nil
 }
 
-// Unpack returns the ELF file that is packed in a bzImage, if it has a PVH entry, and
-// otherwise the kernel as it is. size is the guest's RAM in bytes.
+// Unpack returns the payload of a bzImage if it is an ELF file with a PVH entry, and
+// every other kernel unchanged. size is the size of the guest's RAM in bytes; the
+// payload must not be larger.
 func Unpack(kernel []byte, size uint64) ([]byte, error) {
 	if !isBzImage(kernel) {
 		return kernel, nil
@@ -205,12 +203,7 @@ func Unpack(kernel []byte, size uint64) ([]byte, error) {
 }
 
 // Load loads a kernel of either kind into mem, with what opt describes.
-func Load(mem Memory, kernel []byte, opt Options) (_ Entry, err error) {
-	if opt.Unpack {
-		if kernel, err = Unpack(kernel, mem.Size()); err != nil {
-			return Entry{}, err
-		}
-	}
+func Load(mem Memory, kernel []byte, opt Options) (Entry, error) {
 	if !isBzImage(kernel) {
 		return loadPVH(mem, kernel, opt)
 	}

@@ -18,13 +18,17 @@ func (m *Machine) Boot() error {
 		return fmt.Errorf("write the machine's tables: %w", err)
 	}
 	opt := loader.Options{
-		Cmdline: m.spec.Cmdline, RSDP: rsdp, Unpack: !m.spec.NoUnpack && !m.spec.received, Stale: stale,
+		Cmdline: m.spec.Cmdline, RSDP: rsdp, Stale: stale,
 		Reserved: []loader.Region{{GPA: pci.ECAMBase, Size: pci.ECAMSize, Type: loader.Reserved}},
 	}
 	if len(m.spec.Initrd) > 0 {
 		opt.Modules = []loader.Module{{Data: m.spec.Initrd}}
 	}
-	entry, err := loader.Load(m.mem, m.spec.Kernel, opt)
+	kernel, err := m.spec.kernel()
+	if err != nil {
+		return fmt.Errorf("load the kernel: %w", err)
+	}
+	entry, err := loader.Load(m.mem, kernel, opt)
 	if err != nil {
 		return fmt.Errorf("load the kernel: %w", err)
 	}

@@ -56,9 +56,15 @@ func wait(t testing.TB, m *Machine) Exit {
 // word reads a 32-bit word of guest memory.
 func word(t testing.TB, m *Machine, gpa uint64) uint32 {
 	t.Helper()
-	v, err := m.Memory().ReadUint32(gpa)
-	check(t, err)
-	return v
+	var b [4]byte
+	check(t, m.Memory().ReadAt(b[:], gpa))
+	return binary.LittleEndian.Uint32(b[:])
+}
+
+// word64 reads a 64-bit word of guest memory.
+func word64(t testing.TB, m *Machine, gpa uint64) uint64 {
+	t.Helper()
+	return uint64(word(t, m, gpa)) | uint64(word(t, m, gpa+4))<<32
 }
 
 // awaitChange waits until the guest, which goes on changing a word of its memory,

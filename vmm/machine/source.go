@@ -8,7 +8,6 @@ import (
 	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio"
-	"github.com/govmm/govmm/vmm/loader"
 )
 
 // source is a machine as [migrate.Migration] sends it.
@@ -42,14 +41,12 @@ func (s *source) HintSource() migrate.HintSource {
 // unpacked: the destination does not unpack what a peer sends.
 func (s *source) MigrationConfig() ([]byte, error) {
 	spec := s.spec
-	if !spec.NoUnpack && !spec.received {
-		kernel, err := loader.Unpack(spec.Kernel, spec.Memory)
-		if err != nil {
-			return nil, err
-		}
-		if len(kernel) <= MaxKernel {
-			spec.Kernel = kernel
-		}
+	kernel, err := spec.kernel()
+	if err != nil {
+		return nil, err
+	}
+	if len(kernel) <= MaxKernel {
+		spec.Kernel = kernel
 	}
 	var made []virtio.Device
 	for _, d := range s.devices.plugged {

@@ -73,6 +73,15 @@ type Spec struct {
 	received bool
 }
 
+// kernel returns the kernel, unpacked if the user of this host gave it and wants that.
+// No decompressor runs on the kernel of a peer: a bzImage unpacks itself in the guest.
+func (s *Spec) kernel() ([]byte, error) {
+	if s.NoUnpack || s.received {
+		return s.Kernel, nil
+	}
+	return loader.Unpack(s.Kernel, s.Memory)
+}
+
 // kinds is the whole table of kinds.
 func (s *Spec) kinds() []virtio.Kind { return append(Kinds(), s.Kinds...) }
 

@@ -77,8 +77,7 @@ func TestStateRoundTrip(t *testing.T) {
 		before, err := m.saveState()
 		check(t, err)
 		bsp, ap := word(t, m, vmtest.CountAt), word(t, m, vmtest.APCountAt)
-		tsc, err := m.Memory().ReadUint64(vmtest.TSCAt)
-		check(t, err)
+		tsc := word64(t, m, vmtest.TSCAt)
 
 		m = handOn(t, m, nil)
 		if i == 0 { // later states differ: KVM has written pages of the guest meanwhile
@@ -94,8 +93,7 @@ func TestStateRoundTrip(t *testing.T) {
 		awaitChange(t, m, vmtest.APCountAt, ap)
 		awaitChange(t, m, vmtest.CountAt, word(t, m, vmtest.CountAt))
 		check(t, m.Pause(t.Context()))
-		now, err := m.Memory().ReadUint64(vmtest.TSCAt)
-		check(t, err)
+		now := word64(t, m, vmtest.TSCAt)
 		if now <= tsc {
 			t.Errorf("the guest's TSC went from %d to %d", tsc, now)
 		}
@@ -129,7 +127,7 @@ func TestStateOfWaiting(t *testing.T) {
 	if n := word(t, m, vmtest.APCountAt); n != 0 {
 		t.Fatalf("vCPU 1 has counted to %d", n)
 	}
-	check(t, m.Memory().WriteUint32(0x200020, 1))
+	check(t, m.Memory().WriteAt([]byte{1, 0, 0, 0}, 0x200020))
 	awaitChange(t, m, vmtest.APCountAt, 0)
 	awaitChange(t, m, vmtest.CountAt, 0)
 }
@@ -313,7 +311,7 @@ func TestDirtyLog(t *testing.T) {
 
 	own := make([]uint64, len(log))
 	check(t, src.FetchVMMDirty(0, own)) // the loader's
-	check(t, m.Memory().WriteUint32(0x5008, 1))
+	check(t, m.Memory().WriteAt([]byte{1, 0, 0, 0}, 0x5008))
 	check(t, src.FetchVMMDirty(0, own))
 	if own[0] != 1<<5 || slices.ContainsFunc(own[1:], func(w uint64) bool { return w != 0 }) {
 		t.Errorf("this process wrote %#x", own)

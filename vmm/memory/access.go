@@ -1,7 +1,5 @@
 package memory
 
-import "encoding/binary"
-
 // ReadAt copies guest memory at gpa into p. It fails, and copies nothing, unless the
 // whole range is contiguous RAM.
 func (m *Memory) ReadAt(p []byte, gpa uint64) error {
@@ -23,35 +21,6 @@ func (m *Memory) WriteAt(p []byte, gpa uint64) error {
 	}
 	copy(m.ram[off:], p)
 	m.mark(off, uint64(len(p)))
-	return nil
-}
-
-// ReadUint32 reads a little-endian word of 4 bytes.
-func (m *Memory) ReadUint32(gpa uint64) (uint32, error) {
-	off, err := m.offset(gpa, 4)
-	if err != nil {
-		return 0, err
-	}
-	return binary.LittleEndian.Uint32(m.ram[off:]), nil
-}
-
-// ReadUint64 reads a little-endian word of 8 bytes.
-func (m *Memory) ReadUint64(gpa uint64) (uint64, error) {
-	off, err := m.offset(gpa, 8)
-	if err != nil {
-		return 0, err
-	}
-	return binary.LittleEndian.Uint64(m.ram[off:]), nil
-}
-
-// WriteUint32 writes a little-endian word of 4 bytes and marks its page.
-func (m *Memory) WriteUint32(gpa uint64, v uint32) error {
-	off, err := m.offset(gpa, 4)
-	if err != nil {
-		return err
-	}
-	binary.LittleEndian.PutUint32(m.ram[off:], v)
-	m.mark(off, 4)
 	return nil
 }
 

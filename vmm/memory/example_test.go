@@ -17,10 +17,10 @@ func Example() {
 	for _, s := range m.Slots() {
 		fmt.Printf("slot at gpa %#x, %d MiB\n", s.GPA, s.Size>>20)
 	}
-	if err := m.WriteUint32(4<<30, 42); err != nil {
+	if err := m.WriteAt([]byte{42, 0, 0, 0}, 4<<30); err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(m.WriteUint32(3<<30, 42))
+	fmt.Println(m.WriteAt([]byte{42, 0, 0, 0}, 3<<30))
 
 	// The VMM's writes, one bit for each page: the first page of the last slot.
 	bitmap := make([]uint64, 1<<30/mempage.Size/64)

@@ -93,19 +93,34 @@ func dirtyPages(t testing.TB, m *Memory, index int) []uint64 {
 	return pages
 }
 
-// write16 writes a word of 2 bytes.
+// write16, write32 and write64 write a little-endian word, read16 to read64 read one.
+
 func (m *Memory) write16(gpa uint64, v uint16) error {
 	return m.WriteAt(binary.LittleEndian.AppendUint16(nil, v), gpa)
 }
 
-// read16 reads a word of 2 bytes.
+func (m *Memory) write32(gpa uint64, v uint32) error {
+	return m.WriteAt(binary.LittleEndian.AppendUint32(nil, v), gpa)
+}
+
+func (m *Memory) write64(gpa, v uint64) error {
+	return m.WriteAt(binary.LittleEndian.AppendUint64(nil, v), gpa)
+}
+
 func (m *Memory) read16(gpa uint64) (uint16, error) {
 	var b [2]byte
 	err := m.ReadAt(b[:], gpa)
 	return binary.LittleEndian.Uint16(b[:]), err
 }
 
-// write64 writes a word of 8 bytes.
-func (m *Memory) write64(gpa, v uint64) error {
-	return m.WriteAt(binary.LittleEndian.AppendUint64(nil, v), gpa)
+func (m *Memory) read32(gpa uint64) (uint32, error) {
+	var b [4]byte
+	err := m.ReadAt(b[:], gpa)
+	return binary.LittleEndian.Uint32(b[:]), err
+}
+
+func (m *Memory) read64(gpa uint64) (uint64, error) {
+	var b [8]byte
+	err := m.ReadAt(b[:], gpa)
+	return binary.LittleEndian.Uint64(b[:]), err
 }

@@ -79,7 +79,7 @@ func TestAddresses(t *testing.T) {
 	const gib = 1 << 30
 	m := newMemory(t, 5*gib, Memfd)
 	for _, gpa := range []uint64{0, 0xffc, gib - 4, gib, 3*gib - 4, 4 * gib, 5 * gib, 6*gib - 4} {
-		if err := m.WriteUint32(gpa, uint32(gpa>>8)^0xa5a5a5a5); err != nil {
+		if err := m.write32(gpa, uint32(gpa>>8)^0xa5a5a5a5); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -98,8 +98,8 @@ func TestAddresses(t *testing.T) {
 	}
 	// Slots below and above the hole are adjacent in host memory only.
 	for _, gpa := range []uint64{3*gib - 3, 3 * gib, 4*gib - 1, 6*gib - 3, 6 * gib, ^uint64(0), ^uint64(2)} {
-		if _, err := m.ReadUint32(gpa); !errors.Is(err, errNotRAM) {
-			t.Errorf("ReadUint32(%#x): %v, want %v", gpa, err, errNotRAM)
+		if _, err := m.read32(gpa); !errors.Is(err, errNotRAM) {
+			t.Errorf("read32(%#x): %v, want %v", gpa, err, errNotRAM)
 		}
 	}
 	// A read may cross slots of contiguous RAM.
