@@ -3,6 +3,7 @@ package balloon_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -95,6 +96,11 @@ func TestPauseInsideOfARequest(t *testing.T) {
 			}
 			r.send(queue, nil, pages)
 		}
+		for {
+			if _, err := r.queues[queue].SaveState(); errors.Is(err, virtio.ErrInFlight) {
+				break
+			}
+		}
 		begin := time.Now()
 		check(t, b.Pause(ctx(t)))
 		if took := time.Since(begin); took > 4*time.Second {
@@ -103,6 +109,15 @@ func TestPauseInsideOfARequest(t *testing.T) {
 		_, err = r.queues[queue].SaveState()
 		check(t, err)
 		check(t, b.Resume())
+		for { // the end is as quick
+			if _, err := r.queues[queue].SaveState(); errors.Is(err, virtio.ErrInFlight) {
+				break
+			}
+		}
+		begin = time.Now()
 		b.Reset()
+		if took := time.Since(begin); took > 4*time.Second {
+			t.Errorf("queue %d: reset after %v", queue, took)
+		}
 	}
 }

@@ -187,6 +187,14 @@ func (a *attacker) step() {
 		}
 	}
 	if a.broken.Load() && a.r.IntN(8) == 0 {
+		switch a.r.IntN(3) {
+		case 0:
+			for i := range a.queues {
+				a.resetQueue(i)
+			}
+		case 1:
+			a.pause()
+		}
 		a.reset()
 		a.activate()
 	}
