@@ -221,7 +221,7 @@ func TestSavingMayWriteMemory(t *testing.T) {
 	if err := m.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	if err := send(t, w, m, &Builder{World: w}); err != nil {
+	if err := send(t, transports[0], w, m, &Builder{World: w}); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Err(); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -15,10 +14,13 @@ import (
 // receiver serves destinations of a world on loopback until the test ends.
 func receiver(t *testing.T, b *Builder) (addr string, r *migrate.Receiver) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	addr, _, r = receiverOver(t, transports[0], b)
+	return addr, r
+}
+
+func receiverOver(t *testing.T, tr transport, b *Builder) (addr string, d dial, r *migrate.Receiver) {
+	t.Helper()
+	ln, d := tr.listen(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	r = migrate.NewReceiver(b, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	served := make(chan error, 1)
@@ -27,7 +29,7 @@ func receiver(t *testing.T, b *Builder) (addr string, r *migrate.Receiver) {
 		cancel()
 		<-served
 	})
-	return ln.Addr().String(), r
+	return ln.Addr().String(), d, r
 }
 
 func newWorld(t *testing.T) *World {
@@ -44,10 +46,12 @@ func options() migrate.Options {
 }
 
 // send migrates the world's guest from the machine that holds it.
-func send(t *testing.T, w *World, src migrate.Source, b *Builder) error {
+func send(t *testing.T, tr transport, w *World, src migrate.Source, b *Builder) error {
 	t.Helper()
-	addr, r := receiver(t, b)
-	if _, err := migrate.New(src, addr, options()).Run(context.Background()); err != nil {
+	addr, d, r := receiverOver(t, tr, b)
+	o := options()
+	o.Dial = d
+	if _, err := migrate.New(src, addr, o).Run(context.Background()); err != nil {
 		return err
 	}
 	<-r.Arrived()
@@ -60,107 +64,113 @@ func busyGuest(l Layout) Config {
 }
 
 func TestABusyGuestMovesWhole(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		layout Layout
-	}{
-		{"without manual protect", Layout{}},
-		{"manual protect", Layout{ManualProtect: true}},
-		{"initially set", Layout{ManualProtect: true, InitiallySet: true}},
-		{"holes unknown", Layout{ManualProtect: true, HolesUnknown: true}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t)
-			m, err := NewMachine(w, busyGuest(c.layout))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Resume(); err != nil {
-				t.Fatal(err)
-			}
-			for n := 1; n <= 3; n++ {
-				before := w.Holder()
-				if err := send(t, w, before, &Builder{World: w}); err != nil {
+	overEach(t, func(t *testing.T, tr transport) {
+		for _, c := range []struct {
+			name   string
+			layout Layout
+		}{
+			{"without manual protect", Layout{}},
+			{"manual protect", Layout{ManualProtect: true}},
+			{"initially set", Layout{ManualProtect: true, InitiallySet: true}},
+			{"holes unknown", Layout{ManualProtect: true, HolesUnknown: true}},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				w := newWorld(t)
+				m, err := NewMachine(w, busyGuest(c.layout))
+				if err != nil {
 					t.Fatal(err)
 				}
-				if w.Arrivals() != n || w.Holder() == before || !w.Holder().Running() || before.Running() {
-					t.Fatalf("after migration %d: %d arrivals, the guest runs there: %v, here: %v",
-						n, w.Arrivals(), w.Holder().Running(), before.Running())
+				if err := m.Resume(); err != nil {
+					t.Fatal(err)
 				}
-				if before.Logging() {
-					t.Error("the source still logs")
+				for n := 1; n <= 3; n++ {
+					before := w.Holder()
+					if err := send(t, tr, w, before, &Builder{World: w}); err != nil {
+						t.Fatal(err)
+					}
+					if w.Arrivals() != n || w.Holder() == before || !w.Holder().Running() || before.Running() {
+						t.Fatalf("after migration %d: %d arrivals, the guest runs there: %v, here: %v",
+							n, w.Arrivals(), w.Holder().Running(), before.Running())
+					}
+					if before.Logging() {
+						t.Error("the source still logs")
+					}
 				}
-			}
-			if err := w.Err(); err != nil {
-				t.Error(err)
-			}
-			if first, last := m.Writes(), w.Holder().Writes(); last[0] < first[0] || last[1] < first[1] {
-				t.Errorf("the vCPUs had written %d pages when the guest left, and %d now", first, last)
-			}
-		})
-	}
+				if err := w.Err(); err != nil {
+					t.Error(err)
+				}
+				if first, last := m.Writes(), w.Holder().Writes(); last[0] < first[0] || last[1] < first[1] {
+					t.Errorf("the vCPUs had written %d pages when the guest left, and %d now", first, last)
+				}
+			})
+		}
+	})
 }
 
 func TestAPausedGuestArrivesPaused(t *testing.T) {
-	w := newWorld(t)
-	m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := send(t, w, m, &Builder{World: w}); err != nil {
-		t.Fatal(err)
-	}
-	there := w.Holder()
-	if there == m || there.Running() {
-		t.Fatalf("arrived: %v, running: %v", there != m, there.Running())
-	}
-	if err := errors.Join(there.Resume(), there.Pause(), w.Err()); err != nil {
-		t.Error(err)
-	}
+	overEach(t, func(t *testing.T, tr transport) {
+		w := newWorld(t)
+		m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := send(t, tr, w, m, &Builder{World: w}); err != nil {
+			t.Fatal(err)
+		}
+		there := w.Holder()
+		if there == m || there.Running() {
+			t.Fatalf("arrived: %v, running: %v", there != m, there.Running())
+		}
+		if err := errors.Join(there.Resume(), there.Pause(), w.Err()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // Whatever step fails, the guest goes on where it was, and can be sent again.
 func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
-	broken := errors.New("broken on purpose")
-	fail := func() error { return broken }
-	for _, c := range []struct {
-		name        string
-		source      Steps
-		destination Builder
-	}{
-		{name: "configuration", source: Steps{Config: fail}},
-		{name: "build", destination: Builder{Refuse: []error{broken}}},
-		{name: "pause", source: Steps{Pause: func(context.Context) error { return broken }}},
-		{name: "save", source: Steps{Save: fail}},
-		{name: "prepare", destination: Builder{Steps: Steps{Prepare: fail}}},
-		{name: "load", destination: Builder{Steps: Steps{Load: fail}}},
-		{name: "start", destination: Builder{Steps: Steps{Start: fail}}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			w := newWorld(t)
-			m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Resume(); err != nil {
-				t.Fatal(err)
-			}
-			m.Steps, c.destination.World = c.source, w
-			if err := send(t, w, m, &c.destination); err == nil || !strings.Contains(err.Error(), broken.Error()) {
-				t.Fatalf("error %v", err)
-			}
-			if !m.Running() || m.Logging() || w.Arrivals() != 0 {
-				t.Fatalf("runs at the source: %v, logs: %v, %d arrivals", m.Running(), m.Logging(), w.Arrivals())
-			}
-			m.Steps = Steps{}
-			if err := send(t, w, m, &Builder{World: w}); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.Err(); err != nil || w.Arrivals() != 1 {
-				t.Errorf("%d arrivals, error %v", w.Arrivals(), err)
-			}
-		})
-	}
+	overEach(t, func(t *testing.T, tr transport) {
+		broken := errors.New("broken on purpose")
+		fail := func() error { return broken }
+		for _, c := range []struct {
+			name        string
+			source      Steps
+			destination Builder
+		}{
+			{name: "configuration", source: Steps{Config: fail}},
+			{name: "build", destination: Builder{Refuse: []error{broken}}},
+			{name: "pause", source: Steps{Pause: func(context.Context) error { return broken }}},
+			{name: "save", source: Steps{Save: fail}},
+			{name: "prepare", destination: Builder{Steps: Steps{Prepare: fail}}},
+			{name: "load", destination: Builder{Steps: Steps{Load: fail}}},
+			{name: "start", destination: Builder{Steps: Steps{Start: fail}}},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				w := newWorld(t)
+				m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := m.Resume(); err != nil {
+					t.Fatal(err)
+				}
+				m.Steps, c.destination.World = c.source, w
+				if err := send(t, tr, w, m, &c.destination); err == nil || !strings.Contains(err.Error(), broken.Error()) {
+					t.Fatalf("error %v", err)
+				}
+				if !m.Running() || m.Logging() || w.Arrivals() != 0 {
+					t.Fatalf("runs at the source: %v, logs: %v, %d arrivals", m.Running(), m.Logging(), w.Arrivals())
+				}
+				m.Steps = Steps{}
+				if err := send(t, tr, w, m, &Builder{World: w}); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.Err(); err != nil || w.Arrivals() != 1 {
+					t.Errorf("%d arrivals, error %v", w.Arrivals(), err)
+				}
+			})
+		}
+	})
 }
 
 // deafSource does not hear of what its devices write.

@@ -1,16 +1,16 @@
-package simtest_test
+package migrate_test
 
 import (
 	"context"
 	"fmt"
 	"log"
-	"net"
 
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 )
 
-// A guest of two vCPUs moves over TCP while it writes memory.
+// A simulated guest of two vCPUs moves while it writes memory. Both sides are in
+// this process, and are connected in memory.
 func Example() {
 	world := simtest.NewWorld()
 	defer world.Close()
@@ -25,24 +25,24 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		log.Fatal(err)
-	}
+	// The destination.
+	listener := simtest.Listen()
 	receiver := migrate.NewReceiver(&simtest.Builder{World: world}, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error)
 	go func() { served <- receiver.Serve(ctx, listener) }()
 
-	_, err = migrate.New(guest, listener.Addr().String(), migrate.DefaultOptions()).Run(ctx)
-	fmt.Println("error:", err)
+	// The source.
+	m := migrate.New(guest, "the other side", migrate.Options{Dial: listener.Dial})
+	result, err := m.Run(ctx)
+	fmt.Println(result.Status, err)
 	<-receiver.Arrived()
 	fmt.Println("runs here:", guest.Running(), "there:", world.Holder().Running())
 	fmt.Println("lost pages, or two that ran:", world.Err())
 	cancel()
 	<-served
 	// Output:
-	// error: <nil>
+	// completed <nil>
 	// runs here: false there: true
 	// lost pages, or two that ran: <nil>
 }

@@ -1,0 +1,136 @@
+package simtest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"math/big"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+type dial = func(context.Context, string) (net.Conn, error)
+
+// transport is a way to connect two engines. dial nil is the engine's own.
+type transport struct {
+	name   string
+	listen func(t *testing.T) (net.Listener, dial)
+}
+
+// transports are those that the main tests of the engine run over.
+var transports = []transport{
+	{"tcp", listenTCP},
+	{"unix", func(t *testing.T) (net.Listener, dial) {
+		path := filepath.Join(t.TempDir(), "s")
+		ln, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ln, func(ctx context.Context, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		}
+	}},
+	{"memory", func(*testing.T) (net.Listener, dial) {
+		l := Listen()
+		return l, l.Dial
+	}},
+	{"tls", listenTLS},
+}
+
+func listenTCP(t *testing.T) (net.Listener, dial) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln, nil
+}
+
+func listenTLS(t *testing.T) (net.Listener, dial) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"there"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	ln, _ := listenTCP(t)
+	to := ln.Addr().String()
+	server := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	client := &tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "there"}}
+	return tls.NewListener(ln, server), func(ctx context.Context, _ string) (net.Conn, error) {
+		return client.DialContext(ctx, "tcp", to)
+	}
+}
+
+// overEach runs a test over each transport.
+func overEach(t *testing.T, f func(*testing.T, transport)) {
+	for _, tr := range transports {
+		t.Run(tr.name, func(t *testing.T) {
+			t.Parallel() // they wait for each other's time-outs more than they work
+			f(t, tr)
+		})
+	}
+}
+
+// A connection that breaks after COMMIT is not the end: the source asks over
+// another one, by the same way, until it knows who runs the guest.
+func TestTheVerdictIsAskedFor(t *testing.T) {
+	overEach(t, func(t *testing.T, tr transport) {
+		w := newWorld(t)
+		m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex // guards conns
+		var conns []net.Conn
+		cut := func() error { // the source hears no RUNNING
+			mu.Lock()
+			defer mu.Unlock()
+			return conns[0].Close()
+		}
+		addr, connect, r := receiverOver(t, tr, &Builder{World: w, Steps: Steps{Start: cut}})
+		if connect == nil {
+			connect = func(ctx context.Context, address string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", address)
+			}
+		}
+		o := options()
+		o.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			c, err := connect(ctx, address)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				conns = append(conns, c)
+			}
+			return c, err
+		}
+		if _, err := migrate.New(m, addr, o).Run(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		<-r.Arrived()
+		mu.Lock()
+		defer mu.Unlock()
+		if err := w.Err(); err != nil || m.Running() || len(conns) < 1+o.Channels+1 {
+			t.Errorf("runs at the source: %v, %d connections, %v", m.Running(), len(conns), err)
+		}
+	})
+}
