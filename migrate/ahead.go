@@ -8,36 +8,34 @@ import (
 )
 
 // ahead populates memory of the destination that data is about to land in, on
-// processors that no data connection needs. Where a page is fresh, the kernel's
-// clearing of it costs more than the copy of what lands in it, and the one who
-// reads the connection pays for both.
+// processors that no data connection needs. For a fresh page the kernel's clearing
+// costs more than the copy of the data, and otherwise the reader of the connection
+// pays for both.
 //
-// Nobody says what will come; what came foretells it, as with a file that is
-// read in order. While spans come one behind another and are full of data, the
-// memory behind them is populated, up to a window that grows with them; a span
-// of which more than an eighth is zeros, or that skips some memory, closes it. What
-// was populated in vain is given back when the round ends (settle): holes stay
-// holes, but for those of a block that has data too, which a huge page would fill
-// as well.
+// What comes next is predicted from what came before, as with a file that is read in
+// order. While spans arrive one after another and are full of data, the memory after
+// them is populated, up to a window that grows with them. A span that has more than
+// an eighth of zeros, or that skips memory, closes the window. What was populated in
+// vain becomes a hole again when the round ends ([ahead.reclaim]), except in blocks
+// that also have data, which a huge page would fill as well.
 //
-// It works in blocks of 2 MiB, a huge page, each of which is populated once at
-// most. Data does not wait for the block that it lands in: at worst two threads
-// clear a page for it, of which the kernel keeps one.
+// Blocks are of 2 MiB, a huge page, and are populated at most once. Data does not
+// wait for its block: at worst two threads clear a page, and the kernel keeps one.
 type ahead struct {
 	target prefaulter
 	slots  []Slot
 	base   []uint64 // number of a slot's first block
-	slack  uint64   // blocks that spans of several connections may be out of order by
+	slack  uint64   // by how many blocks spans of several connections may be out of order
 
 	mu      sync.Mutex // guards all below; not held while memory is populated
 	changed sync.Cond
 	taken   mempage.Bitmap // blocks that have been populated, here or by data, or are being
 	vain    mempage.Bitmap // of those, blocks that were populated here and have had no data
 	busy    int            // helpers that populate something
-	next    uint64         // block to populate next, if
-	limit   uint64         // it is below this one
-	window  uint64         // how far limit is ahead of what has come
-	expect  uint64         // block behind the last span
+	next    uint64         // block to populate next, if it is below limit
+	limit   uint64
+	window  uint64 // how far limit is ahead of what has arrived
+	expect  uint64 // block after the last span
 	ended   bool
 	helpers sync.WaitGroup
 }
@@ -51,13 +49,12 @@ type prefaulter interface {
 
 const (
 	aheadPages = 512 // of a block
-	// maxAhead is the widest window in blocks, 64 MiB: what is populated in vain
-	// at most, until the round ends.
+	// maxAhead is the widest window in blocks, 64 MiB: that much may be populated in
+	// vain until the round ends.
 	maxAhead = 32
 )
 
-// newAhead starts as many helpers as there are processors to spare. It returns
-// nil if there are none.
+// newAhead starts a helper for each spare processor. It returns nil if there is none.
 func newAhead(target prefaulter, channels int) *ahead {
 	spare := spareProcessors(channels)
 	if spare == 0 {
@@ -66,8 +63,8 @@ func newAhead(target prefaulter, channels int) *ahead {
 	return startAhead(target, channels, spare)
 }
 
-// spareProcessors is how many processors are left when each channel has one, and
-// no more than can be of use to them.
+// spareProcessors is how many processors are left when each channel has one, but at
+// most two for each channel.
 func spareProcessors(channels int) int {
 	return max(0, min(runtime.GOMAXPROCS(0)-channels, 2*channels))
 }
@@ -88,7 +85,7 @@ func startAhead(target prefaulter, channels, helpers int) *ahead {
 	return a
 }
 
-// span says that the data pages of a span are about to land, pages of them.
+// span announces a span whose data pages, of which there are pages, are about to land.
 func (a *ahead) span(f header, data []uint64, pages int) {
 	if a == nil {
 		return
@@ -105,11 +102,11 @@ func (a *ahead) span(f header, data []uint64, pages int) {
 			a.vain.ClearRange(b, 1)
 		}
 	}
-	a.foretell(first, behind, uint64(pages), uint64(f.count))
+	a.predict(first, behind, uint64(pages), uint64(f.count))
 }
 
-// foretell moves the window by what a span tells.
-func (a *ahead) foretell(first, behind, pages, count uint64) {
+// predict moves the window by the blocks [first, behind) of a span. It needs mu.
+func (a *ahead) predict(first, behind, pages, count uint64) {
 	inOrder := first <= a.expect+a.slack && a.expect <= behind+a.slack
 	if inOrder {
 		a.expect = max(a.expect, behind)
@@ -150,7 +147,7 @@ func (a *ahead) help() {
 		err := a.target.Prefault(slot, first, n)
 		a.mu.Lock()
 		a.busy--
-		if err != nil { // an older kernel, or no memory: landing data will tell
+		if err != nil { // an older kernel, or no memory: then landing data fails too
 			a.ended = true
 		}
 		a.changed.Broadcast()
@@ -166,8 +163,7 @@ func (a *ahead) block(b uint64) (slot int, first, n uint64) {
 	return slot, first, min(aheadPages, a.slots[slot].Pages-first)
 }
 
-// forget makes all blocks such as have never been populated. It is called after
-// settle, when they are.
+// forget marks all blocks as never populated. It is called after reclaim.
 func (a *ahead) forget() {
 	if a == nil {
 		return
@@ -177,9 +173,9 @@ func (a *ahead) forget() {
 	clear(a.taken)
 }
 
-// settle ends a round: what was populated in vain becomes a hole again. It is
-// called while nothing lands.
-func (a *ahead) settle() error {
+// reclaim ends a round: what was populated in vain becomes a hole again. It is called
+// while nothing lands.
+func (a *ahead) reclaim() error {
 	if a == nil {
 		return nil
 	}
@@ -201,7 +197,7 @@ func (a *ahead) settle() error {
 	return nil
 }
 
-// end returns when nothing is populated any more.
+// end stops the helpers and waits for them.
 func (a *ahead) end() {
 	if a == nil {
 		return

@@ -126,7 +126,7 @@ func TestAheadOfFullSpans(t *testing.T) {
 		b.land(a, 1, first*aheadPages, full(2*aheadPages))
 		a.idle()
 	}
-	if err := a.settle(); err != nil {
+	if err := a.reclaim(); err != nil {
 		t.Fatal(err)
 	}
 	// All of slot 1 that has data, and nothing else.
@@ -156,7 +156,7 @@ func TestAheadEndsWithTheData(t *testing.T) {
 			if n := b.populated(t); n < 10 {
 				t.Errorf("%d blocks were populated", n)
 			}
-			if err := a.settle(); err != nil {
+			if err := a.reclaim(); err != nil {
 				t.Fatal(err)
 			}
 			if n := b.populated(t); n > 6 {
@@ -207,7 +207,7 @@ func TestAheadProperty(t *testing.T) {
 			}
 			close(spans)
 			all.Wait()
-			if err := a.settle(); err != nil {
+			if err := a.reclaim(); err != nil {
 				rt.Fatal(err)
 			}
 			if b.wrong != nil {

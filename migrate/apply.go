@@ -8,9 +8,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// apply puts a PAGES or PACKED frame into guest memory: data pages are read
-// straight into it, or decompressed into it, zero pages are made to read as
-// zero.
+// apply puts a PAGES or PACKED frame into guest memory. Data pages are read or
+// decompressed into it; zero pages are made to read as zero.
 func (in *inlet) apply(target Target, f header) error {
 	if err := f.span(in.session.slots); err != nil {
 		return err
@@ -40,8 +39,8 @@ func (in *inlet) apply(target Target, f header) error {
 	return in.applyZero(target, f, span)
 }
 
-// unpack reads n packed bytes, and puts the pages that they stand for into the
-// span if there are exactly as many as were announced.
+// unpack reads n packed bytes, and puts their pages into the span if there are exactly
+// as many as announced.
 func (in *inlet) unpack(f header, span []byte, n, pages int) error {
 	if !slices.Contains(in.session.features, codecFeature(f.flags)) {
 		return fmt.Errorf("%w: PACKED by codec %d, which CONFIG does not name", ErrProtocol, f.flags)
@@ -60,9 +59,9 @@ func (in *inlet) unpack(f header, span []byte, n, pages int) error {
 	return nil
 }
 
-// applyZero is R6 at the destination: whatever was there before, a ZERO page
-// reads as zero afterwards. Looking first keeps memory that was never
-// populated a hole, and huge pages whole.
+// applyZero is R6 at the destination: afterwards a ZERO page reads as zero, whatever
+// it was before. Pages that read as zero already are left alone, so holes stay holes
+// and huge pages stay whole.
 func (in *inlet) applyZero(target Target, f header, span []byte) error {
 	words := spanWords(f.count)
 	zero := in.meta.zero[:words]

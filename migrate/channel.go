@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// The source's data connections. The destination says nothing on them but
-// REFUSED, so a read that returns means that one has ended.
+// The source's data connections. The destination sends nothing on them except
+// REFUSED, so a read that returns means that the connection has ended.
 
 // openChannels dials the data connections that the destination granted.
 func (l *link) openChannels(m *Migration, ok helloOK) error {
 	if ok.Channels < 1 || int(ok.Channels) > m.opt.Channels {
-		return fmt.Errorf("%w: the destination granted %d data connections of %d", ErrProtocol, ok.Channels, m.opt.Channels)
+		return fmt.Errorf("%w: the destination granted %d data connections, expected between 1 and %d", ErrProtocol, ok.Channels, m.opt.Channels)
 	}
 	conns := make([]*conn, ok.Channels)
 	errs := make([]error, len(conns))
@@ -39,7 +39,7 @@ func (l *link) openChannels(m *Migration, ok helloOK) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	// Control keeps its grace; nothing more need be said on these.
+	// These may end at once; the control connection gets time for a last message.
 	context.AfterFunc(l.ctx, func() {
 		for _, c := range conns {
 			c.Close()
@@ -63,22 +63,22 @@ func (l *link) watch(number int, c *conn) {
 	case err == nil:
 		err = fmt.Errorf("%w: the destination sent %v", ErrProtocol, h.typ)
 	case l.flushed.Load():
-		return // it has served its purpose; control says how it goes on
+		return // all has been sent; the rest is up to the control connection
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = errors.New("destination lost: it closed the connection")
 	default:
 		err = fmt.Errorf("destination lost: %w", err)
 	}
-	_ = l.lost(fmt.Errorf("data channel %d: %w", number, err)) // who asks gets it from the context
+	_ = l.channelEnded(fmt.Errorf("data channel %d: %w", number, err)) // others get the reason from the context
 }
 
-// reasonGrace is how long the end of a data connection waits for the reason,
-// which comes by the connection of control.
+// reasonGrace is how long a data connection that has ended waits for the reason,
+// which comes by the control connection.
 const reasonGrace = 300 * time.Millisecond
 
-// lost ends the migration because a data connection has ended, and returns the
-// best reason that is known: the destination's own word, if it comes.
-func (l *link) lost(err error) error {
+// channelEnded ends the migration because a data connection has ended, and returns
+// the best known reason: the destination's own, if it comes in time.
+func (l *link) channelEnded(err error) error {
 	t := time.NewTimer(reasonGrace)
 	defer t.Stop()
 	select {
@@ -90,8 +90,8 @@ func (l *link) lost(err error) error {
 	return context.Cause(l.ctx)
 }
 
-// fence separates two passes between which the source does not wait: of a page
-// that both carry, the second's content lands later. One connection needs none.
+// fence separates two passes between which the source does not wait, so that the
+// second one's content of a page lands later. One connection needs no fence.
 func (l *link) fence(s *sender, round int) error {
 	if len(l.data) == 1 {
 		return nil
@@ -99,8 +99,8 @@ func (l *link) fence(s *sender, round int) error {
 	return s.flush(round, flagQuiet)
 }
 
-// endPages ends the last round: the destination takes the state when the end of
-// every data connection has come.
+// endPages ends the last round: the destination loads the state when the last frame
+// of every data connection has come.
 func (l *link) endPages(s *sender, round int) error {
 	l.flushed.Store(true)
 	return s.flush(round, flagLast)

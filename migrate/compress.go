@@ -26,7 +26,7 @@ const (
 	codecLZ4  uint8 = 2
 )
 
-// codecFeature is the feature that a codec is part of; "": there is no such codec.
+// codecFeature is the feature that a codec belongs to; "" for an unknown codec.
 func codecFeature(codec uint8) string {
 	switch codec {
 	case codecZstd:
@@ -37,7 +37,7 @@ func codecFeature(codec uint8) string {
 	return ""
 }
 
-// maxPlain is the most bytes that one PACKED frame stands for.
+// maxPlain is the most bytes of page content in one PACKED frame.
 const maxPlain = maxSpan * mempage.Size
 
 // packer compresses the data pages of spans. It belongs to one goroutine.
@@ -57,22 +57,22 @@ func newPacker(c Compression) (*packer, error) {
 	case CompressZstd:
 		p.codec = codecZstd
 		var err error
-		// The destination counts and TCP checks: no checksum. Frames are
-		// short: a window of their length is all that can be used.
+		// No checksum: the transport has one. Frames are short, so a window of their
+		// length is enough.
 		p.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
 			zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxPlain))
 		if err != nil {
 			return nil, fmt.Errorf("prepare zstd: %w", err)
 		}
 	default:
-		return nil, fmt.Errorf("prepare compression %q: there is none", c)
+		return nil, fmt.Errorf("prepare compression %q: not known", c)
 	}
 	return p, nil
 }
 
-// pack compresses the pages of span whose bit is set in data. It works on a
-// copy: the guest may be writing them, and what a compressor makes of input
-// that changes under it nobody knows. nil means that it did not become shorter.
+// pack compresses the pages of span whose bit is set in data. It works on a copy: the
+// guest may be writing them, and a compressor is not made for input that changes
+// meanwhile. nil means that the result is not shorter.
 func (p *packer) pack(span []byte, data []uint64) ([]byte, error) {
 	p.plain = p.plain[:0]
 	forRuns(data, func(start, end int) {
@@ -83,7 +83,7 @@ func (p *packer) pack(span []byte, data []uint64) ([]byte, error) {
 	case codecZstd:
 		packed = p.zstd.EncodeAll(p.plain, p.packed[:0])
 	case codecLZ4:
-		// What does not fit is not worth it: 0 bytes, or ErrInvalidSourceShortBuffer.
+		// If the result is not shorter: 0 bytes, or ErrInvalidSourceShortBuffer.
 		n, err := p.lz4.CompressBlock(p.plain, p.packed[:len(p.plain)-1])
 		if err != nil && !errors.Is(err, lz4.ErrInvalidSourceShortBuffer) {
 			return nil, fmt.Errorf("compress %d bytes by LZ4: %w", len(p.plain), err)
@@ -103,7 +103,7 @@ type unpacker struct {
 	zstd   *zstd.Decoder
 }
 
-// room returns where to read the n bytes of a packed span.
+// room returns the buffer for the n bytes of a packed span.
 func (u *unpacker) room(n int) []byte {
 	if cap(u.packed) < n {
 		u.packed = make([]byte, n)
@@ -111,9 +111,9 @@ func (u *unpacker) room(n int) []byte {
 	return u.packed[:n]
 }
 
-// unpack decompresses what room was filled with. The result must have exactly
-// n bytes, at most maxPlain: no more is ever allocated, whatever the packed
-// bytes say of themselves.
+// unpack decompresses the bytes that were read into room. The result must have
+// exactly n bytes, at most maxPlain. No more is allocated, whatever length the packed
+// bytes announce.
 func (u *unpacker) unpack(codec uint8, packed []byte, n int) ([]byte, error) {
 	if cap(u.plain) < n {
 		u.plain = make([]byte, 0, n)
@@ -143,7 +143,7 @@ func (u *unpacker) unpack(codec uint8, packed []byte, n int) ([]byte, error) {
 		return nil, fmt.Errorf("%w: PACKED by codec %d", ErrProtocol, codec)
 	}
 	if got != n {
-		return nil, fmt.Errorf("%w: PACKED of %d bytes, its bitmaps ask for %d", ErrProtocol, got, n)
+		return nil, fmt.Errorf("%w: PACKED holds %d bytes, expected %d by its bitmaps", ErrProtocol, got, n)
 	}
 	return u.plain[:n], nil
 }

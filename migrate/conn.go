@@ -15,14 +15,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is one connection of a migration: frames over a stream. One goroutine
-// reads and one writes. Nothing is allocated for a page or a span.
+// conn is one connection of a migration: frames over a stream. One goroutine reads
+// and one writes. Nothing is allocated for a page or a span.
 //
-// A deadline is not for a whole frame but for progress: as long as bytes move
-// within the time-out, a slow link is only slow.
+// A time-out is for progress, not for a whole frame: while bytes move, a link is
+// slow and not dead.
 type conn struct {
 	net.Conn
-	raw syscall.RawConn // nil where the stream has no descriptor
+	raw syscall.RawConn // nil if there is no descriptor, or other bytes than its own
 
 	readTimeout  time.Duration // 0: for ever
 	writeTimeout time.Duration
@@ -55,9 +55,9 @@ func newConn(c net.Conn, readTimeout, writeTimeout time.Duration) *conn {
 	return nc
 }
 
-// liveness is when bytes last came in on any of a session's connections. One
-// of them may be silent for long: that of control while pages come, one for
-// pages while the other has them all. The peer is dead when all are.
+// liveness is when bytes last arrived on any of a session's connections. A single
+// one may be silent for long, such as control while pages arrive. The peer is dead
+// when all are silent.
 type liveness struct {
 	since time.Time
 	last  atomic.Int64 // nanoseconds after since
@@ -67,18 +67,18 @@ func newLiveness() *liveness { return &liveness{since: time.Now()} }
 
 func (l *liveness) touch() { l.last.Store(int64(time.Since(l.since))) }
 
-// idle is how long nothing has come in.
+// idle is how long nothing has arrived.
 func (l *liveness) idle() time.Duration { return time.Since(l.since) - time.Duration(l.last.Load()) }
 
-// interrupt makes every read that waits, and all later ones, return err. What
-// is written still goes out.
+// interrupt makes the read that waits, and all later ones, return err. Writes are
+// not affected.
 func (c *conn) interrupt(err error) {
 	c.broken.CompareAndSwap(nil, &err)
-	_ = c.SetReadDeadline(time.Unix(1, 0)) // it is closed already, then
+	_ = c.SetReadDeadline(time.Unix(1, 0)) // after an error it is closed, and reads return anyway
 }
 
-// beforeRead sets the deadline of a read. The flag is looked at after that: an
-// interrupt sets it before it sets its own deadline, so one of the two is seen.
+// beforeRead sets the deadline of a read, and then checks for an interrupt. That one
+// sets broken before its own deadline, so one of the two is seen.
 func (c *conn) beforeRead() error {
 	if err := c.SetReadDeadline(deadline(c.readTimeout)); err != nil {
 		return err
@@ -89,12 +89,12 @@ func (c *conn) beforeRead() error {
 	return nil
 }
 
-// mayWait says that a read which timed out is to be tried again.
+// mayWait reports whether a read that timed out is to be tried again.
 func (c *conn) mayWait() bool {
 	return c.broken.Load() != nil || c.life != nil && c.life.idle() < c.readTimeout
 }
 
-// took counts bytes that came in.
+// took counts bytes that arrived.
 func (c *conn) took(n int) {
 	c.received.Add(uint64(n))
 	if c.life != nil && n > 0 {
@@ -112,7 +112,7 @@ func deadline(timeout time.Duration) time.Time {
 	return time.Now().Add(timeout)
 }
 
-// silent names a time-out for what it is.
+// silent gives a time-out a text that says what happened.
 func silent(err error, timeout time.Duration) error {
 	if isTimeout(err) {
 		return fmt.Errorf("the peer has been silent for %v: %w", timeout, err)
@@ -120,7 +120,7 @@ func silent(err error, timeout time.Duration) error {
 	return err
 }
 
-// writev writes bufs whole. It consumes the slice.
+// writev writes all of bufs. It consumes the slice.
 func (c *conn) writev(bufs net.Buffers) error {
 	c.bufs = bufs
 	for {
@@ -158,8 +158,8 @@ func (c *conn) writeFrame(h header, payload ...[]byte) error {
 	return nil
 }
 
-// writeSpan writes a PAGES or PACKED frame; the first two of bufs are room for the header
-// and the meta, so that nothing is allocated.
+// writeSpan writes a PAGES or PACKED frame. The first two of bufs are free for the
+// header and the meta, so that nothing is allocated.
 func (c *conn) writeSpan(h header, meta []byte, bufs net.Buffers) error {
 	h.encode(c.out[:])
 	bufs[0], bufs[1] = c.out[:], meta
@@ -209,11 +209,11 @@ func (c *conn) readHeader() (header, error) {
 	return decodeHeader(c.in[:]), nil
 }
 
-// readPayload reads a payload of a bounded length. Memory is allocated as the
-// bytes arrive, not as the header promises.
+// readPayload reads a payload of at most limit bytes. Memory is allocated as bytes
+// arrive, not as the header announces.
 func (c *conn) readPayload(h header, limit int) ([]byte, error) {
 	if int64(h.length) > int64(limit) {
-		return nil, fmt.Errorf("%w: %v of %d bytes, at most %d are allowed", ErrProtocol, h.typ, h.length, limit)
+		return nil, fmt.Errorf("%w: %v of %d bytes: must be at most %d", ErrProtocol, h.typ, h.length, limit)
 	}
 	const step = 1 << 20
 	left := int(h.length)
@@ -239,8 +239,8 @@ func (c *conn) readControl(h header, v any) error {
 	return decodeControl(h.typ, b, v)
 }
 
-// readv fills the buffers of iov, one after another, with vectored reads
-// straight into them. It consumes the slice.
+// readv fills the buffers, one after another, by vectored reads. It consumes the
+// slice.
 func (c *conn) readv(bufs [][]byte) error {
 	if c.raw == nil {
 		for _, b := range bufs {
@@ -305,8 +305,8 @@ func (c *conn) readvOnce() (int, error) {
 	return int(n), nil
 }
 
-// queued returns how many bytes the peer's kernel has not yet acknowledged
-// (SIOCOUTQ, tcp(7)); ok is false where that cannot be known.
+// queued returns how many bytes the peer's kernel has not acknowledged yet
+// (SIOCOUTQ, tcp(7)). ok is false where that is not available.
 func (c *conn) queued() (n int, ok bool) {
 	if c.raw == nil {
 		return 0, false

@@ -8,7 +8,7 @@ import (
 	"github.com/govmm/govmm/internal/strictcbor"
 )
 
-// The CBOR messages. Fields may be added; unknown ones are ignored.
+// The CBOR messages. Unknown fields are ignored, so that fields can be added.
 type (
 	helloOK struct {
 		Version  uint16 `cbor:"version"`
@@ -25,8 +25,8 @@ type (
 	reason struct {
 		Reason string `cbor:"reason"`
 	}
-	// tookMsg is the payload of PREPARED and RUNNING: how long the loading of
-	// the state, or the start, took.
+	// tookMsg is the payload of PREPARED and RUNNING: how long loading the state,
+	// or starting the guest, took.
 	tookMsg struct {
 		Microseconds uint64 `cbor:"us"`
 	}
@@ -37,7 +37,7 @@ type (
 
 // Verdicts of a destination on a session.
 const (
-	verdictUnknown = "unknown" // never heard of it, or forgotten: says nothing
+	verdictUnknown = "unknown" // it does not know the session: the guest may run or not
 	verdictRunning = "running"
 	verdictAborted = "aborted"
 )
@@ -56,8 +56,8 @@ func decodeTook(r reply) (time.Duration, error) {
 	return time.Duration(min(took.Microseconds, uint64(forever/time.Microsecond))) * time.Microsecond, err
 }
 
-// clip bounds and cleans text for, or from, the peer: it ends up in one line
-// of a terminal.
+// clip bounds text for or from the peer and removes control characters: it ends up
+// in one line of a terminal.
 func clip(s string) string {
 	out := make([]rune, 0, min(len(s), maxReason))
 	for _, r := range s {
@@ -72,8 +72,8 @@ func clip(s string) string {
 	return string(out)
 }
 
-// reasonsOf turns an error into what a refusal lists: the members of a joined
-// error one by one.
+// reasonsOf turns an error into the list of a refusal: the members of a joined error
+// one by one.
 func reasonsOf(err error) []string {
 	var list []string
 	var walk func(error)

@@ -30,10 +30,10 @@ type Receiver struct {
 }
 
 const (
-	// maxConns bounds the connections that are served at one time: those of a
-	// migration, and as many again.
+	// maxConns bounds the connections that are served at one time: twice those of a
+	// migration.
 	maxConns = 2 * (MaxChannels + 1)
-	// keptVerdicts bounds how many ended sessions are remembered.
+	// keptVerdicts is how many sessions are remembered.
 	keptVerdicts = 1024
 )
 
@@ -47,7 +47,7 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 		arrived: make(chan Target, 1), verdicts: map[sessionID]*session{}}
 }
 
-// Arrived delivers the machine that was given the right to run, once.
+// Arrived delivers the machine that got the right to run, once.
 func (r *Receiver) Arrived() <-chan Target { return r.arrived }
 
 // Serve accepts connections until ctx ends. Then it closes ln, ends the connections
@@ -67,7 +67,7 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 				return nil
 			}
 			if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {
-				// Out of descriptors, say: it passes.
+				// Such as no free descriptor.
 				select {
 				case <-time.After(100 * time.Millisecond):
 					continue
@@ -80,7 +80,7 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 		select {
 		case slots <- struct{}{}:
 		default:
-			nc.Close() // more than any honest peer opens
+			nc.Close() // a peer that behaves does not open so many
 			continue
 		}
 		conns.Go(func() {
@@ -90,7 +90,7 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// serveConn takes one connection from its hello to its end.
+// serveConn serves one connection.
 func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
@@ -122,11 +122,11 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 			return
 		}
 	case h.purpose != purposeMigrate:
-		err = fmt.Errorf("%w: a connection for an unknown purpose (%d)", ErrProtocol, h.purpose)
+		err = fmt.Errorf("%w: hello with unknown purpose %d", ErrProtocol, h.purpose)
 	}
 	if err != nil {
 		r.log.Warn("connection refused", "peer", peer, "err", err)
-		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
+		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
 		return
 	}
@@ -137,20 +137,20 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	r.takeMigration(ctx, c, h)
 }
 
-// drain reads on for a moment, so that a refusal is not overtaken by the reset
-// that closing a socket with unread bytes sends.
+// drain reads on for a moment: closing a socket with unread bytes sends a reset, which
+// could overtake the refusal.
 func drain(c *conn) {
 	_ = c.SetReadDeadline(time.Now().Add(time.Second))
 	_, _ = io.CopyN(io.Discard, c.Conn, 64<<20)
 }
 
-// takeMigration runs one migration and files its verdict.
+// takeMigration receives one migration.
 func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 	peer := c.RemoteAddr()
 	s, err := r.begin(h, c)
 	if err != nil {
 		r.log.Warn("migration refused", "peer", peer, "err", err)
-		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it is refused either way
+		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
 		return
 	}
@@ -189,8 +189,8 @@ func (r *Receiver) begin(h hello, c *conn) (*session, error) {
 	return s, nil
 }
 
-// join finds the session of a data connection. Only the migration under way has
-// any, and only who knows its nonce is let in.
+// join finds the session of a data connection: the migration under way, if the peer
+// knows its nonce.
 func (r *Receiver) join(h hello, c *conn) (*inlet, error) {
 	r.sessionMu.Lock()
 	s := r.active
@@ -201,7 +201,7 @@ func (r *Receiver) join(h hello, c *conn) (*inlet, error) {
 	return s.join(int(h.channel), c)
 }
 
-// end makes room for the next migration, unless this one completed.
+// end allows the next migration, unless this one completed.
 func (r *Receiver) end(s *session, arrived bool) {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
@@ -209,7 +209,7 @@ func (r *Receiver) end(s *session, arrived bool) {
 	r.taken = arrived
 }
 
-// answer says what became of a session.
+// answer answers a query.
 func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) {
 	r.sessionMu.Lock()
 	s := r.verdicts[id]
@@ -218,7 +218,7 @@ func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) {
 	if s != nil {
 		verdict = s.queried(ctx)
 	}
-	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // it will ask again
+	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // the source will ask again
 }
 
 // Progress returns a snapshot.

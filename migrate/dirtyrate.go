@@ -18,8 +18,8 @@ const (
 	DefaultRateInterval = time.Second
 )
 
-// rateSamples is how often the log is looked at: after the interval and its
-// half, quarter and so on, since a round may take milliseconds or seconds.
+// rateSamples is how often the log is fetched: after the interval and its half, quarter
+// and so on, since a round may take milliseconds or seconds.
 const rateSamples = 8
 
 // MeasureDirtyRate watches for an interval which pages are written. It turns the
@@ -90,8 +90,8 @@ func newWatcher(slots []Slot, log DirtyLog) *watcher {
 	return w
 }
 
-// arm has every write from now on reported: what the log has is cleared. No
-// content is read here, so nothing has to be kept of it.
+// arm makes the log report every write from now on: what it has is cleared and not
+// needed.
 func (w *watcher) arm() error {
 	for slot, s := range w.slots {
 		b := w.bits[:mempage.Words(s.Pages)]
@@ -118,9 +118,8 @@ func (w *watcher) fetch(slot int, b mempage.Bitmap) error {
 	return nil
 }
 
-// look returns how many pages have been written so far. Whether a fetch takes
-// the bits (without manual protection) or leaves them makes no difference: they
-// are collected in seen.
+// look returns how many pages have been written so far. It collects the bits in seen,
+// since a fetch without manual protection clears them.
 func (w *watcher) look() (pages uint64, err error) {
 	for slot, s := range w.slots {
 		b, seen := w.bits[:mempage.Words(s.Pages)], w.seen[slot]
@@ -140,11 +139,10 @@ func (w *watcher) look() (pages uint64, err error) {
 	return pages, nil
 }
 
-// dirtied is how many pages a guest of a rate writes within d: between the
-// samples and beyond the last one on a straight line, and never more than it
-// has.
+// dirtied is how many pages a guest of a rate writes within d, interpolated between the
+// samples and extrapolated after the last one, but never more than it has.
 func dirtied(r DirtyRate, d time.Duration) uint64 {
-	var before DirtySample // nothing after no time
+	var before DirtySample
 	for i, s := range r.Samples {
 		if d <= s.After || i == len(r.Samples)-1 {
 			span := max(s.After-before.After, time.Microsecond)
@@ -156,8 +154,8 @@ func dirtied(r DirtyRate, d time.Duration) uint64 {
 	return 0
 }
 
-// populatedPages counts the pages that a migration would send with their
-// content, and those that it would have to look at and find zero.
+// populatedPages counts the pages that a migration would send with their content, and
+// those that are populated but zero.
 func populatedPages(ctx context.Context, ram RAM) (data, zero uint64, err error) {
 	var populated [maxSpan / 64]uint64
 	for slot, s := range ram.Slots() {

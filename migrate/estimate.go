@@ -16,7 +16,7 @@ func EstimateMigration(ctx context.Context, src Source, address string, opt Opti
 		return Estimate{}, err
 	}
 	opt = opt.withDefaults()
-	// The link first: it needs no guest, and it may refuse.
+	// The link first: it costs the guest nothing, and the receiver may refuse.
 	link, err := probeLinks(ctx, newDialer(address, opt), opt.Channels)
 	if err != nil {
 		return Estimate{}, err
@@ -34,18 +34,18 @@ func EstimateMigration(ctx context.Context, src Source, address string, opt Opti
 	return predict(prediction{link: link, rate: rate, data: data, looking: looking}, opt), nil
 }
 
-// prediction is what an estimate is made from.
+// prediction is the input of [predict].
 type prediction struct {
 	link    linkSpeed
 	rate    DirtyRate
 	data    uint64        // pages with content
-	looking time.Duration // to look at all memory
+	looking time.Duration // what it takes to look at all memory
 }
 
-// setupTime is what it takes to build a machine, about.
+// setupTime is about what it takes to build a machine.
 const setupTime = 20 * time.Millisecond
 
-// predict plays the rounds of [precopy] through, with the same rules.
+// predict simulates the rounds of [precopy], by the same rules.
 func predict(in prediction, opt Options) Estimate {
 	e := Estimate{BandwidthBytes: uint64(in.link.bandwidth), RTT: in.link.rtt,
 		RAMBytes: in.rate.RAMBytes, DataBytes: in.data * mempage.Size, DirtyRate: in.rate}
@@ -54,7 +54,7 @@ func predict(in prediction, opt Options) Estimate {
 	if opt.BandwidthLimit > 0 {
 		rounds = min(full, float64(opt.BandwidthLimit))
 	}
-	est := newEstimator(in.link.rtt)
+	est := newDowntimeModel(in.link.rtt)
 	total := setupTime + in.link.rtt
 	for left := in.data; ; {
 		took := seconds(float64(left*mempage.Size)/rounds) + in.link.rtt
@@ -68,8 +68,8 @@ func predict(in prediction, opt Options) Estimate {
 		left = dirtied(in.rate, took)
 		if est.downtime(left) <= opt.DowntimeLimit {
 			e.Converges = true
-			// What is sent while the guest stands still is not throttled.
-			last := newEstimator(in.link.rtt)
+			// The bandwidth limit does not apply to the stop.
+			last := newDowntimeModel(in.link.rtt)
 			last.round(uint64(full), time.Second)
 			stop := last.downtime(left)
 			e.Downtime = stop
@@ -78,7 +78,7 @@ func predict(in prediction, opt Options) Estimate {
 		}
 		if opt.MaxRounds > 0 && e.Rounds >= opt.MaxRounds || total >= opt.Timeout || e.Rounds > 1 && left >= before-before/100 {
 			e.Downtime = est.downtime(left)
-			e.Note = fmt.Sprintf("the guest writes %d MiB in the time of a round, and the downtime would be %v where %v are allowed",
+			e.Note = fmt.Sprintf("the guest writes %d MiB during a round, and the downtime would be %v with a limit of %v",
 				left*mempage.Size>>20, est.downtime(left).Round(time.Millisecond), opt.DowntimeLimit)
 			break
 		}
@@ -87,7 +87,7 @@ func predict(in prediction, opt Options) Estimate {
 	return e
 }
 
-// seconds is a bounded duration.
+// seconds is a duration of at most forever.
 func seconds(s float64) time.Duration {
 	return time.Duration(min(s, forever.Seconds()) * float64(time.Second))
 }

@@ -129,7 +129,7 @@ func TestProbe(t *testing.T) {
 	}{
 		{want: "has arrived here already", taken: true},
 		{want: "is under way", active: &session{}},
-		{want: "4 others are measuring", probes: maxProbes},
+		{want: "4 others are probing", probes: maxProbes},
 	} {
 		r.sessionMu.Lock()
 		r.taken, r.active, r.probes = c.taken, c.active, c.probes

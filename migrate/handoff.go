@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// settle hands over the right to run and finds out who has it. The guest
-// stands still here; only the destination's word that it aborted lets it go on.
-func (m *Migration) settle(base context.Context, p *precopy) error {
+// handOver hands over the right to run and finds out who has it. The guest is
+// stopped here; it goes on only if the destination says that it aborted.
+func (m *Migration) handOver(base context.Context, p *precopy) error {
 	l := p.link
 	running, why := m.sendCommit(l, p.watch)
 	l.close()
@@ -29,12 +29,12 @@ func (m *Migration) settle(base context.Context, p *precopy) error {
 	m.meter.update(func(mt *meter) {
 		mt.result.Downtime, mt.result.DowntimeParts = took, parts
 		if !p.wasPaused {
-			mt.result.DowntimeNote = p.plan.note(took, parts)
+			mt.result.DowntimeNote = p.expected.note(took, parts)
 		}
 		mt.result.Total = time.Since(mt.started)
 	})
 	p.hints.finish(false)
-	// The guest has gone; a log that cannot be stopped does not change that.
+	// The guest has gone, even if the log cannot be stopped.
 	_ = p.tracker.Stop()
 	return nil
 }
@@ -42,62 +42,61 @@ func (m *Migration) settle(base context.Context, p *precopy) error {
 // errAborted is the destination's verdict that it does not run the guest.
 var errAborted = errors.New("it aborted")
 
-// sendCommit sends COMMIT and waits for RUNNING. Its error is the destination's
-// own word that it will not run the guest (failedError), or means that nothing
-// is known.
+// sendCommit sends COMMIT and waits for RUNNING. After a failedError the destination
+// will not run the guest; after any other error nothing is known.
 func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) {
 	if err := l.conn.writeFrame(header{typ: frameCommit}); err != nil {
-		// Even so it may have left.
+		// It may have left nevertheless.
 		return false, l.explain(err)
 	}
 	r, err := l.await(l.ctx, frameRunning, m.opt.PeerTimeout)
 	if err != nil {
 		return false, err
 	}
-	// It runs there, whatever else it says.
+	// It runs there, also if the payload is wrong.
 	w.parts.Resume, _ = decodeTook(r)
 	return true, nil
 }
 
-// Pauses between two attempts to ask.
+// Pauses between two queries.
 const (
 	askFirst = 50 * time.Millisecond
 	askMost  = 2 * time.Second
 )
 
-// askUntilKnown reconnects and asks for the verdict until it is known. Not
-// running comes with errAborted, or with ErrHandoffUnknown when ctx or Abandon
-// ended the asking.
-func (m *Migration) askUntilKnown(ctx context.Context, lost error) (running bool, why error) {
+// askUntilKnown reconnects and asks for the verdict until it is known. If the guest
+// does not run there the error is errAborted, or ErrHandoffUnknown if ctx or Abandon
+// ended the queries.
+func (m *Migration) askUntilKnown(ctx context.Context, unheard error) (running bool, why error) {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for wait := askFirst; ; wait = min(2*wait, askMost) {
 		select {
 		case <-pause.C:
 		case <-m.release:
-			return false, fmt.Errorf("%w: %v; the guest was taken back by force", ErrHandoffUnknown, lost)
+			return false, fmt.Errorf("%w: %v; the guest was taken back by force", ErrHandoffUnknown, unheard)
 		case <-ctx.Done():
-			return false, fmt.Errorf("%w: %v; stopped asking: %v", ErrHandoffUnknown, lost, context.Cause(ctx))
+			return false, fmt.Errorf("%w: %v; stopped asking: %v", ErrHandoffUnknown, unheard, context.Cause(ctx))
 		}
 		verdict, err := m.ask(ctx)
 		switch {
 		case err != nil:
-			lost = err
+			unheard = err
 		case verdict == verdictRunning:
 			return true, nil
 		case verdict == verdictAborted:
 			return false, errAborted
 		default:
-			lost = fmt.Errorf("%s does not know this migration", m.peer.address)
+			unheard = fmt.Errorf("%s does not know this migration", m.peer.address)
 		}
 		m.meter.update(func(mt *meter) {
-			mt.progress.Error = fmt.Sprintf("%v: %v", ErrHandoffUnknown, lost)
+			mt.progress.Error = fmt.Sprintf("%v: %v", ErrHandoffUnknown, unheard)
 		})
 		pause.Reset(wait)
 	}
 }
 
-// ask makes one connection and returns the verdict.
+// ask makes one query.
 func (m *Migration) ask(ctx context.Context) (string, error) {
 	c, err := m.peer.connect(ctx, newHello(purposeQuery, m.session))
 	if err != nil {

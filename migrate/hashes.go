@@ -11,7 +11,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// sendHashes sends the hash of every page, both sides standing still.
+// sendHashes sends the hash of every page while the guest runs on neither side.
 func (s *sender) sendHashes(ctx context.Context, c *conn) error {
 	buf := make([]byte, maxSpan*hashSize)
 	for slot, info := range s.slots {
@@ -35,13 +35,12 @@ func (s *sender) sendHashes(ctx context.Context, c *conn) error {
 
 const hashSize = 8
 
-// hashUnknown stands for the hash of a page that is not to be compared: the
-// guest hinted it, and its content is lost. It is no page's hash, but once in
-// 2^64.
+// hashUnknown stands for the hash of a page that is not compared, since a hint kept it
+// off the wire. A page has this hash once in 2^64.
 var hashUnknown = [hashSize]byte{255, 255, 255, 255, 255, 255, 255, 255}
 
-// hashSpan stores for each page the first 8 bytes of its SHA-256, or zero when
-// it reads as zero, so that a hole equals a page of zeros and stays one.
+// hashSpan stores for each page the first 8 bytes of its SHA-256, or zero if it reads
+// as zero, so that a hole equals a page of zeros.
 func hashSpan(ram RAM, slot int, first, n uint64, out []byte) error {
 	var populated [maxSpan / 64]uint64
 	if err := ram.Populated(slot, first, n, populated[:spanWords(uint32(n))]); err != nil {
@@ -59,7 +58,7 @@ func hashSpan(ram RAM, slot int, first, n uint64, out []byte) error {
 	return nil
 }
 
-// compareHashes notes the pages that differ from the source.
+// compareHashes records the pages that differ from the source.
 func (s *session) compareHashes(target Target, f header) error {
 	if err := f.span(s.slots); err != nil {
 		return err

@@ -20,42 +20,42 @@ const (
 	HintsOff  HintMode = "off"
 )
 
-// Reasons why no hints are asked for, or no more.
+// Reasons why the guest is not asked, or not any more.
 var (
 	errHintsSilent = errors.New("the guest did not answer")
 	errHintsMode   = errors.New("turned off")
-	errHintsLost   = errors.New("the guest's balloon driver has gone")
+	errHintsGone   = errors.New("the guest's balloon driver has been reset")
 	errHintsZeroed = errors.New("the guest writes zeros over what it hints (init_on_alloc), most of which it had never used")
 )
 
 const (
-	// stopPatience is how long a driver may take to end its answer after it was
-	// told to, before it is not asked again.
+	// stopPatience is how long a driver may take to end its answer after STOP, before
+	// it is not asked again.
 	stopPatience = time.Second
-	// hintTick is how often the head start looks at what was hinted.
+	// hintTick is how often the hints are inspected during the head start.
 	hintTick = 5 * time.Millisecond
-	// payingShare: an answer pays if it spares one of so many pages that were
-	// to be sent.
+	// payingShare: asking again pays if the last answer saved one of so many pages
+	// that were to be sent.
 	payingShare = 16
 )
 
-// hintState is where the conversation with the driver stands.
+// hintState is the state of the exchange with the driver.
 type hintState uint8
 
 const (
-	hintsIdle      hintState = iota // nothing was asked yet
+	hintsIdle      hintState = iota // not asked yet
 	hintsAsked                      // an id is announced
 	hintsAnswering                  // START with that id has come
-	hintsEnded                      // and STOP after it: nothing of the answer is on its way
+	hintsEnded                      // STOP has come after it: the answer is complete
 )
 
-// hinter asks for hints in the course of one migration and passes them to the
-// tracker. The migration's goroutine calls before, look, stop, done and
-// finish; the source's, the methods of [mempage.HintSink].
+// hinter asks for hints during one migration and passes them to the tracker. The
+// migration's goroutine calls before, look, stop, done and finish; a goroutine of the
+// hint source calls the methods of [mempage.HintSink].
 //
-// Order of locks: the source's own, hinter.mu, Tracker.mu, meter.mu. The source
-// calls the sink holding none of its locks that its other methods take; hinter
-// calls the source and the tracker holding none.
+// Order of locks: the source's own, hinter.mu, tracker.mu, meter.mu. When the source
+// calls the sink it holds no lock that its other methods take; hinter holds no lock
+// when it calls the source or the tracker.
 type hinter struct {
 	source  HintSource // nil: no hints
 	ram     RAM
@@ -70,9 +70,9 @@ type hinter struct {
 	id      uint32
 	asked   time.Time
 	stopped time.Time     // STOP was announced; zero: the id is current
-	answer  time.Duration // from the announcement to the driver's own STOP
-	off     error         // why nothing is asked, or nothing more
-	changed chan struct{} // has room for one: state or off has changed
+	answer  time.Duration // from the announcement to the driver's STOP
+	off     error         // why the guest is not asked, or not any more
+	changed chan struct{} // holds one: state or off has changed
 
 	// Of the migration's goroutine.
 	begun   uint64 // pages to be sent when the epoch began
@@ -80,7 +80,7 @@ type hinter struct {
 	waited  time.Duration
 	inspect inspection
 
-	// Pages; atomic, since the sink counts while results are read.
+	// Counts of pages; atomic, since the sink counts while results are read.
 	named, holes, passed, dropped atomic.Uint64
 
 	// Of the sink's goroutine.
@@ -91,15 +91,15 @@ type hinter struct {
 }
 
 const (
-	// hintBatch and hintBatchPages bound what the tracker takes at once: ranges,
-	// and pages in all of them (4 GiB).
+	// hintBatch and hintBatchPages bound a batch for the tracker: ranges, and pages in
+	// all of them (4 GiB).
 	hintBatch      = 512
 	hintBatchPages = 1 << 20
-	// hintSpan is how many pages are asked for their holes at once.
+	// hintSpan is how many pages are checked for holes at once.
 	hintSpan = 1 << 16
 )
 
-// newHinter decides whether the source can be asked at all.
+// newHinter makes a hinter, which is off if the guest cannot be asked.
 func newHinter(m *Migration, t *tracker) *hinter {
 	h := &hinter{ram: m.src, slots: m.src.Slots(), tracker: t, meter: &m.meter, mode: m.opt.Hints, wait: m.opt.HintWait,
 		changed: make(chan struct{}, 1)}
@@ -120,9 +120,9 @@ func newHinter(m *Migration, t *tracker) *hinter {
 	return h
 }
 
-// before comes ahead of round n: it asks for hints where that pays, and gives
-// the guest a head start in the first round. bandwidth is the last round's, in
-// bytes a second.
+// before is called before round n. It asks for hints if that pays, and gives the guest
+// a head start in the first round. bandwidth is that of the last rounds, in bytes a
+// second.
 func (h *hinter) before(ctx context.Context, n int, bandwidth float64) error {
 	if h.source == nil {
 		return nil
@@ -139,7 +139,7 @@ func (h *hinter) before(ctx context.Context, n int, bandwidth float64) error {
 	if !h.again(bandwidth) {
 		return nil
 	}
-	h.source.StopHints() // the driver's own STOP has come
+	h.source.StopHints() // the driver's STOP has come already
 	return h.ask()
 }
 
@@ -160,7 +160,7 @@ func (h *hinter) ask() error {
 	}
 	h.begun, h.taken = h.tracker.Remaining(), h.tracker.HintStats().Taken
 	h.mu.Lock()
-	gone := h.off != nil // the driver, meanwhile
+	gone := h.off != nil // the driver has been reset meanwhile
 	if !gone {
 		h.state, h.id, h.asked, h.stopped = hintsAsked, id, time.Now(), time.Time{}
 	}
@@ -173,10 +173,9 @@ func (h *hinter) ask() error {
 	return nil
 }
 
-// headStart waits until the guest has ended its answer, but not longer than
-// was allowed, nor for a guest that does not begin. Nothing is sent meanwhile:
-// what could be told from free pages is what was written just now, and that
-// will be written again.
+// headStart waits until the guest has ended its answer, but no longer than allowed,
+// and not for a guest that does not begin. Nothing is sent meanwhile: the pages that
+// are known not to be free are those written just now, which will be written again.
 func (h *hinter) headStart(ctx context.Context) error {
 	began := time.Now()
 	defer func() { h.waited = time.Since(began) }()
@@ -215,8 +214,8 @@ func (h *hinter) where() (s hintState, off bool) {
 	return h.state, h.off != nil
 }
 
-// again says whether to ask once more. While the guest still answers, what it
-// hints counts in whatever round; a new id is for a guest that has said all.
+// again reports whether to ask once more. While the guest still answers, its hints
+// count in any round; a new id is for a guest that has ended its answer.
 func (h *hinter) again(bandwidth float64) bool {
 	h.mu.Lock()
 	state, answer, off, stopped := h.state, h.answer, h.off != nil, h.stopped
@@ -233,12 +232,12 @@ func (h *hinter) again(bandwidth float64) bool {
 	remaining := h.tracker.Remaining()
 	round := time.Duration(float64(remaining*mempage.Size) / max(bandwidth, 1) * float64(time.Second))
 	if round < 2*answer {
-		return false // it would be over before the guest has answered
+		return false // the round would end before the guest has answered
 	}
 	return h.mode == HintsOn || (h.tracker.HintStats().Taken-h.taken)*payingShare >= h.begun
 }
 
-// look notices, in mode auto, a guest that is better not asked.
+// look gives up, in mode auto, if hints cost more than they save.
 func (h *hinter) look() error {
 	if h.mode != HintsAuto {
 		return nil
@@ -253,7 +252,7 @@ func (h *hinter) look() error {
 	return err
 }
 
-// giveUp ends the hints of this migration. What was hinted stays so.
+// giveUp ends the hints of this migration. Pages that were taken out stay out.
 func (h *hinter) giveUp(why error) {
 	h.mu.Lock()
 	if h.off == nil {
@@ -280,10 +279,9 @@ func (h *hinter) stop() {
 	}
 }
 
-// done lets the guest have its pages back where it runs next. The vCPUs stand
-// still and go on only there, or here without this migration: a page that was
-// taken for free is not sent, and after DONE the guest may use it as it is. The
-// state is not saved yet.
+// done lets the guest use its pages again where it runs next. It is called while the
+// guest is stopped, before the state is saved: the guest learns of it at the
+// destination, or here after this migration has failed.
 func (h *hinter) done() {
 	if h.everAsked() {
 		h.source.DoneHints()
@@ -295,8 +293,8 @@ func (h *hinter) everAsked() bool {
 	return h.source != nil && state != hintsIdle
 }
 
-// finish ends the hints of a migration that is over, for whatever reason. stays:
-// the guest goes on here, and shall have its pages.
+// finish ends the hints of a migration that is over. If stays, the guest goes on here
+// and may use its pages again.
 func (h *hinter) finish(stays bool) {
 	if h.source != nil {
 		h.stop()
@@ -318,7 +316,7 @@ func (h *hinter) report() {
 	}
 	h.mu.Unlock()
 	dropped := h.dropped.Load()
-	unused := h.passed.Load() - s.Taken - s.Written - s.Stale // sent before, or named twice
+	unused := h.passed.Load() - s.Taken - s.Written - s.Stale // sent before, or hinted twice
 	h.meter.update(func(m *meter) {
 		r := &m.result
 		r.PagesHinted = s.Taken - s.Returned
@@ -358,7 +356,7 @@ func (h *hinter) HintLost() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.off == nil {
-		h.off = errHintsLost
+		h.off = errHintsGone
 	}
 	h.signal()
 }
@@ -374,10 +372,9 @@ func (h *hinter) signal() {
 // HintLate implements [mempage.HintSink].
 func (h *hinter) HintLate(pages uint64) { h.dropped.Add(pages) }
 
-// HintPages implements [mempage.HintSink]. A hole is left to be found when its turn
-// comes: it costs nothing, and was not kept off the wire by a hint. That it is
-// looked at before it is armed does no harm, since that decides only what is
-// not done.
+// HintPages implements [mempage.HintSink]. Holes are left out: they cost nothing on the
+// wire, and no hint kept them off it. Looking at a page before it is armed does no
+// harm here: a page that is left out is still sent if it is written.
 func (h *hinter) HintPages(id uint32, ranges []mempage.Range) {
 	state, _ := h.where()
 	h.pages = h.pages[:0]
@@ -397,11 +394,11 @@ func (h *hinter) HintPages(id uint32, ranges []mempage.Range) {
 	h.flush(id)
 }
 
-// span adds what is no hole of a range to the batch.
+// span adds the pages of a range that are not holes to the batch.
 func (h *hinter) span(id uint32, slot int, first, n uint64) {
 	words := mempage.Bitmap(h.populated[:mempage.Words(n)])
 	if err := h.ram.Populated(slot, first, n, words); err != nil {
-		// Who sends the page will meet the error.
+		// The sender will meet the error when it comes to these pages.
 		clear(words)
 		words.SetRange(0, n)
 	}

@@ -227,7 +227,7 @@ func TestTheDriverIsResetWhileItHints(t *testing.T) {
 		}
 	}
 	got := r.run()
-	if !strings.Contains(got.HintsOff, "has gone") || got.PagesHinted == 0 || got.PagesHinted > 20*64 {
+	if !strings.Contains(got.HintsOff, "has been reset") || got.PagesHinted == 0 || got.PagesHinted > 20*64 {
 		t.Errorf("%+v", got)
 	}
 }

@@ -8,12 +8,12 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// errNoEpoch is wrapped where an id cannot name a new epoch.
-var errNoEpoch = errors.New("the id names the hint epoch before")
+// errNoEpoch: an id cannot name a new epoch.
+var errNoEpoch = errors.New("the id is that of the hint epoch before")
 
-// hintEpoch is the tracker's record of free-page hints, guarded by Tracker.mu.
-// An epoch is the life of one virtio-balloon command id, from just before it
-// is announced to the guest until it is taken back.
+// hintEpoch is the tracker's record of free-page hints, guarded by tracker.mu. An
+// epoch is the life of one virtio-balloon command id, from just before it is announced
+// to the guest until it is withdrawn.
 type hintEpoch struct {
 	active bool
 	used   bool   // id has named an epoch since Start
@@ -21,26 +21,25 @@ type hintEpoch struct {
 	stats  hintStats
 }
 
-// HintStats counts pages of the free-page hints since [tracker.Start].
+// hintStats counts hinted pages since [tracker.Start].
 type hintStats struct {
 	Taken    uint64 // a hint took them out of what must be sent
-	Returned uint64 // of Taken: put back, mostly because they were written later
-	Written  uint64 // named by a hint, and left to be sent: written since the announcement
-	Stale    uint64 // named by a hint whose id is not the current one
+	Returned uint64 // of Taken: put back by a fetch, since they were written later
+	Written  uint64 // named by a hint, and still sent: written since the announcement
+	Stale    uint64 // named by a hint with another id than the current one
 }
 
-// BeginHintEpoch prepares the tracker for the hints that the guest gives under
-// the command id. Call it before the id is announced: hints are safe only
-// because every write from the announcement on is reported.
+// BeginHintEpoch prepares the tracker for hints under a command id. It is called before
+// the id is announced: a hint is safe only because every write from the announcement on
+// is reported (R3).
 //
-// It fetches every slot and clears all that was fetched, so that each page is
-// armed (or its bit is set and not fetched yet), and forgets which pages were
-// reported before. A page written and fetched before the announcement is
-// still in what must be sent and a hint may take it out: the guest hints it
-// after it saw the id, so that write is content which the guest gave up.
+// It fetches every slot and clears all that was fetched, so that each page is armed (or
+// its bit is set and not fetched yet), and then empties writtenSince. A hint may take
+// out a page that was written and fetched before the announcement: the guest hints it
+// after it saw the id, so it has given up what it wrote.
 //
-// The id must differ from the epoch's before: a late hint of that one would
-// be taken for a new one. After an error there is no epoch, and no hint counts.
+// The id must differ from that of the epoch before, of which hints may come late. After
+// an error there is no epoch, and no hint counts.
 func (t *tracker) BeginHintEpoch(id uint32) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -66,23 +65,23 @@ func (t *tracker) BeginHintEpoch(id uint32) error {
 	return nil
 }
 
-// Hint takes pages [first, first+n) of the slot, which the guest says are
-// free, out of what must be sent, and returns how many it took. A page stays
-// if a fetch since the announcement reported it: the guest may have taken it
-// back and written it after it queued the hint. A page that was written and
-// is not reported yet is taken out and comes back with the next fetch.
+// Hint takes pages [first, first+n) of the slot, which the guest says are free, out of
+// toSend, and returns how many it took. A page stays if a fetch since the announcement
+// reported it: the guest may have taken it back and written it after it queued the
+// hint. A page that was written and is not reported yet is taken out, and the next
+// fetch puts it back.
 //
-// Within an epoch fetched is part of writtenSince, since it was empty when the
-// epoch began; that a page of fetched stays does not hang on that alone.
+// Within an epoch fetched is part of writtenSince, since it was empty when the epoch
+// began. Hint nevertheless checks both.
 //
-// Nothing is taken under another id than the current epoch's. The range is
-// the guest's word: what lies outside the slot is ignored.
+// Only hints under the id of the current epoch count. The range comes from the guest:
+// what lies outside the slot is ignored.
 func (t *tracker) Hint(id uint32, slot int, first, n uint64) (taken uint64) {
 	return t.HintBatch(id, []pageRange{{slot, first, n}})
 }
 
-// HintBatch is [tracker.Hint] of many ranges: they are taken under the mutex
-// at once, so a batch is to be bounded in pages.
+// HintBatch is [tracker.Hint] of many ranges, under the mutex at once: the caller bounds
+// the pages of a batch.
 func (t *tracker) HintBatch(id uint32, ranges []pageRange) (taken uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,7 +119,7 @@ func (t *tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
 	return taken
 }
 
-// hintedNow counts those of the pages that a hint took out and nothing put back.
+// hintedNow calls is for those of the pages that a hint took out and no fetch put back.
 func (t *tracker) hintedNow(pages []pageRange, is func(i int)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,8 +131,8 @@ func (t *tracker) hintedNow(pages []pageRange, is func(i int)) {
 	}
 }
 
-// maskHinted overwrites, in the hashes of [first, first+n), those of pages that
-// were hinted and are not sent.
+// maskHinted overwrites, in the hashes of [first, first+n), those of pages that a hint
+// keeps off the wire.
 func (t *tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,10 +142,10 @@ func (t *tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
 	}
 }
 
-// EndHintEpoch ends the epoch: no further hint counts. What hints took out
-// stays out until it is written, so the guest may not learn that the device
-// is done with its pages (virtio 1.2, 5.5.6.5: DONE) before it runs at the
-// destination, or stays for good at the source.
+// EndHintEpoch ends the epoch: no further hint counts. What hints took out stays out
+// until it is written. So the guest may learn that the device is done with its pages
+// (DONE, virtio 1.2, 5.5.6.5) only when it runs at the destination, or stays at the
+// source for good.
 func (t *tracker) EndHintEpoch() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

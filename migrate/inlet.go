@@ -9,8 +9,7 @@ import (
 	"time"
 )
 
-// inlet is one connection that pages come by, and what it takes to put them
-// into memory. One goroutine serves it.
+// inlet is one data connection at the destination. One goroutine serves it.
 type inlet struct {
 	conn    *conn
 	session *session
@@ -21,16 +20,16 @@ type inlet struct {
 	unpacker unpacker
 }
 
-// roundWait is the barrier that ends a round: nothing of what follows it is read
-// from any channel before all that precedes it has landed. So a page that is
-// sent again lands after its older content, whatever channels the two took.
+// roundWait is the barrier that ends a round: nothing that follows it is read from any
+// channel before everything that precedes it has landed. So a page that is sent again
+// lands after its older content, whichever channels the two took.
 type roundWait struct {
 	number uint64
-	quiet  bool          // nothing is confirmed
+	quiet  bool          // the round is not confirmed
 	open   chan struct{} // closed when the last channel has arrived
 }
 
-// join takes a data connection into the session.
+// join adds a data connection to the session.
 func (s *session) join(number int, c *conn) (*inlet, error) {
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
@@ -38,7 +37,7 @@ func (s *session) join(number int, c *conn) (*inlet, error) {
 	case s.ended:
 		return nil, fmt.Errorf("%w: data channel %d of session %v, which has ended", ErrProtocol, number, s.id)
 	case number < 1 || number > len(s.inlets):
-		return nil, fmt.Errorf("%w: data channel %d, the session has %d", ErrProtocol, number, len(s.inlets))
+		return nil, fmt.Errorf("%w: data channel %d: the session has %d", ErrProtocol, number, len(s.inlets))
 	case s.inlets[number-1] != nil:
 		return nil, fmt.Errorf("%w: data channel %d is connected already", ErrProtocol, number)
 	}
@@ -68,8 +67,7 @@ func (s *session) awaitChannels(ctx context.Context) error {
 	return fmt.Errorf("%d of %d data channels did not come within %v", s.missing, len(s.inlets), s.timeout)
 }
 
-// serve takes what comes by a data connection until its last ROUND, or the
-// session's end.
+// serve receives from a data connection until its last ROUND, or the session's end.
 func (in *inlet) serve() {
 	s := in.session
 	defer s.lanes.Done()
@@ -80,7 +78,7 @@ func (in *inlet) serve() {
 		return
 	}
 	if err := in.receive(s.machine()); err != nil {
-		s.fail(fmt.Errorf("data channel %d: %w", in.number, lost(err)), isLoss(err))
+		s.fail(fmt.Errorf("data channel %d: %w", in.number, closedBySource(err)), isLoss(err))
 	}
 }
 
@@ -106,8 +104,8 @@ func (in *inlet) receive(target Target) error {
 	}
 }
 
-// endRound returns when the ROUND of every channel has come; the last one
-// confirms it to the source.
+// endRound returns when the ROUND of every channel has come. The last channel confirms
+// the round to the source.
 func (s *session) endRound(number uint64, quiet bool) error {
 	s.dataMu.Lock()
 	if s.arrived == 0 {
@@ -125,7 +123,7 @@ func (s *session) endRound(number uint64, quiet bool) error {
 	}
 	s.dataMu.Unlock()
 	if last {
-		err := s.ahead.settle()
+		err := s.ahead.reclaim()
 		if !quiet && err == nil {
 			err = s.echo(number)
 		}
@@ -141,7 +139,7 @@ func (s *session) endRound(number uint64, quiet bool) error {
 		case <-s.over:
 			return errOver
 		case <-t.C:
-			// The other channels are on their way here, or dead.
+			// The other channels are slow, or dead.
 			if s.life.idle() >= s.timeout {
 				return fmt.Errorf("round %d did not end by every channel: the peer has been silent for %v", number, s.timeout)
 			}
@@ -151,13 +149,14 @@ func (s *session) endRound(number uint64, quiet bool) error {
 
 var errOver = errors.New("the session has ended")
 
-// isLoss says that a connection broke, which has its reason elsewhere.
+// isLoss reports whether an error is the loss of a connection, the reason of which is
+// elsewhere.
 func isLoss(err error) bool {
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, errOver)
 }
 
-// fail ends the session because a channel failed. If its connection was lost,
-// the source may be about to say why by that of control: it gets a moment.
+// fail ends the session because a channel failed. If its connection was lost, the
+// source gets a moment to say why, by the control connection.
 func (s *session) fail(err error, loss bool) {
 	s.dataMu.Lock()
 	first := s.failure == nil && !s.ended
@@ -185,10 +184,10 @@ func (s *session) fail(err error, loss bool) {
 	})
 }
 
-// landed waits until nothing more comes by the data connections.
+// landed returns when the last ROUND of every data connection has come, or one failed.
 func (s *session) landed() error {
 	s.lanes.Wait()
-	if err := s.ahead.settle(); err != nil {
+	if err := s.ahead.reclaim(); err != nil {
 		return err
 	}
 	s.dataMu.Lock()
@@ -196,7 +195,7 @@ func (s *session) landed() error {
 	return s.failure
 }
 
-// stopChannels ends what comes by the data connections.
+// stopChannels closes the data connections.
 func (s *session) stopChannels() {
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
@@ -211,14 +210,15 @@ func (s *session) stopChannels() {
 	}
 }
 
-// endChannels is stopChannels, and waits: afterwards nothing writes to memory.
+// endChannels closes the data connections and waits: afterwards nothing writes to
+// memory.
 func (s *session) endChannels() {
 	s.stopChannels()
 	s.lanes.Wait()
 	s.ahead.end()
 }
 
-// received is the number of bytes that came in on all connections.
+// received is the number of bytes that arrived on all connections.
 func (s *session) received() uint64 {
 	n := s.conn.received.Load()
 	s.dataMu.Lock()

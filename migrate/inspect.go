@@ -7,14 +7,13 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// inspection finds out about a guest that fills the pages which it hints with
-// zeros first, because its allocator clears what it hands out (Linux with
-// init_on_alloc=1, a default of some distributions). To such a guest a hint is
-// a write: the page is sent as a zero. That spares the content of what it had
-// used before, and populates what it never had.
+// inspection detects a guest that fills pages with zeros before it hints them, since its
+// allocator clears what it returns (Linux with init_on_alloc=1, the default of some
+// distributions). For such a guest a hint is a write, and the page is sent as zero. That
+// saves the content of pages that it used before, but populates pages that it never used.
 //
-// A sample of the hinted pages tells: those that a fetch reported afterwards,
-// that read as zero, and that were holes before the guest was asked.
+// A sample of the hinted pages shows it: those that a fetch reported afterwards, that
+// read as zero, and that were holes before the guest was asked.
 type inspection struct {
 	// before has the populated pages of the first 64 of each block, from before
 	// the announcement, a word for each block; by slot.
@@ -22,22 +21,22 @@ type inspection struct {
 
 	mu     sync.Mutex // guards what follows
 	sample []pageRange
-	next   int // how long a sample is judged next
+	next   int // the length of the sample at which it is judged next
 }
 
 const (
 	// inspectBlock is how far apart samples are taken, in pages: the 4 MiB that
 	// Linux hints at once.
 	inspectBlock = 1024
-	// inspectEach and inspectMost bound the sample: pages of each block, and in
-	// all. inspectLeast make a first verdict: soon, for a guest that populates
-	// what it hints; it is reviewed when the sample has grown fourfold.
+	// inspectEach and inspectMost bound the sample: pages of each block, and of all.
+	// The sample is judged first when it has inspectLeast pages, and then whenever it
+	// has grown fourfold.
 	inspectEach  = 8
 	inspectMost  = 1024
 	inspectLeast = 64
 )
 
-// begin takes down what is populated now.
+// begin records what is populated now.
 func (x *inspection) begin(h *hinter) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -55,8 +54,7 @@ func (x *inspection) begin(h *hinter) error {
 	return nil
 }
 
-// note takes a sample of what was hinted: of the pages whose state before is
-// known.
+// note takes a sample of what was hinted, from the pages that begin recorded.
 func (x *inspection) note(ranges []pageRange) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -64,7 +62,7 @@ func (x *inspection) note(ranges []pageRange) {
 		return
 	}
 	for _, r := range ranges {
-		// From the first block that begins in the range, or that it begins in.
+		// The first block is the one that the range begins in.
 		for at := r.first &^ (inspectBlock - 1); at < r.first+r.n; at += inspectBlock {
 			first := max(at, r.first)
 			for p := first; p < min(at+mempage.WordBits, r.first+r.n, first+inspectEach); p++ {
@@ -77,9 +75,9 @@ func (x *inspection) note(ranges []pageRange) {
 	}
 }
 
-// worse says, once there is enough to say it, that hints cost more than they
-// save: most of the sample was written again and is zero, and most of that was
-// a hole before. Reading the pages decides nothing about sending them.
+// worse reports, once the sample is large enough, that hints cost more than they save:
+// most of the sample was written again and is zero, and most of that was a hole before.
+// What is read here does not decide what is sent.
 func (x *inspection) worse(h *hinter) (bool, error) {
 	x.mu.Lock()
 	ready := len(x.sample) >= x.next

@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// limiter spreads bytes over time, those of all channels together. A nil
-// limiter does not.
+// limiter spreads the bytes of all channels over time. A nil limiter has no limit.
 type limiter struct {
 	rate uint64 // bytes a second
 
@@ -15,7 +14,7 @@ type limiter struct {
 	next time.Time
 }
 
-// reserve books n bytes and returns when their time is over.
+// reserve books n bytes and returns when their time ends.
 func (l *limiter) reserve(n uint64) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -27,7 +26,7 @@ func (l *limiter) reserve(n uint64) time.Time {
 	return l.next
 }
 
-// wait returns when n bytes more have had their time.
+// wait returns when the time of n more bytes has ended.
 func (l *limiter) wait(ctx context.Context, n uint64) error {
 	if l == nil || n == 0 {
 		return nil

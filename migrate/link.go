@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// link is the source's end of a migration's connections: that of control, whose
-// replies a goroutine reads, so that a destination that fails or dies is
-// noticed while pages are being sent, and those that carry pages.
+// link is the source's end of a migration's connections: the control connection,
+// and those that carry pages. A goroutine reads the replies, so that a destination
+// that fails or dies is noticed while pages are sent.
 type link struct {
 	conn   *conn
 	ctx    context.Context // ends when the destination fails, or the caller's context does
@@ -38,16 +38,16 @@ type reply struct {
 func newLink(parent context.Context, c *conn) *link {
 	l := &link{conn: c, replies: make(chan reply), done: make(chan struct{}), closed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(parent)
-	// A write that hangs is given the time to reach the end of its frame.
+	// A write that hangs gets time to finish its frame.
 	context.AfterFunc(l.ctx, func() { time.AfterFunc(endGrace, func() { c.Close() }) })
 	go l.read()
 	return l
 }
 
-// endGrace is how long a migration that ends waits for its peer.
+// endGrace bounds what a migration that ends still sends.
 const endGrace = time.Second
 
-// read hands on replies until the connection ends.
+// read passes on replies until the connection ends.
 func (l *link) read() {
 	defer close(l.done)
 	for {
@@ -94,13 +94,12 @@ func (l *link) readReply() (reply, error) {
 	return reply{h, b}, nil
 }
 
-// failedError is the destination's word that it gave up and will not run the
-// guest.
+// failedError is a FAILED: the destination gave up and will not run the guest.
 type failedError struct{ reason string }
 
 func (e *failedError) Error() string { return "the destination gave up: " + e.reason }
 
-// await returns the next reply, which must be of the type wanted.
+// await returns the next reply, which must be of type want.
 func (l *link) await(ctx context.Context, want frameType, timeout time.Duration) (reply, error) {
 	t := time.NewTimer(timeout)
 	defer t.Stop()
@@ -119,8 +118,8 @@ func (l *link) await(ctx context.Context, want frameType, timeout time.Duration)
 
 var errNoReply = errors.New("the destination is silent")
 
-// explain prefers the reason for which the link ended to what that did to the
-// call under way: the reader's error says more than the writer's broken pipe.
+// explain returns the reason why the link ended, if it did: the reader's error says
+// more than the writer's broken pipe.
 func (l *link) explain(err error) error {
 	if cause := context.Cause(l.ctx); cause != nil {
 		return cause
@@ -128,8 +127,8 @@ func (l *link) explain(err error) error {
 	return err
 }
 
-// end tells the destination why the migration ends, if that can still be told,
-// and returns the reason.
+// end tells the destination why the migration ends, if that is still possible, and
+// returns the reason.
 func (l *link) end(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) < 2 {
 		err = l.explain(err)

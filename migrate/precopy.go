@@ -18,17 +18,17 @@ type precopy struct {
 	sender  *sender
 	hints   *hinter
 
-	est       *estimator
+	model     *downtimeModel
 	brake     brake
-	stopped   bool       // PauseForHandoff has been called and not undone
-	wasPaused bool       // the user had paused the guest before
-	watch     *stopwatch // of the stop under way
-	plan      plan       // of that stop
+	stopped   bool         // PauseForHandoff has been called and not undone
+	wasPaused bool         // the user had paused the guest before
+	watch     *stopwatch   // of the stop under way
+	expected  expectedStop // when that stop was decided on
 }
 
 func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 	s, err := newSender(m.src, t, l, &m.meter, m.opt)
-	return &precopy{m: m, link: l, tracker: t, est: newEstimator(l.rtt), sender: s}, err
+	return &precopy{m: m, link: l, tracker: t, model: newDowntimeModel(l.rtt), sender: s}, err
 }
 
 // converge sends rounds until what remains fits the downtime limit, then stops
@@ -40,7 +40,7 @@ func (p *precopy) converge(ctx context.Context) error {
 		if err := p.round(ctx, n); err != nil {
 			return err
 		}
-		if p.est.mayTry(p.tracker.Remaining(), p.m.opt.DowntimeLimit) {
+		if p.model.mayTry(p.tracker.Remaining(), p.m.opt.DowntimeLimit) {
 			again, err := p.switchover(ctx, n+1)
 			if err != nil || !again {
 				return err
@@ -58,7 +58,7 @@ func (p *precopy) converge(ctx context.Context) error {
 	}
 }
 
-// slowDown raises the throttle if rounds do not shrink and the user wants it.
+// slowDown raises the throttle if rounds do not shrink and the options allow it.
 func (p *precopy) slowDown(began uint64) error {
 	if !p.m.opt.AutoConverge || p.estimate() <= p.m.opt.DowntimeLimit {
 		return nil
@@ -69,7 +69,7 @@ func (p *precopy) slowDown(began uint64) error {
 	return p.throttle(p.brake.percent)
 }
 
-// throttle slows the guest down, 0 ends it.
+// throttle slows the guest down; 0 ends that.
 func (p *precopy) throttle(percent int) error {
 	t, ok := p.m.src.(Throttler)
 	if !ok {
@@ -85,7 +85,7 @@ func (p *precopy) throttle(percent int) error {
 	return nil
 }
 
-// release ends the throttle, whatever becomes of the guest.
+// release ends the throttle.
 func (p *precopy) release() error {
 	if p.brake.percent == 0 {
 		return nil
@@ -93,22 +93,22 @@ func (p *precopy) release() error {
 	return p.throttle(0)
 }
 
-// round sends once what is to be sent, then syncs.
+// round sends what is to be sent, then fetches the dirty log.
 func (p *precopy) round(ctx context.Context, n int) error {
-	if err := p.hints.before(ctx, n, p.est.throughput()); err != nil {
+	if err := p.hints.before(ctx, n, p.model.throughput()); err != nil {
 		return err
 	}
 	began, dirtied := time.Now(), p.tracker.Dirtied()
 	p.m.meter.beginRound(n, p.tracker.Remaining())
-	// Fetched just before it is sent, a page that was written since the round
-	// began goes now and not in the next round: rounds are fewer
-	// (docs/hints.md).
+	// The log of a slot is fetched again just before the slot is sent: a page that
+	// was written since the round began then goes in this round and not in the next
+	// one, so rounds are fewer (docs/hints.md).
 	if err := p.sender.send(ctx, p.sender.limit, func(slot int) error {
 		before := p.tracker.SlotRemaining(slot)
 		if _, err := p.tracker.SyncSlot(slot); err != nil {
 			return err
 		}
-		// Hints may have taken more than the fetch has added.
+		// Hints may have removed more than the fetch has added.
 		p.m.meter.dirtied(max(p.tracker.SlotRemaining(slot), before) - before)
 		return p.hints.look()
 	}); err != nil {
@@ -118,14 +118,14 @@ func (p *precopy) round(ctx context.Context, n int) error {
 		return err
 	}
 	stats, d := p.m.meter.endRound()
-	p.est.round(stats.PagesSent*mempage.Size, d)
+	p.model.round(stats.PagesSent*mempage.Size, d)
 	if err := p.tracker.Sync(); err != nil {
 		return err
 	}
 	written := (p.tracker.Dirtied() - dirtied) * mempage.Size
 	rate := float64(written) / max(time.Since(began).Seconds(), 1e-6)
 	p.m.meter.update(func(m *meter) {
-		m.progress.BandwidthBytes = uint64(p.est.throughput())
+		m.progress.BandwidthBytes = uint64(p.model.throughput())
 		m.progress.DirtyRateBytes = uint64(rate)
 		m.progress.RemainingBytes = p.tracker.Remaining() * mempage.Size
 		m.progress.EstimatedDowntime = p.estimate()
@@ -133,9 +133,9 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	return nil
 }
 
-// barrier ends a round on the wire and waits until all of it has landed: what
-// the round took is then the bandwidth from memory to memory, and nothing of
-// it is left in socket buffers to lengthen the downtime.
+// barrier ends a round on the wire and waits until all of it has landed. So the
+// time of the round gives the bandwidth from memory to memory, and nothing is left
+// in socket buffers that would lengthen the downtime.
 func (p *precopy) barrier(ctx context.Context, n int) error {
 	if err := p.sender.flush(n, 0); err != nil {
 		return err
@@ -145,15 +145,15 @@ func (p *precopy) barrier(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	p.est.echoed(time.Since(asked))
+	p.model.echoed(time.Since(asked))
 	if r.first != uint64(n) {
 		return fmt.Errorf("%w: the destination confirmed round %d instead of %d", ErrProtocol, r.first, n)
 	}
 	return nil
 }
 
-// awaitLanded waits for a reply to what may still be in socket buffers: while
-// those empty, a slow destination is only slow.
+// awaitLanded waits for a reply to what may still be in socket buffers. While they
+// drain, the destination is slow and not dead.
 func (p *precopy) awaitLanded(ctx context.Context, want frameType) (reply, error) {
 	queued, _ := p.link.queued()
 	for {
@@ -170,4 +170,4 @@ func (p *precopy) awaitLanded(ctx context.Context, want frameType) (reply, error
 }
 
 // estimate is the downtime if the guest stopped now.
-func (p *precopy) estimate() time.Duration { return p.est.downtime(p.tracker.Remaining()) }
+func (p *precopy) estimate() time.Duration { return p.model.downtime(p.tracker.Remaining()) }

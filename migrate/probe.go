@@ -11,10 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A probe measures what the way to a receiver carries. The source opens a
-// connection of purpose 4 and sends PROBE frames, which the receiver reads into
-// memory that is as fresh as a migration's and throws away; ROUND is echoed as
-// in a migration.
+// A probe measures the link to a receiver. The source opens connections with purpose
+// 4 and sends PROBE frames, which the receiver reads into fresh memory, as in a
+// migration, and throws away. It echoes ROUND, as in a migration.
 
 const (
 	maxProbeFrame = 1 << 20 // bytes of one PROBE frame
@@ -24,20 +23,20 @@ const (
 	// maxProbeTime bounds a probe as a whole.
 	maxProbeTime = 30 * time.Second
 
-	// probeTime is how long the source sends, probeBytes how much it sends at
-	// most, probeWarm how much first, so that the connection has got up to speed.
+	// probeTime and probeBytes bound what the source sends, after probeWarm, with
+	// which the connection gets up to speed.
 	probeTime  = 400 * time.Millisecond
 	probeBytes = 256 << 20
 	probeWarm  = 4 << 20
 )
 
-// linkSpeed is what a probe found.
+// linkSpeed is the result of a probe.
 type linkSpeed struct {
 	bandwidth float64 // bytes a second, from memory to memory
 	rtt       time.Duration
 }
 
-// probeLinks measures the way by as many connections as a migration would have.
+// probeLinks measures the link by as many connections as a migration would have.
 func probeLinks(ctx context.Context, d *dialer, n int) (all linkSpeed, err error) {
 	var probers []*prober
 	defer func() {
@@ -69,7 +68,7 @@ func probeLinks(ctx context.Context, d *dialer, n int) (all linkSpeed, err error
 	return all, nil
 }
 
-// prober sends on one connection.
+// prober is the source's end of one connection.
 type prober struct {
 	link    *link
 	rtt     time.Duration
@@ -95,7 +94,7 @@ func openProbe(ctx context.Context, d *dialer) (*prober, error) {
 	}
 	p.rtt = time.Since(asked)
 	for i := range p.buf {
-		p.buf[i] = byte(i>>12) | 1 // not zeros, and not worth compressing
+		p.buf[i] = byte(i>>12) | 1 // no zero page
 	}
 	return p, nil
 }
@@ -113,7 +112,7 @@ func (p *prober) measure() (bandwidth float64, err error) {
 	return float64(n) / max(time.Since(began).Seconds(), 1e-6), nil
 }
 
-// send sends n bytes, or for so long, and returns how many have landed.
+// send sends n bytes, but no longer than d, and returns how many have landed.
 func (p *prober) send(n int, d time.Duration) (sent int, err error) {
 	for began := time.Now(); sent < n && time.Since(began) < d; sent += len(p.buf) {
 		if err := p.link.conn.writeFrame(header{typ: frameProbe}, p.buf); err != nil {
@@ -128,7 +127,7 @@ func (p *prober) send(n int, d time.Duration) (sent int, err error) {
 	return sent, err
 }
 
-// serveProbe answers a probe: a bounded number of bytes, in a bounded time.
+// serveProbe serves a probe: a bounded number of bytes, for a bounded time.
 func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
 	if err := r.beginProbe(); err != nil {
 		return err
@@ -147,7 +146,7 @@ func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
 	for total := 0; ; {
 		f, err := c.readHeader()
 		if err != nil {
-			return nil // it has what it wanted, or has gone
+			return nil // the source has ended the probe
 		}
 		switch {
 		case f.typ == frameProbe && f.length <= maxProbeFrame && total+int(f.length) <= maxProbeBytes:
@@ -171,7 +170,7 @@ func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
 	}
 }
 
-// beginProbe makes room for a probe; it does not disturb a migration.
+// beginProbe admits a probe, unless it would disturb a migration.
 func (r *Receiver) beginProbe() error {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
@@ -181,13 +180,13 @@ func (r *Receiver) beginProbe() error {
 	case r.active != nil:
 		return errors.New("a migration to this destination is under way")
 	case r.probes == maxProbes:
-		return fmt.Errorf("%d others are measuring the way here", r.probes)
+		return fmt.Errorf("%d others are probing this host", r.probes)
 	}
 	r.probes++
 	return nil
 }
 
-// probing is the number of probes that are served now.
+// probing is the number of connections of probes that are served now.
 func (r *Receiver) probing() int {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
@@ -200,8 +199,8 @@ func (r *Receiver) endProbe() {
 	r.probes--
 }
 
-// sink is memory to receive into that is populated as a guest's memory is at a
-// destination: that costs as much as receiving.
+// sink is memory to receive into. It is populated like guest memory at a destination,
+// which takes as long as receiving does.
 type sink struct {
 	mem   []byte
 	at    int
@@ -216,7 +215,7 @@ func newSink() (*sink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes to receive into: %w", sinkBytes, err)
 	}
-	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE) // as guest memory has it; some kernels do without
+	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE) // as for guest memory; not every kernel has it
 	s := &sink{mem: mem}
 	for i := range s.full {
 		s.full[i] = ^uint64(0)
@@ -224,15 +223,15 @@ func newSink() (*sink, error) {
 	return s, nil
 }
 
-// warm ends the time in which the probes of one migration arrive: from now on the
-// sink is populated as by one of so many channels.
+// warm is called when all connections of a probe are there: from now on the sink is
+// populated ahead, as for one of so many channels.
 func (s *sink) warm(channels int) {
 	if helpers := spareProcessors(channels) / channels; s.ahead == nil && helpers > 0 {
 		s.ahead = startAhead(s, 1, helpers)
 	}
 }
 
-// Slots, Prefault and Zero are for [ahead].
+// Slots, Prefault and Zero implement [prefaulter].
 
 func (s *sink) Slots() []Slot { return []Slot{{Pages: sinkBytes / mempage.Size}} }
 
@@ -248,14 +247,14 @@ func (s *sink) Zero(_ int, first, n uint64) error {
 	return unix.Madvise(s.pages(first, n), unix.MADV_DONTNEED)
 }
 
-// next returns n bytes, at most maxProbeFrame, that have not been touched.
+// next returns n fresh bytes, at most maxProbeFrame.
 func (s *sink) next(n int) []byte {
 	if n == 0 {
 		return nil
 	}
 	if s.at+n > len(s.mem) {
-		_ = s.ahead.settle()
-		_ = unix.Madvise(s.mem, unix.MADV_DONTNEED) // else the figure is too good
+		_ = s.ahead.reclaim()
+		_ = unix.Madvise(s.mem, unix.MADV_DONTNEED) // otherwise the result is too good
 		s.ahead.forget()
 		s.at = 0
 	}

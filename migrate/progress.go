@@ -8,8 +8,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// maxRounds bounds Result.Rounds: rounds can be short, and a migration that
-// does not converge goes on for an hour.
+// maxRounds bounds Result.Rounds: rounds can be short, and a migration that does not
+// converge may go on for an hour.
 const maxRounds = 1000
 
 // meter keeps the numbers of one migration.
@@ -21,12 +21,11 @@ type meter struct {
 	started  time.Time // dialling
 	ended    time.Time
 	roundAt  time.Time
-	hints    uint64          // pages that hints took out since the round before ended
+	hints    uint64          // pages that hints took out since the last round ended
 	wire     func() uint64   // bytes written to the connections
 	wireAt   uint64          // wire() when the round began
 	channels func() []uint64 // bytes written to each data connection; nil: there is none yet
-	// Of pages sent with their content while compression was on: their length,
-	// and what went on the wire for them.
+	// With compression: the length of page content, and of what was sent for it.
 	plainBytes, packedBytes uint64
 }
 
@@ -38,7 +37,7 @@ func (m *meter) compressionRatio() float64 {
 	return float64(m.plainBytes) / float64(m.packedBytes)
 }
 
-// packed counts what the content of pages became on the wire.
+// packed counts page content and what was sent for it.
 func (m *meter) packed(plain, packed uint64) {
 	m.update(func(m *meter) {
 		m.plainBytes += plain
@@ -82,7 +81,7 @@ func (m *meter) beginRound(n int, dirty uint64) {
 	})
 }
 
-// span adds what one PAGES frame carried, and what it left out.
+// span counts the pages of one span.
 func (m *meter) span(data, zero, hole uint64) {
 	m.update(func(m *meter) {
 		m.round.PagesSent += data
@@ -93,8 +92,8 @@ func (m *meter) span(data, zero, hole uint64) {
 	})
 }
 
-// hinted counts pages that hints took out of what is to be sent; those that come
-// between two rounds belong to the next one.
+// hinted counts pages that hints took out of what is to be sent. Those between two
+// rounds belong to the next one.
 func (m *meter) hinted(pages uint64) {
 	m.update(func(m *meter) {
 		m.hints += pages
@@ -102,7 +101,7 @@ func (m *meter) hinted(pages uint64) {
 	})
 }
 
-// dirtied counts pages that a fetch added to the round under way.
+// dirtied counts pages that a fetch added to the current round.
 func (m *meter) dirtied(pages uint64) {
 	m.update(func(m *meter) {
 		m.round.DirtyPages += pages
@@ -120,7 +119,7 @@ func (m *meter) endRound() (stats RoundStats, d time.Duration) {
 	return stats, d
 }
 
-// closeRound files the round under way. mu is held.
+// closeRound adds the current round to the result. It needs mu.
 func (m *meter) closeRound() {
 	if m.roundAt.IsZero() {
 		return
@@ -139,8 +138,7 @@ func (m *meter) closeRound() {
 	m.round, m.roundAt = RoundStats{}, time.Time{}
 }
 
-// finish closes a migration with its outcome; a round that failed half way is
-// filed with what it did.
+// finish records the outcome. A round that failed is added with what it did.
 func (m *meter) finish(phase Phase, err error) {
 	m.update(func(m *meter) {
 		m.ended = time.Now()
@@ -156,7 +154,7 @@ func (m *meter) finish(phase Phase, err error) {
 		}
 		if m.wire != nil {
 			n := m.wire()
-			m.wire = func() uint64 { return n } // let go of the connections
+			m.wire = func() uint64 { return n } // drop the connections
 		}
 		if m.channels != nil {
 			bytes := m.channels()

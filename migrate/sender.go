@@ -11,59 +11,58 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// sender puts pages on the wire: workers take spans of pages from the tracker,
-// one after another, and each writes its span to a connection that is free. So
-// a slow connection gets fewer spans and holds up no other, and one that takes
-// nothing more at all ends the migration by its time-out.
+// sender puts pages on the wire. Workers take spans of pages from the tracker, one
+// after another, and each writes its span to a connection that is free. So a slow
+// connection gets fewer spans and delays no other, and one that makes no progress
+// at all ends the migration by its time-out.
 //
-// Which connection a page goes by is not fixed, and need not be: a page is
-// picked once at most between two barriers ([sender.flush]), and the
-// destination reads nothing that follows a barrier, on any connection, before
-// all that precedes it has landed.
+// Any page may go by any connection: a page is picked at most once between two
+// barriers ([sender.flush]), and the destination reads nothing that follows a
+// barrier, on any connection, before everything that precedes it has landed.
 type sender struct {
 	ram     RAM
 	slots   []Slot
 	tracker *tracker
 	meter   *meter
 	limit   *limiter
-	batch   uint64 // pages looked at, at most, for one frame; a multiple of 64
+	batch   uint64 // most pages of one frame; a multiple of 64
 
-	// sent has a bit for every page of which anything was ever sent: its hole
-	// must go as ZERO from then on (R6). A word belongs to the worker that
-	// picked its pages.
+	// sent has a bit for every page that was ever sent, as data or zero: when it is a
+	// hole later, it must go as ZERO (R6). A word belongs to the worker that picked
+	// its pages.
 	sent []mempage.Bitmap
 
 	conns   []*conn
-	idle    chan *conn // of conns, those that nobody writes to
+	idle    chan *conn // those of conns that no worker writes to
 	workers []*worker
-	// lost is called when a connection breaks: it returns the best reason.
-	lost func(error) error
+	// ended is called when a connection breaks. It returns the best known reason.
+	ended func(error) error
 
 	cursorMu sync.Mutex // guards cursor; held while pages are picked, not while they are sent
 	cursor   cursor
 }
 
-// cursor is where in memory a pass over it stands.
+// cursor is the position of a pass over memory.
 type cursor struct {
 	slot  int
 	from  uint64 // page in the slot
 	begun bool   // before has been called for the slot
-	// before is called for each slot before its first page is picked; nil: not.
+	// before is called for each slot before its first page is picked, if set.
 	before func(slot int) error
 }
 
-// newSender makes a sender over the link's data connections. Without
-// compression there is a worker for each; with it one more for each processor,
-// which compress while others write.
+// newSender makes a sender over the link's data connections, with a worker for each.
+// With compression there is one more for each processor: they compress while others
+// write.
 func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, error) {
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
-		conns: l.data, idle: make(chan *conn, len(l.data)), lost: l.lost}
+		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded}
 	for _, slot := range s.slots {
 		s.sent = append(s.sent, mempage.NewBitmap(slot.Pages))
 	}
 	if opt.BandwidthLimit > 0 {
 		s.limit = &limiter{rate: opt.BandwidthLimit}
-		// About twenty frames a second, so that the limit is not a stutter.
+		// About twenty frames a second, so that bytes flow evenly.
 		s.batch = min(maxSpan, max(64, opt.BandwidthLimit/20/mempage.Size/64*64))
 	}
 	n := len(s.conns)
@@ -86,10 +85,10 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 	return s, nil
 }
 
-// send sends what the tracker wants sent, from the first page of memory to the
-// last, and returns when all of it has been written. before is called for each
-// slot before anything of it is picked. After an error what was picked and not
-// sent is lost to this migration.
+// send sends the pages that the tracker has to send, from the first page of memory
+// to the last, and returns when all of them have been written. before is called for
+// each slot before any of its pages is picked. After an error the migration is over:
+// pages were picked that have not been sent.
 func (s *sender) send(ctx context.Context, limit *limiter, before func(slot int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -118,8 +117,8 @@ func (s *sender) next(picked []uint64) (slot int, first, n uint64, err error) {
 			}
 		}
 		at.begun = true
-		// Spans end at multiples of the batch, so that two of them do not
-		// share a huge page, here or at the destination.
+		// Spans end at multiples of the batch, so that no two of them share a huge
+		// page, here or at the destination.
 		most := s.batch - at.from&^(mempage.WordBits-1)%s.batch
 		first, n, err := s.tracker.Pick(at.slot, at.from, most, picked)
 		if err != nil {
@@ -134,20 +133,20 @@ func (s *sender) next(picked []uint64) (slot int, first, n uint64, err error) {
 	return 0, 0, 0, nil
 }
 
-// flush ends a round on every connection. The destination confirms it when all
-// that was sent before, on all of them, has landed; with flagQuiet it says
-// nothing, and with flagLast nothing follows on the data connections.
+// flush ends a round on every connection. The destination confirms the round when
+// all that was sent before on all connections has landed; with flagQuiet it does not
+// confirm. After flagLast nothing follows on the data connections.
 func (s *sender) flush(round int, flags uint8) error {
 	h := header{typ: frameRound, flags: flags, first: uint64(round)}
 	for i, c := range s.conns {
 		if err := c.writeFrame(h); err != nil {
-			return s.lost(fmt.Errorf("data channel %d: %w", i+1, err))
+			return s.ended(fmt.Errorf("data channel %d: %w", i+1, err))
 		}
 	}
 	return nil
 }
 
-// worker sends one span at a time, and allocates nothing for it.
+// worker sends one span at a time, without allocating.
 type worker struct {
 	*sender
 	packer *packer // nil: pages go as they are
@@ -176,9 +175,9 @@ func (w *worker) run(ctx context.Context, limit *limiter) error {
 	}
 }
 
-// sendSpan sends the picked pages of [first, first+n), and returns how many
-// bytes that took. They are armed (R1), so from here on their content may be
-// read: to be a hole, zero, or data.
+// sendSpan sends the picked pages of [first, first+n), and returns how many bytes
+// that took. The pages are armed (R1): only from here on may their content be read,
+// to find a hole, zeros or data.
 func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes uint64, err error) {
 	words := spanWords(uint32(n))
 	if err := w.ram.Populated(slot, first, n, w.populated[:words]); err != nil {
@@ -213,22 +212,22 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 		return 0, context.Cause(ctx)
 	}
 	if err := c.writeSpan(h, meta, w.bufs); err != nil {
-		return 0, w.lost(err)
+		return 0, w.ended(err)
 	}
 	w.idle <- c
 	return headerSize + uint64(h.length), nil
 }
 
-// classify sorts the picked pages of a span into data, zeros and holes, in
-// w.meta, and collects the runs of data pages in w.bufs, behind room for header
-// and meta. sent are the words of sender.sent for the span.
+// classify sorts the picked pages of a span into data, zeros and holes, in w.meta,
+// and collects the runs of data pages in w.bufs, after room for header and meta.
+// sent has the words of sender.sent for the span.
 func (w *worker) classify(span []byte, sent mempage.Bitmap, words int) (data, zero, hole uint64) {
 	w.bufs = append(w.bufs[:0], nil, nil)
 	runStart, runEnd := -1, -1 // of data pages, in pages of the span
 	for i := range words {
 		picked := w.picked[i]
 		gone := picked &^ w.populated[i]
-		skipped := gone &^ sent[i] // R6: nothing there has ever been anything but zero
+		skipped := gone &^ sent[i] // R6: at the destination it has never been anything but zero
 		zeros := gone & sent[i]
 		for left := picked & w.populated[i]; left != 0; left &= left - 1 {
 			page := i*64 + bits.TrailingZeros64(left)

@@ -10,14 +10,14 @@ import (
 	"time"
 )
 
-// session is one migration at the destination. Its state moves forward only:
+// session is one migration at the destination. Its state only moves forward:
 //
 //	receiving -> prepared -> running
 //	     \            \----> aborted
 //	      \----------------> aborted
 //
-// The step out of prepared is taken under verdictMu, before any vCPU enters
-// the guest, and is never taken back.
+// The step out of prepared is made under verdictMu, before any vCPU enters the guest,
+// and is never undone.
 type session struct {
 	id   sessionID
 	conn *conn // control
@@ -26,7 +26,7 @@ type session struct {
 	timeout  time.Duration
 	life     *liveness
 	slots    []Slot
-	ahead    *ahead // nil: not done here
+	ahead    *ahead // nil: memory is not populated ahead
 	wrong    []string
 	nWrong   uint64
 
@@ -73,13 +73,13 @@ func (s *session) machine() Target {
 	return s.target
 }
 
-// toldError marks an error of which the source has been told.
+// toldError marks an error that the source has been told, or has told.
 type toldError struct{ error }
 
 func (e toldError) Unwrap() error { return e.error }
 
-// receive takes the migration up to COMMIT. Whatever it returns, the session's
-// state is the truth: finish reads it.
+// receive runs the migration. What became of it is the session's state, which finish
+// reads, and not the error.
 func (s *session) receive(ctx context.Context, r *Receiver) error {
 	if err := s.conn.writeControl(frameHelloOK, helloOK{Version: Version, Channels: uint16(len(s.inlets))}); err != nil {
 		return err
@@ -111,11 +111,11 @@ func (s *session) receive(ctx context.Context, r *Receiver) error {
 	if err := s.commit(ctx); err != nil {
 		return err
 	}
-	// If this does not arrive, the source asks.
+	// If this does not arrive, the source sends a query.
 	return s.conn.writeControl(frameRunning, took(began))
 }
 
-// took is what PREPARED and RUNNING say of a step.
+// took is the payload of PREPARED or RUNNING, for a step that began then.
 func took(began time.Time) tookMsg {
 	return tookMsg{uint64(time.Since(began).Microseconds())}
 }
@@ -131,7 +131,7 @@ func (s *session) build(ctx context.Context, r *Receiver) (Target, error) {
 	}
 	b, err := s.conn.readPayload(f, maxConfig)
 	if err != nil {
-		return nil, lost(err)
+		return nil, closedBySource(err)
 	}
 	var config configMsg
 	if err := decodeControl(f.typ, b, &config); err != nil {
@@ -157,14 +157,15 @@ func (s *session) build(ctx context.Context, r *Receiver) (Target, error) {
 		return nil, err
 	}
 	s.ahead = newAhead(target, len(s.inlets))
-	// Before a channel can end a round, and say so by this connection.
+	// READY comes before a channel can end a round, which is confirmed by this
+	// connection.
 	err = s.conn.writeFrame(header{typ: frameReady})
 	close(s.ready)
 	return target, err
 }
 
-// lost names the end of the connection.
-func lost(err error) error {
+// closedBySource gives the end of a connection a text that says what happened.
+func closedBySource(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return errors.New("the source closed the connection")
 	}
@@ -175,12 +176,12 @@ func lost(err error) error {
 func (s *session) next() (header, error) {
 	f, err := s.conn.readHeader()
 	if err != nil {
-		return f, lost(err)
+		return f, closedBySource(err)
 	}
 	if f.typ == frameAbort {
 		var r reason
 		if err := s.conn.readControl(f, &r); err != nil {
-			return f, lost(err)
+			return f, closedBySource(err)
 		}
 		return f, toldError{fmt.Errorf("the source gave up: %s", clip(r.Reason))}
 	}
@@ -191,8 +192,8 @@ func (s *session) unexpected(f header, want string) error {
 	return fmt.Errorf("%w: the source sent %v (%d bytes) instead of %s", ErrProtocol, f.typ, f.length, want)
 }
 
-// receiveState takes what comes by control while pages come by the data
-// connections, and returns the state after the last page has landed.
+// receiveState receives what comes by control while pages come by the data
+// connections, and returns the state when the last page has landed.
 func (s *session) receiveState(target Target) (state []byte, err error) {
 	for {
 		f, err := s.next()
@@ -207,7 +208,7 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 		case f.typ == frameState:
 			state, err := s.conn.readPayload(f, maxState)
 			if err != nil {
-				return nil, lost(err)
+				return nil, closedBySource(err)
 			}
 			if err := target.PrepareState(state); err != nil {
 				return nil, fmt.Errorf("load the machine's state: %w", err)
@@ -226,28 +227,29 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 			return nil, s.unexpected(f, "STATE")
 		}
 		if err != nil {
-			return nil, lost(err)
+			return nil, closedBySource(err)
 		}
 	}
 }
 
-// reason waits a moment for what the source says of a data connection that was
-// lost while nobody listened to the one of control.
+// reason waits a moment for the source to say why a data connection was lost, which
+// nobody read from the control connection meanwhile.
 func (s *session) reason(err error) error {
 	if isLoss(err) { // fail has set the end of this wait
 		if _, said := s.next(); errors.As(said, new(toldError)) {
 			return said
 		}
 	}
-	return lost(err)
+	return closedBySource(err)
 }
 
-// echo confirms a round. Nothing else is written while pages come.
+// echo confirms a round. Nothing else is written to the control connection while
+// pages come.
 func (s *session) echo(round uint64) error {
 	return s.conn.writeFrame(header{typ: frameRound, first: round})
 }
 
-// tellFailure tells the source why, after the verdict is final.
+// tellFailure tells the source why the migration ended, after the verdict is final.
 func (s *session) tellFailure(err error) {
 	if told := (toldError{}); !errors.As(err, &told) && !s.conn.midFrame {
 		s.conn.writeTimeout = time.Second

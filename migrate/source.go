@@ -93,7 +93,7 @@ func (m *Migration) Cancel() error {
 	return nil
 }
 
-// Committed reports whether the right to run may be the destination's.
+// Committed reports whether the destination may have the right to run.
 func (m *Migration) Committed() bool {
 	m.handoffMu.Lock()
 	defer m.handoffMu.Unlock()
@@ -111,8 +111,8 @@ func (m *Migration) Abandon() {
 	}
 }
 
-// commit is the point of no return: after it the guest may not be resumed here
-// without the destination's word.
+// commit is the point of no return: after it the guest may be resumed here only if
+// the destination says that it does not run it.
 func (m *Migration) commit(ctx context.Context) error {
 	m.handoffMu.Lock()
 	defer m.handoffMu.Unlock()
@@ -127,7 +127,7 @@ func (m *Migration) setPhase(p Phase) {
 	m.meter.update(func(mt *meter) { mt.progress.Phase = p })
 }
 
-// run is the whole exchange. pre ends what precedes COMMIT, base what follows.
+// run is the whole exchange. pre bounds what precedes COMMIT, base what follows.
 func (m *Migration) run(pre, base context.Context) (err error) {
 	l, err := m.connect(pre)
 	if err != nil {
@@ -163,17 +163,17 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		err = m.commit(l.ctx)
 	}
 	if err != nil {
-		// The guest first, the courtesies after.
+		// First the guest, then the peer.
 		err = l.explain(err)
 		return l.end(errors.Join(err, m.takeBack(base, p)))
 	}
-	return m.settle(base, p)
+	return m.handOver(base, p)
 }
 
-// yield lets the destination have what only one side can.
+// yield gives up what only one side can hold.
 func (m *Migration) yield(ctx context.Context) error {
 	if err := m.src.YieldForHandoff(ctx); err != nil {
-		return fmt.Errorf("hand over the disks: %w", err)
+		return fmt.Errorf("give up the disks: %w", err)
 	}
 	return nil
 }
@@ -191,7 +191,7 @@ func (m *Migration) takeBack(ctx context.Context, p *precopy) error {
 	return errors.Join(err, p.tracker.Stop())
 }
 
-// connect dials and agrees on a version.
+// connect dials, says hello and opens the data channels.
 func (m *Migration) connect(ctx context.Context) (*link, error) {
 	var err error
 	if m.session, err = newSessionID(); err != nil {
@@ -229,7 +229,7 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// setupPatience is how many times PeerTimeout the destination may take to build
+// setupPatience times PeerTimeout is how long the destination may take to build
 // the machine.
 const setupPatience = 6
 
@@ -245,7 +245,7 @@ func (m *Migration) setup(ctx context.Context, l *link) error {
 		return fmt.Errorf("encode %v: %w", frameConfig, err)
 	}
 	if len(config) > maxConfig {
-		return fmt.Errorf("the machine's configuration has %d bytes, at most %d can be sent", len(config), maxConfig)
+		return fmt.Errorf("the machine's configuration has %d bytes: must be at most %d", len(config), maxConfig)
 	}
 	var ram uint64
 	for _, s := range m.src.Slots() {

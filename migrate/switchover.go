@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// switchover stops the guest and sends all that is left, and the state. again
-// is true when the guest runs on because more was left than the estimate said
-// and the limit would have been broken.
+// switchover stops the guest and sends all that is left, and the state. again is
+// true if the guest runs on, since more was left than estimated and the stop would
+// have exceeded the limit.
 //
-// The state is saved, and sent, while the last pages fly. Saving it may write RAM (KVM
-// does, for some MSRs), so the last sync of all comes after it, and what that
-// finds goes too (R5).
+// The state is saved and sent while the last pages are under way. Saving may write
+// RAM (KVM does for some MSRs), so the last fetch of the dirty log comes after it,
+// and what that finds is sent too (R5).
 func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error) {
 	m := p.m
 	m.setPhase(PhaseSwitchover)
 	p.hints.stop()
-	expected := p.tracker.Remaining() + p.est.surge
-	p.plan = plan{limit: m.opt.DowntimeLimit, parts: p.est.plan(expected)}
+	expected := p.tracker.Remaining() + p.model.surge
+	p.expected = expectedStop{limit: m.opt.DowntimeLimit, parts: p.model.parts(expected)}
 	p.watch = startWatch()
-	p.stopped = true // even if it fails half way
+	p.stopped = true // even if it fails
 	wasRunning, err := m.src.PauseForHandoff(ctx)
 	p.watch.lap(&p.watch.parts.Pause)
 	if err != nil {
@@ -31,21 +31,22 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	if err := p.sync(); err != nil {
 		return false, err
 	}
-	if left := p.tracker.Remaining(); wasRunning && p.est.failed < maxTries && p.est.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
+	if left := p.tracker.Remaining(); wasRunning && p.model.failed < maxTries && p.model.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
 		return true, p.goOn(ctx, expected, left)
 	}
-	// Wherever the guest goes on, it goes on at full speed.
+	// The guest goes on at full speed, on whichever side.
 	if err := p.release(); err != nil {
 		return false, err
 	}
 
 	m.meter.beginRound(n, p.tracker.Remaining())
-	p.hints.done() // it travels in the state
+	p.hints.done() // DONE is part of the state
 	early := !m.opt.VerifyPages
 	saved := p.save(ctx, early)
 	err = p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.Pages)
-	// Also after an error: the guest must not be resumed, nor ABORT be sent, meanwhile.
+	// Also after an error: while the state is saved the guest must not be resumed and
+	// ABORT must not be sent.
 	s := <-saved
 	p.watch.lap(&p.watch.parts.State)
 	if err = errors.Join(err, s.err); err != nil {
@@ -109,7 +110,7 @@ func (p *precopy) sendState(state []byte) error {
 	return p.link.conn.writeFrame(h, state)
 }
 
-// hashRate is how many bytes a second any machine can hash.
+// hashRate is a lower bound of how many bytes a second a machine hashes.
 const hashRate = 50 << 20
 
 // sync fetches the dirty log while the guest stands still.
@@ -124,10 +125,9 @@ type savedState struct {
 	err   error
 }
 
-// save saves the state in the background, and sends it if it may overtake the
-// last pages: the destination prepares for it while they fly, and loads it when
-// they have landed. Exactly one value comes, after which nothing is written to the
-// connection of control.
+// save saves the state in the background, and sends it if it may overtake the last
+// pages: the destination prepares it meanwhile, and loads it when they have landed.
+// It sends exactly one value, and writes nothing to the control connection after it.
 func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 	saved := make(chan savedState, 1)
 	go func() {
@@ -136,7 +136,7 @@ func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 		case err != nil:
 			err = fmt.Errorf("save the machine's state: %w", err)
 		case len(state) > maxState:
-			err = fmt.Errorf("the machine's state has %d bytes, at most %d can be sent", len(state), maxState)
+			err = fmt.Errorf("the machine's state has %d bytes: must be at most %d", len(state), maxState)
 		case send:
 			err = p.sendState(state)
 		}
@@ -145,11 +145,11 @@ func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 	return saved
 }
 
-// goOn undoes the stop. The state is saved the first time all the same: its
-// size and what saving it takes are then known.
+// goOn undoes the stop. The first time it saves the state nevertheless, to learn its
+// size and how long saving takes.
 func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
 	var size int
-	if p.est.failed == 0 {
+	if p.model.failed == 0 {
 		s := <-p.save(ctx, false)
 		if s.err != nil {
 			return s.err
@@ -157,7 +157,7 @@ func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
 		size = len(s.state)
 		p.watch.lap(&p.watch.parts.State)
 	}
-	p.est.gaveUp(expected, left, p.watch.parts, size)
+	p.model.gaveUp(expected, left, p.watch.parts, size)
 	p.stopped = false
 	if err := p.m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("resume at the source: %w", err)

@@ -6,10 +6,10 @@ const (
 	throttleFirst = 20 // percent
 	throttleStep  = 10
 	throttleMost  = 99
-	// throttlePause is the least time between two steps: a step must have had
-	// the time to show in what the guest writes.
+	// throttlePause is the least time between two steps, so that the effect of a step
+	// on what the guest writes can be seen.
 	throttlePause = 100 * time.Millisecond
-	// stallRounds is how many rounds in a row must not have shrunk.
+	// stallRounds is how many rounds in a row must not shrink.
 	stallRounds = 2
 )
 
@@ -20,9 +20,9 @@ type brake struct {
 	since   time.Time // of the last step
 }
 
-// round looks at one more round, which had began pages to send when it began
-// and left as many as left when it ended, and says whether to raise percent. A
-// round that leaves no more than half of what it had shrinks well enough.
+// round takes one more round, which began with began pages to send and ended with left,
+// and reports whether percent was raised. A round that leaves at most half of its pages
+// shrinks well enough.
 func (b *brake) round(began, left uint64, now time.Time) (raise bool) {
 	if left <= began/2 {
 		b.stalled = 0

@@ -13,26 +13,23 @@ import (
 // (KVM_MEM_MAX_NR_PAGES in include/linux/kvm_host.h).
 const maxSlotPages = 1<<31 - 1
 
-// errNotTracking is returned where the dirty log would have to be on.
+// errNotTracking is returned by what needs the dirty log to be on.
 var errNotTracking = errors.New("dirty tracking is not on")
 
-// Tracker knows which pages must still be sent, and sees to it that no write
-// to a page which was sent goes unnoticed. It holds four bitmaps for each
-// slot, and this is always true of them (the property tests check it):
+// tracker knows which pages must still be sent, and ensures that every write to a
+// page that has been sent is noticed. Its invariants (the property tests check them):
 //
-//   - fetched is part of toSend: a page whose KVM bit was reported and is not
-//     cleared yet has its content still to be read. A page leaves toSend by
-//     [tracker.Pick], which clears its chunk of fetched first, or by
-//     [tracker.Hint], which leaves pages of fetched alone.
-//   - So a CLEAR, which passes what is in fetched and nothing else, wipes the
-//     bit of no page that is not going to be read afterwards.
-//   - A page that is not in fetched is either armed (KVM reports its next
-//     write) or its KVM bit is set already (KVM reports it at the next
-//     fetch). So what is picked after the CLEAR and read after that is sent
-//     as it was at some moment from which on every write is reported.
+//   - fetched is part of toSend: a page whose KVM bit was reported and is not cleared
+//     yet is still to be read. A page leaves toSend by [tracker.Pick], which clears
+//     its chunk of fetched first, or by [tracker.Hint], which skips pages of fetched.
+//   - So a CLEAR, which passes the bits of fetched and no others, clears no bit of a
+//     page that is not read afterwards.
+//   - A page that is not in fetched is armed (KVM reports its next write), or its KVM
+//     bit is set (KVM reports it at the next fetch). So a page that is read after the
+//     CLEAR is sent as it was at a moment after which every write is reported.
 //
-// Without manual protection a fetch clears and arms by itself, and fetched
-// stays empty.
+// Without manual protection a fetch clears and arms by itself, and fetched stays
+// empty.
 //
 // All methods may be called from several goroutines. None of them allocates.
 type tracker struct {
@@ -40,35 +37,34 @@ type tracker struct {
 	shift  uint
 	manual bool
 
-	// mu guards every field below, and is held over every call into the dirty
-	// log: fetch and clear of one slot never overlap, and no page is picked or
-	// hinted between a fetch and its booking. It is not held while the network
-	// is written to.
+	// mu guards every field below. It is held over every call into the dirty log:
+	// fetch and clear of a slot never overlap, and no page is picked or hinted
+	// between a fetch and its booking. It is not held over network I/O.
 	mu        sync.Mutex
 	slots     []slotBits
 	tracking  bool
 	remaining uint64         // pages in all toSend
-	dirtied   uint64         // pages that all fetches so far reported as newly written
+	dirtied   uint64         // pages that all fetches reported as newly written
 	kvmBits   mempage.Bitmap // scratch of a fetch, as long as the largest slot
 	vmmBits   mempage.Bitmap
 	hints     hintEpoch
 }
 
-// slotBits is what the tracker knows of one slot.
+// slotBits is the tracker's record of one slot.
 type slotBits struct {
 	pages     uint64
 	remaining uint64 // pages in toSend
 
-	toSend       mempage.Bitmap // content must still be sent
-	fetched      mempage.Bitmap // KVM reported it, and no CLEAR has followed
-	uncleared    mempage.Bitmap // one bit a chunk: fetched has a bit in it
-	writtenSince mempage.Bitmap // reported since the hint epoch was announced
-	hinted       mempage.Bitmap // a hint took it out of toSend, and nothing put it back
+	toSend       mempage.Bitmap // the content must still be sent
+	fetched      mempage.Bitmap // KVM reported the page, and no CLEAR has followed
+	uncleared    mempage.Bitmap // one bit for each chunk: fetched has a bit in it
+	writtenSince mempage.Bitmap // a write was reported since the hint epoch was announced
+	hinted       mempage.Bitmap // a hint took the page out of toSend, and no fetch put it back
 }
 
-// newTracker makes a tracker of the slots, whose writes log reports. A CLEAR
-// covers chunks of 2^shift pages; a chunk that is larger than its slot is the
-// whole slot. Nothing is tracked before [tracker.Start].
+// newTracker makes a tracker of the slots, whose writes log reports. A CLEAR covers
+// chunks of 2^shift pages, or a whole slot that is smaller. Nothing is tracked before
+// [tracker.Start].
 func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 	if shift < minClearBitmapShift || shift > maxClearBitmapShift {
 		return nil, fmt.Errorf("track memory: clear bitmap shift %d: must be between %d and %d",
@@ -94,10 +90,9 @@ func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 	return t, nil
 }
 
-// Start turns write tracking on and makes every page one to be sent. It
-// fetches each slot once: with KVM_DIRTY_LOG_INITIALLY_SET nothing is armed
-// before a CLEAR, and a CLEAR needs bits that were fetched. After an error
-// tracking is off.
+// Start turns the dirty log on and marks every page as to be sent. It fetches each
+// slot once: with KVM_DIRTY_LOG_INITIALLY_SET no page is armed before a CLEAR, and a
+// CLEAR needs bits that were fetched. After an error tracking is off.
 func (t *tracker) Start() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -126,8 +121,8 @@ func (t *tracker) Start() error {
 	return nil
 }
 
-// Stop turns write tracking off. What was still to be sent stays on record;
-// a new [tracker.Start] begins afresh. It may be called when tracking is off.
+// Stop turns the dirty log off, also if it is off. The record of what is to be sent
+// stays until the next [tracker.Start].
 func (t *tracker) Stop() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -144,9 +139,9 @@ func (t *tracker) stop() error {
 	return nil
 }
 
-// Sync fetches the writes that KVM and the VMM have recorded in every slot.
-// It only adds to what must be sent. After an error nothing that was recorded
-// is lost, and the slots after the failing one were not fetched.
+// Sync fetches the writes that KVM and the VMM have recorded, for every slot. It only
+// adds to what must be sent (R4). After an error no recorded write is lost, and the
+// slots after the failing one have not been fetched.
 func (t *tracker) Sync() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -158,8 +153,8 @@ func (t *tracker) Sync() error {
 	return nil
 }
 
-// SyncSlot is [tracker.Sync] for one slot. newly is the number of pages that
-// were written since they were last armed and had not been reported before.
+// SyncSlot is [tracker.Sync] for one slot. newly is the number of pages that were
+// written since they were last armed and had not been reported yet.
 func (t *tracker) SyncSlot(slot int) (newly uint64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -168,8 +163,8 @@ func (t *tracker) SyncSlot(slot int) (newly uint64, err error) {
 
 // fetch books what KVM's log and the VMM's have for the slot. It needs mu.
 //
-// A bit that is fetched and not cleared is reported again by every GET under
-// manual protection, and may be booked again: its page is in toSend anyway.
+// Under manual protection every GET reports again a bit that was fetched and not
+// cleared. It may be booked again: its page is in toSend anyway.
 func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	s, err := t.slot("fetch the dirty log", slot)
 	if err != nil {
@@ -184,8 +179,8 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	kvmErr := t.log.FetchDirtyLog(slot, kvm)
 	vmmErr := t.log.FetchVMMDirty(slot, vmm)
 	if kvmErr != nil {
-		// A GET that clears may have cleared bits that it then failed to
-		// hand over; one that does not has changed nothing.
+		// A GET that clears may have cleared bits that it failed to return; one that
+		// does not clear has changed nothing.
 		clear(kvm)
 		if !t.manual {
 			kvm.SetRange(0, s.pages)
@@ -201,8 +196,8 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	return newly, errors.Join(kvmErr, vmmErr)
 }
 
-// book ORs what was reported into the slot's bitmaps and returns how many of
-// the pages are reported for the first time since they were armed. It needs mu.
+// book ORs what was reported into the slot's bitmaps and returns how many of the pages
+// are reported for the first time since they were armed. It needs mu.
 func (t *tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
 	var added, back int
 	wordsShift := t.shift - 6 // a chunk is 2^wordsShift words
@@ -232,16 +227,15 @@ func (t *tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
 	return newly
 }
 
-// Pick takes the next pages that must be sent out of the slot, at or after
-// page from, which is rounded down to a multiple of 64. The pages lie in
-// [first, first+n), and bit i of picked tells whether page first+i is one of
-// them. first is a multiple of 64; n is one too or ends the slot, and is at
-// most max, which is a multiple of 64 and no more than picked has bits for.
-// n is 0 when nothing is left there. The caller reads the pages' content,
-// looks whether they are zero, or holes, after Pick has returned and not
-// before: their writes are tracked again from then on.
+// Pick takes out of toSend the next pages of the slot at or after page from, which is
+// rounded down to a multiple of 64. They lie in [first, first+n), and bit i of picked
+// is set for each page first+i that was taken. first is a multiple of 64; n is too or
+// ends the slot. n is at most max, a multiple of 64 for which picked has room, and 0 if
+// nothing is left.
 //
-// After an error no page was picked, and the pages stay to be sent.
+// The caller reads the pages, also to find zeros and holes, only after Pick has
+// returned: from then on their writes are tracked again (R1). After an error no page
+// was taken.
 func (t *tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n uint64, err error) {
 	s, err := t.slot("pick pages", slot)
 	if err != nil {
@@ -277,11 +271,10 @@ func (t *tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n ui
 	return first, n, nil
 }
 
-// arm clears, in KVM's log, what was fetched in the chunks that [first,
-// first+n) touches, and nothing else: a bit that was set after the fetch is a
-// write which only a later fetch may report. Neighbouring chunks take one
-// CLEAR. After an error the chunks that are not cleared are on record as
-// before. It needs mu.
+// arm clears, in KVM's log, the bits that were fetched in the chunks that [first,
+// first+n) touches, and no others: a bit that was set after the fetch is a write that
+// a later fetch must report (R2). Adjacent chunks take one CLEAR. After an error the
+// record of the chunks that were not cleared is as before. It needs mu.
 func (t *tracker) arm(slot int, first, n uint64) error {
 	s := &t.slots[slot]
 	chunk, end := first>>t.shift, (first+n-1)>>t.shift+1
@@ -302,8 +295,7 @@ func (t *tracker) arm(slot int, first, n uint64) error {
 	}
 }
 
-// Remaining is the number of pages that must still be sent, as far as the log
-// has been fetched.
+// Remaining is the number of pages in toSend.
 func (t *tracker) Remaining() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -321,9 +313,9 @@ func (t *tracker) SlotRemaining(slot int) uint64 {
 	return s.remaining
 }
 
-// Dirtied is the number of pages that all fetches since [tracker.Start]
-// reported as newly written: its growth over time is the dirty rate. Writes
-// to a page that was reported and is not armed again yet are not seen.
+// Dirtied is the number of pages that all fetches since [tracker.Start] reported as
+// newly written; its growth is the dirty rate. It does not count writes to a page that
+// was reported and is not armed again yet.
 func (t *tracker) Dirtied() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -333,7 +325,7 @@ func (t *tracker) Dirtied() uint64 {
 // slot checks a slot's number.
 func (t *tracker) slot(what string, slot int) (*slotBits, error) {
 	if slot < 0 || slot >= len(t.slots) {
-		return nil, fmt.Errorf("%s: there is no slot %d among %d", what, slot, len(t.slots))
+		return nil, fmt.Errorf("%s: slot %d of %d", what, slot, len(t.slots))
 	}
 	return &t.slots[slot], nil
 }

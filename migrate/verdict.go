@@ -12,8 +12,8 @@ func (s *session) prepared() {
 	s.state = statePrepared
 }
 
-// commit takes the right to run. An error means that it was not taken and
-// never will be.
+// commit takes the right to run. After an error it has not been taken and never will
+// be.
 func (s *session) commit(ctx context.Context) error {
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()
@@ -32,11 +32,11 @@ func (s *session) commit(ctx context.Context) error {
 	return nil
 }
 
-// queried answers a query. A source asks only after COMMIT has left it, so for
-// a session that is prepared the question is the COMMIT that did not arrive.
+// queried answers a query. A source asks only after it has sent COMMIT, so for a
+// session that is prepared the query stands for the COMMIT that has not arrived.
 func (s *session) queried(ctx context.Context) string {
 	if s.isState(statePrepared) {
-		_ = s.commit(ctx) // the state says how it went
+		_ = s.commit(ctx) // the state has the result
 		s.conn.Close()    // wake the reader that waits for COMMIT
 	}
 	switch {
@@ -54,9 +54,9 @@ func (s *session) isState(want sessionState) bool {
 	return s.state == want
 }
 
-// finish ends the session: the machine that runs, or nil after the abort has
-// become final and the machine was discarded. Nothing is written to its memory
-// any more by then.
+// finish ends the session. It returns the machine that runs, or nil after the abort
+// has become final and the machine has been discarded. By then nothing writes to its
+// memory.
 func (s *session) finish() Target {
 	s.endChannels()
 	s.verdictMu.Lock()

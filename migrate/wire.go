@@ -10,8 +10,8 @@ import (
 )
 
 // The wire format; docs/migration.md has it as byte tables. All integers are
-// little-endian. A connection begins with one hello from the source; after it
-// both directions carry frames: a header of 24 bytes and a payload.
+// little-endian. A connection begins with a hello from the source. Then both sides
+// send frames: a header of 24 bytes and a payload.
 
 const Version = 3 // of the migration protocol
 
@@ -23,7 +23,7 @@ const (
 	maxSpan = 1024
 	// maxControl bounds the payload of a CBOR message.
 	maxControl = 64 << 10
-	// maxConfig bounds CONFIG, which carries the kernel's image.
+	// maxConfig bounds CONFIG, which contains the kernel's image.
 	maxConfig = 512 << 20
 	// maxState bounds STATE.
 	maxState = 64 << 20
@@ -41,7 +41,7 @@ const (
 	purposeMigrate purpose = 1 // the control connection of a migration
 	purposeQuery   purpose = 2 // asks for the verdict on a session
 	purposeData    purpose = 3 // one of the data connections
-	purposeProbe   purpose = 4 // measures the way to the destination
+	purposeProbe   purpose = 4 // measures the link to the destination
 )
 
 // sessionID is the nonce that the source draws for one migration.
@@ -83,7 +83,7 @@ func (h hello) encode() [helloSize]byte {
 	return b
 }
 
-var errNotGovmm = fmt.Errorf("%w: the peer does not speak govmm's migration protocol", ErrProtocol)
+var errNotGovmm = fmt.Errorf("%w: the peer does not speak the migration protocol", ErrProtocol)
 
 // decodeHello reads a hello and checks it. Reserved bytes are ignored, so that a
 // later version may use them.
@@ -128,7 +128,7 @@ const (
 	frameAbort                       // source: the migration ends, and why
 	framePacked                      // source: as PAGES, its data pages compressed together
 
-	frameHelloOK  frameType = iota + 56 // 64.. destination: version and features
+	frameHelloOK  frameType = iota + 56 // 64.. destination: version and channels
 	frameRefused                        // destination: every reason
 	frameReady                          // destination: the machine is built
 	framePrepared                       // destination: pages and state are loaded
@@ -137,7 +137,7 @@ const (
 	frameVerdict                        // destination: the answer to a query
 )
 
-// frameProbe is from the source of a probe: bytes to be thrown away.
+// frameProbe carries bytes that the receiver of a probe throws away.
 const frameProbe frameType = 32
 
 func (t frameType) String() string {
@@ -179,14 +179,9 @@ func (t frameType) String() string {
 }
 
 const (
-	// flagPaused is the flag of a STATE frame whose guest was paused at the
-	// source and stays so.
-	flagPaused uint8 = 1 << 0
-	// flagLast is the flag of a ROUND frame after which its data connection
-	// carries nothing more.
-	flagLast uint8 = 1 << 0
-	// flagQuiet is the flag of a ROUND frame that is not to be confirmed.
-	flagQuiet uint8 = 1 << 1
+	flagPaused uint8 = 1 << 0 // STATE: the guest was paused at the source and stays so
+	flagLast   uint8 = 1 << 0 // ROUND: nothing follows on this data connection
+	flagQuiet  uint8 = 1 << 1 // ROUND: the destination does not confirm it
 )
 
 // header begins every frame: 24 bytes.
@@ -226,9 +221,9 @@ func (h header) span(slots []Slot) error {
 	case int(h.slot) >= len(slots):
 		return fmt.Errorf("%w: %v for memory slot %d of %d", ErrProtocol, h.typ, h.slot, len(slots))
 	case h.count == 0 || h.count > maxSpan:
-		return fmt.Errorf("%w: %v of %d pages, 1 to %d are allowed", ErrProtocol, h.typ, h.count, maxSpan)
+		return fmt.Errorf("%w: %v of %d pages: must be between 1 and %d", ErrProtocol, h.typ, h.count, maxSpan)
 	case h.first%64 != 0:
-		return fmt.Errorf("%w: %v from page %#x, not a multiple of 64", ErrProtocol, h.typ, h.first)
+		return fmt.Errorf("%w: %v from page %#x: must be a multiple of 64", ErrProtocol, h.typ, h.first)
 	case h.first >= slots[h.slot].Pages || uint64(h.count) > slots[h.slot].Pages-h.first:
 		return fmt.Errorf("%w: %v of pages [%#x,+%#x) of memory slot %d, which has %#x", ErrProtocol, h.typ,
 			h.first, h.count, h.slot, slots[h.slot].Pages)
@@ -236,9 +231,9 @@ func (h header) span(slots []Slot) error {
 	return nil
 }
 
-// spanMeta is what follows the header of a PAGES or PACKED frame: which pages
-// of the span come as data, and which read as zero. A page in neither is not
-// spoken of. Then come the data pages, in order, or what they were packed to.
+// spanMeta follows the header of a PAGES or PACKED frame: which pages of the span
+// come as data, and which read as zero. A page in neither stays as it is. The data
+// pages follow, in order, or what they were packed to.
 type spanMeta struct {
 	buf        [2 * maxSpan / 8]byte
 	data, zero [maxSpan / 64]uint64
@@ -246,7 +241,7 @@ type spanMeta struct {
 
 func spanWords(count uint32) int { return (int(count) + 63) / 64 }
 
-// encode returns the bytes of the meta for a span of count pages.
+// encode returns the meta of a span of count pages.
 func (m *spanMeta) encode(count uint32) []byte {
 	w := spanWords(count)
 	for i := range w {
@@ -256,11 +251,11 @@ func (m *spanMeta) encode(count uint32) []byte {
 	return m.buf[:2*w*8]
 }
 
-// bytes returns where to read the meta of a span of count pages.
+// bytes returns the buffer for the meta of a span of count pages.
 func (m *spanMeta) bytes(count uint32) []byte { return m.buf[:2*spanWords(count)*8] }
 
-// decode checks the meta that was read into bytes against its header and
-// returns the number of data pages.
+// decode decodes the meta that was read into bytes, checks it against its header,
+// and returns the number of data pages.
 func (m *spanMeta) decode(h header) (pages int, err error) {
 	w := spanWords(h.count)
 	for i := range w {
@@ -278,9 +273,9 @@ func (m *spanMeta) decode(h header) (pages int, err error) {
 	length := uint64(h.length)
 	switch {
 	case h.typ == framePages && length != meta+plain:
-		return 0, fmt.Errorf("%w: PAGES of %d bytes, its bitmaps ask for %d", ErrProtocol, length, meta+plain)
+		return 0, fmt.Errorf("%w: PAGES of %d bytes, expected %d by its bitmaps", ErrProtocol, length, meta+plain)
 	case h.typ == framePacked && (length <= meta || length >= meta+plain):
-		return 0, fmt.Errorf("%w: PACKED of %d bytes, with its bitmaps it has more than %d and less than %d",
+		return 0, fmt.Errorf("%w: PACKED of %d bytes, expected more than %d and less than %d by its bitmaps",
 			ErrProtocol, length, meta, meta+plain)
 	}
 	return pages, nil

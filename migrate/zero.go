@@ -2,12 +2,11 @@ package migrate
 
 import "encoding/binary"
 
-// isZero tells whether every byte of p is zero. The guest may write p
-// meanwhile; the answer then is of some mixture of before and after, and the
-// dirty log reports the write.
+// isZero reports whether every byte of p is zero. If the guest writes p meanwhile the
+// result may be of a mixture of old and new bytes, and the dirty log reports the write.
 //
-// The eight loads of a line have no order among them, so the processor keeps
-// several in flight; a page with content is told by its first line.
+// The eight loads of a line do not depend on each other, so the processor has several
+// in flight. Most pages with content differ from zero in their first line.
 func isZero(p []byte) bool {
 	le := binary.LittleEndian
 	for len(p) >= 64 {

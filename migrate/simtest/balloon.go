@@ -9,10 +9,10 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// Driver is how the guest's balloon driver behaves. The zero value is one that
-// hints every page, in order, when it is asked.
+// Driver is how the guest's balloon driver behaves. The zero value hints every page, in
+// order, when it is asked.
 type Driver struct {
-	Absent  bool // there is none
+	Absent  bool // there is no driver
 	Poison  bool // it expects a pattern in free pages
 	Silent  bool // it does not answer
 	Endless bool // it does not say that its answer is over
@@ -21,14 +21,13 @@ type Driver struct {
 	Pace time.Duration
 	// Skip is how many pages at the start of each slot it does not hint.
 	Skip uint64
-	// TakeBack is how many of 1000 pages it takes back and writes right after
-	// it hinted them.
+	// TakeBack is how many of 1000 pages it takes back and writes right after it
+	// hinted them.
 	TakeBack int
 }
 
-// Balloon is a simulated balloon that hints free pages: a device, whose queue
-// is served by a goroutine of its own, and the driver in the guest. It
-// implements [migrate.HintSource].
+// Balloon is a simulated balloon that hints free pages: a device, whose queue has a
+// goroutine, and the driver in the guest. It implements [migrate.HintSource].
 type Balloon struct {
 	// Driver is set before the guest runs.
 	Driver Driver
@@ -60,7 +59,7 @@ var (
 	_ migrate.HintSource = (*Balloon)(nil)
 )
 
-// Command ids that mean something, virtio 1.2 section 5.5.6.5.
+// The reserved command ids, virtio 1.2 section 5.5.6.5.
 const (
 	commandStop = 0
 	commandDone = 1
@@ -178,7 +177,8 @@ func (b *Balloon) Lose() {
 	}
 }
 
-// read is the driver's reading of the command, and how it learns of the next.
+// read returns the command as the driver reads it, and a channel that is closed when it
+// changes.
 func (b *Balloon) read() (command uint32, changed chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -217,8 +217,8 @@ func (b *Balloon) drive() {
 	}
 }
 
-// answer hints everything, and ends early when another command comes. It
-// returns false when the guest has stopped.
+// answer hints all pages, and ends early if another command comes. It returns false if
+// the guest has stopped.
 func (b *Balloon) answer(id uint32) bool {
 	if !b.send(func(s mempage.HintSink) {
 		if b.current(id) {
@@ -294,8 +294,8 @@ func (b *Balloon) send(request func(mempage.HintSink)) bool {
 	}
 }
 
-// give marks pages as given up: until they are written again, their content
-// may differ on both sides.
+// give marks pages as given up: until they are written again, their content may differ
+// between the two sides.
 func (m *Memory) give(slot int, first, n uint64) {
 	s := m.slots[slot]
 	s.mu.Lock()
@@ -305,7 +305,7 @@ func (m *Memory) give(slot int, first, n uint64) {
 	}
 }
 
-// Given says whether the guest has given the page's content up.
+// Given reports whether the guest has given the page's content up.
 func (m *Memory) Given(slot int, page uint64) bool {
 	s := m.slots[slot]
 	s.mu.Lock()
@@ -313,9 +313,8 @@ func (m *Memory) Given(slot int, page uint64) bool {
 	return s.pages[page].given
 }
 
-// balloonState travels with the machine: of the device the command and the
-// last id, of the driver the last id that it answered to and whether it was
-// stopped in that.
+// balloonState moves with the machine: the device's command and last id, the last id
+// that the driver answered to, and whether it was stopped during its answer.
 type balloonState struct {
 	Last, Command, Answered uint32
 	Midway                  bool

@@ -56,7 +56,7 @@ func (m *Memory) StopDirtyLog() error {
 	return nil
 }
 
-// Logging tells whether the dirty log is on.
+// Logging reports whether the dirty log is on.
 func (m *Memory) Logging() bool {
 	for _, s := range m.slots {
 		s.mu.Lock()
@@ -69,9 +69,8 @@ func (m *Memory) Logging() bool {
 	return false
 }
 
-// FetchDirtyLog implements [migrate.DirtyLog]. As KVM_GET_DIRTY_LOG it copies
-// the bits under manual protection, and takes them and arms their pages
-// without.
+// FetchDirtyLog implements [migrate.DirtyLog]. Like KVM_GET_DIRTY_LOG it copies the bits
+// under manual protection; without, it takes them and arms their pages.
 func (m *Memory) FetchDirtyLog(slot int, bitmap []uint64) error {
 	s, err := m.tracked("KVM_GET_DIRTY_LOG", slot)
 	if err != nil {
@@ -101,9 +100,9 @@ func (m *Memory) FetchDirtyLog(slot int, bitmap []uint64) error {
 	return nil
 }
 
-// ClearDirtyLog implements [migrate.DirtyLog]. As KVM_CLEAR_DIRTY_LOG it clears
-// the bits that are set both in bitmap and in the log, and arms those pages; a
-// page whose bit is not set in the log is left as it is.
+// ClearDirtyLog implements [migrate.DirtyLog]. Like KVM_CLEAR_DIRTY_LOG it clears the
+// bits that are set both in bitmap and in the log, and arms those pages. A page whose
+// bit is not set in the log stays as it is.
 func (m *Memory) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error {
 	s, err := m.tracked("KVM_CLEAR_DIRTY_LOG", slot)
 	if err != nil {
@@ -131,8 +130,8 @@ func (m *Memory) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error
 	return nil
 }
 
-// rearm tracks the writes of pages again whose bits were cleared, after the
-// moment in which writes to them go unrecorded.
+// rearm arms the pages whose bits were cleared. Writes between the clearing and the
+// arming are not recorded.
 func (m *Memory) rearm(slot int, first uint64, cleared []uint64) {
 	s := m.slots[slot]
 	n := min(uint64(len(cleared))*64, s.Pages-first)
@@ -172,7 +171,7 @@ func (m *Memory) FetchVMMDirty(slot int, bitmap []uint64) error {
 	return nil
 }
 
-// garble is what a failed fetch leaves behind, for callers that look.
+// garble makes the result of a failed fetch wrong, for callers that use it.
 func garble(bitmap []uint64) {
 	for i := range bitmap {
 		bitmap[i] = ^uint64(0)

@@ -11,22 +11,20 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// Config is what a simulated machine is made from, and what travels as its
-// migration configuration.
+// Config describes a simulated machine. It is the machine's migration configuration.
 type Config struct {
 	Layout
 	// CPUs is the number of vCPUs.
 	CPUs int
-	// Seed makes the guest's writes the same in every run: which pages, in
-	// which order on each vCPU. How vCPUs interleave is the scheduler's doing.
+	// Seed determines which pages each vCPU writes, and in which order. How vCPUs
+	// interleave is up to the scheduler.
 	Seed uint64
-	// Dirty is how many pages the guest keeps writing, counted from the first
-	// page of each slot; 0 means all.
+	// Dirty is how many pages at the start of each slot the guest writes; 0: all.
 	Dirty uint64
-	// Rate is how many pages a second each vCPU writes; 0 means flat out.
+	// Rate is how many pages a second each vCPU writes; 0: as many as it can.
 	Rate uint64
-	// Devices and Punches are how many of 1000 writes are by a device, and how
-	// many give a page back to the host. KernelWrites are by KVM itself.
+	// Devices, Punches and KernelWrites are how many of 1000 writes are by a device,
+	// give a page back to the host, and are by KVM itself.
 	Devices, Punches, KernelWrites int
 	// Fill gives that many pages of each slot content before the guest starts.
 	Fill uint64
@@ -58,8 +56,8 @@ type Machine struct {
 
 	config Config
 	world  *World
-	// throttle is the percentage of their time that vCPUs are kept from
-	// writing, throttled the most that it ever was.
+	// throttle is the percentage of time in which vCPUs do not write, throttled the
+	// highest that it has been.
 	throttle, throttled atomic.Int32
 
 	mu       sync.Mutex // guards the fields below; held while vCPUs start and stop
@@ -87,7 +85,7 @@ var (
 	_ migrate.Throttler = (*Machine)(nil)
 )
 
-// NewMachine makes the machine of a world that its guest begins on, paused.
+// NewMachine makes the machine on which the guest of a world begins, paused.
 func NewMachine(w *World, c Config) (*Machine, error) {
 	m, err := newMachine(w, c)
 	if err != nil {
@@ -104,7 +102,7 @@ func NewMachine(w *World, c Config) (*Machine, error) {
 
 func newMachine(w *World, c Config) (*Machine, error) {
 	if c.CPUs < 1 || len(c.Slots) == 0 {
-		return nil, fmt.Errorf("simulate a machine: %d vCPUs and %d memory slots, it has one at least", c.CPUs, len(c.Slots))
+		return nil, fmt.Errorf("simulate a machine: %d vCPUs and %d memory slots: must be at least 1", c.CPUs, len(c.Slots))
 	}
 	memory, err := NewMemory(c.Layout)
 	if err != nil {
@@ -121,7 +119,7 @@ func newMachine(w *World, c Config) (*Machine, error) {
 	return m, nil
 }
 
-// Resume lets the guest run, as its user does.
+// Resume lets the guest run, as a user does.
 func (m *Machine) Resume() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -132,7 +130,7 @@ func (m *Machine) Resume() error {
 	return nil
 }
 
-// Pause stops the guest, as its user does.
+// Pause stops the guest, as a user does.
 func (m *Machine) Pause() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -144,22 +142,22 @@ func (m *Machine) Pause() error {
 	return nil
 }
 
-// Running tells whether the guest's vCPUs run here.
+// Running reports whether the guest's vCPUs run here.
 func (m *Machine) Running() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.phase == running
 }
 
-// Discarded tells whether the machine was given up as a destination.
+// Discarded reports whether the machine was given up as a destination.
 func (m *Machine) Discarded() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.phase == discarded
 }
 
-// Writes is the number of writes that each vCPU has made since the guest began,
-// on whatever machine.
+// Writes is the number of writes that each vCPU has made since the guest began, on all
+// machines.
 func (m *Machine) Writes() []uint64 {
 	out := make([]uint64, len(m.cpus))
 	for i, v := range m.cpus {
@@ -191,7 +189,7 @@ func (m *Machine) leave() {
 	m.world.runs(m, false)
 }
 
-// stop ends whatever the machine does.
+// stop stops all goroutines of the machine.
 func (m *Machine) stop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -213,9 +211,9 @@ func (m *Machine) MigrationConfig() ([]byte, error) {
 	return json.Marshal(m.config)
 }
 
-// PauseForHandoff implements [migrate.Source]. Each vCPU completes a port read
-// whose data KVM writes to memory, and each device a write that was under way:
-// a sender that skips the last sync loses them.
+// PauseForHandoff implements [migrate.Source]. Each vCPU completes a port read whose data
+// KVM writes to memory, and each device completes a write: a sender that does not fetch
+// the log once more loses them.
 func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -291,8 +289,8 @@ func (m *Machine) Throttle(percent int) error {
 	return nil
 }
 
-// Throttled returns by how many percent the vCPUs are slowed down now, and the
-// most by which they ever were.
+// Throttled returns by how many percent the vCPUs are slowed down now, and the highest
+// percentage so far.
 func (m *Machine) Throttled() (now, most int) {
 	return int(m.throttle.Load()), int(m.throttled.Load())
 }
@@ -336,7 +334,7 @@ func (m *Machine) PrepareState(saved []byte) error {
 		return fmt.Errorf("prepare a simulated machine: %w", err)
 	}
 	if len(s.CPUs) != len(m.cpus) {
-		return fmt.Errorf("prepare a simulated machine: the state is of %d vCPUs, here are %d", len(s.CPUs), len(m.cpus))
+		return fmt.Errorf("prepare a simulated machine: the state has %d vCPUs, expected %d", len(s.CPUs), len(m.cpus))
 	}
 	m.prepared = s
 	return nil

@@ -1,14 +1,12 @@
-// Package simtest is a simulated machine for tests of the migration engine:
-// guest memory with holes, a dirty log that behaves as KVM's does, devices
-// that write memory behind KVM's back, vCPUs that write while the engine
-// reads, and the pause and resume around a handoff.
+// Package simtest is a simulated machine for tests of the migration engine: guest memory
+// with holes, a dirty log that behaves like KVM's, devices that write memory without KVM,
+// vCPUs that write while the engine reads, and the pause and resume around a handoff.
 //
-// [Memory] alone is enough to try the dirty tracker, one step after another
-// and in any order. A [Machine] adds what package migrate asks of a source and
-// of a target, so that the engine runs whole; several machines share a [World],
-// which watches that only one of them runs, and compares the memory of both
-// sides at the handoff. Every write is on record: a test that finds a page
-// wrong can say which write was lost, and how it came to be.
+// [Memory] alone is enough to test the dirty tracker, step by step and in any order. A
+// [Machine] adds what package migrate needs of a source and of a target, so that the whole
+// engine runs. Machines share a [World], which checks that only one of them runs, and
+// compares the memory of both sides at the handoff. Every write is recorded: a test that
+// finds a wrong page can say which write was lost, and how.
 package simtest
 
 import (
@@ -34,12 +32,12 @@ type Layout struct {
 }
 
 // Memory is simulated guest memory with its dirty log. It implements
-// [migrate.RAM] and [migrate.DirtyLog]. The memory is mapped outside Go's
-// heap: vCPUs write it while the engine reads it, as real ones do, and the race
-// detector has no say in that.
+// [migrate.RAM] and [migrate.DirtyLog]. The memory is mapped outside Go's heap: vCPUs
+// write it while the engine reads it, as real ones do, and the race detector does not see
+// it.
 //
-// Methods may be called from several goroutines. A write names a page of a
-// slot that exists; anything else panics.
+// Methods may be called from several goroutines. A write to a page that does not exist
+// panics.
 type Memory struct {
 	// Hooks is set before the memory is used by several goroutines.
 	Hooks Hooks
@@ -49,20 +47,19 @@ type Memory struct {
 	clock  clock
 }
 
-// Hooks are called in the middle of what the simulated kernel does. A nil hook
-// is not called. No lock is held: a hook may write guest memory.
+// Hooks are called during what the simulated kernel does. A nil hook is not called. No
+// lock is held: a hook may write guest memory.
 type Hooks struct {
-	// Window is called while a CLEAR, or a GET that clears, runs: the bits of
-	// the slot's pages [first, first+n) are clear, and their writes are not
-	// tracked again yet. A write to one of them goes unrecorded, as one does
-	// that a vCPU makes through a stale TLB entry.
+	// Window is called during a CLEAR, or a GET that clears: the bits of pages [first,
+	// first+n) are clear, and the pages are not armed yet. A write to one of them is
+	// not recorded, like that of a vCPU through a stale TLB entry.
 	Window func(slot int, first, n uint64)
-	// FailFetch makes FetchDirtyLog fail. Without manual protection the bits
-	// are gone by then, as when KVM cannot copy them out.
+	// FailFetch makes FetchDirtyLog fail. Without manual protection the bits are lost,
+	// as if KVM could not copy them out.
 	FailFetch func(slot int) error
 	// FailClear makes ClearDirtyLog fail before it has cleared anything.
 	FailClear func(slot int, first, n uint64) error
-	// FailFetchVMM makes FetchVMMDirty fail, its bits gone.
+	// FailFetchVMM makes FetchVMMDirty fail, and its bits are lost.
 	FailFetchVMM func(slot int) error
 	// FailStart and FailStop make StartDirtyLog and StopDirtyLog fail.
 	FailStart, FailStop func() error
@@ -80,7 +77,7 @@ type slot struct {
 	faults  uint64
 }
 
-// page is what the simulated kernel and VMM keep for one page.
+// page is what the simulated kernel and VMM record of one page.
 type page struct {
 	dirty     bool // in KVM's log
 	armed     bool // the next guest write faults, which sets dirty
@@ -90,7 +87,7 @@ type page struct {
 	history   *history
 }
 
-// NewMemory makes memory that is one hole. Close it after use.
+// NewMemory makes memory that is all holes. The caller closes it.
 func NewMemory(l Layout) (*Memory, error) {
 	if l.InitiallySet && !l.ManualProtect {
 		return nil, fmt.Errorf("simulate memory: the log is initially set only with manual protection")
@@ -108,7 +105,7 @@ func NewMemory(l Layout) (*Memory, error) {
 	return m, nil
 }
 
-// Close unmaps the memory. Nothing may use it any more.
+// Close unmaps the memory. Nothing may use it afterwards.
 func (m *Memory) Close() error {
 	var err error
 	for _, s := range m.slots {
@@ -128,8 +125,8 @@ func (m *Memory) Bytes(slot int, first, n uint64) []byte {
 	return m.slots[slot].data[first*mempage.Size : (first+n)*mempage.Size : (first+n)*mempage.Size]
 }
 
-// Populated implements [migrate.RAM]. A page also counts as populated when it
-// has content that came in through Bytes.
+// Populated implements [migrate.RAM]. A page also counts as populated if it has content
+// that was written through Bytes.
 func (m *Memory) Populated(slot int, first, n uint64, bitmap []uint64) error {
 	s := m.slots[slot]
 	clear(bitmap[:(n+63)/64])
@@ -143,8 +140,8 @@ func (m *Memory) Populated(slot int, first, n uint64, bitmap []uint64) error {
 	return nil
 }
 
-// Zero implements [migrate.RAM]: the pages become holes. It marks no log;
-// [Memory.Punch] does.
+// Zero implements [migrate.RAM]: the pages become holes. Unlike [Memory.Punch] it marks
+// no log.
 func (m *Memory) Zero(slot int, first, n uint64) error {
 	s := m.slots[slot]
 	s.mu.Lock()
@@ -171,7 +168,7 @@ func allZero(p []byte) bool {
 	return true
 }
 
-// Prefault makes holes pages of zeros, as it does for [migrate.Target].
+// Prefault implements [migrate.Target].
 func (m *Memory) Prefault(slot int, first, n uint64) error {
 	s := m.slots[slot]
 	s.mu.Lock()
@@ -182,8 +179,8 @@ func (m *Memory) Prefault(slot int, first, n uint64) error {
 	return nil
 }
 
-// Armed tells whether the next guest write to the page faults and is recorded
-// by KVM, and Reported whether KVM's log has the page now.
+// Armed reports whether the next guest write to the page faults and is recorded by KVM,
+// and whether KVM's log has the page now.
 func (m *Memory) Armed(slot int, page uint64) (armed, reported bool) {
 	s := m.slots[slot]
 	s.mu.Lock()

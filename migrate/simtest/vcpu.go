@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// vcpu is a simulated vCPU: a goroutine that writes memory while it is in the
-// guest. Its random numbers are its registers, and travel with it.
+// vcpu is a simulated vCPU: a goroutine that writes memory while it is in the guest. Its
+// random numbers are its registers, and move with it.
 type vcpu struct {
 	machine *Machine
 	source  *rand.PCG
@@ -58,8 +58,7 @@ func (v *vcpu) stop() {
 	v.wg.Wait()
 }
 
-// slice is for how long a vCPU writes between two looks at the clock and at
-// whether it was kicked.
+// slice is how long a vCPU writes before it checks whether it was kicked.
 const slice = time.Millisecond
 
 func (v *vcpu) run() {
@@ -86,8 +85,8 @@ func (v *vcpu) run() {
 			wait = time.Until(next)
 		}
 		if share := time.Duration(v.machine.throttle.Load()); share > 0 {
-			// It rests for its share of the time that it was at work, or had
-			// to itself; what it did not write meanwhile it does not make up for.
+			// It rests in proportion to the time that it worked or waited, and does
+			// not catch up later.
 			rest := max(time.Since(began), wait) * share / (100 - share)
 			next = next.Add(rest)
 			wait += rest
@@ -107,7 +106,7 @@ func (v *vcpu) place() (slot int, page uint64) {
 	return slot, v.random.Uint64N(pages)
 }
 
-// write is one write by the vCPU, or what it makes others do.
+// write is one write by the vCPU, or by what it causes to write.
 func (v *vcpu) write() {
 	c := &v.machine.config
 	slot, page := v.place()

@@ -10,12 +10,12 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// World holds the machines that are one guest: the source that it began on
-// and every destination it was sent to. It watches that at most one of them
-// runs, and compares the memory of both sides whenever the guest arrives.
+// World holds the machines of one guest: the source on which it began and every
+// destination that it was sent to. It checks that at most one of them runs, and compares
+// the memory of both sides whenever the guest arrives.
 type World struct {
-	// Unchecked leaves the comparison out: it takes longer than the downtime
-	// that it would be part of. It is set before the world is used.
+	// Unchecked leaves the comparison out, which would be part of the downtime and
+	// takes longer than it. It is set before the world is used.
 	Unchecked bool
 
 	mu       sync.Mutex // guards the fields below
@@ -51,8 +51,8 @@ func (w *World) Machines() []*Machine {
 	return append([]*Machine(nil), w.machines...)
 }
 
-// Err tells everything that went wrong in this world: two machines that ran at
-// one time, pages that differed at an arrival. It is nil when nothing did.
+// Err returns all that went wrong in this world: two machines that ran at one time, pages
+// that differed at an arrival.
 func (w *World) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -63,8 +63,8 @@ func (w *World) Err() error {
 	return errors.Join(errs...)
 }
 
-// Close stops every machine and frees its memory. Whoever receives into one
-// must have ended.
+// Close stops every machine and frees its memory. Receivers that use them must have
+// ended.
 func (w *World) Close() {
 	for _, m := range w.Machines() {
 		m.stop()
@@ -81,7 +81,7 @@ func (w *World) add(m *Machine) {
 	}
 }
 
-// runs notes that a machine's vCPUs enter the guest, or have left it.
+// runs records that a machine's vCPUs enter the guest, or have left it.
 func (w *World) runs(m *Machine, runs bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -95,7 +95,7 @@ func (w *World) runs(m *Machine, runs bool) {
 	}
 }
 
-// arrived compares memories; both machines stand still.
+// arrived compares the memories; neither machine runs.
 func (w *World) arrived(m *Machine) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

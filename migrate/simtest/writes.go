@@ -9,7 +9,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// clock numbers the writes of one memory, and of the machine it moves to.
+// clock numbers the writes of a guest, on all machines.
 type clock struct{ last atomic.Uint64 }
 
 func (c *clock) tick() uint64 { return c.last.Add(1) }
@@ -28,13 +28,13 @@ func (w Writer) String() string {
 	return [...]string{"guest", "kernel", "device", "punch"}[w]
 }
 
-// Write is one write on record.
+// Write is the record of one write.
 type Write struct {
 	Seq     uint64 // numbers all writes of the machine, from 1
 	By      Writer
-	Zero    bool // the page was filled with zeros, else stamped with Seq
+	Zero    bool // the page was filled with zeros, otherwise stamped with Seq
 	Faulted bool // the page was armed
-	Logged  bool // a log has the page since
+	Logged  bool // a log has had the page since
 }
 
 func (w Write) String() string {
@@ -83,8 +83,8 @@ func (m *Memory) History(slot int, page uint64) []Write {
 	return out
 }
 
-// GuestWrite is a vCPU's store: it stamps the page with the number of the
-// write. An armed page faults first, which reports it. It populates a hole.
+// GuestWrite is a vCPU's store: it stamps the page with the number of the write. An armed
+// page faults first, which records it. A hole becomes populated.
 func (m *Memory) GuestWrite(slot int, page uint64) Write {
 	return m.guestWrite(slot, page, false)
 }
@@ -131,14 +131,13 @@ func stamp(content []byte, seq uint64) {
 	binary.LittleEndian.PutUint64(content[8*(1+seq%(words-1)):], seq)
 }
 
-// Seq is the number of the last write that stamped the page, 0 if none did
-// since it was zero.
+// Seq is the number of the last write that stamped the page; 0 if the page is zero.
 func (m *Memory) Seq(slot int, page uint64) uint64 {
 	return binary.LittleEndian.Uint64(m.Bytes(slot, page, 1))
 }
 
-// KernelWrite is a write by KVM itself (kvm_write_guest): the bytes land, and
-// the page is put into the log when the returned function is called.
+// KernelWrite is a write by KVM itself (kvm_write_guest): the bytes land, and the returned
+// function puts the page into the log.
 func (m *Memory) KernelWrite(slot int, page uint64) (mark func()) {
 	s := m.slots[slot]
 	m.landUnlogged(s, page, Kernel)
@@ -152,8 +151,8 @@ func (m *Memory) KernelWrite(slot int, page uint64) (mark func()) {
 	}
 }
 
-// DeviceWrite is a write by the VMM's process: the bytes land, and the page is
-// put into the VMM's log when the returned function is called.
+// DeviceWrite is a write by the VMM's process: the bytes land, and the returned function
+// puts the page into the VMM's log.
 func (m *Memory) DeviceWrite(slot int, page uint64) (mark func()) {
 	s := m.slots[slot]
 	m.landUnlogged(s, page, Device)
@@ -171,7 +170,7 @@ func (m *Memory) landUnlogged(s *slot, page uint64, by Writer) {
 	s.land(page, Write{Seq: m.clock.tick(), By: by})
 }
 
-// logged corrects the record of a page's writes: a log has them. It needs mu.
+// logged records that a log has the page's writes. It needs mu.
 func (s *slot) logged(page uint64) {
 	if h := s.pages[page].history; h != nil {
 		for i := range h.last {
@@ -180,8 +179,8 @@ func (s *slot) logged(page uint64) {
 	}
 }
 
-// Punch gives pages [first, first+n) back to the host: they become holes, and
-// with mark the VMM's log has them, as it must.
+// Punch gives pages [first, first+n) back to the host: they become holes, and with mark
+// the VMM's log has them, as it should.
 func (m *Memory) Punch(slot int, first, n uint64, mark bool) {
 	s := m.slots[slot]
 	s.mu.Lock()
@@ -198,7 +197,7 @@ func (m *Memory) Punch(slot int, first, n uint64, mark bool) {
 type Loss struct {
 	Slot        int
 	Page        uint64
-	Source      uint64 // number of the last write that stamped it, there and here
+	Source      uint64 // number of the last write that stamped it
 	Destination uint64
 	Writes      []Write // the last ones, at the source
 }
@@ -212,8 +211,8 @@ func (l Loss) String() string {
 		l.Slot, l.Page, l.Source, l.Destination, strings.Join(writes, "; "))
 }
 
-// Compare returns the pages whose bytes differ, but for those whose content the
-// guest has given up. Nothing may write either memory meanwhile.
+// Compare returns the pages whose bytes differ, except those whose content the guest has
+// given up. Nothing may write either memory meanwhile.
 func Compare(source, destination *Memory) []Loss {
 	var losses []Loss
 	for slot, info := range source.Slots() {

@@ -11,7 +11,7 @@ import (
 
 // The window forgets rounds as soon as younger ones say enough.
 func TestThroughputIsOfTheLastRounds(t *testing.T) {
-	e := newEstimator(0)
+	e := newDowntimeModel(0)
 	if got := e.transfer(1 << 20); got != forever {
 		t.Errorf("1 MiB takes %v when nothing is known", got)
 	}
@@ -51,7 +51,7 @@ func TestThroughputIsOfTheLastRounds(t *testing.T) {
 // A first answer that took long, and rounds that hardly moved anything, do not
 // make the estimate of a stop: a guest that does not write can always be moved.
 func TestIdleRoundsAreNoSlowLink(t *testing.T) {
-	e := newEstimator(160 * time.Millisecond) // the destination was busy
+	e := newDowntimeModel(160 * time.Millisecond) // the destination was busy
 	e.round(16<<20, 200*time.Millisecond)
 	for range 200 {
 		e.echoed(10 * time.Millisecond)
@@ -65,7 +65,7 @@ func TestIdleRoundsAreNoSlowLink(t *testing.T) {
 
 // A try that was given up teaches what a stop takes, and makes the next wait.
 func TestAStopGivenUpTeaches(t *testing.T) {
-	e := newEstimator(time.Millisecond)
+	e := newDowntimeModel(time.Millisecond)
 	e.round(100<<20, time.Second)
 	before := e.downtime(0)
 	if before < 5*time.Millisecond || before > 20*time.Millisecond {
@@ -112,7 +112,7 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 // Estimates are positive, bounded, and grow with what is left.
 func TestEstimatesAreSane(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		e := newEstimator(time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "rtt")))
+		e := newDowntimeModel(time.Duration(rapid.Int64Range(0, int64(time.Second)).Draw(t, "rtt")))
 		for range rapid.IntRange(0, 10).Draw(t, "rounds") {
 			e.round(rapid.Uint64Range(0, 1<<44).Draw(t, "bytes"), time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "took")))
 		}
@@ -182,17 +182,17 @@ func TestDowntimePartsAddUp(t *testing.T) {
 
 func TestDowntimeNote(t *testing.T) {
 	const ms = time.Millisecond
-	p := plan{limit: 100 * ms, parts: Downtime{Pause: 1 * ms, Load: 4 * ms, Pages: 60 * ms, Wire: 2 * ms}}
+	p := expectedStop{limit: 100 * ms, parts: Downtime{Pause: 1 * ms, Load: 4 * ms, Pages: 60 * ms, Wire: 2 * ms}}
 	if s := p.note(119*time.Millisecond, Downtime{}); s != "" {
 		t.Errorf("within 1.2 times the limit: %q", s)
 	}
 	for want, parts := range map[string]Downtime{
-		"the last pages and their way took 182.0 ms, 62.0 were estimated": {Pause: 2 * ms, Pages: 80 * ms, Wire: 102 * ms, Load: 4 * ms},
-		"loading the state at the destination took 90.0 ms, 4.0":          {Load: 90 * ms, Pages: 50 * ms, Pause: 50 * ms},
-		"stopping the vCPUs and devices took 130.0 ms, 1.0":               {Pause: 130 * ms, Pages: 10 * ms},
+		"sending the last pages took 182.0 ms, expected 62.0":             {Pause: 2 * ms, Pages: 80 * ms, Wire: 102 * ms, Load: 4 * ms},
+		"loading the state at the destination took 90.0 ms, expected 4.0": {Load: 90 * ms, Pages: 50 * ms, Pause: 50 * ms},
+		"stopping the vCPUs and devices took 130.0 ms, expected 1.0":      {Pause: 130 * ms, Pages: 10 * ms},
 		"saving the state":               {State: 130 * ms, Pages: 10 * ms},
 		"the last sync of the dirty log": {LastSync: 130 * ms, Pages: 10 * ms},
-		"resuming there":                 {Resume: 130 * ms, Pages: 10 * ms},
+		"resuming at the destination":    {Resume: 130 * ms, Pages: 10 * ms},
 	} {
 		s := p.note(184*time.Millisecond, parts)
 		if !strings.Contains(s, "184.0 ms") || !strings.Contains(s, "limit was 100ms") || !strings.Contains(s, want) {
