@@ -2,18 +2,18 @@ package virtio
 
 import "fmt"
 
-// Segment is a run of guest memory: what one descriptor describes.
+// Segment is the guest memory that one descriptor describes.
 type Segment struct {
 	GPA uint64
 	Buf []byte // the memory itself
 }
 
-// Chain is a request that the driver made available: the buffers that the
-// device reads, then those that it writes. A Chain is filled by [Queue.Next],
-// which reuses its slices; it may be used for one chain after another.
+// Chain is a request of the driver: the buffers that the device reads, then
+// those that it writes. [Queue.Next] fills a Chain and reuses its slices.
 //
-// Segments are guest memory, which the guest may change at any time: what is
-// checked is copied out first. Descriptors of no length have no segment.
+// Segments are guest memory, which the guest may change at any time, so a
+// device copies a value before it checks it. Descriptors of length 0 have no
+// segment.
 type Chain struct {
 	Readable []Segment
 	Writable []Segment
@@ -33,8 +33,8 @@ func (c *Chain) ReadableLen() int { return int(c.readable) }
 // WritableLen is the number of bytes that the device may write; below 4 GiB.
 func (c *Chain) WritableLen() int { return int(c.writable) }
 
-// ReadAt copies from the readable bytes, as if they were contiguous, from off
-// on. It returns how many there were: fewer than len(p) at the end.
+// ReadAt copies from the readable bytes, as if they were contiguous, starting at
+// off. It returns how many it copied: fewer than len(p) at the end.
 func (c *Chain) ReadAt(p []byte, off int) int {
 	done := 0
 	for i := range c.Readable {
@@ -51,8 +51,9 @@ func (c *Chain) ReadAt(p []byte, off int) int {
 	return done
 }
 
-// WriteAt copies to the writable bytes, as if they were contiguous, from off
-// on, and marks them dirty. It returns how many there was room for.
+// WriteAt copies to the writable bytes, as if they were contiguous, starting at
+// off, and marks them dirty. It returns how many it copied: fewer than len(p) at
+// the end.
 func (c *Chain) WriteAt(p []byte, off int) int {
 	done := 0
 	for i := range c.Writable {
@@ -62,7 +63,7 @@ func (c *Chain) WriteAt(p []byte, off int) int {
 			continue
 		}
 		n := copy(s.Buf[off:], p[done:])
-		// Slice has found the segment to be RAM; so does MarkDirty.
+		// The segment is RAM (Memory.Slice), so MarkDirty does not fail.
 		_ = c.queue.mem.MarkDirty(s.GPA+uint64(off), uint64(n))
 		done += n
 		if off = 0; done == len(p) {
@@ -95,9 +96,8 @@ func (c *Chain) reset() {
 	c.queue = nil
 }
 
-// add appends a descriptor's buffer. Those that the device reads come first
-// (2.7.4.2), and all together are shorter than 4 GiB (2.7.5.3.1 with the used
-// ring's 32 bits for a length).
+// add appends a descriptor's buffer. Readable buffers come first (2.7.4.2), and
+// all together are shorter than 4 GiB: the used ring has 32 bits for a length.
 func (c *Chain) add(mem Memory, addr uint64, n uint32, write bool) error {
 	if !write && len(c.Writable) > 0 {
 		return fmt.Errorf("a readable buffer at gpa %#x after a writable one", addr)

@@ -105,14 +105,14 @@ func hostileRing(f *testing.F, features uint64) {
 				if err != nil {
 					break
 				}
-				twin := virtio.NewQueue(mem, size, func() {})
-				if err := twin.Start(s, features); err != nil {
+				dst := virtio.NewQueue(mem, size, func() {})
+				if err := dst.Start(s, features); err != nil {
 					t.Fatal(err)
 				}
-				if again, err := twin.SaveState(); err != nil || again != s {
+				if again, err := dst.SaveState(); err != nil || again != s {
 					t.Fatalf("saved %+v, then %+v, %v", s, again, err)
 				}
-				q = twin
+				q = dst
 			}
 			ops = ops[4:]
 		}

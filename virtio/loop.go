@@ -18,10 +18,10 @@ import (
 //     Serve or Gather fails is dropped, with all that its server has kept; the
 //     driver is told by NeedsReset, and no queue of the loop is served until
 //     the driver resets the device.
-//   - Pause, Stop, Call and ResetQueue are looked at between any two requests.
-//     They come to an end if each Ready, Serve and Gather does. A function that
-//     works for long asks [Loop.Urgent] now and then, and does without the rest
-//     or puts the request back.
+//   - Between any two requests a task checks for Pause, Stop, Call and
+//     ResetQueue. They return if each Ready, Serve and Gather does. A function
+//     that works for long checks [Loop.Urgent] now and then, and leaves out the
+//     rest or puts the request back.
 //   - After Pause no chain is out and no function of the device runs, until
 //     Resume. Chains that were kept are back in their queue.
 //   - After Stop no chain is out and all goroutines have ended.
@@ -31,7 +31,7 @@ import (
 type Loop struct {
 	notify Notifier
 	ended  sync.WaitGroup
-	urgent atomic.Int32 // those who wait for the tasks' attention
+	urgent atomic.Int32 // callers that wait for the tasks
 	broken atomic.Bool
 
 	// control guards all below, and each task's calls, interrupted and over.
@@ -43,18 +43,18 @@ type Loop struct {
 	allQuiet chan struct{} // if not nil, closed when all are, or have ended
 }
 
-// Task is a goroutine that serves some queues by turns, a request each.
+// Task is a goroutine that serves some queues in turn, one request of each.
 type Task struct {
 	Servers []Server // at most 3
-	// Wake has a value when Ready may have changed for another reason than
-	// requests. It may be nil.
+	// Wake has a value when the result of a Ready or of an Empty may have
+	// changed. It may be nil.
 	Wake <-chan struct{}
 	// Lock is held while a request is taken, served and given back, and while
 	// the servers' other functions run. It may be nil.
 	Lock sync.Locker
-	// Interrupt makes a Ready return that waits for something outside, or that
-	// is about to; Continue undoes it. Both may be nil. They are called one at
-	// a time, and do not wait.
+	// Interrupt makes a Ready return that waits for input from the host, now
+	// or later; Continue undoes it. Both may be nil. They are called one at a
+	// time, and do not wait.
 	Interrupt, Continue func() error
 }
 
@@ -65,29 +65,28 @@ type Server struct {
 	// Serve carries out a request, and returns how many bytes it has written to
 	// the front of the writable part.
 	Serve func(c *Chain) (written uint32, err error)
-	// Gather takes the place of Serve where requests are not answered one by
-	// one. It gets the requests that are out, the new one last, and sets
-	// written for those that it is done with. It returns how many those are,
-	// from the front, which are given back at once; [Keep], or [PutBack].
+	// Gather replaces Serve where requests are not answered one by one. It gets
+	// the requests that are out, the new one last, and returns how many of
+	// them, from the first, to give back together, after it has set written
+	// for these; or it returns [Keep] or [PutBack].
 	Gather func(chains []Chain, written []uint32) (done int, err error)
-	// Ready says whether a request can be served: how long not, [Never] if not
-	// before a value of Wake, or 0. Nil means always.
+	// Ready returns 0 if a request can be served now, otherwise how long to
+	// wait, or [Never] to wait for Wake. Nil means always ready.
 	Ready func() (wait time.Duration)
-	// Empty is called when the queue has no more requests, with those that are
-	// kept, and returns what Gather does. Nil means [Keep].
+	// Empty is called when the queue has no more requests, with the requests
+	// that are out, and returns what Gather does. Nil means [Keep].
 	Empty func(chains []Chain, written []uint32) (done int)
-	// Reset is called when the driver resets the queue, after what was kept is
-	// dropped. It may be nil.
+	// Reset is called when the driver resets the queue, after the requests that
+	// are out have been dropped. It may be nil.
 	Reset func()
-	// Parallel says that other tasks serve the queue, too: one that takes a
-	// request wakes the next.
+	// Parallel says that several tasks serve the queue: a task that takes a
+	// request wakes the next one. Such a server keeps and puts back nothing.
 	Parallel bool
 }
 
 const (
-	// Keep, as a result of Gather, keeps all requests out. When the device is
-	// paused they are put back, and when the driver resets the queue or the
-	// device they are dropped.
+	// Keep leaves all requests out. They are put back when the device pauses,
+	// and dropped when the driver resets the queue or the device.
 	Keep = 0
 	// PutBack puts all requests back into the queue.
 	PutBack = -1
@@ -99,7 +98,7 @@ const (
 type running struct {
 	Task
 	loop      *Loop
-	attention chan struct{} // somebody waits for the task
+	attention chan struct{} // has a value when a caller waits for the task
 	servers   []server
 	timer     *time.Timer // nil until needed
 	// interrupted: Interrupt was called, and Continue not yet. Set under
@@ -114,12 +113,12 @@ type running struct {
 // server is a Server with its requests that are out.
 type server struct {
 	*Server
-	chains   []Chain
-	written  []uint32
-	out      int           // the first of chains
-	wait     time.Duration // what Ready said
-	unsaid   int           // requests given back since the last Notify
-	atALimit int           // of unsaid
+	chains  []Chain
+	written []uint32
+	out     int           // the first of chains
+	wait    time.Duration // what Ready said
+	unsaid  int           // requests given back since the last Notify
+	limit   int           // Notify comes at that many
 }
 
 // NewLoop makes a loop without tasks.
@@ -134,7 +133,7 @@ func (l *Loop) Start(t Task) {
 		if s.Parallel {
 			limit = 1
 		}
-		r.servers = append(r.servers, server{Server: s, atALimit: limit, chains: make([]Chain, 1), written: make([]uint32, 1)})
+		r.servers = append(r.servers, server{Server: s, limit: limit, chains: make([]Chain, 1), written: make([]uint32, 1)})
 	}
 	l.control.Lock()
 	l.tasks = append(l.tasks, r)
@@ -142,12 +141,11 @@ func (l *Loop) Start(t Task) {
 	l.ended.Go(r.run)
 }
 
-// Urgent reports whether somebody waits for the device: a pause, the end, or
-// the reset of a queue.
+// Urgent reports whether a Pause, Stop, Call or ResetQueue waits for a task.
 func (l *Loop) Urgent() bool { return l != nil && l.urgent.Load() > 0 }
 
-// Pause returns when the device is quiet. If ctx ends first, the device goes on
-// and Pause returns ctx's cause.
+// Pause returns when no task runs and no chain is out. If ctx ends first, the
+// tasks go on and Pause returns ctx's cause.
 func (l *Loop) Pause(ctx context.Context) error {
 	if l == nil {
 		return nil
@@ -202,9 +200,9 @@ func (l *Loop) Stop() {
 	l.ended.Wait()
 }
 
-// Call calls f in each goroutine that serves q, between two requests, and
-// returns afterwards; where the goroutine has ended, in the caller's. A pause
-// does not delay it. It must not be called by a goroutine that serves q.
+// Call calls f in each goroutine that serves q, between two requests, and returns
+// afterwards. It does so during a pause, too. If the goroutine has ended, f runs
+// in the caller's. A goroutine that serves q must not use Call.
 func (l *Loop) Call(q *Queue, f func()) {
 	if l == nil {
 		return
@@ -212,9 +210,8 @@ func (l *Loop) Call(q *Queue, f func()) {
 	l.call(q, func(*server) { f() })
 }
 
-// ResetQueue drops what is kept of a queue that the driver resets, and calls
-// Reset of its servers. The transport has made sure that [Queue.Next] returns
-// nothing more.
+// ResetQueue drops the requests of q that are out between two calls of Gather,
+// and calls Reset of its servers. It implements [Device].ResetQueue.
 func (l *Loop) ResetQueue(q *Queue) {
 	if l == nil {
 		return
@@ -261,7 +258,7 @@ func (l *Loop) attractAll() {
 	}
 }
 
-// settle tells Pause when all tasks are quiet. control is held.
+// settle ends the wait in Pause when all tasks are quiet. control is held.
 func (l *Loop) settle() {
 	quiet := l.quiet
 	for _, t := range l.tasks {
@@ -282,17 +279,17 @@ func (l *Loop) fail(err error) {
 	}
 }
 
-// attract makes the goroutine attend. control is held.
+// attract makes the goroutine call attend. control is held.
 func (t *running) attract() {
 	if t.Interrupt != nil && !t.over {
 		t.interrupted.Store(true)
-		_ = t.Interrupt() // what cannot be interrupted is gone, which Ready finds out
+		_ = t.Interrupt() // after an error the next Ready fails, too
 	}
 	signal(t.attention)
 }
 
-// run waits for the first kick, as a driver expects: what it puts into a queue
-// before is not ready for an answer.
+// run waits for the first kick: a driver may not expect an answer to requests
+// that it has not announced.
 func (t *running) run() {
 	t.sleep()
 	for t.attend() {
@@ -302,8 +299,8 @@ func (t *running) run() {
 	}
 }
 
-// attend does what others wait for. It returns when there is nothing more, with
-// false at the end.
+// attend does what callers wait for: calls, a pause, the end. It returns false at
+// the end.
 func (t *running) attend() bool {
 	l := t.loop
 	if l.urgent.Load() == 0 && !t.interrupted.Load() {
@@ -339,8 +336,7 @@ func (t *running) attend() bool {
 	}
 }
 
-// runCalls calls what others have asked to be called. control is held, but not
-// meanwhile.
+// runCalls runs the functions of Call. control is held, except while they run.
 func (t *running) runCalls() {
 	calls := t.calls
 	t.calls = nil
@@ -351,7 +347,7 @@ func (t *running) runCalls() {
 	}
 }
 
-// release calls f for each server. control is held, but not meanwhile.
+// release calls f for each server. control is held, except while f runs.
 func (t *running) release(f func(*server)) {
 	t.loop.control.Unlock()
 	defer t.loop.control.Lock()
@@ -370,14 +366,14 @@ func (t *running) locked(f func()) {
 	f()
 }
 
-// say notifies the driver of what was given back.
+// say notifies the driver of the requests that were given back.
 func (t *running) say() {
 	for i := range t.servers {
 		t.servers[i].say()
 	}
 }
 
-// turn serves a request of each queue. It returns false if there was none.
+// turn serves one request of each queue. It returns false if there was none.
 func (t *running) turn() bool {
 	any := false
 	for i := range t.servers {
@@ -403,7 +399,7 @@ func (t *running) turn() bool {
 	return any
 }
 
-// sleep waits until there may be something to do.
+// sleep waits until there may be work.
 func (t *running) sleep() {
 	wake, wait := t.Wake, Never
 	var kicks [3]<-chan struct{}
@@ -437,8 +433,8 @@ func (t *running) sleep() {
 	}
 }
 
-// serve serves one request. It returns false if there is none, or none can be
-// served now.
+// serve serves one request. It returns false if there is no request, or none can
+// be served now.
 func (s *server) serve() (bool, error) {
 	s.wait = 0
 	if s.Ready != nil {
@@ -503,13 +499,13 @@ func (s *server) finish(done int) error {
 		s.chains[i-done], s.chains[i] = s.chains[i], s.chains[i-done]
 	}
 	s.out -= done
-	if s.unsaid += done; s.unsaid >= s.atALimit {
+	if s.unsaid += done; s.unsaid >= s.limit {
 		s.say()
 	}
 	return nil
 }
 
-// say notifies the driver of what was given back.
+// say notifies the driver of the requests that were given back.
 func (s *server) say() {
 	if s.unsaid > 0 {
 		s.unsaid = 0
@@ -520,7 +516,7 @@ func (s *server) say() {
 // putBack puts the requests that are out back into the queue.
 func (s *server) putBack() {
 	for ; s.out > 0; s.out-- {
-		// The only error is of a chain that is not out, or not the last one.
+		// Rewind fails if the chain is not the last one that is out.
 		if err := s.Queue.Rewind(&s.chains[s.out-1]); err != nil {
 			s.drop()
 			return
@@ -528,14 +524,14 @@ func (s *server) putBack() {
 	}
 }
 
-// drop lets go of the requests that are out.
+// drop drops the requests that are out.
 func (s *server) drop() {
 	for ; s.out > 0; s.out-- {
-		_ = s.Queue.Drop(&s.chains[s.out-1]) // it may have been given back
+		_ = s.Queue.Drop(&s.chains[s.out-1]) // an error: it was given back already
 	}
 }
 
-// signal makes whoever waits for c look again.
+// signal puts a value into c, which has room for one, if there is none.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

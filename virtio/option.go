@@ -3,7 +3,7 @@ package virtio
 import "strings"
 
 // SplitOption splits the value of a device's option, such as path=a,,b,readonly,
-// at single commas; two are one that belongs to the item.
+// at single commas. Two commas stand for one that belongs to the item.
 func SplitOption(s string) []string {
 	var items []string
 	var item strings.Builder

@@ -5,13 +5,12 @@ import (
 	"fmt"
 )
 
-// packed is a queue with the packed layout, section 2.8: one ring of
-// descriptors that both sides write, and an event suppression structure of
-// each.
+// packed is a queue with the packed layout, section 2.8: a ring of descriptors
+// that both sides write, and an event suppression structure for each side.
 type packed Queue
 
 // Event suppression, section 2.8.10: a place in the ring with its wrap counter,
-// and what it means.
+// and flags.
 const (
 	eventsEnable  = 0
 	eventsDisable = 1
@@ -30,16 +29,16 @@ func (q *packed) attach() error {
 	return (*Queue)(q).slice(n*descSize, 4, 4, 4, 4)
 }
 
-// available says whether flags, of the descriptor at NextAvail, are those of
-// one that the driver made available in this round (2.8.1).
+// available reports whether flags, of the descriptor at NextAvail, say that the
+// driver made it available in this round (2.8.1).
 func (q *packed) available(flags uint16) bool {
 	avail, used := flags&descAvail != 0, flags&descUsed != 0
 	return avail != used && avail == !q.s.AvailFlipped
 }
 
 func (q *packed) next(c *Chain) (bool, error) {
-	// The flags of the first descriptor, which the driver wrote last, are
-	// loaded before all else.
+	// The driver writes the flags of the first descriptor last, so they are
+	// loaded first.
 	first := load32(q.desc, int(q.s.NextAvail)*descSize+12)
 	if !q.available(uint16(first >> 16)) {
 		return false, nil
@@ -57,7 +56,7 @@ func (q *packed) next(c *Chain) (bool, error) {
 }
 
 // walk collects the chain at NextAvail and returns how many descriptors of the
-// ring it takes.
+// ring it has.
 func (q *packed) walk(c *Chain, first uint32) (uint16, error) {
 	limit := min(q.s.Size, MaxChain)
 	i := q.s.NextAvail
@@ -66,9 +65,9 @@ func (q *packed) walk(c *Chain, first uint32) (uint16, error) {
 		if n == 1 {
 			d.lo, d.hi = uint16(first), uint16(first>>16)
 		}
-		c.id = d.lo // the last one's counts (2.8.6)
+		c.id = d.lo // the last descriptor's is the buffer's (2.8.6)
 		if d.hi&descIndirect != 0 {
-			// A list is of one kind or of the other (2.8.7).
+			// Only a single descriptor can be indirect (2.8.7).
 			if n != 1 || d.hi&descNext != 0 {
 				return 0, fmt.Errorf("descriptor %d is indirect and in a list of others", i)
 			}
@@ -92,8 +91,8 @@ func (q *packed) walk(c *Chain, first uint32) (uint16, error) {
 	}
 }
 
-// walkTable collects an indirect table, all of it, in its order; the only flag
-// that counts is "write" (2.8.7).
+// walkTable collects all of an indirect table in its order. The only flag with a
+// meaning is "write" (2.8.7).
 func (q *packed) walkTable(c *Chain, table desc) error {
 	b, entries, err := (*Queue)(q).table(table)
 	if err != nil {
@@ -143,7 +142,7 @@ func (q *packed) publish(chains []Chain, written []uint32) error {
 		binary.LittleEndian.PutUint32(q.desc[at+8:], written[i])
 		word := uint32(chains[i].id) | uint32(flags)<<16
 		if i == 0 {
-			firstWord = word // last, below: it publishes all
+			firstWord = word // stored last: it publishes all
 		} else {
 			store32(q.desc, at+12, word)
 		}
@@ -158,7 +157,8 @@ func (q *packed) publish(chains []Chain, written []uint32) error {
 	return q.mem.MarkDirty(q.s.Desc+uint64(first*descSize), descSize)
 }
 
-// position counts places over two rounds, so that a wrap counter is part of it.
+// position counts places over two rounds of the ring, which the wrap counter
+// tells apart.
 func (q *packed) position(at uint16, flipped bool) uint32 {
 	if flipped {
 		return uint32(at) + uint32(q.s.Size)
@@ -166,8 +166,8 @@ func (q *packed) position(at uint16, flipped bool) uint32 {
 	return uint32(at)
 }
 
-func (q *packed) wanted() bool {
-	// The used descriptor was stored with a full barrier.
+func (q *packed) interrupts() bool {
+	// The full barrier before this load is the store of the used descriptor.
 	word := load32(q.avail, 0)
 	switch word >> 16 & eventsMask {
 	case eventsEnable:
@@ -182,7 +182,7 @@ func (q *packed) wanted() bool {
 	if place >= q.s.Size || q.s.Unsignalled >= size {
 		return true
 	}
-	// 2.8.10.1: if the descriptor at the place is among the new ones.
+	// 2.8.10.1: the driver asks if the descriptor at the place is new.
 	event := q.position(place, word&eventWrap == 0)
 	behind := q.position(q.s.NextUsed, q.s.UsedFlipped) + 2*size - event // in (0, 4 size)
 	return (behind-1)%(2*size) < q.s.Unsignalled
@@ -195,8 +195,7 @@ func (q *packed) wantKicks() error {
 	return q.setEvents(eventsDesc)
 }
 
-// setEvents stores the device's event suppression structure, with a full
-// barrier.
+// setEvents stores the device's event suppression structure with a full barrier.
 func (q *packed) setEvents(flags uint32) error {
 	word := flags << 16
 	if flags == eventsDesc {

@@ -9,17 +9,16 @@ import (
 
 var (
 	// ErrRing is wrapped by the error of a queue whose driver broke a rule of
-	// the rings. The device needs a reset; the queue hands out nothing more.
+	// the rings. The queue returns no more chains until the driver resets it.
 	ErrRing = errors.New("the driver broke the virtqueue")
-	// ErrNotOut: a chain was given back that is not out, or not the last one.
+	// ErrNotOut: the chain that is given back is not out, or not the last one.
 	ErrNotOut = errors.New("the chain is not out")
 	// ErrInFlight: a queue's state cannot be saved while chains are out.
 	ErrInFlight = errors.New("requests are in flight")
 )
 
-// QueueState is a queue, as the driver set it up and as far as it has come:
-// what travels with a migration. A queue just enabled has zeros in all that
-// follows Device.
+// QueueState is a queue as the driver set it up, and its position: what travels
+// with a migration. When a queue is enabled, all that follows Device is zero.
 type QueueState struct {
 	Size    uint16 `cbor:"size"` // descriptors
 	Enabled bool   `cbor:"enabled"`
@@ -36,15 +35,14 @@ type QueueState struct {
 	// as 1).
 	AvailFlipped bool `cbor:"avail_flipped"`
 	UsedFlipped  bool `cbor:"used_flipped"`
-	// Unsignalled counts what was used since the driver was last considered
-	// for an interrupt: elements (split), descriptors (packed). It stops at
-	// [MaxQueueSize].
+	// Unsignalled counts what was used since the last [Queue.Notify]: elements
+	// (split) or descriptors (packed), at most [MaxQueueSize].
 	Unsignalled uint32 `cbor:"unsignalled"`
 }
 
-// Queue is one virtqueue, split or packed. Its methods may be called from
-// several goroutines; chains may be given back in any order. Nothing is
-// allocated for a request.
+// Queue is a virtqueue, split or packed. Its methods may be called from several
+// goroutines, and chains may be given back in any order. A request allocates
+// nothing. A chain is out from [Queue.Next] until it is given back.
 type Queue struct {
 	mem       Memory
 	max       uint16
@@ -58,7 +56,7 @@ type Queue struct {
 	layout   layout
 	eventIdx bool
 	indirect bool
-	draining bool  // hands out nothing, waits for what is out
+	draining bool  // Next returns nothing
 	err      error // sticky
 	epoch    uint64
 	seq      uint64
@@ -71,28 +69,26 @@ type Queue struct {
 	desc, avail, used []byte // the three parts in guest memory; see QueueState
 }
 
-// layout is the split or the packed way. All methods are called with the lock
-// held.
+// layout is the split or the packed layout. Queue.ring is held in all methods.
 type layout interface {
 	// attach checks s and slices the ring's parts.
 	attach() error
-	// next fills c with the next chain and moves on, or says that there is
-	// none.
+	// next fills c with the next chain, if there is one, and moves on.
 	next(c *Chain) (bool, error)
 	// rewind moves back before c, the last chain that next returned.
 	rewind(c *Chain)
-	// publish puts chains in the used ring. The driver sees all or none.
+	// publish puts chains into the used ring. The driver sees all or none.
 	publish(chains []Chain, written []uint32) error
-	// wanted says whether the driver wants an interrupt for what was used
-	// since it was last asked.
-	wanted() bool
-	// wantKicks tells the driver that the device is about to wait; it returns
-	// with a full barrier, after which next must look again.
+	// interrupts reports whether the driver asks for an interrupt for the
+	// Unsignalled ones.
+	interrupts() bool
+	// wantKicks tells the driver that the device is about to wait. It ends with
+	// a full barrier, after which next must look again.
 	wantKicks() error
 }
 
-// NewQueue makes a queue that is not enabled. max is the largest size, a power
-// of 2. interrupt interrupts the driver; it is called without locks held.
+// NewQueue makes a queue that is not enabled. max is its largest size, a power
+// of 2. interrupt interrupts the driver; it is called without locks.
 func NewQueue(mem Memory, max uint16, interrupt func()) *Queue {
 	q := &Queue{mem: mem, max: max, interrupt: interrupt, kick: make(chan struct{}, 1)}
 	q.idle.L = &q.ring
@@ -113,17 +109,17 @@ func (q *Queue) Size() uint16 {
 	return q.s.Size
 }
 
-// Start enables the queue, fresh or where another one was saved. features are
-// the negotiated ones. It fails if the parts of the ring are not aligned, not
-// RAM, or of an impossible size. Guest memory is not touched.
+// Start enables the queue in a state, new or saved. features are the negotiated
+// ones. It fails if the size is invalid or the parts of the ring are not aligned
+// or not RAM. It does not touch guest memory.
 func (q *Queue) Start(s QueueState, features uint64) error {
 	q.ring.Lock()
 	defer q.ring.Unlock()
 	if q.layout != nil {
-		return fmt.Errorf("%w: it is enabled twice", ErrRing)
+		return fmt.Errorf("%w: the queue is enabled already", ErrRing)
 	}
 	if s.Size == 0 || s.Size > q.max {
-		return fmt.Errorf("%w: %d descriptors, 1 to %d are possible", ErrRing, s.Size, q.max)
+		return fmt.Errorf("%w: the size must be between 1 and %d descriptors, got %d", ErrRing, q.max, s.Size)
 	}
 	q.s = s
 	q.s.Enabled = true
@@ -141,14 +137,14 @@ func (q *Queue) Start(s QueueState, features uint64) error {
 	return nil
 }
 
-// Quiesce makes Next find nothing any more.
+// Quiesce makes Next return nothing any more.
 func (q *Queue) Quiesce() {
 	q.ring.Lock()
 	defer q.ring.Unlock()
 	q.draining = true
 }
 
-// Drain does that too, and returns when no chain is out.
+// Drain does what Quiesce does, and returns when no chain is out.
 func (q *Queue) Drain() {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -158,8 +154,8 @@ func (q *Queue) Drain() {
 	}
 }
 
-// Stop disables the queue at once. What a device then does with a chain that
-// was out has no effect. Stopping what is not enabled does nothing.
+// Stop disables the queue. What a device then does with a chain that was out has
+// no effect.
 func (q *Queue) Stop() {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -169,8 +165,8 @@ func (q *Queue) Stop() {
 	q.idle.Broadcast()
 }
 
-// SaveState returns the state of the queue, which is enabled. It fails with
-// [ErrInFlight] while chains are out.
+// SaveState returns the state of the queue. It fails with [ErrInFlight] while
+// chains are out.
 func (q *Queue) SaveState() (QueueState, error) {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -183,9 +179,10 @@ func (q *Queue) SaveState() (QueueState, error) {
 // Signal kicks the device: the [Loop] that serves the queue looks at it.
 func (q *Queue) Signal() { signal(q.kick) }
 
-// Next fills c with the next available chain. When there is none it asks the
-// driver to kick, looks again, and returns false. An error wraps [ErrRing]: the
-// device passes it to [Notifier.NeedsReset]; Next returns it ever after.
+// Next fills c with the next chain that the driver made available. If there is
+// none, it asks the driver to kick, looks again, and returns false. An error
+// wraps [ErrRing]; every later Next returns it, too. The device passes it to
+// [Notifier.NeedsReset].
 func (q *Queue) Next(c *Chain) (bool, error) {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -222,8 +219,8 @@ func (q *Queue) Next(c *Chain) (bool, error) {
 	return true, nil
 }
 
-// take ends c's being out. It says whether the queue is still the one that
-// handed it out.
+// take notes that c is no longer out. It returns false if the queue was stopped
+// after it had returned c.
 func (q *Queue) take(c *Chain) (bool, error) {
 	if c.queue != q {
 		return false, fmt.Errorf("virtqueue: %w", ErrNotOut)
@@ -241,14 +238,14 @@ func (q *Queue) take(c *Chain) (bool, error) {
 }
 
 // Done gives the chain back as used, with the number of bytes at the beginning
-// of its writable part that the device has written. It marks those bytes dirty;
-// bytes behind them the device marks itself ([Chain.WriteAt] does). The driver
-// is not interrupted before [Queue.Notify].
+// of its writable part that the device has written. Done marks those bytes
+// dirty; the device marks the bytes that it has written behind them
+// ([Chain.WriteAt] does). The driver is not interrupted before [Queue.Notify].
 func (q *Queue) Done(c *Chain, written uint32) error {
 	q.ring.Lock()
 	defer q.ring.Unlock()
 	if uint64(written) > c.writable {
-		return fmt.Errorf("virtqueue: %d bytes written to a chain that has room for %d", written, c.writable)
+		return fmt.Errorf("virtqueue: %d bytes written to a chain with room for %d", written, c.writable)
 	}
 	same, err := q.take(c)
 	if err != nil || !same {
@@ -261,8 +258,8 @@ func (q *Queue) Done(c *Chain, written uint32) error {
 	return q.layout.publish(unsafe.Slice(c, 1), q.one[:])
 }
 
-// DoneAll gives several chains back at once, as one message that lies in
-// several of them: the driver sees all or none.
+// DoneAll gives back several chains that hold one message: the driver sees all
+// or none.
 func (q *Queue) DoneAll(chains []Chain, written []uint32) error {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -271,7 +268,7 @@ func (q *Queue) DoneAll(chains []Chain, written []uint32) error {
 	}
 	for i := range chains {
 		if uint64(written[i]) > chains[i].writable {
-			return fmt.Errorf("virtqueue: %d bytes written to a chain that has room for %d", written[i], chains[i].writable)
+			return fmt.Errorf("virtqueue: %d bytes written to a chain with room for %d", written[i], chains[i].writable)
 		}
 	}
 	all := len(chains) > 0
@@ -293,8 +290,8 @@ func (q *Queue) DoneAll(chains []Chain, written []uint32) error {
 	return q.layout.publish(chains, written)
 }
 
-// Rewind puts c, the chain that Next returned last of those that are out, back
-// as if it had not been taken: the next Next returns it.
+// Rewind puts c back into the queue: the next Next returns it. c is the chain
+// that Next returned last among those that are out.
 func (q *Queue) Rewind(c *Chain) error {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -310,8 +307,8 @@ func (q *Queue) Rewind(c *Chain) error {
 	return nil
 }
 
-// Drop lets go of a chain that the driver will never get back, because it has
-// reset the queue or the device.
+// Drop takes back a chain without giving it to the driver, which has broken a
+// rule, or has reset the queue or the device.
 func (q *Queue) Drop(c *Chain) error {
 	q.ring.Lock()
 	defer q.ring.Unlock()
@@ -319,16 +316,16 @@ func (q *Queue) Drop(c *Chain) error {
 	return err
 }
 
-// Notify interrupts the driver if it wants to know of what was used since the
-// last Notify.
+// Notify interrupts the driver if it asks for that because of what was used
+// since the last Notify.
 func (q *Queue) Notify() {
 	q.ring.Lock()
-	wanted := q.layout != nil && q.s.Unsignalled > 0 && q.layout.wanted()
+	interrupt := q.layout != nil && q.s.Unsignalled > 0 && q.layout.interrupts()
 	if q.layout != nil {
 		q.s.Unsignalled = 0
 	}
 	q.ring.Unlock()
-	if wanted {
+	if interrupt {
 		q.interrupt()
 	}
 }

@@ -74,7 +74,7 @@ func eachLayout(t *testing.T, f func(t *testing.T, features uint64)) {
 
 // Requests of random shapes, many in flight, given back out of order, arrive
 // whole and come back with what was written, over many rounds of the ring; all
-// that the device writes is marked; the queue moves into a twin at any time.
+// that the device writes is marked; the queue moves to another machine at any time.
 func TestModel(t *testing.T) {
 	eachLayout(t, func(t *testing.T, features uint64) {
 		for seed := range uint64(7) {

@@ -6,28 +6,28 @@ import (
 	"unsafe"
 )
 
-// Rings are shared with vCPUs that run, so the words by which the two sides
-// hand over to each other are accessed atomically. Go has no atomic access to
-// 2 bytes; the word of 4 that they lie in serves instead.
+// Running vCPUs share the rings, so the words by which the two sides hand over
+// to each other are accessed atomically. Go has no atomic access to 2 bytes; the
+// 4-byte word around them is accessed instead.
 //
-// On x86 Go's atomic stores are locked exchanges, that is full barriers: a load
-// after one is not done before it. The checks of EVENT_IDX, where each side
-// stores its index and then loads the other's wish, need that.
+// On x86 Go's atomic stores are locked exchanges, and so full barriers: a load
+// that follows is not done before the store. EVENT_IDX, where each side stores
+// its index and then loads the other side's event, needs that.
 
-// load32 loads b[off:off+4], which is aligned to 4 in guest memory, and hence
-// here, before anything that comes later in the program.
+// load32 loads b[off:off+4], before anything that follows in the program. It is
+// aligned to 4 in guest memory, and so here.
 func load32(b []byte, off int) uint32 {
 	return atomic.LoadUint32((*uint32)(unsafe.Pointer(unsafe.SliceData(b[off : off+4]))))
 }
 
-// store32 stores b[off:off+4], aligned to 4, after anything that came earlier,
-// and before anything that comes later.
+// store32 stores b[off:off+4], aligned to 4, after everything that precedes it
+// in the program, and before everything that follows.
 func store32(b []byte, off int, v uint32) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(unsafe.SliceData(b[off:off+4]))), v)
 }
 
-// load16 loads b[off:off+2], aligned to 2. The aligned word of 4 around it may
-// begin before b, but is in the same page.
+// load16 loads b[off:off+2], aligned to 2. The aligned 4-byte word around it may
+// begin before b, but lies in the same page.
 func load16(b []byte, off int) uint16 {
 	p := unsafe.Pointer(unsafe.SliceData(b[off : off+2]))
 	inside := uintptr(p) & 2
@@ -46,8 +46,8 @@ const (
 
 const descSize = 16
 
-// desc is a descriptor of either kind, copied out of guest memory once, so
-// that what was checked is what is used. Split: flags, next. Packed: id, flags.
+// desc is a descriptor of either layout. It is copied out of guest memory once,
+// so that what is used is what was checked.
 type desc struct {
 	addr uint64
 	len  uint32

@@ -64,7 +64,7 @@ func (q *split) next(c *Chain) (bool, error) {
 		return false, nil
 	}
 	if waiting > q.s.Size {
-		return false, fmt.Errorf("the available index went on by %d, the queue has %d descriptors", waiting, q.s.Size)
+		return false, fmt.Errorf("the available index went on by %d in a queue of %d descriptors", waiting, q.s.Size)
 	}
 	at := ringHeader + int(q.s.NextAvail&q.mask())*availElement
 	head := binary.LittleEndian.Uint16(q.avail[at:])
@@ -79,8 +79,8 @@ func (q *split) next(c *Chain) (bool, error) {
 	return true, nil
 }
 
-// walk collects the chain that begins at head. A chain that is a loop is too
-// long.
+// walk collects the chain that begins at head. A chain that is a loop exceeds
+// the limit.
 func (q *split) walk(c *Chain, head uint16) error {
 	limit := min(int(q.s.Size), MaxChain)
 	for i, n := head, 0; ; n++ {
@@ -92,7 +92,7 @@ func (q *split) walk(c *Chain, head uint16) error {
 		}
 		d := readDesc(q.desc, int(i))
 		if d.lo&descIndirect != 0 {
-			// It may end a chain (2.7.5.3.2), and its write flag is ignored.
+			// It may be the last of a chain (2.7.5.3.2). Its write flag is ignored.
 			if !q.indirect {
 				return fmt.Errorf("descriptor %d is indirect, which was not negotiated", i)
 			}
@@ -111,8 +111,8 @@ func (q *split) walk(c *Chain, head uint16) error {
 	}
 }
 
-// walkTable collects the chain in an indirect table; n descriptors came before
-// it.
+// walkTable collects the chain in an indirect table, after n descriptors outside
+// of it.
 func (q *split) walkTable(c *Chain, table desc, n int) error {
 	b, entries, err := (*Queue)(q).table(table)
 	if err != nil {
@@ -139,8 +139,7 @@ func (q *split) walkTable(c *Chain, table desc, n int) error {
 	}
 }
 
-// table finds an indirect table, which has a whole number of descriptors, at
-// least one.
+// table returns an indirect table and its number of descriptors, at least 1.
 func (q *Queue) table(d desc) ([]byte, int, error) {
 	if d.len == 0 || d.len%descSize != 0 {
 		return nil, 0, fmt.Errorf("an indirect table of %d bytes", d.len)
@@ -168,20 +167,20 @@ func (q *split) publish(chains []Chain, written []uint32) error {
 	return q.setFlags(binary.LittleEndian.Uint16(q.used) & usedNoNotify)
 }
 
-// setFlags stores the used ring's flags and index, a word of their own.
+// setFlags stores the used ring's flags and index, which are one 4-byte word.
 func (q *split) setFlags(flags uint16) error {
 	store32(q.used, 0, uint32(flags)|uint32(q.s.NextUsed)<<16)
 	return q.mem.MarkDirty(q.s.Device, ringHeader)
 }
 
-func (q *split) wanted() bool {
+func (q *split) interrupts() bool {
 	if !q.eventIdx {
 		return binary.LittleEndian.Uint16(q.avail)&availNoInterrupt == 0
 	}
 	if q.s.Unsignalled >= MaxQueueSize {
 		return true
 	}
-	// 2.7.7.2: if the element at index used_event is among the new ones.
+	// 2.7.7.2: the driver asks if the element at index used_event is new.
 	event := load16(q.avail, ringHeader+int(q.s.Size)*availElement)
 	return q.s.NextUsed-event-1 < uint16(q.s.Unsignalled)
 }
@@ -192,8 +191,7 @@ func (q *split) wantKicks() error {
 	}
 	at := ringHeader + int(q.s.Size)*usedElement
 	binary.LittleEndian.PutUint16(q.used[at:], q.s.NextAvail)
-	// Marking is a locked instruction, the full barrier that is needed here;
-	// the index's store is one too, and needs no luck.
+	// The store in setFlags is the full barrier.
 	if err := q.mem.MarkDirty(q.s.Device+uint64(at), eventSize); err != nil {
 		return err
 	}

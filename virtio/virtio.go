@@ -17,23 +17,23 @@
 //	func (d *Device) Resume() error                   { d.loop.Resume(); return nil }
 //	func (d *Device) ResetQueue(q *virtio.Queue)      { d.loop.ResetQueue(q) }
 //
-// The guest is not trusted: whatever it leaves in a ring, a queue answers with
-// chains whose every byte is guest RAM, or with an error, after which the
-// queue stands still until the driver resets it.
+// The guest is not trusted: whatever it leaves in a ring, a queue returns
+// chains that lie in guest RAM, or an error, and then nothing more until the
+// driver resets it.
 //
-// All that is written to guest memory, by a queue or by a device in a chain's
-// buffers, is marked in the VMM's dirty bitmap after the bytes have landed and
-// before the guest can learn of them; a live migration depends on it.
+// Every write to guest memory, by a queue or by a device to a chain's buffers,
+// is marked in the VMM's dirty bitmap after the write and before the guest is
+// told of it. A live migration depends on this.
 package virtio
 
 import "context"
 
-// Memory is guest memory as queues and devices see it; *memory.Memory is one.
-// Ranges are guest physical; one that is not contiguous RAM is an error.
+// Memory is guest memory as queues and devices see it; *memory.Memory
+// implements it. Addresses are guest physical. A range that is not contiguous
+// RAM is an error.
 type Memory interface {
-	// Slice returns guest memory itself. Who lets anything write to it calls
-	// MarkDirty after the bytes have landed, before the guest can learn of
-	// them.
+	// Slice returns guest memory itself. The caller marks what it writes there
+	// (MarkDirty) after the write and before the guest is told of it.
 	Slice(gpa, n uint64) ([]byte, error)
 	// MarkDirty sets the VMM's dirty bits of the pages of a range.
 	MarkDirty(gpa, n uint64) error
@@ -42,65 +42,66 @@ type Memory interface {
 	WriteAt(p []byte, gpa uint64) error
 }
 
-// Device is what a device type has of its own, behind a transport. The
-// transport calls ReadConfig from any vCPU's thread at any time; the other
-// methods one at a time.
+// Device is a device type, behind a transport. The transport calls ReadConfig
+// from any vCPU's thread at any time, and the other methods one at a time.
 //
-// A device's life is Activate, any number of Pause and Resume, Reset, and
-// again. What it holds of the host is its [Backend]'s to give back. On a migration's destination LoadState comes first,
-// on a device that is not active, and Activate then goes on from there.
+// The transport calls Activate, then Pause and Resume any number of times, then
+// Reset, and then Activate may come again. At the destination of a migration
+// LoadState comes before Activate. What a device uses of the host belongs to its
+// [Backend], which closes it.
 type Device interface {
 	// ID is the device type, section 5.
 	ID() uint16
-	// Features are those that this device offers. The transport adds those of
-	// the rings and of itself (see [RingFeatures]).
+	// Features are the features of the device type that the device offers. The
+	// transport adds others (see [RingFeatures]).
 	Features() uint64
 	// QueueSizes is the largest size of each queue: a power of 2, at most
 	// [MaxQueueSize].
 	QueueSizes() []uint16
-	// ReadConfig fills p from the device's configuration structure at off;
-	// beyond the structure's end it reads as zero. p comes zeroed.
+	// ReadConfig fills p from the device's configuration structure at off. p
+	// is zeroed before the call, and stays zero beyond the structure's end.
 	ReadConfig(off uint32, p []byte)
-	// WriteConfig writes the driver's bytes. What is not writable is ignored.
+	// WriteConfig takes what the driver writes to the configuration structure.
+	// It ignores writes to fields that are read-only.
 	WriteConfig(off uint32, p []byte)
-	// Activate starts the device with the negotiated features: the driver has
-	// set DRIVER_OK. queues has one for each of QueueSizes; one that the
-	// driver did not enable never has a chain. The device keeps them, and n,
-	// until Reset.
+	// Activate starts the device with the negotiated features, when the driver
+	// has set DRIVER_OK. queues has one queue for each of QueueSizes; a queue
+	// that the driver did not enable never has a chain. The device uses them,
+	// and n, until Reset.
 	Activate(features uint64, queues []*Queue, n Notifier) error
-	// Reset stops the device and forgets everything of this driver. When it
-	// returns no goroutine of the device touches guest memory or the queues,
-	// and none of its chains is out. It is also called on a device that was
-	// never active.
+	// Reset stops the device and discards everything that the driver has set.
+	// When it returns, no goroutine of the device touches guest memory or the
+	// queues, and no chain is out. It is also called on a device that was never
+	// active.
 	Reset()
 	// ResetQueue is called on an active device when the driver resets one queue
-	// (section 2.6). The queue hands out nothing more, and the transport then
-	// waits until none of its chains is out: the device gives back soon, or
-	// drops ([Queue.Drop]), what it would otherwise hold on to.
+	// (section 2.6). The queue returns no more chains, and the transport waits
+	// afterwards until none is out: the device gives back or drops
+	// ([Queue.Drop]) those that it would otherwise keep.
 	ResetQueue(q *Queue)
-	// Pause returns when the device is quiet: requests that it had taken are
-	// done, its goroutines are idle, and it will not touch guest memory
-	// until Resume. It is called on an active device only.
+	// Pause returns when all requests that the device had taken are done or
+	// back in their queue, and its goroutines are idle. The device does not
+	// touch guest memory until Resume. Pause is called on an active device
+	// only.
 	Pause(ctx context.Context) error
 	// Resume undoes Pause. The transport kicks each queue afterwards.
 	Resume() error
-	// SaveState returns the device type's own state, CBOR of a plain struct;
-	// nil if there is none. The device is paused or not active.
+	// SaveState returns the state of the device type, CBOR of a plain struct,
+	// or nil. The device is paused or not active.
 	SaveState() ([]byte, error)
-	// LoadState takes what SaveState returned on another host: it is checked
-	// like anything from a stranger. It does not touch guest memory.
+	// LoadState takes what SaveState returned on another host. It is untrusted
+	// input. LoadState does not touch guest memory.
 	LoadState([]byte) error
 }
 
-// Notifier is how a device reaches its driver other than through a queue.
-// Methods may be called from any goroutine, not from within a method of
-// the device.
+// Notifier reaches the driver other than through a queue. Its methods may be
+// called from any goroutine, but not from within a method of the device.
 type Notifier interface {
-	// ConfigChanged says that the device's configuration structure has changed:
-	// it counts the generation on and interrupts.
+	// ConfigChanged tells the driver that the configuration structure has
+	// changed: it increments the generation and interrupts.
 	ConfigChanged()
-	// NeedsReset sets DEVICE_NEEDS_RESET (section 2.1.2) because of err, which
-	// is logged: the driver has broken a rule, or the device cannot go on.
+	// NeedsReset sets DEVICE_NEEDS_RESET (section 2.1.2) and logs err: the
+	// driver has broken a rule, or the device cannot go on.
 	NeedsReset(err error)
 }
 
@@ -122,16 +123,16 @@ const (
 	FeatureRingPacked   uint64 = 1 << 34
 	FeatureRingReset    uint64 = 1 << 40
 
-	// RingFeatures are those that queues know; the transport adds
+	// RingFeatures are the features of queues. The transport adds
 	// FeatureVersion1 and FeatureRingReset.
 	RingFeatures = FeatureIndirectDesc | FeatureEventIdx | FeatureRingPacked
 )
 
 // Limits of queues and chains.
 const (
-	// MaxQueueSize is the largest queue there can be, in descriptors (2.7, 2.8).
+	// MaxQueueSize is the largest size of a queue in descriptors (2.7, 2.8).
 	MaxQueueSize = 32768
-	// MaxChain is the largest number of descriptors in a chain that a queue
-	// takes, and so of segments: what one preadv takes (IOV_MAX).
+	// MaxChain is the largest number of descriptors in a chain, and so of
+	// segments: as many as one preadv takes (IOV_MAX).
 	MaxChain = 1024
 )

@@ -278,7 +278,7 @@ func TestFraming(t *testing.T) {
 }
 
 // A model of the disk against random requests, many in flight on two queues,
-// while the device pauses and moves into a twin.
+// while the device pauses and moves to another one.
 func TestModel(t *testing.T) {
 	eachLayout(t, func(t *testing.T, features uint64) {
 		const areas, areaSectors = 24, 64 // one request at a time in each
@@ -361,25 +361,25 @@ func TestModel(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				twin := open(t, config)
-				if err := twin.LoadState(state); err != nil {
+				dst := open(t, config)
+				if err := dst.LoadState(state); err != nil {
 					t.Fatal(err)
 				}
-				if err := twin.Lock(); !errors.Is(err, ErrInUse) {
+				if err := dst.Lock(); !errors.Is(err, ErrInUse) {
 					t.Fatalf("lock while the source has it: %v", err)
 				}
 				if err := r.d.Unlock(); err != nil {
 					t.Fatal(err)
 				}
-				if err := twin.Lock(); err != nil {
+				if err := dst.Lock(); err != nil {
 					t.Fatal(err)
 				}
-				again, err := twin.SaveState()
+				again, err := dst.SaveState()
 				if err != nil || !bytes.Equal(again, state) {
 					t.Fatalf("saved again: %v", err)
 				}
 				r.d.Reset()
-				r.attach(twin, saved)
+				r.attach(dst, saved)
 				for _, q := range r.queues {
 					q.Signal()
 				}

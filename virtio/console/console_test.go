@@ -268,14 +268,14 @@ func TestMove(t *testing.T) {
 			}
 			old.Reset()
 
-			twin, there := newConsole(t, Config{})
-			if err := twin.LoadState(state); err != nil {
+			dst, there := newConsole(t, Config{})
+			if err := dst.LoadState(state); err != nil {
 				t.Fatal(err)
 			}
-			if again, err := twin.SaveState(); err != nil || !bytes.Equal(again, state) {
+			if again, err := dst.SaveState(); err != nil || !bytes.Equal(again, state) {
 				t.Fatalf("saved again: other bytes, %v", err)
 			}
-			r.attach(twin, saved)
+			r.attach(dst, saved)
 			second := there.read(t, n*len(text)-len(first))
 			if string(first)+second != strings.Repeat(text, n) {
 				t.Fatal("other output")
@@ -551,9 +551,9 @@ func FuzzState(f *testing.F) {
 	}
 	f.Add(good)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d, twin := New(Config{}, io.Discard), New(Config{}, io.Discard)
+		d, dst := New(Config{}, io.Discard), New(Config{}, io.Discard)
 		defer d.Close()
-		defer twin.Close()
+		defer dst.Close()
 		if d.LoadState(b) != nil {
 			return
 		}
@@ -561,10 +561,10 @@ func FuzzState(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := twin.LoadState(once); err != nil {
+		if err := dst.LoadState(once); err != nil {
 			t.Fatal(err)
 		}
-		if twice, err := twin.SaveState(); err != nil || !bytes.Equal(once, twice) {
+		if twice, err := dst.SaveState(); err != nil || !bytes.Equal(once, twice) {
 			t.Fatalf("%x, then %x, %v", once, twice, err)
 		}
 	})

@@ -346,7 +346,7 @@ func TestLink(t *testing.T) {
 	r.d.WriteConfig(0, c[:])
 }
 
-// A device that is paused moves nothing; its twin goes on where it was.
+// A device that is paused moves nothing; a device at the destination goes on where it was.
 func TestMove(t *testing.T) {
 	r := newRig(t, 2, plain|net.FeatureMultiQueue)
 	if a := r.command(4, 0, 2, 0); a != 0 {

@@ -23,8 +23,8 @@ const (
 	regQueueReset    = 58
 )
 
-// readCommon takes the whole structure's picture and copies the part. The
-// structure is small, and drivers read it while they set up only.
+// readCommon builds the whole structure and copies a part of it. The structure
+// is small, and drivers read it during setup only.
 func (t *Transport) readCommon(off int, p []byte) {
 	t.regs.Lock()
 	defer t.regs.Unlock()
@@ -65,8 +65,8 @@ func (t *Transport) selected() *queue {
 	return nil
 }
 
-// writeCommon is a write to one field, of the field's width (4.1.3.1); 8 bytes
-// are two fields of 4. Others are ignored.
+// writeCommon handles a write to one field, of the field's width (4.1.3.1), or
+// of 8 bytes to two fields of 4. Other writes are ignored.
 func (t *Transport) writeCommon(off int, p []byte) {
 	t.regs.Lock()
 	defer t.regs.Unlock()
@@ -102,8 +102,7 @@ func (t *Transport) write16(off int, v uint16) {
 	case regQueueVector:
 		q.vector.Store(t.vector(v))
 	case regQueueSize:
-		// What is too large, or no power of 2 with a split queue, is found when
-		// the queue is started.
+		// Queue.Start checks the size.
 		if !q.regs.Enabled {
 			q.regs.Size = v
 		}
@@ -118,8 +117,8 @@ func (t *Transport) write16(off int, v uint16) {
 	}
 }
 
-// vector is what a vector register then reads as: no vector if there is none of
-// that number (4.1.5.1.2.1).
+// vector is what a vector register holds after a write of v: no vector if there
+// is no vector v (4.1.5.1.2.1).
 func (t *Transport) vector(v uint16) uint32 {
 	if int(v) < t.msix.Vectors() {
 		return uint32(v)

@@ -21,8 +21,7 @@ func newKick() (*kick, error) {
 	return &kick{fd: fd, file: os.NewFile(uintptr(fd), "eventfd")}, nil
 }
 
-// wait returns true when there was a notification, and false when the eventfd
-// is closed.
+// wait waits for a notification. It returns false when the eventfd is closed.
 func (k *kick) wait() bool {
 	var count [8]byte
 	_, err := k.file.Read(count[:])

@@ -22,9 +22,9 @@ const (
 	notifyAt   = 0x3000
 	notifySize = 0x1000
 
-	// notifyStep is notify_off_multiplier: the queues' notification addresses
-	// are so many bytes apart, each its own, so that the address alone says
-	// which queue it is.
+	// notifyStep is notify_off_multiplier: the distance in bytes of the queues'
+	// notification addresses. Each queue has its own, so that the address alone
+	// identifies the queue.
 	notifyStep = 4
 	maxQueues  = notifySize / notifyStep
 )
@@ -38,10 +38,10 @@ const (
 	capPCI    = 5
 )
 
-// identity is section 4.1.2: non-transitional device ids, revision 1. The class
-// is no part of the standard; it is for people who list the bus.
+// identity is section 4.1.2: non-transitional device ids, revision 1. The
+// standard does not define the class, which tools that list the bus show.
 func identity(deviceType uint16) pci.Identity {
-	class := uint32(0xff0000) // none of the others
+	class := uint32(0xff0000) // no defined class
 	switch deviceType {
 	case virtio.IDNet:
 		class = 0x020000 // Ethernet
@@ -56,7 +56,7 @@ func identity(deviceType uint16) pci.Identity {
 	return pci.Identity{Vendor: 0x1af4, Device: id, SubVendor: 0x1af4, SubDevice: id, Class: class, Revision: 1}
 }
 
-// addCapabilities says where the structures are (4.1.4).
+// addCapabilities adds the capabilities that locate the structures (4.1.4).
 func (t *Transport) addCapabilities() error {
 	for _, c := range []struct {
 		kind     byte

@@ -6,7 +6,7 @@ const (
 	isrConfig = 2
 )
 
-// pump hands the driver's notifications, which the kernel counts in an eventfd,
+// pump passes the driver's notifications, which the kernel counts in an eventfd,
 // to the queue. It ends when the eventfd is closed.
 func (q *queue) pump() {
 	for q.kick.wait() {
@@ -14,7 +14,7 @@ func (q *queue) pump() {
 	}
 }
 
-// queueInterrupt tells the driver that a queue has something used.
+// queueInterrupt tells the driver that a queue has used elements.
 func (t *Transport) queueInterrupt(q *queue) {
 	t.isr.Or(isrQueue)
 	t.msix.Raise(int(q.vector.Load()))
@@ -27,7 +27,7 @@ func (t *Transport) configInterrupt() {
 	t.msix.Raise(int(t.configVector.Load()))
 }
 
-// moved is told where the registers are.
+// moved moves the ioeventfds with the registers.
 func (t *Transport) moved(base uint64, there bool) {
 	t.places.Lock()
 	defer t.places.Unlock()
@@ -40,13 +40,13 @@ func (t *Transport) moved(base uint64, there bool) {
 	}
 }
 
-// wantNotifications says whether the driver may kick the queue. The kernel has
-// room for 1000 ioeventfds and the like (NR_IOBUS_DEVS), so queues that are not
-// in use have none.
+// wantNotifications says whether the queue has an ioeventfd. The kernel has room
+// for 1000 of them and of other devices (NR_IOBUS_DEVS), so only queues in use
+// have one.
 func (t *Transport) wantNotifications(q *queue, on bool) {
 	t.places.Lock()
 	defer t.places.Unlock()
-	q.wanted = on
+	q.enabled = on
 	for i := range t.queues {
 		if t.queues[i] == q {
 			t.place(i)
@@ -54,11 +54,11 @@ func (t *Transport) wantNotifications(q *queue, on bool) {
 	}
 }
 
-// place puts the queue's ioeventfd where it belongs. Without one the guest's
-// writes come to the registers, which is slower and no worse.
+// place puts the queue's ioeventfd at the queue's notification address. Without
+// one the guest's writes arrive at the registers, which is slower.
 func (t *Transport) place(i int) {
 	q, at := t.queues[i], uint64(0)
-	if q.wanted && t.base != 0 {
+	if q.enabled && t.base != 0 {
 		at = t.base + notifyAt + uint64(i)*notifyStep
 	}
 	if at == q.at {

@@ -3,8 +3,8 @@ package transport
 // registers is the registers' BAR.
 type registers struct{ *Transport }
 
-// Read lets the driver read. An access belongs to the structure that it starts
-// in; what is behind the structure reads as zero.
+// Read handles the driver's reads. An access belongs to the structure in which
+// it starts; bytes behind the structure read as zero.
 func (r registers) Read(off uint64, p []byte) {
 	clear(p)
 	switch {
@@ -17,7 +17,7 @@ func (r registers) Read(off uint64, p []byte) {
 	}
 }
 
-// Write lets the driver write.
+// Write handles the driver's writes.
 func (r registers) Write(off uint64, p []byte) {
 	switch {
 	case off < commonAt+commonSize:

@@ -8,7 +8,7 @@ import (
 )
 
 // Whatever a driver has written to the registers, in whatever order and however
-// far it has come, a twin saves what it loaded (in guest.twin).
+// far it has come, another machine saves what it loaded (in guest.dst).
 func TestStateRoundTrip(t *testing.T) {
 	outer := t
 	rapid.Check(t, func(t *rapid.T) {
@@ -32,6 +32,6 @@ func TestStateRoundTrip(t *testing.T) {
 			}
 			g.write(at, n, uint64(rapid.Uint32().Draw(t, "value")>>rapid.IntRange(0, 31).Draw(t, "shift")))
 		}
-		g.twin()
+		g.dst()
 	})
 }

@@ -9,9 +9,8 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// State is everything of a device on PCI that travels with a migration: plain
-// data. Eventfds do not travel; [Transport.Resume] makes up for what they may
-// have counted.
+// State is everything of a device on PCI that travels with a migration. Eventfds
+// do not travel: [Transport.Resume] kicks each queue instead.
 type State struct {
 	Type           uint16            `cbor:"type"` // the device's
 	Function       pci.FunctionState `cbor:"function"`
@@ -32,20 +31,20 @@ type State struct {
 type QueueState struct {
 	Queue  virtio.QueueState `cbor:"queue"`
 	Vector uint16            `cbor:"vector"`
-	// Started: the device has the queue. One that the driver enabled and that
-	// could not be started is not.
+	// Started: the queue has been started. One that the driver enabled with
+	// invalid values has not.
 	Started bool `cbor:"started"`
 }
 
 // ErrNotPaused: the state of a device that runs cannot be saved.
 var ErrNotPaused = errors.New("the device is not paused")
 
-// ErrUsed: a state is loaded into a transport that has been used already.
+// ErrUsed: a state can be loaded only into a transport that no driver has used.
 var ErrUsed = errors.New("the device has been used")
 
-// Pause makes the device quiet and takes its interrupts' irqfds off, so that
-// all that was raised is in the interrupt controllers. The vCPUs have stopped.
-// If ctx ends first, everything goes on.
+// Pause pauses the device and removes its irqfds, so that all interrupts that were
+// raised are in the interrupt controllers. The vCPUs have stopped. If ctx ends
+// first, the device goes on.
 func (t *Transport) Pause(ctx context.Context) error {
 	t.regs.Lock()
 	defer t.regs.Unlock()
@@ -64,11 +63,11 @@ func (t *Transport) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume undoes Pause, or starts a device whose state was loaded: guest memory
-// has landed, the interrupt controllers are loaded, the vCPUs are about to run.
-// Each queue is kicked and each interrupt raised once, since what was
-// under way to or from the driver may be in an eventfd on another host. If the
-// device cannot go on it needs a reset, which the driver learns.
+// Resume undoes Pause, or activates a device whose state was loaded, when guest
+// memory and the interrupt controllers are loaded and the vCPUs have not started.
+// It kicks each queue and raises each interrupt once, because an eventfd of
+// another host may have held a notification. If the device cannot go on,
+// DEVICE_NEEDS_RESET is set.
 func (t *Transport) Resume() error {
 	t.regs.Lock()
 	defer t.regs.Unlock()
@@ -136,9 +135,9 @@ func (t *Transport) SaveState() (State, error) {
 	return s, nil
 }
 
-// LoadState puts a transport that no driver has used into the state of its
-// twin. It is paused then, and [Transport.Resume] starts the device. Guest
-// memory is not touched. After an error the transport is of no use.
+// LoadState loads a state into a transport that no driver has used. The transport
+// is then paused, and [Transport.Resume] starts the device. LoadState does not
+// touch guest memory. After an error the transport cannot be used.
 func (t *Transport) LoadState(s State) error {
 	t.regs.Lock()
 	defer t.regs.Unlock()
@@ -184,21 +183,21 @@ func (t *Transport) load(s State) error {
 	return nil
 }
 
-// checkState finds what no driver can have brought about, or what this device
-// cannot go on with.
+// checkState refuses a state that no driver can reach, or that this device cannot
+// go on from.
 func (t *Transport) checkState(s State) error {
 	if s.Type != t.dev.ID() {
-		return fmt.Errorf("the state is of a device of type %d", s.Type)
+		return fmt.Errorf("expected a state of device type %d, found type %d", t.dev.ID(), s.Type)
 	}
 	if len(s.Queues) != len(t.queues) {
-		return fmt.Errorf("the state has %d queues, the device %d", len(s.Queues), len(t.queues))
+		return fmt.Errorf("expected %d queues, found %d", len(t.queues), len(s.Queues))
 	}
 	if s.Status&^(statusDriver|statusNeedsReset) != 0 || s.ISR&^(isrQueue|isrConfig) != 0 {
-		return fmt.Errorf("status %#x or ISR %#x has bits that do not exist", s.Status, s.ISR)
+		return fmt.Errorf("status %#x or ISR %#x has undefined bits", s.Status, s.ISR)
 	}
 	if s.Status&statusFeaturesOK != 0 {
 		if missing := s.DriverFeatures &^ t.offered; missing != 0 {
-			return fmt.Errorf("the guest uses features %#x, which the device here does not have", missing)
+			return fmt.Errorf("the guest uses features %#x, which the device of this host does not have", missing)
 		}
 	}
 	const running = statusDriverOK | statusFeaturesOK
@@ -207,7 +206,7 @@ func (t *Transport) checkState(s State) error {
 	}
 	for i, q := range s.Queues {
 		if q.Started && (!q.Queue.Enabled || s.Status&running != running) {
-			return fmt.Errorf("queue %d has been started and is not enabled, or with status %#x", i, s.Status)
+			return fmt.Errorf("queue %d is started but not enabled, or has status %#x", i, s.Status)
 		}
 	}
 	return nil

@@ -22,8 +22,8 @@ func (g *guest) save() transport.State {
 	return s
 }
 
-// twin is another machine with the same memory, in the state of this one.
-func (g *guest) twin() *guest {
+// dst is another machine with the same memory, in the state of this one.
+func (g *guest) dst() *guest {
 	g.t.Helper()
 	s := g.save()
 	h := newGuestWith(g.t, g.mem)
@@ -63,7 +63,7 @@ func TestMove(t *testing.T) {
 				}
 				check(t, g.device.Pause(context.Background()))
 				before := g.mem.Snapshot()
-				h := g.twin()
+				h := g.dst()
 				if string(g.mem.Snapshot()) != string(before) {
 					t.Fatal("guest memory was written by loading")
 				}
@@ -116,14 +116,14 @@ func TestLoadRefuses(t *testing.T) {
 		change func(s *transport.State)
 		text   string
 	}{
-		"type":         {func(s *transport.State) { s.Type = 2 }, "of type 2"},
-		"queues":       {func(s *transport.State) { s.Queues = s.Queues[:1] }, "1 queues"},
+		"type":         {func(s *transport.State) { s.Type = 2 }, "found type 2"},
+		"queues":       {func(s *transport.State) { s.Queues = s.Queues[:1] }, "found 1"},
 		"status":       {func(s *transport.State) { s.Status = 16 }, "status 0x10"},
 		"features":     {func(s *transport.State) { s.DriverFeatures |= 1 << 60 }, "0x1000000000000000"},
 		"active":       {func(s *transport.State) { s.Status = 3 }, "active"},
 		"enabled":      {func(s *transport.State) { s.Queues[1].Queue.Enabled = false }, "queue 1"},
 		"ring":         {func(s *transport.State) { s.Queues[0].Queue.Desc = 1 << 50 }, "not RAM"},
-		"size":         {func(s *transport.State) { s.Queues[0].Queue.Size = 4096 }, "4096 descriptors"},
+		"size":         {func(s *transport.State) { s.Queues[0].Queue.Size = 4096 }, "got 4096"},
 		"place":        {func(s *transport.State) { s.Queues[1].Queue.NextUsed = 60000 }, "60000"},
 		"config space": {func(s *transport.State) { s.Function.Config = nil }, "expected a configuration space of 256 bytes, found 0"},
 		"device":       {func(s *transport.State) { s.Device = nil }, "echo state"},
@@ -177,7 +177,7 @@ func FuzzRegisters(f *testing.F) {
 			}
 			g.read(common+off, 1<<(ops[1]%4))
 		}
-		g.twin().mustResume()
+		g.dst().mustResume()
 	})
 }
 

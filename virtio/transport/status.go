@@ -42,8 +42,8 @@ func (t *Transport) writeStatus(v byte) {
 	}
 }
 
-// featuresFit says whether the driver took nothing that was not offered, and
-// is one of this century (2.2.2).
+// featuresFit reports whether the driver took only features that were offered,
+// VIRTIO_F_VERSION_1 among them (2.2.2).
 func (t *Transport) featuresFit() bool {
 	return t.driverFeatures&^t.offered == 0 && t.driverFeatures&virtio.FeatureVersion1 != 0
 }
@@ -64,7 +64,7 @@ func (t *Transport) activate() error {
 	return nil
 }
 
-// start makes a queue follow its registers.
+// start starts a queue with the values of its registers.
 func (t *Transport) start(i int) error {
 	q := t.queues[i]
 	if err := q.Start(q.regs, t.driverFeatures); err != nil {
@@ -75,8 +75,8 @@ func (t *Transport) start(i int) error {
 	return nil
 }
 
-// enable is the driver's writing 1 to queue_enable. Before DRIVER_OK it is
-// remembered; later it brings a queue back that was reset.
+// enable handles the driver's write of 1 to queue_enable. Before DRIVER_OK it
+// only sets the register; afterwards it starts a queue that was reset.
 func (t *Transport) enable(q *queue) {
 	if q.regs.Enabled || t.status.Load()&statusFeaturesOK == 0 {
 		return
@@ -92,7 +92,7 @@ func (t *Transport) enable(q *queue) {
 	q.Signal()
 }
 
-// resetQueue is section 2.6.1. The driver waits until it is done.
+// resetQueue is section 2.6.1. The driver waits for its end.
 func (t *Transport) resetQueue(i int) {
 	q := t.queues[i]
 	if t.driverFeatures&virtio.FeatureRingReset == 0 || !q.regs.Enabled || !t.active {
@@ -107,7 +107,7 @@ func (t *Transport) resetQueue(i int) {
 	t.forget(q)
 }
 
-// forget puts a queue into its first state.
+// forget puts a queue into its initial state.
 func (t *Transport) forget(q *queue) {
 	q.Stop()
 	q.started = false
@@ -115,8 +115,8 @@ func (t *Transport) forget(q *queue) {
 	q.vector.Store(noVector)
 }
 
-// reset puts everything into its first state. It returns when the device does
-// not touch guest memory any more.
+// reset puts everything into its initial state. When it returns, the device does
+// not touch guest memory.
 func (t *Transport) reset() {
 	for _, q := range t.queues {
 		t.wantNotifications(q, false)

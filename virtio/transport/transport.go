@@ -3,13 +3,13 @@
 //
 // A [Transport] is between a driver, which reaches it through registers in a
 // BAR, and a virtio.Device. It negotiates features, keeps the status, sets up
-// queues, and leads notifications both ways: the driver's by ioeventfd, the
-// device's by MSI-X. What a driver does wrong is answered as the specification
-// says, by bits that do not stick, or by DEVICE_NEEDS_RESET.
+// queues, and carries notifications: the driver's by ioeventfd, the device's by
+// MSI-X. It answers a driver's errors as the specification says: by bits that do
+// not stick, or by DEVICE_NEEDS_RESET.
 //
 // Files: layout.go says where the registers are, common.go has those of the
-// common configuration, status.go a device's life, notify.go the ways of
-// notifications, and state.go what travels with a migration.
+// common configuration, status.go activation and reset, notify.go notifications
+// and interrupts, and state.go what travels with a migration.
 package transport
 
 import (
@@ -28,17 +28,17 @@ type Host struct {
 	Memory        virtio.Memory
 	Interrupts    pci.Interrupts
 	Notifications Notifications
-	// Log gets what the guest did wrong, and errors that the guest cannot be
-	// told of. If it is nil, nothing is logged.
+	// Log gets the guest's errors, and errors of the host that the guest is not
+	// told. If it is nil, nothing is logged.
 	Log *slog.Logger
 }
 
-// Notifications leads the guest's writes at an address to an eventfd, without
-// an exit to the VMM: KVM's ioeventfd.
+// Notifications connects the guest's writes to an address with an eventfd,
+// without an exit to the VMM: KVM's ioeventfd.
 type Notifications interface {
 	// AssignIOEventFD makes each write of the guest at gpa, of 2 bytes or of
-	// any width, signal the eventfd. Writes that still arrive at the
-	// transport's registers count as well.
+	// any width, signal the eventfd. The transport also takes writes that
+	// arrive at its registers.
 	AssignIOEventFD(gpa uint64, fd int) error
 	// DeassignIOEventFD undoes it, with the same arguments.
 	DeassignIOEventFD(gpa uint64, fd int) error
@@ -53,17 +53,17 @@ type Transport struct {
 	offered  uint64
 	queues   []*queue
 
-	// What the device's goroutines change, or need without waiting for a
-	// driver that waits for them.
+	// Atomic, because the device's goroutines use them while a driver that
+	// holds regs waits for these goroutines.
 	status       atomic.Uint32
 	isr          atomic.Uint32
 	generation   atomic.Uint32
 	configVector atomic.Uint32
 
-	// regs serialises what the driver does with the registers, and Pause,
-	// Resume, SaveState and LoadState. It is held while the device is
-	// activated and reset, which the driver waits for; no method of
-	// virtio.Notifier takes it. It guards all that follows.
+	// regs serialises the driver's accesses to the registers with Pause,
+	// Resume, SaveState and LoadState. It is held while the device is activated
+	// and reset, which the driver waits for. No method of virtio.Notifier takes
+	// it. It guards the fields down to places.
 	regs           sync.Mutex
 	deviceSelect   uint32
 	driverSelect   uint32
@@ -73,19 +73,19 @@ type Transport struct {
 	loaded         bool // Resume activates it
 	paused         bool
 
-	// places guards what follows: where the ioeventfds are.
+	// places guards the fields below, and where the ioeventfds are.
 	places sync.Mutex
 	base   uint64 // where the registers are; 0: nowhere
 	pumps  sync.WaitGroup
 }
 
-// queue is a virtqueue and what the transport has for it.
+// queue is a virtqueue with its registers, its eventfd and its interrupt.
 type queue struct {
 	*virtio.Queue
 	regs    virtio.QueueState // as the driver sets it up; guarded by Transport.regs
 	vector  atomic.Uint32
 	kick    *kick
-	wanted  bool   // ioeventfd; guarded by Transport.places, like at
+	enabled bool   // it has an ioeventfd; guarded by Transport.places, like at
 	at      uint64 // where the ioeventfd is; 0: nowhere
 	started bool   // guarded by Transport.regs
 }
@@ -108,7 +108,7 @@ func New(dev virtio.Device, host Host) (*Transport, error) {
 func (t *Transport) init() error {
 	sizes := t.dev.QueueSizes()
 	if len(sizes) < 1 || len(sizes) > maxQueues {
-		return fmt.Errorf("%d queues: 1 to %d are possible", len(sizes), maxQueues)
+		return fmt.Errorf("the number of queues must be between 1 and %d, got %d", maxQueues, len(sizes))
 	}
 	t.offered = (t.dev.Features() | virtio.RingFeatures | virtio.FeatureRingReset)
 	t.offered |= virtio.FeatureVersion1
@@ -116,7 +116,7 @@ func (t *Transport) init() error {
 	t.function = pci.NewFunction(identity(t.dev.ID()))
 	for i, size := range sizes {
 		if size == 0 || size > virtio.MaxQueueSize || size&(size-1) != 0 {
-			return fmt.Errorf("queue %d of %d descriptors: a power of 2 up to %d is possible", i, size, virtio.MaxQueueSize)
+			return fmt.Errorf("queue %d: the size must be a power of 2 and at most %d, got %d", i, virtio.MaxQueueSize, size)
 		}
 		k, err := newKick()
 		if err != nil {
@@ -162,7 +162,7 @@ func (t *Transport) Close() error {
 	return errors.Join(errs...)
 }
 
-// deviceQueues are the queues as the device sees them.
+// deviceQueues are the queues for the device.
 func (t *Transport) deviceQueues() []*virtio.Queue {
 	out := make([]*virtio.Queue, len(t.queues))
 	for i, q := range t.queues {

@@ -133,15 +133,15 @@ func FuzzState(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d, err := New(Config{Path: "v"}, nil)
 		check(t, err)
-		twin, err := New(Config{Path: "v"}, nil)
+		dst, err := New(Config{Path: "v"}, nil)
 		check(t, err)
 		if d.LoadState(b) != nil {
 			return
 		}
 		once, err := d.SaveState()
 		check(t, err)
-		check(t, twin.LoadState(once))
-		if twice, err := twin.SaveState(); err != nil || !bytes.Equal(once, twice) {
+		check(t, dst.LoadState(once))
+		if twice, err := dst.SaveState(); err != nil || !bytes.Equal(once, twice) {
 			t.Fatalf("%x, then %x, %v", once, twice, err)
 		}
 	})

@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever a guest and a user have done to it, a twin saves what it loaded.
+// Whatever a guest and a user have done to it, another UART saves what it loaded.
 func TestStateRoundTrip(t *testing.T) {
 	outer := t
 	rapid.Check(t, func(t *rapid.T) {
@@ -26,12 +26,12 @@ func TestStateRoundTrip(t *testing.T) {
 			}
 		}
 		s := u.SaveState()
-		twin, _ := newUART(outer, io.Discard)
-		twin.HoldLine(true)
-		if err := twin.LoadState(s); err != nil {
+		dst, _ := newUART(outer, io.Discard)
+		dst.HoldLine(true)
+		if err := dst.LoadState(s); err != nil {
 			t.Fatal(err)
 		}
-		if got := twin.SaveState(); !reflect.DeepEqual(s, got) {
+		if got := dst.SaveState(); !reflect.DeepEqual(s, got) {
 			t.Fatalf("%+v became %+v", s, got)
 		}
 	})

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A UART in the middle of everything goes on in its twin where it was.
+// A UART in the middle of everything goes on at the destination where it was.
 func TestSaveLoad(t *testing.T) {
 	u, _ := newUART(t, io.Discard)
 	u.WritePort(regLCR, lcrDLAB|3)
@@ -25,27 +25,27 @@ func TestSaveLoad(t *testing.T) {
 	}
 	s := u.SaveState()
 
-	twin, line := newUART(t, io.Discard)
-	if err := twin.LoadState(s); err != nil {
+	dst, line := newUART(t, io.Discard)
+	if err := dst.LoadState(s); err != nil {
 		t.Fatal(err)
 	}
 	wantLine(t, line, true, "loaded")
 	for _, off := range []uint8{regIER, regIIR, regLCR, regMCR, regLSR, regMSR, regSCR} {
-		wantReg(t, twin, off, u.ReadPort(off), "twin")
+		wantReg(t, dst, off, u.ReadPort(off), "destination")
 	}
 	for i := 3; i < 40; i++ {
 		want := u.ReadPort(regData)
-		wantReg(t, twin, regData, want, "twin's input")
+		wantReg(t, dst, regData, want, "input at the destination")
 		if want != byte('0'+i%10) {
 			t.Errorf("input byte %d is %q", i, want)
 		}
 	}
-	wantReg(t, twin, regIIR, iirFIFO|iirTHRE, "all read")
-	twin.WritePort(regLCR, lcrDLAB)
-	wantReg(t, twin, 0, 0x21, "divisor")
-	wantReg(t, twin, 1, 0x43, "divisor")
+	wantReg(t, dst, regIIR, iirFIFO|iirTHRE, "all read")
+	dst.WritePort(regLCR, lcrDLAB)
+	wantReg(t, dst, 0, 0x21, "divisor")
+	wantReg(t, dst, 1, 0x43, "divisor")
 
-	// A state is a copy: the twin's life does not change it.
+	// A state is a copy: what is done with the other UART does not change it.
 	third, line := newUART(t, io.Discard)
 	if err := third.LoadState(s); err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestServe(t *testing.T) {
 }
 
 // Whatever a guest does to the registers, the UART holds together: its line
-// follows IIR, its FIFO keeps its bounds, and a twin answers as it does.
+// follows IIR, its FIFO keeps its bounds, and a UART with the same state answers as it does.
 func FuzzRegisters(f *testing.F) {
 	f.Add([]byte{0x81, 0x0f, 0x82, 0xc7, 0x80, 'x', 0x02, 0, 0x00, 0})
 	f.Add([]byte{0x84, 0x10, 0x80, 'x', 0x80, 'y', 0x05, 0, 0x48, 'z', 0x84, 0, 0x00, 0})
@@ -161,13 +161,13 @@ func FuzzRegisters(f *testing.F) {
 				t.Fatal("input waits with room in the FIFO")
 			}
 		}
-		twin, _ := newUART(t, io.Discard)
-		if err := twin.LoadState(u.SaveState()); err != nil {
+		dst, _ := newUART(t, io.Discard)
+		if err := dst.LoadState(u.SaveState()); err != nil {
 			t.Fatal(err)
 		}
 		for _, off := range []uint8{5, 6, 2, 3, 4, 7, 1, 0, 0, 2, 5} {
-			if got, want := twin.ReadPort(off), u.ReadPort(off); got != want {
-				t.Fatalf("register %d of the twin is %#x, not %#x", off, got, want)
+			if got, want := dst.ReadPort(off), u.ReadPort(off); got != want {
+				t.Fatalf("register %d of the destination is %#x, not %#x", off, got, want)
 			}
 		}
 	})
@@ -182,7 +182,7 @@ func BenchmarkTransmit(b *testing.B) {
 	}
 }
 
-// A line that is cut by a handoff is printed whole by the twin, and not at all
+// A line that is cut by a handoff is printed whole by the destination, and not at all
 // by the UART that it was begun on; if the handoff fails, by that one.
 func TestHeldLineTravels(t *testing.T) {
 	ctx := t.Context()
@@ -210,7 +210,7 @@ func TestHeldLineTravels(t *testing.T) {
 		t.Fatal(err)
 	}
 	if again := b.SaveState(); string(again.Line) != "tw" {
-		t.Errorf("the twin's state has the line %q", again.Line)
+		t.Errorf("the destination's state has the line %q", again.Line)
 	}
 	b.HoldLine(false)
 	say(b, "o\n")
@@ -218,7 +218,7 @@ func TestHeldLineTravels(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := there.String(); got != "two\n" {
-		t.Errorf("the twin printed %q", got)
+		t.Errorf("the destination printed %q", got)
 	}
 	a.HoldLine(false) // as if the handoff had failed
 	if err := a.Drain(ctx); err != nil {
