@@ -1,19 +1,19 @@
 // Package blk is the virtio block device: virtio 1.2, section 5.2.
 //
-// A disk is a raw file or a block device. Each virtqueue has a few workers that
-// take requests and carry them out by preadv and pwritev, straight from and to
-// guest memory; requests of one queue complete in any order.
+// A disk is a raw file or a block device. Several workers serve each virtqueue by
+// preadv and pwritev, directly from and to guest memory. Requests of a queue
+// complete in any order.
 //
 //	d, err := blk.Open(blk.Config{Path: "root.img"}, slog.Default())
-//	err = d.Lock()                   // nobody else has it now
+//	err = d.Lock()                   // no other process has the image
 //	...                              // d behind a transport, the guest runs
-//	d.Pause(ctx); d.Unlock()         // what was written is durable, and another may have it
+//	d.Pause(ctx); d.Unlock()         // all writes are durable, the image is free
 //	d.Close()
 //
 // The image's lock is the right to use it, and follows the right to run the
-// guest through a migration: the source pauses the device and unlocks before
-// the guest may run elsewhere, the destination, which has opened the image long
-// before, locks before the guest runs. See docs/blk.md.
+// guest in a migration: the source pauses the device and unlocks the image before
+// the guest may run elsewhere; the destination opens the image at the beginning
+// and locks it before the guest runs. See docs/blk.md.
 package blk
 
 import (
@@ -44,13 +44,14 @@ const (
 const (
 	// queueSize is the number of descriptors of each queue.
 	queueSize = 256
-	// maxSegments is how many buffers of data a request may have: a chain is
-	// no longer than its queue (2.7.5.3.1), and has a header and a status.
+	// maxSegments is how many buffers of data a request may have: a chain has at
+	// most as many descriptors as its queue (2.7.5.3.1), two of them for the
+	// header and the status.
 	maxSegments = queueSize - 2
 )
 
-// Topology is what the guest is told about the storage (section 5.2.4). It
-// must not change under a guest that runs, so it travels in the [State].
+// Topology describes the storage to the guest (section 5.2.4). It must not
+// change while a guest runs, so it travels in the [State].
 type Topology struct {
 	BlockSize    uint32 `cbor:"block_size"`    // bytes of a logical block
 	PhysicalExp  uint8  `cbor:"physical_exp"`  // log2 of logical blocks in a physical one
@@ -70,14 +71,14 @@ type Device struct {
 	features uint64       // negotiated; written by Activate only
 	loop     *virtio.Loop // nil when not active
 
-	// shownMu guards what the driver can read and write of the configuration.
+	// shownMu guards the parts of the configuration structure that can change.
 	shownMu   sync.Mutex
 	topology  Topology
-	writeBack bool // the writeback field: a write is durable after a flush only
+	writeBack bool // the writeback field: writes are durable only after a flush
 
-	// errorMu guards what is known of the host's errors.
+	// errorMu guards the host's errors.
 	errorMu  sync.Mutex
-	flushErr error // a flush failed: what was written before may be lost
+	flushErr error // a flush failed: earlier writes may be lost
 	logged   time.Time
 	unlogged int
 
@@ -104,17 +105,16 @@ func Open(c Config, log *slog.Logger) (*Device, error) {
 // Config is what the device was opened with.
 func (d *Device) Config() Config { return d.config }
 
-// Size is the disk's capacity in bytes. A migration's destination must have an
-// image of the same.
+// Size is the disk's capacity in bytes. The image at the destination of a
+// migration must have the same.
 func (d *Device) Size() uint64 { return d.image.sectors * SectorSize }
 
 // Lock takes the right to use the image, or fails with [ErrInUse]. It comes
-// before Activate. A lock that is held already is no error.
+// before Activate. Lock succeeds if the lock is held already.
 func (d *Device) Lock() error { return d.image.acquire() }
 
 // Unlock makes all writes durable and gives up the right to use the image. The
-// device is paused or not active. If it fails the right is still held. Lock
-// takes it again.
+// device is paused or not active. After an error the image is still locked.
 func (d *Device) Unlock() error {
 	if err := d.Sync(); err != nil {
 		return err
@@ -122,7 +122,7 @@ func (d *Device) Unlock() error {
 	return d.image.release()
 }
 
-// Sync makes durable what was written so far; requests may be under way.
+// Sync makes all completed writes durable. Requests may be under way.
 func (d *Device) Sync() error {
 	if err := d.flush(); err != nil {
 		return fmt.Errorf("disk %s: flush: %w", d.config.Path, err)
@@ -133,8 +133,8 @@ func (d *Device) Sync() error {
 // ID implements [virtio.Device].
 func (d *Device) ID() uint16 { return virtio.IDBlock }
 
-// Features implements [virtio.Device]. They depend on the configuration only,
-// not on what the host's storage can do: a guest keeps them when it moves.
+// Features implements [virtio.Device]. They depend on the configuration only, not
+// on the host's storage, because a guest keeps them when it moves.
 func (d *Device) Features() uint64 {
 	f := FeatureSegMax | FeatureGeometry | FeatureBlockSize | FeatureTopology
 	if d.config.ReadOnly {
@@ -160,10 +160,10 @@ func (d *Device) QueueSizes() []uint16 {
 // Activate implements [virtio.Device].
 func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
 	if d.loop != nil {
-		return fmt.Errorf("disk %s: it is active", d.config.Path)
+		return fmt.Errorf("disk %s: activated twice", d.config.Path)
 	}
 	if len(queues) != d.config.queues() {
-		return fmt.Errorf("disk %s: %d queues, %d are configured", d.config.Path, len(queues), d.config.queues())
+		return fmt.Errorf("disk %s: expected %d queues, got %d", d.config.Path, d.config.queues(), len(queues))
 	}
 	d.features, d.loop = features, virtio.NewLoop(n)
 	perQueue := workersOf(len(queues))
@@ -179,7 +179,7 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 // workersOf is how many requests of a queue are carried out at once.
 func workersOf(queues int) int { return max(4, min(16, 64/queues)) }
 
-// Reset implements [virtio.Device]. Requests that were taken are carried out.
+// Reset implements [virtio.Device]. It waits for the requests under way.
 func (d *Device) Reset() {
 	d.loop.Stop()
 	d.loop, d.features = nil, 0
@@ -194,7 +194,7 @@ func (d *Device) Reset() {
 // Pause implements [virtio.Device].
 func (d *Device) Pause(ctx context.Context) error {
 	if err := d.loop.Pause(ctx); err != nil {
-		return fmt.Errorf("disk %s: requests in flight: %w", d.config.Path, err)
+		return fmt.Errorf("pause disk %s: %w", d.config.Path, err)
 	}
 	return nil
 }
@@ -205,8 +205,7 @@ func (d *Device) Resume() error {
 	return nil
 }
 
-// ResetQueue implements [virtio.Device]: requests that are under way end
-// early where they may.
+// ResetQueue implements [virtio.Device]. A discard under way ends early.
 func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
 // Close implements [virtio.Device]. It gives up the lock, too.
@@ -214,9 +213,8 @@ func (d *Device) Close() error {
 	return errors.Join(d.flush(), d.image.close())
 }
 
-// flush makes writes durable. When it has failed once, it fails until the
-// driver resets the device: the kernel reports a lost write once, and says
-// afterwards that all is well.
+// flush makes writes durable. After one failure it fails until the driver resets
+// the device, because the kernel reports a lost write only once.
 func (d *Device) flush() error {
 	d.errorMu.Lock()
 	err := d.flushErr
@@ -232,7 +230,7 @@ func (d *Device) flush() error {
 	return err
 }
 
-// logEvery is the least time between two lines about errors.
+// logEvery is the least time between two records of errors.
 const logEvery = 10 * time.Second
 
 // hostError counts and logs an error of the host's storage.

@@ -19,22 +19,22 @@ const (
 // Config says what a disk is. It is plain data; its zero values but that of
 // Path are useful.
 type Config struct {
-	// Path is a file whose bytes are the disk's, or a block device.
+	// Path is a file with the bytes of the disk, or a block device.
 	Path string `cbor:"path"`
 	// ReadOnly offers the guest a disk that it cannot write.
 	ReadOnly bool `cbor:"readonly"`
 	// Direct bypasses the host's page cache (O_DIRECT).
 	Direct bool `cbor:"direct"`
 	// ID is what the guest reads as the disk's serial number, at most 20
-	// printable ASCII characters. Empty is none.
+	// printable ASCII characters. It may be empty.
 	ID string `cbor:"id"`
-	// Queues is the number of virtqueues, one for each vCPU at best; at most
-	// [MaxQueues]. 0 is 1.
+	// Queues is the number of virtqueues, at most [MaxQueues]; more than one for
+	// each vCPU are of no use. 0 means 1.
 	Queues int `cbor:"queues"`
-	// Raw says that the image is raw whatever its content looks like. Without
-	// it an image that begins as qcow2 and the like do is refused. Set it at
-	// the destination of a migration: the disk was judged when the guest was
-	// started, and its bytes have been the guest's since.
+	// Raw says that the image is raw. Without it, an image that looks like one
+	// of qcow2 or of another format is refused. Set it at the destination of a
+	// migration: the image was checked when the guest was started, and the
+	// guest may have written anything since.
 	Raw bool `cbor:"raw"`
 }
 
@@ -69,14 +69,14 @@ func ParseConfig(option string) (Config, error) {
 		case "queues":
 			c.Queues, err = strconv.Atoi(value)
 			if err != nil || c.Queues < 1 || c.Queues > MaxQueues {
-				return fail("queues=%s: a number from 1 to %d is needed", value, MaxQueues)
+				return fail("queues=%s: must be between 1 and %d", value, MaxQueues)
 			}
 		case "format":
 			if c.Raw = value == "raw"; !c.Raw {
 				return fail("format=%s: only raw images are known; qemu-img convert -O raw makes one", value)
 			}
 		default:
-			return fail("%q is not known: use path=, readonly, direct, id=, queues=, format=raw (a comma in a path is written twice)", key)
+			return fail("%q is unknown: use path=, readonly, direct, id=, queues=, format=raw (a comma in a path is written twice)", key)
 		}
 		if err != nil {
 			return fail("%s: %v", key, err)
@@ -98,7 +98,7 @@ func parseSwitch(value string, has bool) (bool, error) {
 	return false, fmt.Errorf("%q is neither on nor off", value)
 }
 
-// Validate says what is wrong with the values; the file is not looked at.
+// Validate checks the values. It does not open the file.
 func (c Config) Validate() error {
 	if c.Path == "" {
 		return fmt.Errorf("path=PATH is missing")
@@ -107,20 +107,20 @@ func (c Config) Validate() error {
 		return fmt.Errorf("the path has a zero byte")
 	}
 	if len(c.ID) > idBytes {
-		return fmt.Errorf("id %q has %d characters, %d are possible", c.ID, len(c.ID), idBytes)
+		return fmt.Errorf("id %q must have at most %d characters, got %d", c.ID, idBytes, len(c.ID))
 	}
 	for _, b := range []byte(c.ID) {
 		if b < ' ' || b > '~' {
-			return fmt.Errorf("id %q: only printable ASCII is possible", c.ID)
+			return fmt.Errorf("id %q must be printable ASCII", c.ID)
 		}
 	}
 	if c.Queues < 0 || c.Queues > MaxQueues {
-		return fmt.Errorf("%d queues: 1 to %d are possible", c.Queues, MaxQueues)
+		return fmt.Errorf("queues must be between 1 and %d, got %d", MaxQueues, c.Queues)
 	}
 	return nil
 }
 
-// String returns the option that [ParseConfig] makes c of.
+// String returns the option from which [ParseConfig] makes c.
 func (c Config) String() string {
 	double := func(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 	s := "path=" + double(c.Path)

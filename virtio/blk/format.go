@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// probeBytes is how much of each end of an image is looked at.
+// probeBytes is how many bytes of each end of an image are examined.
 const probeBytes = 512
 
-// formats are files that are not raw images though they are often taken for
-// them, by the bytes that mark them. Offsets are from the file's first byte, or
-// from its last 512 bytes.
+// formats are formats of files that are often taken for raw images, with the bytes
+// that mark them. Offsets are from the file's first byte, or from the first of its
+// last 512 bytes.
 var formats = []struct {
 	name   string
 	atEnd  bool
@@ -36,8 +36,8 @@ var formats = []struct {
 	{"bzip2", false, 0, "BZh", "bzip2 -dc %s >%s"},
 }
 
-// refuseFormat looks at the first and the last bytes of an image. A file in a
-// format of its own would be a disk of nonsense, and be ruined by a write.
+// refuseFormat examines the first and the last bytes of an image. A guest would
+// not find its data in a file of another format, and a write would destroy it.
 func refuseFormat(path string, head, tail []byte) error {
 	for _, f := range formats {
 		b := head
@@ -47,13 +47,13 @@ func refuseFormat(path string, head, tail []byte) error {
 		if f.offset > len(b) || !bytes.HasPrefix(b[f.offset:], []byte(f.magic)) {
 			continue
 		}
-		return fmt.Errorf("%w: it is in the format %s; convert it: %s (or say format=raw if it is none)",
+		return fmt.Errorf("%w: its format is %s; convert it: %s (or use format=raw if it is raw)",
 			ErrNotRaw, f.name, fmt.Sprintf(f.advice, quote(path), quote(path+".raw")))
 	}
 	return nil
 }
 
-// quote makes a path one word of a shell's command line.
+// quote returns a path as one word for a shell.
 func quote(path string) string {
 	plain := true
 	for _, b := range []byte(path) {

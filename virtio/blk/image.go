@@ -13,8 +13,8 @@ const (
 	// SectorSize is the unit of capacities and requests (section 5.2.4), which
 	// is not the block size.
 	SectorSize = 512
-	// maxBlock is the largest block that is known to need alignment, and the
-	// alignment assumed of direct I/O where the kernel does not tell.
+	// maxBlock is the largest block size of storage, and the alignment of direct
+	// I/O where the kernel does not report it.
 	maxBlock = 4096
 	// maxBytes keeps every offset an int64.
 	maxBytes = 1 << 62
@@ -34,9 +34,8 @@ type image struct {
 	readOnly bool
 	direct   bool
 	device   bool   // a block device
-	sectors  uint64 // of SectorSize
+	sectors  uint64 // of SectorSize bytes
 
-	// What the guest is told (Topology).
 	topology Topology
 
 	// Alignments of direct I/O in bytes: of file offsets and lengths, and of
@@ -45,13 +44,13 @@ type image struct {
 
 	// blocks is held while a block of offsetAlign bytes is read, changed in
 	// part and written back, and for reading by every other write. It guards
-	// content of the disk and so is held across I/O.
+	// the content of the disk, and so it is held across I/O.
 	blocks sync.RWMutex
 
 	lock lock
 }
 
-// openImage opens the image and judges it. It is not locked.
+// openImage opens the image and checks it. It does not lock it.
 func openImage(c Config) (*image, error) {
 	im, err := openFile(c)
 	if err != nil {
@@ -65,7 +64,7 @@ func openImage(c Config) (*image, error) {
 }
 
 func openFile(c Config) (*image, error) {
-	// A FIFO would block in open, a terminal would become ours.
+	// Before open, which blocks on a FIFO and makes a terminal the controlling one.
 	var st unix.Stat_t
 	if err := unix.Stat(c.Path, &st); err != nil {
 		return nil, fmt.Errorf("stat: %w", err)
@@ -83,9 +82,9 @@ func openFile(c Config) (*image, error) {
 	fd, err := retry(func() (int, error) { return unix.Open(c.Path, flags, 0) })
 	switch {
 	case errors.Is(err, unix.EINVAL) && c.Direct:
-		return nil, fmt.Errorf("open: %w: the file system has no direct I/O, leave direct out", err)
+		return nil, fmt.Errorf("open: %w: the file system has no direct I/O; leave out direct", err)
 	case (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM)) && !c.ReadOnly:
-		return nil, fmt.Errorf("open for writing: %w (readonly needs less)", err)
+		return nil, fmt.Errorf("open for writing: %w (readonly needs only read permission)", err)
 	case err != nil:
 		return nil, fmt.Errorf("open: %w", err)
 	}
@@ -94,7 +93,7 @@ func openFile(c Config) (*image, error) {
 	return im, nil
 }
 
-// inspect finds out sizes and alignments, and refuses what is not a disk.
+// inspect finds size and alignments, and refuses files that cannot be a disk.
 func (im *image) inspect(c Config) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(im.fd, &st); err != nil {
@@ -124,14 +123,14 @@ func (im *image) inspect(c Config) error {
 	case size%int64(align) != 0:
 		return fmt.Errorf("its size of %d bytes is not a multiple of %d; truncate -s %%%d %s pads it", size, align, align, quote(c.Path))
 	case size > maxBytes:
-		return fmt.Errorf("its size of %d bytes is more than is possible", size)
+		return fmt.Errorf("its size of %d bytes is larger than the limit of %d", size, int64(maxBytes))
 	}
 	im.sectors = uint64(size) / SectorSize
 	im.topology = im.findTopology(uint64(st.Blksize))
 	return nil
 }
 
-// findAlignment asks what direct I/O wants (statx(2), STATX_DIOALIGN).
+// findAlignment finds the alignments of direct I/O (statx(2), STATX_DIOALIGN).
 func (im *image) findAlignment() {
 	if !im.direct {
 		return
@@ -154,9 +153,9 @@ func (im *image) findAlignment() {
 
 func powerOf2(n, most int) bool { return n > 0 && n <= most && n&(n-1) == 0 }
 
-// findTopology finds what is good to know of the storage. A file's blocks are
-// sectors, whatever lies below: an image's partition table counts in blocks and
-// must not change its meaning with the host.
+// findTopology finds the topology of the storage. The blocks of a file are
+// sectors on any storage: a partition table counts in blocks, and must not change
+// its meaning with the host.
 func (im *image) findTopology(fileBlock uint64) Topology {
 	t := Topology{BlockSize: SectorSize, DiscardAlign: 1}
 	physical, minIO, optIO := int(min(fileBlock, maxBlock)), 0, 0
@@ -185,8 +184,8 @@ func (im *image) findTopology(fileBlock uint64) Topology {
 	return t
 }
 
-// probe refuses an image of size bytes that looks like another format's. It has
-// an open file of its own, without the alignments of direct I/O: such files
+// probe refuses an image of size bytes that looks like another format's. It opens
+// the file again, without the alignments of direct I/O: files of other formats
 // have any length.
 func probe(path string, size int64) error {
 	fd, err := retry(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
@@ -206,7 +205,7 @@ func probe(path string, size int64) error {
 	return refuseFormat(path, ends[0], ends[1])
 }
 
-// flush makes what was written durable.
+// flush makes writes durable.
 func (im *image) flush() error {
 	if im.readOnly {
 		return nil
@@ -215,7 +214,7 @@ func (im *image) flush() error {
 	return err
 }
 
-// close gives up the lock and the file.
+// close closes the file, which also unlocks it.
 func (im *image) close() error {
 	im.lock.drop()
 	if err := unix.Close(im.fd); err != nil {
@@ -224,7 +223,7 @@ func (im *image) close() error {
 	return nil
 }
 
-// retry calls f again when a signal came in between.
+// retry calls f again after EINTR.
 func retry(f func() (int, error)) (int, error) {
 	for {
 		if n, err := f(); !errors.Is(err, unix.EINTR) {

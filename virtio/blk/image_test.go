@@ -56,7 +56,7 @@ func TestQcow2(t *testing.T) {
 	}
 	// The advice is a command that works.
 	_, advice, _ := strings.Cut(err.Error(), "convert it: ")
-	advice, _, _ = strings.Cut(advice, " (or say")
+	advice, _, _ = strings.Cut(advice, " (or use")
 	if out, err := exec.Command("sh", "-c", advice).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", advice, err, out)
 	}

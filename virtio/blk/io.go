@@ -8,11 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bounceSize is the most that goes through a bounce buffer at once.
+// bounceSize is the size of a bounce buffer.
 const bounceSize = 1 << 20
 
-// scratch is what a transfer needs beside the guest's memory. A worker keeps
-// one and reuses it.
+// scratch holds the buffers of a transfer. A worker reuses its own.
 type scratch struct {
 	iov    []unix.Iovec
 	one    [1][]byte
@@ -28,7 +27,7 @@ func (s *scratch) buffer() []byte {
 	return s.bounce
 }
 
-// read fills bufs from the image at off, all of them.
+// read fills all of bufs from the image at off.
 func (im *image) read(bufs [][]byte, off int64, s *scratch) error {
 	if im.aligned(bufs, off) {
 		return im.transfer(unix.SYS_PREADV2, bufs, off, 0, s)
@@ -49,8 +48,8 @@ func (im *image) read(bufs [][]byte, off int64, s *scratch) error {
 	return nil
 }
 
-// write writes bufs to the image at off, all of them; durably, if it shall be
-// on the storage when write returns.
+// write writes all of bufs to the image at off. If durable is set, the data is on
+// the storage when write returns.
 func (im *image) write(bufs [][]byte, off int64, durable bool, s *scratch) error {
 	flags := 0
 	if durable {
@@ -64,7 +63,7 @@ func (im *image) write(bufs [][]byte, off int64, durable bool, s *scratch) error
 	align := int64(im.offsetAlign)
 	left := total(bufs)
 	if off%align == 0 && left%im.offsetAlign == 0 {
-		// Whole blocks: it is only the memory that is not aligned.
+		// Whole blocks: only the memory is not aligned.
 		im.blocks.RLock()
 		defer im.blocks.RUnlock()
 	} else {
@@ -90,7 +89,7 @@ func (im *image) write(bufs [][]byte, off int64, durable bool, s *scratch) error
 	return nil
 }
 
-// aligned says whether bufs can go to the kernel as they are.
+// aligned reports whether the kernel takes bufs as they are.
 func (im *image) aligned(bufs [][]byte, off int64) bool {
 	if im.offsetAlign == 1 {
 		return true
@@ -113,8 +112,8 @@ func (im *image) transferOne(call uintptr, b []byte, off int64, flags int, s *sc
 	return err
 }
 
-// transfer is preadv2(2) or pwritev2(2) of all of bufs. io.ErrUnexpectedEOF
-// says that the file has become shorter.
+// transfer is preadv2(2) or pwritev2(2) of all of bufs. It returns
+// io.ErrUnexpectedEOF if the file has become shorter.
 func (im *image) transfer(call uintptr, bufs [][]byte, off int64, flags int, s *scratch) error {
 	s.iov = s.iov[:0]
 	for _, b := range bufs {
@@ -145,12 +144,12 @@ func (im *image) transfer(call uintptr, bufs [][]byte, off int64, flags int, s *
 			iov = iov[1:]
 		}
 	}
-	clear(s.iov) // guest memory is not kept in reach
+	clear(s.iov) // keep no pointers to guest memory
 	return nil
 }
 
-// zero makes [off, off+n) read as zeros; with unmap it may give the storage
-// back. It is done in the way that the storage knows best.
+// zero makes [off, off+n) read as zeros. With unmap it may free the storage. It
+// writes zeros only if the storage cannot make them.
 func (im *image) zero(off, n int64, unmap, durable bool, s *scratch) error {
 	im.blocks.RLock()
 	err := im.fallocateZero(off, n, unmap)
@@ -190,8 +189,8 @@ func (im *image) fallocate(mode uint32, off, n int64) error {
 	return err
 }
 
-// discard tells the storage that the content of [off, off+n) is not needed. It
-// is advice: storage that does not know of it is not an error.
+// discard tells the storage that the content of [off, off+n) is not needed.
+// Storage that does not support it is not an error.
 func (im *image) discard(off, n int64) error {
 	im.blocks.RLock()
 	defer im.blocks.RUnlock()
@@ -234,7 +233,7 @@ func total(bufs [][]byte) int {
 
 func roundUp(n, align int) int { return (n + align - 1) &^ (align - 1) }
 
-// copyTo copies p to bufs, as if they were contiguous, from off on.
+// copyTo copies p to bufs, as if they were contiguous, starting at off.
 func copyTo(bufs [][]byte, off int, p []byte) {
 	for _, b := range bufs {
 		if off >= len(b) {
@@ -246,7 +245,7 @@ func copyTo(bufs [][]byte, off int, p []byte) {
 	}
 }
 
-// copyFrom fills p from bufs, as if they were contiguous, from off on.
+// copyFrom fills p from bufs, as if they were contiguous, starting at off.
 func copyFrom(p []byte, bufs [][]byte, off int) {
 	for _, b := range bufs {
 		if off >= len(b) {

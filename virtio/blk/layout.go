@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 )
 
-// configBytes is the length of struct virtio_blk_config up to the last field
-// that is offered (section 5.2.4).
+// configBytes is the length of struct virtio_blk_config up to the last field in
+// use (section 5.2.4).
 const configBytes = 60
 
 // Offsets in struct virtio_blk_config.
@@ -29,7 +29,7 @@ const (
 	offZeroUnmap    = 56
 )
 
-// A geometry of a kind that disks had when they had one.
+// The geometry that BIOSes assume for disks with logical block addresses.
 const (
 	heads           = 16
 	sectorsPerTrack = 63
@@ -79,9 +79,9 @@ func (d *Device) WriteConfig(off uint32, p []byte) {
 	d.writeBack = p[offWriteback-off]&1 != 0
 }
 
-// caches says whether writes need not be durable before a flush (5.2.6.2): the
-// writeback field says so to a driver that knows it; else whoever knows of
-// flushes is trusted to send them.
+// caches reports whether writes may become durable only with a flush (5.2.6.2).
+// The writeback field decides if the driver has negotiated it; otherwise they
+// may, if the driver has negotiated flushes.
 func (d *Device) caches() bool {
 	if d.features&FeatureConfigWCE != 0 {
 		d.shownMu.Lock()

@@ -11,22 +11,22 @@ import (
 // lock is the right to use the image.
 //
 // It is an open file description lock (fcntl(2), F_OFD_SETLK) on the whole
-// file: it is this open file's and not the process's, so that two disks of one
-// VM conflict, and the kernel drops it when the process ends, however it ends.
-// Writers exclude all others, readers only writers. QEMU's locks, which lie on
-// some bytes of the same file, conflict with it.
+// file. It belongs to the open file, not to the process, so two disks of one VM
+// conflict; the kernel drops it when the process ends. Writers exclude all
+// others, readers exclude only writers. QEMU's locks, which lie on some bytes of
+// the same file, conflict with it.
 //
-// Such locks are on the device node that was opened, of which there may be
-// several for a block device. A writer therefore claims the device, too
-// (open(2), O_EXCL), which also keeps it from being mounted meanwhile.
+// A lock is on the device node that was opened, and a block device may have
+// several nodes. A writer therefore also claims the device (open(2), O_EXCL),
+// which keeps it from being mounted, too.
 type lock struct {
 	holderMu sync.Mutex // guards held and claim, and orders locking and unlocking
 	held     bool
 	claim    int // the open file that claims a block device, or -1
 }
 
-// acquire takes the lock, or says ErrInUse. Having it, it takes it again for
-// nothing.
+// acquire takes the lock, or fails with ErrInUse. It succeeds if the lock is held
+// already.
 func (im *image) acquire() error {
 	l := &im.lock
 	l.holderMu.Lock()
@@ -50,20 +50,20 @@ func (im *image) acquire() error {
 		if err != nil {
 			unlockErr := im.setLock(unix.F_UNLCK)
 			if errors.Is(err, unix.EBUSY) {
-				err = fmt.Errorf("%w: it is mounted, or part of something that is in use", ErrInUse)
+				err = fmt.Errorf("%w: it is mounted, or a part of another device", ErrInUse)
 			}
 			return errors.Join(fmt.Errorf("disk %s: claim the device: %w", im.path, err), unlockErr)
 		}
 		l.claim = fd
 	}
-	// What this host has cached may be older than what the last holder wrote
-	// elsewhere. Local file systems know better, and lose nothing.
+	// This host's cache may be older than what the last holder wrote on another
+	// host. On a local file system this changes nothing.
 	_ = unix.Fadvise(im.fd, 0, 0, unix.FADV_DONTNEED)
 	l.held = true
 	return nil
 }
 
-// release gives the lock up.
+// release unlocks the image.
 func (im *image) release() error {
 	l := &im.lock
 	l.holderMu.Lock()
@@ -79,7 +79,7 @@ func (im *image) release() error {
 	return nil
 }
 
-// drop is for an image that is closed, which drops the lock itself.
+// drop notes that the lock is gone: the image is about to be closed.
 func (l *lock) drop() {
 	l.holderMu.Lock()
 	defer l.holderMu.Unlock()
@@ -87,7 +87,8 @@ func (l *lock) drop() {
 	l.unclaim()
 }
 
-// unclaim closes the claim. Nothing was written through it that could fail now.
+// unclaim closes the claim. Nothing was written through it, so that an error has
+// no meaning.
 func (l *lock) unclaim() {
 	if l.claim >= 0 {
 		_ = unix.Close(l.claim)

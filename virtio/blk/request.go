@@ -10,8 +10,8 @@ import (
 )
 
 // Requests, section 5.2.6. A request is a header that the device reads, data,
-// and a status byte, the last that it writes. They may lie in descriptors in
-// any way (2.7.4).
+// and a status, the last byte that the device writes. Descriptors may divide them
+// in any way (2.7.4).
 const (
 	typeIn          = 0
 	typeOut         = 1
@@ -29,8 +29,8 @@ const (
 	flagUnmap  = 1
 )
 
-// What one discard or write-zeroes request may ask for. Zeros may have to be
-// written, and a pause waits for that; a discard is quick.
+// Limits of one discard or write-zeroes request. The limit for zeros is smaller:
+// they may have to be written, and a pause waits for the writes.
 const (
 	maxDiscardSectors = 2 << 30 / SectorSize
 	maxDiscardRanges  = 16
@@ -39,10 +39,11 @@ const (
 )
 
 const (
-	// maxTransfer is how many bytes a request may read or write, far above
-	// what drivers put into one.
+	// maxTransfer is how many bytes a request may read or write. Drivers use
+	// requests of a few MiB at most, and a pause waits for the requests under
+	// way.
 	maxTransfer = 16 << 20
-	// discardStep is how much is discarded at once.
+	// discardStep is how much is discarded between two checks for a pause.
 	discardStep = 256 << 20
 )
 
@@ -54,10 +55,10 @@ type worker struct {
 	scratch scratch
 }
 
-// errRequest is a request that has no place for an answer, or no question.
+// errRequest is a request without a header, or without room for its status.
 var errRequest = errors.New("block request")
 
-// Stats counts what a disk has done since it was opened.
+// Stats counts the requests of a disk since it was opened.
 type Stats struct {
 	ReadBytes, WrittenBytes      uint64
 	Reads, Writes, Flushes, Rest uint64 // requests
@@ -81,16 +82,16 @@ func (d *Device) Stats() Stats {
 }
 
 // serve carries out a request and stores its status. It returns how many bytes
-// of the writable part, from its front, have been written. An error means that
-// the request is none.
+// have been written to the front of the writable part. An error means that the
+// driver broke a rule.
 func (w *worker) serve(c *virtio.Chain) (uint32, error) {
 	var header [headerSize]byte
 	if n := c.ReadAt(header[:], 0); n < headerSize {
-		return 0, fmt.Errorf("%w: a header of %d bytes", errRequest, n)
+		return 0, fmt.Errorf("%w: expected a header of %d bytes, got %d", errRequest, headerSize, n)
 	}
 	room := c.WritableLen() - 1 // of data
 	if room < 0 {
-		return 0, fmt.Errorf("%w: no place for the status", errRequest)
+		return 0, fmt.Errorf("%w: no room for the status", errRequest)
 	}
 	status, filled := byte(statusUnsupported), 0
 	sector := binary.LittleEndian.Uint64(header[8:])
@@ -115,13 +116,14 @@ func (w *worker) serve(c *virtio.Chain) (uint32, error) {
 	return uint32(filled), nil
 }
 
-// inside says whether n bytes from a sector on are whole sectors of the disk.
+// inside reports whether the n bytes that begin at a sector are whole sectors of
+// the disk.
 func (d *Device) inside(sector uint64, n uint64) bool {
 	return n%SectorSize == 0 && sector <= d.image.sectors && n/SectorSize <= d.image.sectors-sector
 }
 
-// in reads. A read that fails half-way has changed guest memory: the rest is
-// cleared and all of it counts as written, so that all is marked dirty.
+// in reads. A read that fails may have changed a part of the buffers: all are
+// cleared and count as written, so that they are marked dirty.
 func (w *worker) in(c *virtio.Chain, sector uint64, room int) (byte, int) {
 	if room > maxTransfer || !w.d.inside(sector, uint64(room)) {
 		return statusIOErr, 0
@@ -179,9 +181,8 @@ type span struct {
 	unmap           bool
 }
 
-// ranges carries out a discard or write-zeroes request of at most so many
-// ranges: all are checked first, and flags other than known are not supported
-// (5.2.6.2).
+// ranges carries out a discard or write-zeroes request of at most most ranges. It
+// checks all of them first; flags other than known are not supported (5.2.6.2).
 func (w *worker) ranges(c *virtio.Chain, most int, mostSectors, known uint32, do func(span) error) byte {
 	if w.d.config.ReadOnly {
 		return statusIOErr
@@ -218,7 +219,7 @@ func (w *worker) ranges(c *virtio.Chain, most int, mostSectors, known uint32, do
 	return statusOK
 }
 
-// discard is advice: what is left when a pause is due stays as it is.
+// discard discards until a pause is due. The rest stays: a discard is advice.
 func (w *worker) discard(s span) error {
 	off, end := int64(s.sector)*SectorSize, int64(s.sector+s.sectors)*SectorSize
 	for off < end && !w.loop.Urgent() {
@@ -241,7 +242,7 @@ func (w *worker) writeZeroes(s span) error {
 	return err
 }
 
-// collect sets w.bufs to n bytes of the segments from off on.
+// collect sets w.bufs to n bytes of the segments, starting at off.
 func (w *worker) collect(segments []virtio.Segment, off, n int) {
 	w.bufs = w.bufs[:0]
 	for i := range segments {

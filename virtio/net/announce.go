@@ -6,7 +6,7 @@ import (
 )
 
 // announceAt is when a guest that has arrived is announced: at once, and again
-// in case that was lost, or the way to the switch was not open yet.
+// in case the first frames are lost.
 var announceAt = []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, 450 * time.Millisecond, 800 * time.Millisecond}
 
 // announcement sends RARP requests in a goroutine.
@@ -14,11 +14,11 @@ type announcement struct {
 	stop, ended chan struct{}
 }
 
-// Announce tells the network that the guest is here now, after a migration: by
-// RARP requests, from which switches and bridges learn its port, and by asking
-// the guest's driver to announce its IP addresses, if it can. It returns at
-// once. The device has been activated and is not paused; it is called one at a
-// time with the device's other methods.
+// Announce tells the network where the guest is after a migration: by RARP
+// requests, from which switches and bridges learn its port, and by asking the
+// guest's driver to announce its IP addresses, if the driver supports that. It
+// returns at once. The device is active and not paused. Announce is not called at
+// the same time as another method of the device.
 func (d *Device) Announce() {
 	d.config.Lock()
 	active, ask := d.notifier != nil, d.features&FeatureGuestAnnounce != 0
@@ -42,8 +42,8 @@ func (d *Device) Announce() {
 				return
 			}
 			frame := rarp(d.MAC())
-			// What is dropped is sent again; a backend that has gone is told of
-			// by those that serve it.
+			// A dropped frame is sent again. The receivers and senders find out
+			// when the backend is gone.
 			_ = d.ports[0].Write(frame[:])
 		}
 	}()
@@ -58,7 +58,7 @@ func (d *Device) endAnnouncement() {
 }
 
 // rarp is a broadcast that asks for m's IP address (RFC 903), with an empty
-// header, as long as Ethernet wants it. Nobody answers.
+// header, of Ethernet's minimum length. No answer is expected.
 func rarp(m MAC) [HeaderBytes + 60]byte {
 	var b [HeaderBytes + 60]byte
 	p := b[HeaderBytes:]

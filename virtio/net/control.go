@@ -24,14 +24,14 @@ const (
 	controlErr = 1
 )
 
-// errControl: there is no place for the answer.
+// errControl: a request has no room for the answer.
 var errControl = errors.New("net: a control request without room for its answer")
 
 // controller serves the control queue.
 type controller struct {
 	d        *Device
 	features uint64
-	buf      [16]byte // more than any command has
+	buf      [16]byte // longer than any command
 }
 
 func (s *controller) serve(c *virtio.Chain) (uint32, error) {
@@ -46,8 +46,8 @@ func (s *controller) serve(c *virtio.Chain) (uint32, error) {
 	return uint32(c.WriteAt([]byte{answer}, 0)), nil
 }
 
-// command says whether it did what was asked for. The data is exactly as long
-// as the command wants it.
+// command carries out a command and reports whether it succeeded. The data must
+// have exactly the length that the command defines.
 func (s *controller) command(class, command byte, data []byte) bool {
 	switch {
 	case class == classAnnounce && command == announceAck && len(data) == 0:
@@ -69,8 +69,8 @@ func (s *controller) command(class, command byte, data []byte) bool {
 
 func (s *controller) allowed(feature uint64) bool { return s.features&feature != 0 }
 
-// change changes the state; it returns true. The driver knows what it asked
-// for: there is no interrupt.
+// change changes the state without an interrupt, since the driver knows of the
+// change. It returns true.
 func (s *controller) change(f func(*State)) bool {
 	s.d.config.Lock()
 	defer s.d.config.Unlock()
@@ -80,11 +80,11 @@ func (s *controller) change(f func(*State)) bool {
 	return true
 }
 
-// setPairs attaches n ports and has them served. Those that go away are no
-// longer read before they are detached. A failure is the host's, and is told.
+// setPairs attaches n ports and serves them. Ports are no longer read when they
+// are detached. A failure, which is the host's, is logged.
 func (d *Device) setPairs(n int) bool {
 	if n < int(d.pairs.Load()) {
-		d.pairs.Store(int32(n)) // senders know before their ports go
+		d.pairs.Store(int32(n)) // before the ports of the senders are detached
 	}
 	for i, r := range d.receivers {
 		if i >= n {
@@ -104,7 +104,7 @@ func (d *Device) setPairs(n int) bool {
 	return true
 }
 
-// setOffloads tells the host what the guest takes.
+// setOffloads tells the host what the guest accepts.
 func (d *Device) setOffloads(guest uint64) bool {
 	if err := d.cfg.Backend.SetOffloads(guest); err != nil {
 		d.cfg.Log.Error("set the offloads", "device", d.cfg.Backend.Name(), "err", err)

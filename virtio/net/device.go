@@ -28,8 +28,8 @@ func (d *Device) Features() uint64 {
 	return f
 }
 
-// QueueSizes is a receive and a transmit queue for each pair, and the control
-// queue (section 5.1.2).
+// QueueSizes is the sizes of a receive and a transmit queue for each pair, and of
+// the control queue (section 5.1.2).
 func (d *Device) QueueSizes() []uint16 {
 	var sizes []uint16
 	for range 2 * len(d.ports) {
@@ -38,8 +38,8 @@ func (d *Device) QueueSizes() []uint16 {
 	return append(sizes, controlSize)
 }
 
-// Activate starts serving the queues. Without VIRTIO_NET_F_MQ there is one pair
-// and the control queue comes right behind it.
+// Activate starts serving the queues. Without VIRTIO_NET_F_MQ there is one pair,
+// and the control queue follows it.
 func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
 	d.config.Lock()
 	d.features, d.notifier = features, n
@@ -51,7 +51,7 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 		pairs = len(d.ports)
 	}
 	if int(s.Pairs) > pairs {
-		return fmt.Errorf("net %s: %d queue pairs in use of %d", d.cfg.Backend.Name(), s.Pairs, pairs)
+		return fmt.Errorf("net %s: %d queue pairs in use, expected at most %d", d.cfg.Backend.Name(), s.Pairs, pairs)
 	}
 	d.loop = virtio.NewLoop(n)
 	for i := range pairs {
@@ -64,8 +64,8 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 	if s.OffloadsSet {
 		guest &= s.Offloads
 	}
-	// The host's failures have been told. One that has gone leaves a device
-	// whose link is down; a guest is not stopped by that.
+	// The errors have been logged. A backend that fails sets the link down; the
+	// guest goes on.
 	if !d.setOffloads(guest) || !d.setPairs(int(s.Pairs)) {
 		d.config.Lock()
 		s.Status &^= statusLinkUp
@@ -83,7 +83,7 @@ func (d *Device) start(q *virtio.Queue, serve func(*virtio.Chain) (uint32, error
 	d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: serve}}})
 }
 
-// Reset stops serving and forgets what the driver set.
+// Reset stops serving and discards what the driver set.
 func (d *Device) Reset() {
 	d.endAnnouncement()
 	d.loop.Stop()
@@ -94,8 +94,8 @@ func (d *Device) Reset() {
 	d.setState(d.fresh())
 }
 
-// Pause returns when no frame is being moved. If ctx ends first, everything
-// goes on.
+// Pause returns when no frame is being moved. If ctx ends first, the device goes
+// on.
 func (d *Device) Pause(ctx context.Context) error {
 	d.endAnnouncement()
 	if err := d.loop.Pause(ctx); err != nil {

@@ -32,13 +32,13 @@ const (
 	gsoECN   = 0x80
 )
 
-// checkSent looks at a frame that the guest wants to send, header in front, and
-// says whether the host gets it. Bits that mean nothing in this direction are
-// taken out. It is a copy: the guest cannot change it any more.
+// checkSent reports whether a frame of the guest, with its header, may be sent. It
+// clears bits that have no meaning in this direction. p is a copy that the guest
+// cannot change.
 //
-// The host's kernel checks again; what is refused here is what the guest was
-// not offered, or was offered and gets wrong. maxPlain is the longest frame
-// that is not to be segmented.
+// The host's kernel checks the frame again. checkSent refuses what was not
+// negotiated, and invalid headers. maxPlain is the longest frame that need not be
+// segmented.
 func checkSent(p []byte, features uint64, maxPlain int) bool {
 	if len(p) < HeaderBytes+etherHeader {
 		return false
@@ -66,8 +66,8 @@ func checkSent(p []byte, features uint64, maxPlain int) bool {
 	return needsCsum && size > 0 && head <= frame && frame <= maxFrame
 }
 
-// checkReceived says whether the guest may get a frame of the host's: it may
-// have come from before the guest said what it takes.
+// checkReceived reports whether the guest accepts a frame from the host. A frame
+// may have waited there since before the guest set its offloads.
 func checkReceived(p []byte, guest uint64) bool {
 	if len(p) < HeaderBytes+etherHeader {
 		return false
@@ -83,8 +83,8 @@ func checkReceived(p []byte, guest uint64) bool {
 		gsoNegotiated(gso, guest, FeatureGuestTSO4, FeatureGuestTSO6, FeatureGuestUSO4, FeatureGuestUSO6, FeatureGuestECN)
 }
 
-// gsoNegotiated says whether a GSO type is among the features. UDP's is one
-// type for both of IPv4 and IPv6.
+// gsoNegotiated reports whether the features include a GSO type. UDP has one type
+// for IPv4 and IPv6.
 func gsoNegotiated(gso byte, features, tso4, tso6, uso4, uso6, ecn uint64) bool {
 	if gso&gsoECN != 0 && features&ecn == 0 {
 		return false

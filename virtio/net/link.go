@@ -11,11 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenTap attaches to the tap of the options, or makes it, and sets it up: its
-// MTU, its bridge, and that it is up. A tap that is made has no other user and
-// goes away with the VMM, unless it has an owner. What is already as it should
-// be is left alone: attaching to a tap that was prepared for this user needs no
-// privilege.
+// OpenTap attaches to the tap of the options, or makes it, and sets its MTU, its
+// bridge and its state "up". A tap that is made disappears with the VMM, unless it
+// has an owner. OpenTap changes only what differs, so that a tap that was prepared
+// for this user needs no privilege.
 func OpenTap(o Options) (*Tap, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -32,7 +31,7 @@ func OpenTap(o Options) (*Tap, error) {
 			return nil, tapError(name, err)
 		default:
 			if tap, ok := link.(*netlink.Tuntap); !ok || tap.Mode != netlink.TUNTAP_MODE_TAP {
-				return nil, fmt.Errorf("tap %s: the host has an interface of that name which is no tap, but a %s", name, link.Type())
+				return nil, fmt.Errorf("tap %s: the host's interface of that name is not a tap, but a %s", name, link.Type())
 			}
 			found = true
 		}
@@ -47,10 +46,10 @@ func OpenTap(o Options) (*Tap, error) {
 	return t, nil
 }
 
-// configure sets up the interface as far as it is not.
+// configure changes what differs from the options.
 func (t *Tap) configure(o Options, made bool) error {
 	if made && o.Owner != nil {
-		if err := t.bequeath(int(*o.Owner)); err != nil {
+		if err := t.setOwner(int(*o.Owner)); err != nil {
 			return tapError(t.name, err)
 		}
 	}
@@ -67,8 +66,8 @@ func (t *Tap) configure(o Options, made bool) error {
 	}
 	t.mtu = uint16(min(have.MTU, 65535))
 	if made {
-		// The host's end needs an address unlike the guest's. A bridge takes
-		// the smallest of its ports for its own, so this one begins high.
+		// The host's end needs an address other than the guest's. A bridge
+		// takes the smallest address of its ports, so this one begins high.
 		mac := o.MAC
 		mac[0] = 0xfe
 		if err := netlink.LinkSetHardwareAddr(link, stdnet.HardwareAddr(mac[:])); err != nil {
@@ -80,11 +79,11 @@ func (t *Tap) configure(o Options, made bool) error {
 		var none netlink.LinkNotFoundError
 		switch {
 		case errors.As(err, &none):
-			return fmt.Errorf("tap %s: there is no bridge %s (make one: ip link add %s type bridge; ip link set %s up)", t.name, o.Bridge, o.Bridge, o.Bridge)
+			return fmt.Errorf("tap %s: bridge %s does not exist (make it: ip link add %s type bridge; ip link set %s up)", t.name, o.Bridge, o.Bridge, o.Bridge)
 		case err != nil:
 			return tapError(t.name, err)
 		case bridge.Type() != "bridge":
-			return fmt.Errorf("tap %s: %s is no bridge, but a %s", t.name, o.Bridge, bridge.Type())
+			return fmt.Errorf("tap %s: %s is not a bridge, but a %s", t.name, o.Bridge, bridge.Type())
 		}
 		if have.MasterIndex != bridge.Attrs().Index {
 			if err := netlink.LinkSetMaster(link, bridge); err != nil {
@@ -100,8 +99,8 @@ func (t *Tap) configure(o Options, made bool) error {
 	return nil
 }
 
-// bequeath gives a tap that was made to a user, who finds it here afterwards.
-func (t *Tap) bequeath(uid int) error {
+// setOwner gives a tap that was made to a user, and makes it stay.
+func (t *Tap) setOwner(uid int) error {
 	if err := unix.IoctlSetInt(t.ports[0].fd, unix.TUNSETOWNER, uid); err != nil {
 		return fmt.Errorf("give it to user %d: %w", uid, err)
 	}
@@ -111,7 +110,7 @@ func (t *Tap) bequeath(uid int) error {
 	return nil
 }
 
-// tapError says what failed on a tap, and what helps where that is known.
+// tapError adds the tap's name to an error, and what to do about it if known.
 func tapError(name string, err error) error {
 	if strings.Contains(name, "%") {
 		name = "of a new name"
@@ -121,11 +120,11 @@ func tapError(name string, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		help = " (modprobe tun)"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		help = " (it takes CAP_NET_ADMIN; or have one made: ip tuntap add NAME mode tap vnet_hdr user USER)"
+		help = " (it needs CAP_NET_ADMIN, or a tap made by: ip tuntap add NAME mode tap vnet_hdr user USER)"
 	case errors.Is(err, unix.EBUSY):
-		help = " (another process has it)"
+		help = " (another process uses it)"
 	case errors.Is(err, unix.EINVAL):
-		help = " (was it made with multi_queue?)"
+		help = " (was it made without multi_queue?)"
 	}
 	return fmt.Errorf("tap %s: %w%s", name, err, help)
 }

@@ -1,10 +1,10 @@
 // Package net is the network device, virtio 1.2 section 5.1, and the tap
 // devices of the host that it sends to and receives from.
 //
-// A frame is what travels on Ethernet with a struct virtio_net_hdr in front of
-// it ([HeaderBytes]), both to the guest and to the tap: what one side leaves to
-// be done by the other (checksums, segmentation) is said there. Frames are
-// copied once, through a buffer of each queue; nothing is allocated for one.
+// A frame is an Ethernet frame with a struct virtio_net_hdr in front of it
+// ([HeaderBytes]), both to the guest and to the tap: the header says what one side
+// leaves to the other (checksums, segmentation). Frames are copied once, through a
+// buffer of each queue. A frame allocates nothing.
 package net
 
 import (
@@ -22,7 +22,7 @@ import (
 // Feature bits, section 5.1.3.
 const (
 	FeatureCsum               uint64 = 1 << 0 // the device takes frames without a checksum
-	FeatureGuestCsum          uint64 = 1 << 1 // the driver does
+	FeatureGuestCsum          uint64 = 1 << 1 // the driver takes frames without a checksum
 	FeatureCtrlGuestOffloads  uint64 = 1 << 2
 	FeatureMTU                uint64 = 1 << 3
 	FeatureMAC                uint64 = 1 << 5
@@ -42,7 +42,7 @@ const (
 	FeatureGuestUSO6          uint64 = 1 << 55
 	FeatureHostUSO            uint64 = 1 << 56
 
-	// offloads are those that a backend has to know.
+	// The offloads need support by the backend.
 	hostOffloads  = FeatureCsum | FeatureHostTSO4 | FeatureHostTSO6 | FeatureHostECN | FeatureHostUSO
 	guestOffloads = FeatureGuestCsum | FeatureGuestTSO4 | FeatureGuestTSO6 | FeatureGuestECN | FeatureGuestUSO4 | FeatureGuestUSO6
 )
@@ -51,14 +51,14 @@ const (
 const (
 	// MaxQueuePairs is how many queue pairs a device may have.
 	MaxQueuePairs = 16
-	// queueSize is that of the receive and transmit queues.
+	// queueSize is the size of the receive and transmit queues.
 	queueSize = 256
-	// controlSize is that of the control queue.
+	// controlSize is the size of the control queue.
 	controlSize = 64
-	// maxFrame is the longest frame, without its header: what segmentation can
-	// start from, and two VLAN tags (section 5.1.6.3.1).
+	// maxFrame is the longest frame without its header: the longest one that can
+	// be segmented, and two VLAN tags (section 5.1.6.3.1).
 	maxFrame = 65535 + etherHeader + 8
-	// etherHeader is the shortest frame that can be.
+	// etherHeader is the length of the shortest frame.
 	etherHeader = 14
 )
 
@@ -71,7 +71,7 @@ func (m MAC) String() string { return stdnet.HardwareAddr(m[:]).String() }
 func ParseMAC(s string) (MAC, error) {
 	hw, err := stdnet.ParseMAC(s)
 	if err != nil || len(hw) != 6 {
-		return MAC{}, fmt.Errorf("MAC address %q: want six bytes, as in 52:54:00:12:34:56", s)
+		return MAC{}, fmt.Errorf("MAC address %q: expected six bytes, as in 52:54:00:12:34:56", s)
 	}
 	m := MAC(hw)
 	if !m.valid() {
@@ -80,37 +80,37 @@ func ParseMAC(s string) (MAC, error) {
 	return m, nil
 }
 
-// valid: neither a group's address nor none at all.
+// valid reports whether m is neither a group's address nor zero.
 func (m MAC) valid() bool { return m[0]&1 == 0 && m != MAC{} }
 
-// Backend is where frames go to and come from: a tap, see [OpenTap].
+// Backend sends and receives frames: a tap, see [OpenTap].
 type Backend interface {
-	// Name is what users call it.
+	// Name is the name for users.
 	Name() string
-	// Ports are its queues, one for each queue pair of the device.
+	// Ports are the queues, one for each queue pair of the device.
 	Ports() []Port
-	// Offloads are the features, of those that begin with Guest and Host and
-	// Csum, that it can do.
+	// Offloads are the features that it supports, among Csum and those that
+	// begin with Guest and Host.
 	Offloads() uint64
-	// SetOffloads says which of the Guest features the guest can take now.
+	// SetOffloads says which Guest features the guest accepts now.
 	SetOffloads(guest uint64) error
-	// SetPairs attaches the first n ports and detaches the others: frames
-	// come to those that are attached.
+	// SetPairs attaches the first n ports and detaches the others. Frames
+	// arrive at attached ports only.
 	SetPairs(n int) error
-	// Close gives it back to the host.
+	// Close releases it.
 	Close() error
 }
 
-// Port is one queue of a backend. Read is called by one goroutine at a time;
-// what else there is, by any.
+// Port is one queue of a backend. One goroutine at a time calls Read; any calls
+// the other methods.
 type Port interface {
-	// Read waits for a frame. idle is called before it has to wait. What is
-	// longer than p is cut off. It fails with [ErrInterrupted] after
-	// Interrupt until Continue; any other error is the end of the backend.
+	// Read waits for a frame, and truncates it to len(p). It calls idle before
+	// it waits. It fails with [ErrInterrupted] after Interrupt until Continue.
+	// Any other error is the end of the backend.
 	Read(p []byte, idle func()) (int, error)
-	// Write sends a frame; it does not wait. A frame that the host does not
-	// take, because it is full or the frame is not right, is [ErrDropped]; any
-	// other error is the end of the backend.
+	// Write sends a frame and does not wait. It fails with [ErrDropped] if the
+	// host is full or does not accept the frame. Any other error is the end of
+	// the backend.
 	Write(p []byte) error
 	// Interrupt makes Read return, until Continue.
 	Interrupt() error
@@ -119,13 +119,13 @@ type Port interface {
 }
 
 var (
-	// ErrInterrupted: a Read was called off.
+	// ErrInterrupted: Interrupt has ended a Read.
 	ErrInterrupted = errors.New("interrupted")
-	// ErrDropped: the host did not take a frame.
+	// ErrDropped: the host did not accept a frame.
 	ErrDropped = errors.New("the frame was dropped")
 )
 
-// Config is what a device is made from.
+// Config configures a device.
 type Config struct {
 	Backend Backend      // required; Close of the device closes it
 	MAC     MAC          // required; the guest may change it
@@ -145,7 +145,7 @@ type Device struct {
 
 	linkUp atomic.Bool  // a copy of state.Status's bit, for every frame
 	pairs  atomic.Int32 // a copy of state.Pairs
-	gone   atomic.Bool  // the backend is; it was said
+	gone   atomic.Bool  // the backend has gone, which was logged
 
 	// What follows belongs to the transport's calls, one at a time; receivers
 	// and loop are also used by the control queue's task, which has ended
@@ -163,20 +163,20 @@ const (
 	statusAnnounce = 2
 )
 
-// New makes a device that no driver knows.
+// New makes a device.
 func New(cfg Config) (*Device, error) {
 	if cfg.Backend == nil {
 		return nil, errors.New("net: needs a backend")
 	}
 	ports := cfg.Backend.Ports()
 	if len(ports) < 1 || len(ports) > MaxQueuePairs {
-		return nil, fmt.Errorf("net %s: %d queue pairs, 1 to %d are possible", cfg.Backend.Name(), len(ports), MaxQueuePairs)
+		return nil, fmt.Errorf("net %s: the number of queue pairs must be between 1 and %d, got %d", cfg.Backend.Name(), MaxQueuePairs, len(ports))
 	}
 	if !cfg.MAC.valid() {
 		return nil, fmt.Errorf("net %s: MAC address %s is not one of a single station", cfg.Backend.Name(), cfg.MAC)
 	}
 	if cfg.MTU != 0 && cfg.MTU < minMTU {
-		return nil, fmt.Errorf("net %s: an MTU of %d; the smallest is %d", cfg.Backend.Name(), cfg.MTU, minMTU)
+		return nil, fmt.Errorf("net %s: the MTU must be at least %d, got %d", cfg.Backend.Name(), minMTU, cfg.MTU)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -186,11 +186,11 @@ func New(cfg Config) (*Device, error) {
 	return d, nil
 }
 
-// minMTU is IPv4's; section 5.1.4.1.
+// minMTU is the smallest MTU of IPv4 (section 5.1.4.1).
 const minMTU = 68
 
-// SetLink plugs the cable in or pulls it. Frames of a link that is down are
-// dropped both ways.
+// SetLink sets the link up or down. While it is down, frames are dropped both
+// ways.
 func (d *Device) SetLink(up bool) {
 	d.changeConfig(func(s *State) {
 		s.Status &^= statusLinkUp
@@ -200,22 +200,22 @@ func (d *Device) SetLink(up bool) {
 	})
 }
 
-// MAC is the address that the guest has now.
+// MAC is the guest's current address.
 func (d *Device) MAC() MAC {
 	d.config.Lock()
 	defer d.config.Unlock()
 	return d.state.MAC
 }
 
-// setState sets the state and the copies of it. The lock is held, or nobody
-// else knows d.
+// setState sets the state and the copies of it. config is held, or d is new.
 func (d *Device) setState(s State) {
 	d.state = s
 	d.linkUp.Store(s.Status&statusLinkUp != 0)
 	d.pairs.Store(int32(s.Pairs))
 }
 
-// changeConfig changes what the driver reads and tells it, if there is one.
+// changeConfig changes the configuration structure and tells the driver, if there
+// is one.
 func (d *Device) changeConfig(change func(*State)) {
 	d.config.Lock()
 	s := d.state
@@ -228,7 +228,7 @@ func (d *Device) changeConfig(change func(*State)) {
 	}
 }
 
-// lost says, once, that the backend has gone, and takes the link down.
+// lost logs once that the backend has gone, and sets the link down.
 func (d *Device) lost(err error) {
 	if d.gone.Swap(true) {
 		return
@@ -251,12 +251,11 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 	}
 }
 
-// WriteConfig does nothing: no field is the driver's. The MAC address changes
-// by the control queue.
+// WriteConfig does nothing: all fields are read-only. The MAC address is set
+// through the control queue.
 func (d *Device) WriteConfig(uint32, []byte) {}
 
-// Counters are frames and bytes since the device was made, as the guest counts
-// directions.
+// Counters are frames and bytes since the device was made. Rx is to the guest.
 type Counters struct {
 	RxFrames, RxBytes, RxDropped uint64
 	TxFrames, TxBytes, TxDropped uint64
@@ -267,7 +266,7 @@ type counters struct {
 	txFrames, txBytes, txDropped atomic.Uint64
 }
 
-// Counters returns what has gone through.
+// Counters returns the counters.
 func (d *Device) Counters() Counters {
 	c := &d.counters
 	return Counters{

@@ -11,9 +11,10 @@ import (
 
 // Options is what `--net` says.
 type Options struct {
-	// Tap is the host's interface; empty: a new one, govmm0 and so on.
+	// Tap is the host's interface; if empty, a new one, govmm0 and so on.
 	Tap string `cbor:"tap"`
-	// Bridge is what the tap is made a port of; empty: whatever it is.
+	// Bridge is the bridge that the tap becomes a port of; if empty, the tap's
+	// bridge does not change.
 	Bridge string `cbor:"bridge"`
 	// MAC is the guest's address.
 	MAC MAC `cbor:"mac"`
@@ -65,11 +66,11 @@ func parse(s string, known ...string) (Options, error) {
 		key, value, given := strings.Cut(field, "=")
 		switch {
 		case i == 0 && key != "tap":
-			return o, fmt.Errorf("want tap or tap=NAME first")
+			return o, fmt.Errorf("the first item must be tap or tap=NAME")
 		case !slices.Contains(known, key):
 			return o, fmt.Errorf("%q is not one of %s", key, strings.Join(known, ", "))
 		case seen[key]:
-			return o, fmt.Errorf("%s is there twice", key)
+			return o, fmt.Errorf("%s is given twice", key)
 		case value == "" && (given || key != "tap"):
 			return o, fmt.Errorf("%s has no value", key)
 		}
@@ -93,12 +94,12 @@ func (o *Options) set(key, value string) (err error) {
 	case "mtu":
 		n, perr := strconv.ParseUint(value, 10, 16)
 		if o.MTU = uint16(n); perr != nil || n < minMTU {
-			err = fmt.Errorf("mtu=%s: want %d to 65535", value, minMTU)
+			err = fmt.Errorf("mtu=%s: must be between %d and 65535", value, minMTU)
 		}
 	case "queues":
 		o.Queues, err = strconv.Atoi(value)
 		if err != nil || o.Queues < 1 || o.Queues > MaxQueuePairs {
-			err = fmt.Errorf("queues=%s: want 1 to %d", value, MaxQueuePairs)
+			err = fmt.Errorf("queues=%s: must be between 1 and %d", value, MaxQueuePairs)
 		}
 	case "owner":
 		o.Owner, err = parseOwner(value)
@@ -126,7 +127,7 @@ func (o Options) String() string {
 	return s
 }
 
-// Validate reports the first option that makes no sense; the host is not asked.
+// Validate reports the first invalid option. It does not look at the host.
 func (o Options) Validate() error {
 	for _, name := range []string{o.Tap, o.Bridge} {
 		if name != "" && !validInterface(name) {
@@ -137,9 +138,9 @@ func (o Options) Validate() error {
 	case !o.MAC.valid():
 		return fmt.Errorf("MAC address %s: not one of a single station", o.MAC)
 	case o.MTU != 0 && o.MTU < minMTU:
-		return fmt.Errorf("an MTU of %d: the smallest is %d", o.MTU, minMTU)
+		return fmt.Errorf("the MTU must be at least %d, got %d", minMTU, o.MTU)
 	case o.Queues < 1 || o.Queues > MaxQueuePairs:
-		return fmt.Errorf("%d queue pairs: want 1 to %d", o.Queues, MaxQueuePairs)
+		return fmt.Errorf("queue pairs must be between 1 and %d, got %d", MaxQueuePairs, o.Queues)
 	}
 	return nil
 }

@@ -9,19 +9,19 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// errShort: a driver gave a receive buffer that nothing can be written to.
+// errShort: a receive buffer has no writable byte.
 var errShort = errors.New("net: a receive buffer without room")
 
 // receiver serves a receive queue, section 5.1.6.4: it reads a frame from its
-// port and writes it to the buffers that the guest has made available. While
-// there are too few it keeps the frame and waits; what comes meanwhile waits in
-// the host, or is dropped there.
+// port and writes it to the buffers that the guest has made available. While the
+// buffers are too few it keeps the frame and waits. Further frames wait in the
+// host, or are dropped there.
 type receiver struct {
 	d     *Device
 	port  Port
 	queue *virtio.Queue
 	merge bool          // VIRTIO_NET_F_MRG_RXBUF
-	guest atomic.Uint64 // features of the guest's that frames may use
+	guest atomic.Uint64 // Guest features that frames may use
 	idle  func()        // the queue's Notify
 
 	// The rest belongs to the queue's task.
@@ -29,7 +29,7 @@ type receiver struct {
 	gone   bool // until the port is back
 	frame  int  // bytes in buf; 0: none
 	room   int  // bytes in the buffers that were taken for the frame
-	count  int  // segments in them
+	count  int  // segments in these buffers
 	buf    [HeaderBytes + maxFrame]byte
 }
 
@@ -67,8 +67,8 @@ func (r *receiver) ready() time.Duration {
 	return 0
 }
 
-// gather writes the frame to the buffers when they are enough. A frame that
-// never fits is dropped.
+// gather writes the frame to the buffers when they are long enough. It drops a
+// frame that a full ring of buffers cannot hold.
 func (r *receiver) gather(chains []virtio.Chain, written []uint32) (int, error) {
 	p, last := r.buf[:r.frame], &chains[len(chains)-1]
 	if len(chains) == 1 {
@@ -100,10 +100,10 @@ func (r *receiver) gather(chains []virtio.Chain, written []uint32) (int, error) 
 	return len(chains), nil
 }
 
-// empty: the buffers are not enough for the frame yet.
+// empty puts back buffers that are not long enough for the frame.
 func (r *receiver) empty([]virtio.Chain, []uint32) int { return virtio.PutBack }
 
-// fill copies as much of p as there is room for.
+// fill copies as much of p to a chain as fits.
 func fill(c *virtio.Chain, p []byte) int {
 	done := 0
 	for i := range c.Writable {
@@ -112,5 +112,5 @@ func fill(c *virtio.Chain, p []byte) int {
 	return done
 }
 
-// setActive says whether the port is attached.
+// setActive sets whether the port is attached.
 func (r *receiver) setActive(on bool) { r.d.loop.Call(r.queue, func() { r.active = on }) }

@@ -7,19 +7,19 @@ import (
 	"github.com/govmm/govmm/internal/strictcbor"
 )
 
-// State is what travels with a migration. Frames do not: what waits in a tap
-// is lost, as on any wire.
+// State is what travels with a migration. Frames that wait in a tap do not, and
+// are lost.
 type State struct {
 	MAC         MAC    `cbor:"mac"`
 	Status      uint16 `cbor:"status"`       // of section 5.1.4
 	Pairs       uint16 `cbor:"pairs"`        // queue pairs that the driver uses
-	Offloads    uint64 `cbor:"offloads"`     // features that the driver takes for now, if OffloadsSet
-	OffloadsSet bool   `cbor:"offloads_set"` // the driver has chosen
+	Offloads    uint64 `cbor:"offloads"`     // Guest features that the driver accepts, if OffloadsSet
+	OffloadsSet bool   `cbor:"offloads_set"` // the driver has set Offloads
 }
 
 var errState = errors.New("net state")
 
-// fresh is the state that a driver finds.
+// fresh is the state before a driver has changed it.
 func (d *Device) fresh() State {
 	s := State{MAC: d.cfg.MAC, Status: statusLinkUp, Pairs: 1}
 	if d.gone.Load() {
@@ -50,7 +50,7 @@ func (d *Device) LoadState(raw []byte) error {
 	case !s.MAC.valid():
 		return fmt.Errorf("%w: MAC address %s", errState, s.MAC)
 	case s.Pairs < 1 || int(s.Pairs) > len(d.ports):
-		return fmt.Errorf("%w: %d queue pairs in use, %s has %d", errState, s.Pairs, d.cfg.Backend.Name(), len(d.ports))
+		return fmt.Errorf("%w: queue pairs in use must be between 1 and the %d of %s, got %d", errState, len(d.ports), d.cfg.Backend.Name(), s.Pairs)
 	case s.Status&^(statusLinkUp|statusAnnounce) != 0:
 		return fmt.Errorf("%w: status %#x", errState, s.Status)
 	case s.Offloads&^guestOffloads != 0:

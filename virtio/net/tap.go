@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offloads that if_tun.h has and x/sys has not, Linux 6.2.
+// Offloads of if_tun.h that x/sys does not define (Linux 6.2).
 const (
 	tunFUSO4 = 0x20
 	tunFUSO6 = 0x40
@@ -26,7 +26,7 @@ type Tap struct {
 	offloads uint64
 	ports    []*tapPort
 
-	queues   sync.Mutex // guards the field below, and the order of attaching
+	queues   sync.Mutex // guards attached, and orders attaching and detaching
 	attached int        // ports
 }
 
@@ -36,7 +36,7 @@ type tapPort struct {
 	raw  syscall.RawConn
 	fd   int
 
-	// Of the Read that is under way.
+	// The Read under way.
 	read func(fd uintptr) bool
 	p    []byte
 	idle func()
@@ -44,8 +44,8 @@ type tapPort struct {
 	err  error
 }
 
-// openQueues opens n queues of the tap called name, which may be a pattern
-// such as tap%d, and makes it if there is none.
+// openQueues opens n queues of the tap called name, and makes the tap if it does
+// not exist. name may be a pattern such as tap%d.
 func openQueues(name string, n int) (*Tap, error) {
 	t := &Tap{name: name}
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
@@ -55,7 +55,7 @@ func openQueues(name string, n int) (*Tap, error) {
 	for range n {
 		p, got, err := openQueue(t.name, flags)
 		if errors.Is(err, unix.EINVAL) && n == 1 {
-			// The tap is there and was made for several.
+			// The tap exists and was made for several queues.
 			p, got, err = openQueue(t.name, flags|unix.IFF_MULTI_QUEUE)
 		}
 		if err != nil {
@@ -71,8 +71,8 @@ func openQueues(name string, n int) (*Tap, error) {
 	return t, nil
 }
 
-// openQueue opens one queue and returns the tap's name. The file gets to Go's
-// poller only after TUNSETIFF: before, it cannot be polled.
+// openQueue opens one queue and returns the tap's name. Go's poller gets the file
+// after TUNSETIFF, because it cannot be polled before.
 func openQueue(name string, flags uint16) (*tapPort, string, error) {
 	const device = "/dev/net/tun"
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -97,8 +97,8 @@ func openQueue(name string, flags uint16) (*tapPort, string, error) {
 	return p, req.Name(), nil
 }
 
-// newPort takes over fd, which does not block and of which each read and write
-// is a frame.
+// newPort takes over fd, which does not block and reads and writes one frame per
+// call.
 func newPort(fd int, device string) (*tapPort, error) {
 	p := &tapPort{file: os.NewFile(uintptr(fd), device), fd: fd}
 	p.read = p.readOnce
@@ -109,7 +109,7 @@ func newPort(fd int, device string) (*tapPort, error) {
 	return p, nil
 }
 
-// setUp finds out what the host can do and leaves one queue attached.
+// setUp finds the offloads of the host and leaves one queue attached.
 func (t *Tap) setUp() error {
 	all := []uint64{guestOffloads, guestOffloads &^ (FeatureGuestUSO4 | FeatureGuestUSO6), FeatureGuestCsum}
 	for _, guest := range all {
@@ -135,7 +135,7 @@ func (t *Tap) setUp() error {
 	return t.SetPairs(1)
 }
 
-// Name is the host's name for the tap.
+// Name is the name for users.
 func (t *Tap) Name() string { return "tap " + t.name }
 
 // Interface is the host's name for the tap.
@@ -153,11 +153,11 @@ func (t *Tap) Ports() []Port {
 	return ports
 }
 
-// Offloads is what this host's kernel can do.
+// Offloads are the offloads that this host's kernel supports.
 func (t *Tap) Offloads() uint64 { return t.offloads }
 
-// SetOffloads tells the kernel what the guest takes (TUNSETOFFLOAD). What it
-// does not take the kernel does before.
+// SetOffloads tells the kernel what the guest accepts (TUNSETOFFLOAD). The kernel
+// does the rest itself.
 func (t *Tap) SetOffloads(guest uint64) error {
 	var v int
 	if guest&FeatureGuestCsum != 0 {
@@ -174,7 +174,7 @@ func (t *Tap) SetOffloads(guest uint64) error {
 				v |= f.flag
 			}
 		}
-		// ECN is a property of the other two; UDP's are one in the kernel.
+		// ECN needs one of the other two. The kernel has both of UDP's or none.
 		if v&(unix.TUN_F_TSO4|unix.TUN_F_TSO6) == 0 {
 			v &^= unix.TUN_F_TSO_ECN
 		}
@@ -222,7 +222,7 @@ func (t *Tap) setQueue(i int, flag uint16) error {
 	return nil
 }
 
-// Close closes the tap. One that was made here goes away with it.
+// Close closes the tap. A tap without an owner that was made here disappears.
 func (t *Tap) Close() error {
 	var errs []error
 	for _, p := range t.ports {
@@ -277,8 +277,8 @@ func (t *tapPort) Write(p []byte) error {
 		case unix.EBADFD, unix.ENODEV:
 			return fmt.Errorf("write: %w", err)
 		}
-		// A full queue, an interface that is down, a header that the kernel
-		// does not like.
+		// A full queue, an interface that is down, or a header that the kernel
+		// refuses.
 		return ErrDropped
 	}
 }

@@ -236,11 +236,11 @@ func TestTapErrors(t *testing.T) {
 	bridge(t, "br0")
 	openTap(t, "tap=tap0")
 	for s, want := range map[string]string{
-		"tap=br0":              "which is no tap",
-		"tap=t1,bridge=absent": "there is no bridge absent",
-		"tap=t1,bridge=tap0":   "tap0 is no bridge",
-		"tap=tap0":             "another process has it",
-		"tap=tap0,queues=2":    "made with multi_queue",
+		"tap=br0":              "is not a tap",
+		"tap=t1,bridge=absent": "bridge absent does not exist",
+		"tap=t1,bridge=tap0":   "tap0 is not a bridge",
+		"tap=tap0":             "another process uses it",
+		"tap=tap0,queues=2":    "made without multi_queue",
 	} {
 		tap, err := net.OpenTap(options(t, s))
 		if err == nil {

@@ -24,7 +24,7 @@ func newSender(d *Device, pair int, features uint64) *sender {
 	return s
 }
 
-// serve sends a frame, or drops it: like on any wire, the guest is not told.
+// serve sends a frame, or drops it. The guest is not told, as on any network.
 func (s *sender) serve(c *virtio.Chain) (uint32, error) {
 	p := s.buf[:c.ReadAt(s.buf[:], 0)]
 	n := &s.d.counters
@@ -34,7 +34,7 @@ func (s *sender) serve(c *virtio.Chain) (uint32, error) {
 	}
 	if err := s.port.Write(p); err != nil {
 		n.txDropped.Add(1)
-		// A port that is being detached is no longer one of the pairs.
+		// An error of a port that is being detached is not the backend's end.
 		if !errors.Is(err, ErrDropped) && s.pair < int(s.d.pairs.Load()) {
 			s.d.lost(err)
 		}
