@@ -179,7 +179,7 @@ func TestTapTakenAtTheDestination(t *testing.T) {
 	if exit != 1 || r.Status != "failed" {
 		t.Fatalf("exit %d, %+v", exit, r)
 	}
-	for _, says := range []string{"tap " + busy, "another process has it", gone} {
+	for _, says := range []string{"tap " + busy, "another process uses it", gone} {
 		if !strings.Contains(r.Error, says) {
 			t.Errorf("the error is %q, without %q", r.Error, says)
 		}

@@ -94,7 +94,7 @@ func TestUsageErrors(t *testing.T) {
 		{"run --memory-backing floppy", "--memory-backing"},
 		{"run --vsock path=x,cid=2", "vsock"},
 		{"run --vsock cid=3", "path=PATH is missing"},
-		{"receive --listen :0 --vsock path=x,port=1", "\"port\" is not known"},
+		{"receive --listen :0 --vsock path=x,port=1", "\"port\" is unknown"},
 		{"run --serial pigeon", "--serial"},
 		{"run --serial file:", "--serial"},
 		{"receive", "--listen"},

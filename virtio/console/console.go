@@ -1,10 +1,10 @@
 // Package console is the virtio console device: virtio 1.2, section 5.3, with
 // one port, which Linux calls hvc0.
 //
-// Neither direction loses a byte, and neither makes a vCPU wait. What the guest
-// sends is queued and written by a goroutine; when the writer is slow and the
-// queue is full, the rest stays in the guest's ring. Input waits for buffers of
-// the guest, and what there is no room for stays where it comes from.
+// Neither direction loses a byte, and neither makes a vCPU wait. A goroutine
+// writes the guest's output from a queue; while the queue is full, output stays in
+// the guest's ring. Input waits for buffers of the guest, and is read only when
+// there is room for it.
 //
 //	c := console.New(console.Config{}, backend)
 //	go c.Serve(ctx, backend) // input, until ctx ends
@@ -59,18 +59,18 @@ var _ virtio.Device = (*Device)(nil)
 // Device is the console. It implements [virtio.Device].
 type Device struct {
 	out  *charqueue.Output
-	wake chan struct{} // input has come, or there is room for output again
-	room chan struct{} // there is room for input again
+	wake chan struct{} // has a value when input has come, or there is room for output again
+	room chan struct{} // has a value when there is room for input again
 
 	loop *virtio.Loop // nil when not active; belongs to the transport's calls
 
-	// serving is held while queues are served, which waits for nothing; it
-	// guards all below.
+	// serving is held while queues are served, which never waits. It guards all
+	// below.
 	serving  sync.Mutex
 	features uint64 // negotiated
 	notify   virtio.Notifier
 	input    []byte
-	offset   int // bytes of the next chain of the transmit queue that are in out
+	offset   int // bytes of the transmit queue's next chain that are in out already
 	size     Config
 	copied   [1024]byte
 }
@@ -105,9 +105,8 @@ func (d *Device) ReadConfig(off uint32, p []byte) {
 	}
 }
 
-// WriteConfig implements [virtio.Device]. A write to emerg_wr is a character to
-// write at once, whatever state the device is in (5.3.4); it is dropped if
-// there is no room.
+// WriteConfig implements [virtio.Device]. A write to emerg_wr is a character of
+// output, in every state of the device (5.3.4). It is dropped if there is no room.
 func (d *Device) WriteConfig(off uint32, p []byte) {
 	if off <= offEmergency && uint64(off)+uint64(len(p)) > offEmergency {
 		d.out.Put(p[offEmergency-off:][:1])
@@ -170,9 +169,8 @@ func (d *Device) canTransmit() time.Duration {
 	return 0
 }
 
-// transmit moves what the guest has sent into the output. A chain that does not
-// fit is put back, and taken up again at offset when there is room. serving is
-// held.
+// transmit moves the guest's output into out. A chain that does not fit is put
+// back, and goes on at offset when there is room. serving is held.
 func (d *Device) transmit(chains []virtio.Chain, written []uint32) (int, error) {
 	c := &chains[0]
 	for d.offset < c.ReadableLen() {
@@ -187,8 +185,8 @@ func (d *Device) transmit(chains []virtio.Chain, written []uint32) (int, error) 
 	return 1, nil
 }
 
-// forget: the driver has reset the transmit queue, of which a chain may have
-// been taken in part. serving is held.
+// forget discards the offset: the driver has reset the transmit queue. serving is
+// held.
 func (d *Device) forget() { d.offset = 0 }
 
 // ResetQueue implements [virtio.Device].
@@ -204,8 +202,8 @@ func (d *Device) Reset() {
 	d.out.Hold(false)
 }
 
-// Pause implements [virtio.Device]. A line that the guest has begun and not
-// ended is kept back, to be printed whole wherever the guest goes on.
+// Pause implements [virtio.Device]. A line that the guest has begun and not ended
+// is held, so that it is printed whole where the guest goes on.
 func (d *Device) Pause(ctx context.Context) error {
 	if err := d.loop.Pause(ctx); err != nil {
 		return fmt.Errorf("console: %w", err)
@@ -221,8 +219,8 @@ func (d *Device) Resume() error {
 	return nil
 }
 
-// Drain waits until the writer has taken all that the guest has sent, except
-// for a line that is kept back, or until ctx ends, whose error it returns then.
+// Drain waits until the writer has taken all output, except for a line that is
+// held, or until ctx ends.
 func (d *Device) Drain(ctx context.Context) error {
 	if err := d.out.Drain(ctx); err != nil {
 		return fmt.Errorf("console: %w", err)

@@ -460,9 +460,9 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	for says, s := range map[string]State{
-		"4097 bytes of input":   {Input: make([]byte, maxInput+1)},
-		"line of 65537 bytes":   {Line: make([]byte, charqueue.Size+1)},
-		"without a newline are": {Line: []byte("a\nb")},
+		"4096 bytes, got 4097":   {Input: make([]byte, maxInput+1)},
+		"65536 bytes, got 65537": {Line: make([]byte, charqueue.Size+1)},
+		"must have no newline":   {Line: []byte("a\nb")},
 	} {
 		b, err := strictcbor.Marshal(s)
 		if err != nil {

@@ -1,8 +1,7 @@
 // Package rng is the virtio entropy device: virtio 1.2, section 5.4.
 //
-// Its one queue is filled from the host's getrandom(2). A guest may ask as
-// often as it likes and gets a bounded number of bytes a second; what it asks
-// for beyond waits in its own ring.
+// Its one queue is filled from the host's getrandom(2). A guest gets a limited
+// number of bytes a second. Requests beyond that wait in the guest's ring.
 package rng
 
 import (
@@ -16,29 +15,30 @@ import (
 )
 
 const (
-	// DefaultRate is the entropy that a guest gets, in bytes a second.
+	// DefaultRate is how much entropy a guest gets, in bytes a second.
 	DefaultRate = 1 << 20
-	// burst is what it gets at once after a pause, in bytes.
+	// burst is how much a guest gets at once after it has asked for nothing, in
+	// bytes.
 	burst = 64 << 10
-	// maxRequest is the most that one request gets, in bytes. The driver is
-	// told how many it were (5.4.6).
+	// maxRequest is the most that one request gets, in bytes. The used length
+	// tells the driver how much it got (5.4.6).
 	maxRequest = 4096
-	// minCost is what a request counts at least, in bytes, empty as it may be.
+	// minCost is the least that a request counts, in bytes, even if it is empty.
 	minCost = 64
 
 	queueSize = 64
 )
 
-// Config says what the device is. The zero value is fine.
+// Config configures the device. The zero value is valid.
 type Config struct {
-	// Rate bounds the entropy in bytes a second; 0 is [DefaultRate].
+	// Rate limits the entropy in bytes a second; 0 means [DefaultRate].
 	Rate uint64
 }
 
 var _ virtio.Device = (*Device)(nil)
 
-// Device is the entropy device. It implements [virtio.Device]. Nothing of it
-// travels with a migration but its queue.
+// Device is the entropy device. It implements [virtio.Device]. Only its queue
+// travels with a migration.
 type Device struct {
 	fill   func([]byte) error
 	budget budget       // belongs to the queue's task while that runs
@@ -53,7 +53,7 @@ func New(c Config) *Device {
 	return &Device{fill: fill, budget: budget{rate: c.Rate}}
 }
 
-// fill gets p from the kernel.
+// fill fills p from the kernel.
 func fill(p []byte) error {
 	for len(p) > 0 {
 		n, err := unix.Getrandom(p, 0)
@@ -71,13 +71,13 @@ func fill(p []byte) error {
 // ID implements [virtio.Device].
 func (d *Device) ID() uint16 { return virtio.IDEntropy }
 
-// Features implements [virtio.Device]: the device type has none (5.4.3).
+// Features implements [virtio.Device]: the device type defines none (5.4.3).
 func (d *Device) Features() uint64 { return 0 }
 
 // QueueSizes implements [virtio.Device].
 func (d *Device) QueueSizes() []uint16 { return []uint16{queueSize} }
 
-// ReadConfig implements [virtio.Device]: there is none (5.4.4).
+// ReadConfig implements [virtio.Device]: there is no configuration (5.4.4).
 func (d *Device) ReadConfig(uint32, []byte) {}
 
 // WriteConfig implements [virtio.Device].
@@ -93,7 +93,7 @@ func (d *Device) Activate(_ uint64, queues []*virtio.Queue, n virtio.Notifier) e
 	return nil
 }
 
-// ready says how long the budget is spent.
+// ready returns how long the budget is spent.
 func (d *Device) ready() time.Duration { return max(d.budget.wait(time.Now()), 0) }
 
 // serve fills a request.
@@ -136,7 +136,7 @@ func (d *Device) SaveState() ([]byte, error) { return nil, nil }
 // LoadState implements [virtio.Device].
 func (d *Device) LoadState(b []byte) error {
 	if len(b) > 0 {
-		return fmt.Errorf("entropy device: %d bytes of state, it has none", len(b))
+		return fmt.Errorf("entropy device: expected no state, got %d bytes", len(b))
 	}
 	return nil
 }
@@ -144,17 +144,17 @@ func (d *Device) LoadState(b []byte) error {
 // Close implements [virtio.Device].
 func (d *Device) Close() error { return nil }
 
-// budget bounds a rate. It counts time: paid is the time until which what was
-// spent is paid for.
+// budget limits a rate. paid is the time at which all that was spent is paid for,
+// at the rate.
 type budget struct {
 	rate uint64 // bytes a second
 	paid time.Time
 }
 
-// wait returns how long nothing may be spent; 0 if it may be now.
+// wait returns how long nothing may be spent; not above 0 if something may.
 func (b *budget) wait(now time.Time) time.Duration { return b.paid.Sub(now) }
 
-// spend takes n bytes.
+// spend spends n bytes.
 func (b *budget) spend(now time.Time, n uint32) {
 	if full := now.Add(-b.cost(burst)); b.paid.Before(full) {
 		b.paid = full
@@ -162,7 +162,7 @@ func (b *budget) spend(now time.Time, n uint32) {
 	b.paid = b.paid.Add(b.cost(n))
 }
 
-// cost is the time that n bytes take: at most a day, so that a tiny rate does
+// cost is the time that n bytes take, at most a day, so that a very low rate does
 // not overflow.
 func (b *budget) cost(n uint32) time.Duration {
 	seconds := min(float64(n)/float64(b.rate), 24*3600)

@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// MinCID and MaxCID bound what a guest can be called: 0 to 2 are the
-	// hypervisor, the loopback and the host, 2^32-1 is any (vsock(7)), and the
-	// upper half of the field is reserved (section 5.10.4).
+	// MinCID and MaxCID are the limits of a guest's CID: 0 to 2 are the
+	// hypervisor, the loopback and the host, 2^32-1 means any (vsock(7)), and
+	// the upper half of the field is reserved (section 5.10.4).
 	MinCID = 3
 	MaxCID = math.MaxUint32 - 1
-	// DefaultCID is the guest's when nothing else is said. Guests do not reach
-	// each other, so all may have the same.
+	// DefaultCID is the guest's CID by default. Guests cannot connect to each
+	// other, so all may have the same.
 	DefaultCID = MinCID
 
 	// maxPath leaves room in sun_path, 108 bytes with its zero (unix(7)), for
@@ -28,9 +28,9 @@ const (
 type Config struct {
 	// CID is the guest's context id, [MinCID] to [MaxCID]; 0 is [DefaultCID].
 	CID uint32 `cbor:"cid"`
-	// Path is the unix socket by which programs of the host reach the guest.
-	// The guest reaches sockets of the host at Path, an underscore and the
-	// port's number.
+	// Path is the unix socket at which programs of the host reach the guest.
+	// The guest reaches sockets of the host at Path, an underscore and the port
+	// number.
 	Path string `cbor:"path"`
 }
 
@@ -57,11 +57,11 @@ func ParseConfig(option string) (Config, error) {
 		case "cid":
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil || n < MinCID || n > MaxCID {
-				return fail("cid=%s: a number from %d to %d is needed", value, MinCID, uint32(MaxCID))
+				return fail("cid=%s: must be between %d and %d", value, MinCID, uint32(MaxCID))
 			}
 			c.CID = uint32(n)
 		default:
-			return fail("%q is not known: use path=, cid= (a comma in a path is written twice)", key)
+			return fail("%q is unknown: use path=, cid= (a comma in a path is written twice)", key)
 		}
 	}
 	if err := c.Validate(); err != nil {
@@ -70,7 +70,7 @@ func ParseConfig(option string) (Config, error) {
 	return c, nil
 }
 
-// Validate says what is wrong with the values; no file is looked at.
+// Validate checks the values. It does not look at the host.
 func (c Config) Validate() error {
 	switch {
 	case c.Path == "":
@@ -78,16 +78,16 @@ func (c Config) Validate() error {
 	case strings.IndexByte(c.Path, 0) >= 0:
 		return fmt.Errorf("the path has a zero byte")
 	case c.Path[0] == '@':
-		return fmt.Errorf("path=%s: a file is needed; ./%s is one", c.Path, c.Path)
+		return fmt.Errorf("path=%s: must be a file, such as ./%s", c.Path, c.Path)
 	case len(c.Path) > maxPath:
-		return fmt.Errorf("a path of %d bytes; %d are possible, since a unix socket's name is short and the ports' have a number behind it", len(c.Path), maxPath)
+		return fmt.Errorf("the path must have at most %d bytes, so that PATH_PORT fits a socket address; got %d", maxPath, len(c.Path))
 	case c.CID != 0 && (c.CID < MinCID || c.CID > MaxCID):
-		return fmt.Errorf("cid %d: %d to %d are possible", c.CID, MinCID, uint32(MaxCID))
+		return fmt.Errorf("cid must be between %d and %d, got %d", MinCID, uint32(MaxCID), c.CID)
 	}
 	return nil
 }
 
-// String returns the option that [ParseConfig] makes c of.
+// String returns the option from which [ParseConfig] makes c.
 func (c Config) String() string {
 	s := "path=" + strings.ReplaceAll(c.Path, ",", ",,")
 	if c.CID != 0 {
@@ -96,7 +96,7 @@ func (c Config) String() string {
 	return s
 }
 
-// GuestCID is what the guest is called.
+// GuestCID is the guest's CID.
 func (c Config) GuestCID() uint32 {
 	if c.CID == 0 {
 		return DefaultCID

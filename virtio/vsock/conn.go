@@ -7,37 +7,37 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// ports name a connection: there is one host and one guest.
+// ports identify a connection: there is one host and one guest.
 type ports struct{ host, guest uint32 }
 
 const (
 	// answerTime is how long the guest may take to answer a connection of the
 	// host, or to confirm the end of one. Linux waits for 2 and for 8 s.
 	answerTime = 10 * time.Second
-	// drainTime is how long a program of the host may read nothing, once the
-	// guest's end is closed.
+	// drainTime is how long a program of the host may pause reading after the
+	// guest has closed its end.
 	drainTime = 10 * time.Second
-	// hurryTime is how long it may take when the VM ends.
+	// hurryTime replaces drainTime when the VM ends.
 	hurryTime = time.Second
 )
 
-// What a connection has to tell the guest, beside data and its end.
+// Packets that a connection has to send to the guest, besides data and its end.
 const (
 	dueRequest = 1 << iota
 	dueResponse
 	dueCredit // CREDIT_UPDATE
 )
 
-// conn is a connection. [Device.serving] guards all that changes of it.
+// conn is a connection. [Device.serving] guards all fields that change.
 type conn struct {
 	d  *Device
 	at ports
 
-	host        *net.UnixConn // nil while the host's program is being dialled
+	host        *net.UnixConn // nil while the device connects to the host's program
 	established bool
-	ended       bool // the guest knows it no more
-	draining    bool // what is in in still goes to the host
-	tasks       int  // goroutines of its own
+	ended       bool // the guest does not know it any more
+	draining    bool // the bytes of in still go to the host
+	tasks       int  // goroutines
 	timer       *time.Timer
 
 	due    uint8
@@ -46,27 +46,27 @@ type conn struct {
 	// From the guest.
 	greeting []byte // the answer to CONNECT: goes to the host before in
 	in       []byte
-	writing  int    // bytes that left in and are being written
-	written  uint32 // bytes that the host's program has taken: fwd_cnt; wraps, as all on the wire
-	told     uint32 // written, as the guest was told last
+	writing  int    // bytes in the Write under way
+	written  uint32 // bytes that the host's program has taken: fwd_cnt, modulo 2^32
+	told     uint32 // the value of written that the guest was sent last
 
 	// To the guest.
 	out       []byte
 	sent      uint32
 	peerAlloc uint32 // the guest's buf_alloc and fwd_cnt
 	peerFwd   uint32
-	asked     bool // for credit, and there was none since
+	asked     bool // the guest was asked for credit and has given none since
 
-	guestShut uint8 // what the guest has shut down
-	hostShut  uint8 // what the host's program has
-	shutSent  uint8 // what the guest was told of that
+	guestShut uint8 // directions that the guest has shut down
+	hostShut  uint8 // directions that the host's program has shut down
+	shutSent  uint8 // the part of hostShut that the guest was sent
 
 	gone  chan struct{} // closed when ended
-	fed   chan struct{} // in, or what becomes of it, has changed
-	taken chan struct{} // out is empty
+	fed   chan struct{} // has a value when in, guestShut or draining has changed
+	taken chan struct{} // has a value when out is empty
 }
 
-// add makes a connection, which exists from now on. serving is held.
+// add makes a connection. serving is held.
 func (d *Device) add(at ports) *conn {
 	c := &conn{
 		d: d, at: at,
@@ -76,11 +76,10 @@ func (d *Device) add(at ports) *conn {
 	return c
 }
 
-// full says that there may be no more connections. serving is held.
+// full reports whether there are maxConnections. serving is held.
 func (d *Device) full() bool { return len(d.all)+len(d.clients) >= maxConnections }
 
-// handle acts on a packet of the guest. serving is held, as in all that
-// follows.
+// handle handles a packet of the guest. serving is held, as in all that follows.
 func (c *conn) handle(h *header, packet *virtio.Chain) {
 	c.peerAlloc, c.peerFwd = h.BufAlloc, h.FwdCnt
 	if c.asked && c.credit() > 0 {
@@ -88,8 +87,8 @@ func (c *conn) handle(h *header, packet *virtio.Chain) {
 	}
 	switch {
 	case h.Op == opReset:
-		// Of a connection that the guest had closed this is the end, else it
-		// is its abortion.
+		// If the guest had closed the connection, this is its normal end;
+		// otherwise the guest aborts it.
 		c.end(c.guestShut&shutSend != 0)
 		return
 	case h.Op == opResponse && !c.established && c.host != nil && c.due&dueRequest == 0:
@@ -104,13 +103,13 @@ func (c *conn) handle(h *header, packet *virtio.Chain) {
 	case h.Op == opData && c.established && c.guestShut&shutSend == 0 && c.room(h.Len):
 		c.data(h.Len, packet)
 	default:
-		c.reset(false) // nothing that may come now, or more than there was credit for
+		c.reset(false) // not allowed in this state, or beyond the credit
 		return
 	}
 	c.enqueue()
 }
 
-// room says whether the guest's credit covers so many bytes.
+// room reports whether the guest's credit covers n bytes.
 func (c *conn) room(n uint32) bool {
 	return uint64(n)+uint64(len(c.in)+c.writing) <= bufferSize
 }
@@ -118,7 +117,7 @@ func (c *conn) room(n uint32) bool {
 // data takes the payload of a packet.
 func (c *conn) data(n uint32, packet *virtio.Chain) {
 	if c.hostShut&shutReceive != 0 {
-		c.wrote(n) // nobody reads it
+		c.wrote(n) // the host's program reads no more
 		return
 	}
 	have := len(c.in)
@@ -127,8 +126,8 @@ func (c *conn) data(n uint32, packet *virtio.Chain) {
 	signal(c.fed)
 }
 
-// wrote counts bytes that need the guest's credit no more, and tells the guest
-// when it is much.
+// wrote counts bytes that the guest gets credit for again, and tells the guest when
+// they are many.
 func (c *conn) wrote(n uint32) {
 	c.written += n
 	if c.written-c.told >= bufferSize/2 {
@@ -136,9 +135,9 @@ func (c *conn) wrote(n uint32) {
 	}
 }
 
-// shutdown is the guest's SHUTDOWN. It says whether the connection has ended,
-// which it does when nothing goes either way (5.10.6.5): what the guest has sent
-// still goes to the host.
+// shutdown handles the guest's SHUTDOWN. It reports whether the connection has
+// ended, which it does when both directions are shut down (5.10.6.5). What the
+// guest has sent still goes to the host.
 func (c *conn) shutdown(flags uint8) bool {
 	c.guestShut |= flags
 	if c.guestShut == shutBoth {
@@ -146,7 +145,7 @@ func (c *conn) shutdown(flags uint8) bool {
 		return true
 	}
 	if c.guestShut&shutReceive != 0 {
-		_ = c.host.CloseRead() // the program learns it when it writes
+		_ = c.host.CloseRead() // the program gets EPIPE when it writes
 		c.out = nil
 		signal(c.taken)
 	}
@@ -154,21 +153,21 @@ func (c *conn) shutdown(flags uint8) bool {
 	return false
 }
 
-// accepted is the guest's RESPONSE to a connection of the host.
+// accepted handles the guest's RESPONSE to a connection of the host.
 func (c *conn) accepted() {
 	c.timer.Stop()
 	c.greeting = greeting(c.at.host)
 	c.establish()
 }
 
-// establish begins to move data.
+// establish starts to move data.
 func (c *conn) establish() {
 	c.established = true
 	c.start(c.read)
 	c.start(c.write)
 }
 
-// start starts a goroutine of the connection's.
+// start starts a goroutine of the connection.
 func (c *conn) start(f func()) {
 	c.tasks++
 	c.d.tasks.Go(func() {
@@ -186,8 +185,8 @@ func (c *conn) reset(drain bool) {
 	c.d.sendReset(Reset{CID: hostCID, HostPort: c.at.host, GuestPort: c.at.guest, Type: typeStream})
 }
 
-// end makes the guest know the connection no more. With drain the host's
-// program still gets what the guest has sent.
+// end ends the connection for the guest. With drain the host's program still gets
+// what the guest has sent.
 func (c *conn) end(drain bool) {
 	if c.ended {
 		return
@@ -215,26 +214,26 @@ func (c *conn) end(drain bool) {
 	c.release()
 }
 
-// hurry makes a connection that is drained end soon.
+// hurry makes a connection that is being drained end soon.
 func (c *conn) hurry() {
 	if c.host != nil {
 		_ = c.host.SetWriteDeadline(time.Now().Add(hurryTime))
 	}
 }
 
-// release gives back what an ended connection has of the host's.
+// release closes the socket of a connection that has ended, when its goroutines
+// have, too.
 func (c *conn) release() {
 	if !c.ended || c.tasks > 0 {
 		return
 	}
 	if c.host != nil {
-		_ = c.host.Close() // nothing is left to be written
+		_ = c.host.Close() // all is written
 	}
 	delete(c.d.all, c)
 }
 
-// credit is how many bytes the guest has room for. What it says may make no
-// sense; then there is none.
+// credit is how many bytes the guest has room for; 0 if its counters are invalid.
 func (c *conn) credit() uint32 {
 	inFlight := c.sent - c.peerFwd
 	if inFlight >= c.peerAlloc {
@@ -243,8 +242,8 @@ func (c *conn) credit() uint32 {
 	return c.peerAlloc - inFlight
 }
 
-// shutDue is what the guest has to be told of the host's shutting down: of the
-// end of what is sent only behind all that was.
+// shutDue is which directions to send to the guest as shut down. The end of the
+// data is sent behind all of it.
 func (c *conn) shutDue() uint8 {
 	due := c.hostShut &^ c.shutSent
 	if len(c.out) > 0 {
@@ -253,12 +252,12 @@ func (c *conn) shutDue() uint8 {
 	return due
 }
 
-// wants says whether there is something for the guest.
+// wants reports whether there is something for the guest.
 func (c *conn) wants() bool {
 	return !c.ended && (c.due != 0 || c.shutDue() != 0 || len(c.out) > 0 && (c.credit() > 0 || !c.asked))
 }
 
-// enqueue gives the connection a turn if it has something for the guest.
+// enqueue puts the connection into ready if it has something for the guest.
 func (c *conn) enqueue() {
 	if !c.queued && c.wants() {
 		c.queued = true
@@ -268,7 +267,7 @@ func (c *conn) enqueue() {
 }
 
 // packet returns the next packet for the guest and its payload, at most room
-// bytes. There is one.
+// bytes. wants has returned true.
 func (c *conn) packet(room int) (header, []byte) {
 	h := header{
 		SrcCID: hostCID, SrcPort: c.at.host, DstPort: c.at.guest, Type: typeStream,
@@ -286,7 +285,7 @@ func (c *conn) packet(room int) (header, []byte) {
 	switch n := min(uint32(len(c.out)), c.credit(), uint32(room)); {
 	case take(dueRequest, opRequest), take(dueResponse, opResponse):
 	case n > 0:
-		c.due &^= dueCredit // each packet says it
+		c.due &^= dueCredit // each packet has the credit
 		h.Op, h.Len = opData, n
 		return h, c.out[:n]
 	case c.shutDue() != 0:
@@ -303,7 +302,7 @@ func (c *conn) packet(room int) (header, []byte) {
 	return h, nil
 }
 
-// took is called when a packet, with n bytes of payload, is the guest's.
+// took notes that the guest has got a packet with n bytes of payload.
 func (c *conn) took(n int) {
 	c.sent += uint32(n)
 	if c.out = c.out[n:]; n > 0 && len(c.out) == 0 {
@@ -312,8 +311,8 @@ func (c *conn) took(n int) {
 	c.enqueue()
 }
 
-// limit ends the connection if the guest does not answer. A request that it
-// has not seen needs no RST.
+// limit ends the connection if the guest does not answer in time. It sends no RST
+// for a request that the guest has not got yet.
 func (c *conn) limit() {
 	c.timer = time.AfterFunc(c.d.answerTime, func() {
 		c.d.serving.Lock()

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// connectTime is how long a program of the host may take to say CONNECT.
+	// connectTime is how long a program of the host may take to send CONNECT.
 	connectTime = 10 * time.Second
 	// maxCommand is the longest "CONNECT PORT\n", with some spaces.
 	maxCommand = 32
@@ -23,15 +23,15 @@ const (
 // greeting is the answer to CONNECT.
 func greeting(port uint32) []byte { return fmt.Appendf(nil, "OK %d\n", port) }
 
-// client serves a program of the host that has connected to the device's
-// socket. One that asks for nothing that there is, is disconnected.
+// client serves a program of the host that has connected to the device's socket.
+// It disconnects the program if there is no connection to make.
 func (d *Device) client(host *net.UnixConn) {
 	guest, err := readConnect(host)
 	d.serving.Lock()
 	defer d.serving.Unlock()
 	delete(d.clients, host)
 	if err != nil || d.closed || !d.active || d.full() {
-		_ = host.Close() // that is the answer
+		_ = host.Close() // the answer
 		return
 	}
 	at := ports{d.nextPort, guest}
@@ -46,7 +46,7 @@ func (d *Device) client(host *net.UnixConn) {
 	c.enqueue()
 }
 
-// nextPort goes round through the upper ports.
+// nextPort returns the port after p, from firstPort again after the last one.
 func nextPort(p uint32) uint32 {
 	if p++; p < firstPort || p == 1<<32-1 { // VMADDR_PORT_ANY
 		return firstPort
@@ -54,8 +54,8 @@ func nextPort(p uint32) uint32 {
 	return p
 }
 
-// readConnect reads "CONNECT PORT\n", byte by byte: what follows is the
-// guest's.
+// readConnect reads "CONNECT PORT\n", byte by byte, because data for the guest
+// follows.
 func readConnect(host *net.UnixConn) (uint32, error) {
 	if err := host.SetReadDeadline(time.Now().Add(connectTime)); err != nil {
 		return 0, err
@@ -63,7 +63,7 @@ func readConnect(host *net.UnixConn) (uint32, error) {
 	line := make([]byte, 0, maxCommand)
 	for {
 		if len(line) == maxCommand {
-			return 0, fmt.Errorf("%q and more: not CONNECT", line)
+			return 0, fmt.Errorf("expected CONNECT, got %q and more", line)
 		}
 		if _, err := io.ReadFull(host, line[len(line):len(line)+1]); err != nil {
 			return 0, err
@@ -74,7 +74,7 @@ func readConnect(host *net.UnixConn) (uint32, error) {
 	}
 	word, rest, _ := strings.Cut(string(line), " ")
 	if !strings.EqualFold(word, "connect") {
-		return 0, fmt.Errorf("%q: not CONNECT", line)
+		return 0, fmt.Errorf("expected CONNECT, got %q", line)
 	}
 	port, err := strconv.ParseUint(strings.TrimSpace(rest), 10, 32)
 	if err != nil {
@@ -83,7 +83,7 @@ func readConnect(host *net.UnixConn) (uint32, error) {
 	return uint32(port), host.SetReadDeadline(time.Time{})
 }
 
-// dial connects the guest, which has sent the request h, to a program of the
+// dial connects the guest, which has sent the request h, with a program of the
 // host. serving is held.
 func (d *Device) dial(h *header) {
 	if d.full() {
@@ -100,7 +100,7 @@ func (d *Device) dial(h *header) {
 		case err != nil && !c.ended:
 			c.reset(false)
 		case err == nil && c.ended:
-			_ = host.Close() // nothing was written
+			_ = host.Close() // the guest has ended the connection
 		case err == nil:
 			c.host = host
 			c.due |= dueResponse
@@ -129,8 +129,8 @@ func (c *conn) read() {
 	}
 }
 
-// wasRead says whether to read on. After an error but the end of file the
-// program is gone, and there is nothing to wait for.
+// wasRead takes what was read, and reports whether to read on. An error other
+// than io.EOF means that the program is gone.
 func (c *conn) wasRead(p []byte, err error) bool {
 	c.d.serving.Lock()
 	defer c.d.serving.Unlock()
@@ -151,7 +151,7 @@ func (c *conn) wasRead(p []byte, err error) bool {
 	return err == nil
 }
 
-// shut notes what the host's program has shut down.
+// shut notes the directions that the host's program has shut down.
 func (c *conn) shut(flags uint8) {
 	c.d.serving.Lock()
 	defer c.d.serving.Unlock()
@@ -159,14 +159,14 @@ func (c *conn) shut(flags uint8) {
 	c.enqueue()
 }
 
-// hungUp returns nil when nothing can go either way on the host's side, or an
-// error when the connection is closed here.
+// hungUp waits until the program has closed its end in both directions. It returns
+// an error if the connection is closed here first.
 func hungUp(host *net.UnixConn) error {
 	raw, err := host.SyscallConn()
 	if err != nil {
 		return err
 	}
-	// The runtime's poller wakes us for EPOLLHUP as for input.
+	// Go's poller reports EPOLLHUP like input.
 	return raw.Read(func(fd uintptr) bool {
 		fds := []unix.PollFd{{Fd: int32(fd)}}
 		_, err := unix.Poll(fds, 0)
@@ -189,7 +189,7 @@ func (c *conn) write() {
 			continue
 		}
 		if end && !shut {
-			_ = c.host.CloseWrite() // the program reads the end; if it is gone, nobody does
+			_ = c.host.CloseWrite() // an error: the program is gone
 			shut = true
 		}
 		if !more {
@@ -206,8 +206,8 @@ func (c *conn) write() {
 	}
 }
 
-// next takes what is to be written, and leaves spare in its place. It says
-// whether that is the end, and whether there can be more.
+// next takes what is to be written, and leaves spare in its place. It reports
+// whether the end is reached, and whether there can be more.
 func (c *conn) next(spare []byte) (p []byte, end, more bool) {
 	c.d.serving.Lock()
 	defer c.d.serving.Unlock()
@@ -229,8 +229,8 @@ func (c *conn) isDraining() bool {
 	return c.draining
 }
 
-// wasWritten says whether to write on. What could not be written is lost, and
-// takes up none of the guest's credit either.
+// wasWritten reports whether to write on. What could not be written is lost, and
+// the guest gets credit for it.
 func (c *conn) wasWritten(err error) bool {
 	c.d.serving.Lock()
 	defer c.d.serving.Unlock()
@@ -240,7 +240,7 @@ func (c *conn) wasWritten(err error) bool {
 	case err != nil && c.ended:
 		return false
 	case err != nil:
-		// The program reads no more. It may still send.
+		// The program does not read any more, but it may send.
 		c.hostShut |= shutReceive
 		c.wrote(uint32(len(c.in)))
 		c.in = nil

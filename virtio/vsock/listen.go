@@ -12,9 +12,9 @@ import (
 // ErrInUse: another process listens on the device's socket.
 var ErrInUse = unixsock.ErrInUse
 
-// Listen makes the device's socket, for its owner only. A socket that nobody
-// listens on is left over and replaced; one that is in use is [ErrInUse], and
-// what is no socket stays as it is. A device that listens already does nothing.
+// Listen makes the device's socket, for its owner only. It replaces a socket that
+// no process listens on; if one does, the error is [ErrInUse]. Another file at
+// the path is an error. Listen does nothing if the device listens already.
 func (d *Device) Listen() error {
 	d.listenMu.Lock()
 	defer d.listenMu.Unlock()
@@ -30,7 +30,7 @@ func (d *Device) Listen() error {
 	return nil
 }
 
-// Unlisten removes the socket, so that another device may have it. Connections
+// Unlisten removes the socket, so that another device can make it. Connections
 // stay.
 func (d *Device) Unlisten() error {
 	d.listenMu.Lock()
@@ -56,12 +56,12 @@ func (d *Device) accept(ln *unixsock.Listener) {
 		}
 		if err != nil {
 			d.log.Warn("accept a connection", "device", "vsock "+d.config.Path, "err", err)
-			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
+			time.Sleep(100 * time.Millisecond) // probably out of file descriptors
 			continue
 		}
 		d.serving.Lock()
 		if d.closed || d.full() {
-			_ = host.Close() // that is the answer
+			_ = host.Close() // the answer
 		} else {
 			d.clients[host] = true
 			d.tasks.Go(func() { d.client(host) })

@@ -136,16 +136,16 @@ func TestParseConfig(t *testing.T) {
 	for option, say := range map[string]string{
 		"":                             "path=PATH is missing",
 		"cid=3":                        "path=PATH is missing",
-		"path=x,cid=2":                 "a number from 3 to 4294967294",
-		"path=x,cid=4294967295":        "a number from 3 to 4294967294",
-		"path=x,cid=":                  "a number from 3",
-		"path=x,cid=0x4":               "a number from 3",
+		"path=x,cid=2":                 "between 3 and 4294967294",
+		"path=x,cid=4294967295":        "between 3 and 4294967294",
+		"path=x,cid=":                  "between 3 and",
+		"path=x,cid=0x4":               "between 3 and",
 		"path=x,path=y":                "given twice",
-		"path=x,port=2":                "\"port\" is not known",
-		"path=x,y":                     "\"y\" is not known",
-		"path=@abstract":               "a file is needed",
+		"path=x,port=2":                "\"port\" is unknown",
+		"path=x,y":                     "\"y\" is unknown",
+		"path=@abstract":               "must be a file",
 		"path=\x00":                    "zero byte",
-		strings.Repeat("x", maxPath+1): "96 are possible",
+		strings.Repeat("x", maxPath+1): "at most 96 bytes",
 	} {
 		if c, err := ParseConfig(option); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("%q: %+v, %v; expected was %q", option, c, err, say)

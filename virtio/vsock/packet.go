@@ -18,7 +18,7 @@ const (
 	opCreditUpdate  = 6
 	opCreditRequest = 7
 
-	// Flags of SHUTDOWN: its sender will not receive, or send, any more.
+	// Flags of SHUTDOWN: the sender receives, or sends, no more.
 	shutReceive = 1
 	shutSend    = 2
 	shutBoth    = shutReceive | shutSend
@@ -28,7 +28,7 @@ const (
 	eventTransportReset = 0
 )
 
-// header is what is in front of each packet.
+// header is the header of each packet.
 type header struct {
 	SrcCID, DstCID   uint64
 	SrcPort, DstPort uint32

@@ -8,7 +8,7 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// when is what a server's Ready returns.
+// when is the result of a Ready.
 func when(ready bool) time.Duration {
 	if ready {
 		return 0
@@ -16,14 +16,14 @@ func when(ready bool) time.Duration {
 	return virtio.Never
 }
 
-// All that follows is called with serving held.
+// serving is held in all functions that follow.
 
 func (d *Device) canTell() time.Duration { return when(d.lost) }
 
 // tell puts TRANSPORT_RESET into the event queue (5.10.6.7).
 func (d *Device) tell(c *virtio.Chain) (uint32, error) {
 	if n := c.WritableLen(); n < eventBytes {
-		return 0, fmt.Errorf("vsock: an event buffer of %d bytes", n)
+		return 0, fmt.Errorf("vsock: an event buffer must have at least %d bytes, got %d", eventBytes, n)
 	}
 	var event [eventBytes]byte
 	binary.LittleEndian.PutUint32(event[:], eventTransportReset)
@@ -34,24 +34,24 @@ func (d *Device) tell(c *virtio.Chain) (uint32, error) {
 
 func (d *Device) canTransmit() time.Duration { return when(len(d.resets) < maxResets) }
 
-// transmit takes a packet of the guest's.
+// transmit takes a packet of the guest.
 func (d *Device) transmit(c *virtio.Chain) (uint32, error) {
 	var b [headerBytes]byte
 	if n := c.ReadAt(b[:], 0); n < headerBytes {
-		return 0, fmt.Errorf("vsock: a packet of %d bytes, shorter than its header", n)
+		return 0, fmt.Errorf("vsock: a packet must have at least %d bytes, got %d", headerBytes, n)
 	}
 	h := decodeHeader(&b)
 	if room := c.ReadableLen() - headerBytes; h.Op == opData && uint64(h.Len) > uint64(room) {
-		return 0, fmt.Errorf("vsock: a packet that says it has %d bytes, and has %d", h.Len, room)
+		return 0, fmt.Errorf("vsock: a packet with a length of %d has %d bytes", h.Len, room)
 	}
 	d.handle(&h, c)
 	return 0, nil
 }
 
-// handle acts on a packet of the guest's.
+// handle handles a packet of the guest.
 func (d *Device) handle(h *header, packet *virtio.Chain) {
 	if h.SrcCID != uint64(d.config.GuestCID()) {
-		return // not from whom it says it is, so there is nobody to answer
+		return // an invalid sender gets no answer
 	}
 	if h.DstCID != hostCID || h.Type != typeStream {
 		d.refuse(h)
@@ -68,7 +68,7 @@ func (d *Device) handle(h *header, packet *virtio.Chain) {
 	}
 }
 
-// refuse answers a packet that has no connection with RST, unless it is one.
+// refuse answers a packet without a connection by RST, unless it is an RST.
 func (d *Device) refuse(h *header) {
 	if h.Op != opReset {
 		d.sendReset(Reset{CID: h.DstCID, HostPort: h.DstPort, GuestPort: h.SrcPort, Type: h.Type})
@@ -82,13 +82,13 @@ func (d *Device) sendReset(r Reset) {
 
 func (d *Device) canReceive() time.Duration { return when(len(d.resets) > 0 || d.turn()) }
 
-// receive gives the guest what there is for it: refusals first, then a packet
-// of each connection by turns.
+// receive gives the guest a packet: refusals first, then one of each connection in
+// turn.
 func (d *Device) receive(chain *virtio.Chain) (uint32, error) {
-	// Room for less than a byte of data is of no use to either side.
+	// Without room for a byte of data a connection could not go on.
 	room := chain.WritableLen() - headerBytes
 	if room < 1 {
-		return 0, fmt.Errorf("vsock: a receive buffer of %d bytes", room+headerBytes)
+		return 0, fmt.Errorf("vsock: a receive buffer must have at least %d bytes, got %d", headerBytes+1, room+headerBytes)
 	}
 	var h header
 	var payload []byte
@@ -113,8 +113,8 @@ func (d *Device) receive(chain *virtio.Chain) (uint32, error) {
 	return headerBytes + h.Len, nil
 }
 
-// turn puts a connection that has something for the guest to the front of
-// ready, if there is one.
+// turn removes connections from the front of ready that have nothing for the guest,
+// and reports whether one is left.
 func (d *Device) turn() bool {
 	for len(d.ready) > 0 {
 		c := d.ready[0]

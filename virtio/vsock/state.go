@@ -8,18 +8,17 @@ import (
 	"github.com/govmm/govmm/internal/strictcbor"
 )
 
-// State is what of the device travels with a migration. Connections do not:
-// the guest is told so at the destination (TRANSPORT_RESET, section 5.10.6.7),
-// and its driver ends those that are established.
+// State is what travels with a migration. Connections do not: the destination
+// sends TRANSPORT_RESET (section 5.10.6.7), and the driver ends the connections
+// that are established.
 type State struct {
 	CID uint32 `cbor:"cid"`
-	// NextPort is that of the host's next connection. It goes on at the
-	// destination, so that no connection there is taken for an old one of the
-	// guest's.
+	// NextPort is the port of the host's next connection. The destination goes
+	// on with it, so that the guest takes no new connection for an old one.
 	NextPort uint32 `cbor:"next_port"`
-	// Resets are what the guest is still to be told: refusals, and the end of
-	// connections that it has asked for and was not answered about, which a
-	// driver does not count among those that TRANSPORT_RESET ends.
+	// Resets are the RST packets that the guest has not got yet: refusals, and
+	// one for each connection that the guest has requested and that is not
+	// established, which TRANSPORT_RESET does not end.
 	Resets []Reset `cbor:"resets"`
 }
 
@@ -48,7 +47,7 @@ func (d *Device) SaveState() ([]byte, error) {
 	d.serving.Unlock()
 	b, err := strictcbor.Marshal(s)
 	if err != nil {
-		return nil, fmt.Errorf("vsock: encode its state: %w", err)
+		return nil, fmt.Errorf("vsock: encode the state: %w", err)
 	}
 	return b, nil
 }
@@ -59,15 +58,14 @@ func sortResets(r []Reset) {
 	})
 }
 
-// LoadState implements [virtio.Device]. The guest will be told that its
-// connections are gone.
+// LoadState implements [virtio.Device]. It makes TRANSPORT_RESET due.
 func (d *Device) LoadState(b []byte) error {
 	var s State
 	if err := strictcbor.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("vsock: decode its state: %w", err)
+		return fmt.Errorf("vsock: decode the state: %w", err)
 	}
 	if err := s.check(d.config.GuestCID()); err != nil {
-		return fmt.Errorf("vsock: its state: %w", err)
+		return fmt.Errorf("vsock: state: %w", err)
 	}
 	d.serving.Lock()
 	defer d.serving.Unlock()
@@ -80,15 +78,15 @@ func (d *Device) LoadState(b []byte) error {
 func (s *State) check(cid uint32) error {
 	switch {
 	case s.CID != cid:
-		return fmt.Errorf("the guest knows itself by CID %d, here it would be %d", s.CID, cid)
+		return fmt.Errorf("expected CID %d as configured here, found %d", cid, s.CID)
 	case s.NextPort < firstPort || s.NextPort == 1<<32-1:
-		return fmt.Errorf("port %d for the host's next connection", s.NextPort)
+		return fmt.Errorf("the port of the host's next connection must be between %d and %d, got %d", firstPort, uint32(1<<32-2), s.NextPort)
 	case len(s.Resets) > maxResetsSaved:
-		return fmt.Errorf("%d refusals, %d are possible", len(s.Resets), maxResetsSaved)
+		return fmt.Errorf("resets must be at most %d, got %d", maxResetsSaved, len(s.Resets))
 	}
 	return nil
 }
 
-// maxResetsSaved: those that wait, those that connections ended with, and those
-// of connections that were not made.
+// maxResetsSaved counts refusals that wait, connections that have ended, and
+// connections that are not established.
 const maxResetsSaved = maxResets + 2*maxConnections

@@ -1,28 +1,28 @@
 // Package vsock is the virtio socket device: virtio 1.2, section 5.10, stream
-// sockets only. The host's side of each connection is a unix socket, in the
-// way of Firecracker:
+// sockets only. The host's side of each connection is a unix socket, as in
+// Firecracker:
 //
 //   - A program of the host connects to the device's socket PATH, writes
-//     "CONNECT PORT\n", reads "OK HOSTPORT\n", and is connected to who listens
-//     at PORT in the guest. If nobody does, the connection is closed.
+//     "CONNECT PORT\n", reads "OK HOSTPORT\n", and is connected to the program
+//     that listens at PORT in the guest. If none does, the connection is closed.
 //   - When the guest connects to PORT of the host (CID 2), the device connects
-//     to the unix socket PATH_PORT. If nobody listens there the guest is
-//     refused.
+//     to the unix socket PATH_PORT. If no program listens there, the guest's
+//     connection is refused.
 //
 // Usage:
 //
 //	d, err := vsock.New(vsock.Config{CID: 3, Path: "vm.vsock"}, slog.Default())
-//	err = d.Listen()                 // the socket is there now
+//	err = d.Listen()                 // makes the socket
 //	...                              // d behind a transport, the guest runs
-//	d.Pause(ctx); d.Unlisten()       // another device may have the socket
+//	d.Pause(ctx); d.Unlisten()       // removes the socket
 //	d.Close()
 //
-// The socket follows the right to run the guest through a migration, like a
-// disk's lock. Connections do not: the guest that runs elsewhere is told that
-// they are gone. See docs/vsock.md.
+// The socket follows the right to run the guest in a migration, like a disk's
+// lock. Connections do not move: the guest is told at the destination that they
+// have ended. See docs/vsock.md.
 //
 // Files: packet.go is the wire format, serve.go moves packets, conn.go is a
-// connection, host.go its host's side, listen.go the socket, state.go what
+// connection, host.go its side of the host, listen.go the socket, state.go what
 // travels.
 package vsock
 
@@ -49,16 +49,16 @@ const (
 	transmitQueue = 1
 	eventQueue    = 2
 
-	// maxConnections bounds connections, those of the host that are not made
-	// yet and those that are only being emptied among them.
+	// maxConnections limits connections, including those of the host that are
+	// not made yet, and those that have ended and are being drained.
 	maxConnections = 512
-	// bufferSize is how many bytes the guest may have sent on a connection
-	// that the host's program has not read (buf_alloc, 5.10.6.3).
+	// bufferSize is how many bytes of a connection the guest may send before
+	// the host's program reads them (buf_alloc, 5.10.6.3).
 	bufferSize = 64 << 10
-	// readSize is how much is read from the host's program at once.
+	// readSize is how much is read from a program of the host at once.
 	readSize = 32 << 10
-	// maxResets is how many refusals may wait for the guest to take them. When
-	// there are more the guest's packets wait, too (5.10.6.1).
+	// maxResets is how many refusals may wait for receive buffers of the guest.
+	// Beyond that the guest's packets wait in their queue (5.10.6.1).
 	maxResets = 256
 )
 
@@ -68,9 +68,9 @@ var _ virtio.Device = (*Device)(nil)
 type Device struct {
 	config Config
 	log    *slog.Logger
-	wake   chan struct{} // there is something for the guest
+	wake   chan struct{} // has a value when there is something for the guest
 
-	answerTime time.Duration // the constant of that name, but in tests
+	answerTime time.Duration // the constant of that name, except in tests
 
 	// listenMu guards listener, and orders Listen and Unlisten.
 	listenMu  sync.Mutex
@@ -82,22 +82,22 @@ type Device struct {
 	tasks sync.WaitGroup // goroutines of connections
 
 	// serving is held while queues are served and connections change, which
-	// waits for nothing; it guards all below.
+	// never waits. It guards all below.
 	serving sync.Mutex
-	active  bool // there is a driver, which has broken no rule
+	active  bool // there is a driver, and it has broken no rule
 	closed  bool
 
-	clients  map[*net.UnixConn]bool // that have not said where to
-	all      map[*conn]bool         // connections that hold anything of the host
-	conns    map[ports]*conn        // those that the guest knows
-	ready    []*conn                // those with something for the guest, by turns
+	clients  map[*net.UnixConn]bool // connections of the host before CONNECT
+	all      map[*conn]bool         // connections with a socket or a goroutine
+	conns    map[ports]*conn        // connections that the guest knows
+	ready    []*conn                // connections with something for the guest, in turn
 	resets   []Reset                // to send to the guest
-	lost     bool                   // the guest has to be told that connections are gone
+	lost     bool                   // TRANSPORT_RESET is due
 	nextPort uint32                 // of the host's next connection
 }
 
-// firstPort is where ports of the host's connections begin: above those that
-// anybody listens on.
+// firstPort is the first port of the host's connections, above the ports that
+// programs usually listen on.
 const firstPort = 1 << 30
 
 // New makes a device that does not listen yet. If log is nil, nothing is logged.
@@ -114,10 +114,10 @@ func New(c Config, log *slog.Logger) (*Device, error) {
 	}, nil
 }
 
-// Config is what the device was made with.
+// Config is the configuration of the device.
 func (d *Device) Config() Config { return d.config }
 
-// Connections is how many there are now, either way.
+// Connections is the current number of connections in both directions.
 func (d *Device) Connections() int {
 	d.serving.Lock()
 	defer d.serving.Unlock()
@@ -182,8 +182,8 @@ func (n notifier) NeedsReset(err error) {
 	n.Notifier.NeedsReset(err)
 }
 
-// Reset implements [virtio.Device]: all connections end. What the guest has
-// sent on them before still goes to the host's programs.
+// Reset implements [virtio.Device]. All connections end; what the guest has sent
+// before still goes to the host's programs.
 func (d *Device) Reset() {
 	d.loop.Stop()
 	d.loop = nil
@@ -201,8 +201,7 @@ func (d *Device) endAll() {
 	}
 }
 
-// Pause implements [virtio.Device]. Connections stay; what comes on them from
-// the host waits.
+// Pause implements [virtio.Device]. Connections stay; data from the host waits.
 func (d *Device) Pause(ctx context.Context) error {
 	if err := d.loop.Pause(ctx); err != nil {
 		return fmt.Errorf("vsock: %w", err)
@@ -219,14 +218,14 @@ func (d *Device) Resume() error {
 // ResetQueue implements [virtio.Device].
 func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
-// Close implements [virtio.Device]. Programs of the host that have not read all
-// that the guest has sent get a second for it.
+// Close closes the device. Programs of the host get a second to read what the
+// guest has sent.
 func (d *Device) Close() error {
 	err := d.Unlisten()
 	d.serving.Lock()
 	d.closed = true
 	for c := range d.clients {
-		_ = c.Close() // it is not the guest's yet
+		_ = c.Close() // the guest does not know it yet
 	}
 	for c := range d.all {
 		c.hurry()
@@ -236,7 +235,7 @@ func (d *Device) Close() error {
 	return err
 }
 
-// signal makes whoever waits for c look again.
+// signal puts a value into c, which has room for one, if there is none.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

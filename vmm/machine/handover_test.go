@@ -187,7 +187,7 @@ func TestDestinationNamesAll(t *testing.T) {
 		encoded, err := withNet.encode(nil)
 		check(t, err)
 		_, err = (&Builder{}).BuildTarget(t.Context(), encoded)
-		for _, s := range []string{"tap " + busy.Tap, "another process has it", "gone.img"} {
+		for _, s := range []string{"tap " + busy.Tap, "another process uses it", "gone.img"} {
 			if err == nil || !strings.Contains(err.Error(), s) {
 				t.Errorf("error %v, want %q in it", err, s)
 			}
