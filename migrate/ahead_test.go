@@ -10,8 +10,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// blocksTarget is a destination's memory of which only is known which blocks are
-// there, by whom.
+// blocksTarget is a destination's memory that records only which blocks are populated,
+// and by whom.
 type blocksTarget struct {
 	heapTarget // nothing of it is used
 	slots      []Slot
@@ -62,7 +62,7 @@ func (b *blocksTarget) Zero(slot int, first, n uint64) error {
 	return nil
 }
 
-// land is what a channel does with a span whose data are the pages of bits.
+// land does what a channel does with a span whose data pages are those of bits.
 func (b *blocksTarget) land(a *ahead, slot int, first uint64, data []bool) {
 	f := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(len(data))}
 	words := mempage.NewBitmap(uint64(len(data)))
@@ -89,7 +89,7 @@ func full(n int) []bool {
 	return data
 }
 
-// idle waits until all that is foretold has been populated.
+// idle waits until everything in the window has been populated.
 func (a *ahead) idle() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -108,13 +108,12 @@ func (b *blocksTarget) populated(t *testing.T) int {
 	return len(b.ahead)
 }
 
-// Memory behind spans that are full is populated, across slots, by a window
-// that grows.
+// Memory after full spans is populated, across slots, by a window that grows.
 func TestAheadOfFullSpans(t *testing.T) {
 	b := newBlocksTarget(3*aheadPages+7, 100*aheadPages)
 	a := startAhead(b, 1, 1)
 	defer a.end()
-	// The last two blocks of slot 0 and two of slot 1, then eight behind those two.
+	// The last two blocks of slot 0 and two of slot 1, then eight after those two.
 	for i, want := range []int{4, 4 + 8} {
 		b.land(a, i, 0, full(2*aheadPages))
 		a.idle()
@@ -135,8 +134,8 @@ func TestAheadOfFullSpans(t *testing.T) {
 	}
 }
 
-// Where zeros or a gap come, nothing more is populated, and what was becomes a
-// hole again.
+// After zeros or a gap nothing more is populated, and what was populated becomes a hole
+// again.
 func TestAheadEndsWithTheData(t *testing.T) {
 	for name, next := range map[string]func(b *blocksTarget, a *ahead){
 		"zeros":   func(b *blocksTarget, a *ahead) { b.land(a, 0, 8*aheadPages, make([]bool, 2*aheadPages)) },
@@ -166,8 +165,8 @@ func TestAheadEndsWithTheData(t *testing.T) {
 	}
 }
 
-// Whatever comes, in whatever order: no block is populated after data has landed
-// in it, none twice, and at the end of a round none that has no data.
+// For spans in any order: no block is populated after data has landed in it, none twice,
+// and at the end of a round no block without data is populated.
 func TestAheadProperty(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		b := newBlocksTarget(rapid.Uint64Range(1, 5*aheadPages).Draw(rt, "slot 0"), rapid.Uint64Range(1, 64*aheadPages).Draw(rt, "slot 1"))
@@ -222,7 +221,7 @@ func TestAheadProperty(t *testing.T) {
 	})
 }
 
-// A machine that cannot populate memory gets its data all the same.
+// A machine that cannot populate memory gets its data nevertheless.
 func TestAheadOfNothing(t *testing.T) {
 	b := newBlocksTarget(100 * aheadPages)
 	b.fail = errors.New("no MADV_POPULATE_WRITE")

@@ -9,8 +9,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// serveChannels lets a receiver take in as control's bytes after CONFIG, and
-// what a data channel of two each carries.
+// serveChannels lets a receiver read control after CONFIG, and the bytes of two data
+// channels.
 func serveChannels(t testing.TB, control []byte, data [2][]byte) *heapTarget {
 	h := goodHello()
 	h.dataChannels = 2
@@ -61,7 +61,7 @@ func TestDestinationTakesGoodChannels(t *testing.T) {
 	}
 }
 
-// Cut anywhere, a data channel ends the migration, and nothing runs.
+// A data channel that is cut anywhere ends the migration, and nothing runs.
 func TestDestinationRunsNothingOfACutChannel(t *testing.T) {
 	good := goodChannels(t)
 	for which := range good {
@@ -106,7 +106,7 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// Spans of every kind of content come out of the unpacker as they went in.
+// Spans of every kind of content are the same after packing and unpacking.
 func TestPackAndUnpack(t *testing.T) {
 	for _, c := range []Compression{CompressZstd, CompressLZ4} {
 		p, err := newPacker(c)
@@ -149,7 +149,7 @@ func TestPackAndUnpack(t *testing.T) {
 	}
 }
 
-// Neither end allocates for a span.
+// Neither side allocates for a span.
 func TestSpansAllocateNothing(t *testing.T) {
 	src := &heapTarget{t: t, mem: [2][]byte{bytes.Repeat([]byte{5}, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
 	for _, c := range []Compression{CompressNone, CompressLZ4} {

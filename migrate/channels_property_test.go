@@ -15,10 +15,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// jitter is a network between two ends in which every connection has a pace of
-// its own, so that what different channels carry overtakes each other. After
-// cutAt bytes, counted over all of them, the connection that carried the last
-// one is cut; 0: none is.
+// jitter is a network in which every connection has its own pace, so that channels
+// overtake each other. After cutAt bytes of all connections together, the one that
+// carried the last byte is cut; 0: none is.
 type jitter struct {
 	ln    net.Listener
 	to    string
@@ -95,9 +94,9 @@ func (j *jitter) serve(a net.Conn) {
 	}
 }
 
-// However many channels, however compressed, whatever overtakes what and
-// wherever a connection is cut: the guest, which writes all the time, is in one
-// place, and every page of it is what was written last.
+// For any number of channels, any compression, any order of arrival and any place of a
+// cut: the guest, which writes all the time, is on one side, and every page of it has
+// what was written last.
 func TestChannelsLoseNoPage(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		slots := []migrate.Slot{{Pages: rapid.Uint64Range(1, 3000).Draw(t, "pages")}}

@@ -15,8 +15,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// pipeSession is a destination and a source of which the test writes every
-// byte, over connections without buffers: what was written has been read.
+// pipeSession is a destination whose source is the test, which writes every byte, over
+// connections without buffers: what was written has been read.
 type pipeSession struct {
 	t       *testing.T
 	recv    *Receiver
@@ -81,7 +81,8 @@ func dataHello(session byte, channel uint16) hello {
 	return h
 }
 
-// open makes the control connection, which wants n data channels, and joins.
+// open makes the control connection, which asks for n data channels, and opens them if
+// join.
 func (p *pipeSession) open(n uint16, join bool, features ...string) {
 	h := newHello(purposeMigrate, sessionID{1})
 	h.dataChannels = n
@@ -103,8 +104,8 @@ func onePage(fill byte) []byte {
 
 func round(n uint64, flags uint8) header { return header{typ: frameRound, first: n, flags: flags} }
 
-// A page that is sent again lands after its older content, though that is late
-// on its way by another channel. Without the barrier the old content wins.
+// A page that is sent again lands after its older content, although that arrives late by
+// another channel. Without the barrier the old content would stay.
 func TestAPageSentTwiceLandsInOrder(t *testing.T) {
 	p := newPipeSession(t)
 	p.open(2, true)
@@ -137,9 +138,8 @@ func TestAPageSentTwiceLandsInOrder(t *testing.T) {
 	<-p.recv.Arrived()
 }
 
-// The state comes first, by control: it is not loaded, and nothing runs, before
-// the last frame of every channel has landed. What follows that frame is not
-// read any more.
+// The state comes first, by control. It is not loaded, and nothing runs, before the last
+// frame of every channel has landed. What follows that frame is not read.
 func TestStateWaitsForEveryChannel(t *testing.T) {
 	p := newPipeSession(t)
 	p.open(2, true)
@@ -160,8 +160,8 @@ func TestStateWaitsForEveryChannel(t *testing.T) {
 	}
 }
 
-// Rounds without a page end as all others do: one that is to be confirmed is,
-// once; one that is quiet is not, and holds up nothing.
+// Rounds without a page end like all others: one that is to be confirmed is confirmed
+// once; a quiet one is not, and delays nothing.
 func TestRoundsWithoutPages(t *testing.T) {
 	p := newPipeSession(t)
 	p.open(2, true)
@@ -176,7 +176,7 @@ func TestRoundsWithoutPages(t *testing.T) {
 			p.write(c, new(stream).frame(round(n+1, flagQuiet), nil))
 		}
 	}
-	// Had a quiet one been confirmed, that would come before PREPARED.
+	// If a quiet one were confirmed, that would come before PREPARED.
 	for _, c := range p.data {
 		p.write(c, new(stream).frame(round(6, flagLast), nil))
 	}
@@ -184,7 +184,7 @@ func TestRoundsWithoutPages(t *testing.T) {
 	p.read(p.control, framePrepared)
 }
 
-// Who does not belong to the session is refused, and the session goes on.
+// Connections that do not belong to the session are refused, and the session goes on.
 func TestDataChannelsThatDoNotBelong(t *testing.T) {
 	p := newPipeSession(t)
 	p.open(2, false)
@@ -216,11 +216,11 @@ func TestDataChannelsThatDoNotBelong(t *testing.T) {
 			t.Errorf("%s: refused since %q, want %q", c.name, line, c.why)
 		}
 	}
-	stranger, b := net.Pipe()
+	other, b := net.Pipe()
 	p.served.Go(func() { p.recv.serveConn(context.Background(), b) })
-	_, _ = stranger.Write([]byte("GET / HTTP/1.1\r\nHost: somewhere.example\r\nAccept: text/html\r\nX: 0123456789\r\n\r\n")[:helloSize])
+	_, _ = other.Write([]byte("GET / HTTP/1.1\r\nHost: somewhere.example\r\nAccept: text/html\r\nX: 0123456789\r\n\r\n")[:helloSize])
 	<-p.lines
-	stranger.Close()
+	other.Close()
 
 	p.data = append(p.data, p.dial(dataHello(1, 2)))
 	p.read(p.control, frameReady)
@@ -242,7 +242,7 @@ func TestDataChannelsThatDoNotBelong(t *testing.T) {
 	after.Close()
 }
 
-// A session whose channels do not come ends, and the next can begin.
+// A session whose channels do not come ends, and another can begin.
 func TestChannelsThatDoNotCome(t *testing.T) {
 	p := newPipeSession(t)
 	p.recv.timeout = 50 * time.Millisecond
@@ -255,8 +255,8 @@ func TestChannelsThatDoNotCome(t *testing.T) {
 	}
 }
 
-// One channel is silent while the others and control wait for it: the peer is
-// dead when nothing comes by any.
+// One channel is silent while the others and control wait for it: the peer is dead when
+// nothing arrives by any of them.
 func TestSilentChannelEndsTheSession(t *testing.T) {
 	p := newPipeSession(t)
 	p.recv.timeout = 50 * time.Millisecond
@@ -273,7 +273,7 @@ func TestSilentChannelEndsTheSession(t *testing.T) {
 	}
 }
 
-// What one channel does wrong ends the session at once, with its number.
+// An error of one channel ends the session at once, with the channel's number.
 func TestHostileChannels(t *testing.T) {
 	zip := func(plain []byte) []byte { // LZ4 of any bytes: literals
 		b := []byte{0xf0}
@@ -325,7 +325,7 @@ func TestHostileChannels(t *testing.T) {
 	}
 }
 
-// gate passes a data channel on only when enough has gone by the others.
+// gate delays a data channel until enough has passed by the others.
 type gate struct {
 	ln    net.Listener
 	to    string
@@ -408,8 +408,8 @@ func (g *gate) serve(a net.Conn) {
 	}
 }
 
-// One channel takes nothing until most of memory has gone by the other: that
-// one does not wait for it.
+// One channel takes nothing until most of memory has passed by the other, which does not
+// wait for it.
 func TestASlowChannelHoldsUpNoOther(t *testing.T) {
 	const size = 96 << 20
 	rig := newRigOf(t, patienceOfTests, size)

@@ -9,7 +9,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The window forgets rounds as soon as younger ones say enough.
+// The window drops rounds as soon as younger ones are enough.
 func TestThroughputIsOfTheLastRounds(t *testing.T) {
 	e := newDowntimeModel(0)
 	if got := e.transfer(1 << 20); got != forever {
@@ -31,7 +31,7 @@ func TestThroughputIsOfTheLastRounds(t *testing.T) {
 	if got := e.throughput() / (1 << 20); got != 2 || len(e.window) != 1 {
 		t.Errorf("a long round: %.1f MiB/s, %d rounds in the window", got, len(e.window))
 	}
-	// Rounds that moved nothing at all leave the last word to one that did.
+	// Rounds that moved nothing do not replace one that did.
 	for range 5000 {
 		e.round(0, windowTime)
 	}
@@ -48,8 +48,8 @@ func TestThroughputIsOfTheLastRounds(t *testing.T) {
 	}
 }
 
-// A first answer that took long, and rounds that hardly moved anything, do not
-// make the estimate of a stop: a guest that does not write can always be moved.
+// A first answer that took long, and rounds that hardly moved anything, do not determine
+// the estimate: a guest that does not write can always be migrated.
 func TestIdleRoundsAreNoSlowLink(t *testing.T) {
 	e := newDowntimeModel(160 * time.Millisecond) // the destination was busy
 	e.round(16<<20, 200*time.Millisecond)
@@ -63,7 +63,7 @@ func TestIdleRoundsAreNoSlowLink(t *testing.T) {
 	}
 }
 
-// A try that was given up teaches what a stop takes, and makes the next wait.
+// A stop that was undone shows what a stop takes, and delays the next one.
 func TestAStopGivenUpTeaches(t *testing.T) {
 	e := newDowntimeModel(time.Millisecond)
 	e.round(100<<20, time.Second)
@@ -96,7 +96,7 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	if e.surge != 0 || !e.mayTry(0, time.Hour) {
 		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)
 	}
-	// One that took long on a busy host does not rule out all later ones.
+	// One that took long on a busy host does not prevent all later ones.
 	e.gaveUp(0, 0, Downtime{Pause: 5 * time.Second, LastSync: 5 * time.Second, State: 5 * time.Second}, 5000)
 	if e.downtime(0) < 10*time.Second {
 		t.Errorf("15 s measured, %v believed", e.downtime(0))
@@ -161,7 +161,7 @@ func TestBrakeRaisesInSteps(t *testing.T) {
 	}
 }
 
-// The parts of a downtime follow one another, whatever the destination says.
+// The parts of a downtime add up, whatever the destination reports.
 func TestDowntimePartsAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := startWatch()

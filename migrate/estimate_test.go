@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// rateOf is a guest that writes pages a second, of a working set.
+// rateOf is the rate of a guest that writes perSecond pages a second, of a working set.
 func rateOf(perSecond, workingSet, ram uint64) DirtyRate {
 	r := DirtyRate{Interval: time.Second, RAMBytes: ram * mempage.Size}
 	for _, ms := range []uint64{8, 16, 31, 63, 125, 250, 500, 1000} {
@@ -148,7 +148,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// What a probe may send is bounded, and nothing else is taken.
+// What a probe may send is bounded, and other frames are refused.
 func TestProbeIsBounded(t *testing.T) {
 	addr, r := probeReceiver(t)
 	for name, h := range map[string]header{

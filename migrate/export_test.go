@@ -7,7 +7,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// Tracker, HintStats and NewTracker are what tests outside the package use.
+// Tracker, HintStats and NewTracker are for tests of package migrate_test.
 type (
 	Tracker   = tracker
 	HintStats = hintStats
@@ -18,9 +18,8 @@ func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
 	return newTracker(slots, log, shift)
 }
 
-// Check tells whether the tracker's bitmaps keep their promises (the comment
-// on Tracker). armed says, of one page, whether KVM will report its next write
-// or has a report that was not fetched yet.
+// Check checks the invariants of the tracker's bitmaps. armed reports for a page whether
+// KVM will report its next write, or has a report that was not fetched yet.
 func (t *tracker) Check(armed func(slot int, page uint64) bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -74,7 +73,7 @@ func (t *tracker) Check(armed func(slot int, page uint64) bool) error {
 	return nil
 }
 
-// InToSend tells whether a page's content must still be sent.
+// InToSend reports whether a page's content must still be sent.
 func (t *tracker) InToSend(slot int, page uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -88,8 +87,8 @@ func (t *tracker) ToSend(slot int) []uint64 {
 	return append([]uint64(nil), t.slots[slot].toSend...)
 }
 
-// What follows breaks the tracker on purpose: each is one of the ways to get
-// it wrong, and a test shows what it loses.
+// The following methods break the tracker on purpose, each in one way, and a test shows
+// what is lost.
 
 // ForgetWritten empties writtenSince, as if R3 had no such bitmap.
 func (t *tracker) ForgetWritten() {
@@ -100,8 +99,8 @@ func (t *tracker) ForgetWritten() {
 	}
 }
 
-// ForgetToSend empties toSend and what belongs to it, as a sync does that
-// overwrites instead of adding (against R4).
+// ForgetToSend empties toSend, as a sync does that overwrites instead of adding (against
+// R4).
 func (t *tracker) ForgetToSend() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -126,8 +125,8 @@ func (t *tracker) Drop(slot int, first uint64, picked []uint64) {
 	t.remaining -= gone
 }
 
-// PutBack makes pages that were picked ones to be sent, as if they were taken out
-// only after they have been read (against R4).
+// PutBack puts picked pages back into toSend, as if they were taken out only after they
+// have been read (against R4).
 func (t *Tracker) PutBack(slot int, first uint64, picked []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -139,7 +138,7 @@ func (t *Tracker) PutBack(slot int, first uint64, picked []uint64) {
 	t.remaining += added
 }
 
-// BeginHintEpochUnarmed announces without having armed what was fetched.
+// BeginHintEpochUnarmed begins an epoch without arming what was fetched.
 func (t *tracker) BeginHintEpochUnarmed(id uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -149,8 +148,8 @@ func (t *tracker) BeginHintEpochUnarmed(id uint32) {
 	t.hints.active, t.hints.used, t.hints.id = true, true, id
 }
 
-// HintAll takes hinted pages out although they are in fetched or were written
-// since. With clearing it clears their chunks first, which is what QEMU does.
+// HintAll takes hinted pages out although they are in fetched or were written since. With
+// clearing it clears their chunks first, as QEMU does.
 func (t *tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -171,7 +170,7 @@ func (t *tracker) HintAll(id uint32, slot int, first, n uint64, clearing bool) e
 	return nil
 }
 
-// HintEpoch is the current id, for hints whose own is not looked at.
+// HintEpoch is the current id, for hints whose own id is not checked.
 func (t *tracker) HintEpoch() uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -25,9 +25,9 @@ func moveTo(r *Receiver, m *Migration) error {
 	return err
 }
 
-// Two hosts of which one knows a feature more understand each other, in both
-// directions, unless the feature is in use: then the older one refuses it by its
-// name before it builds a machine, and the guest stays where it is.
+// Two hosts, one of which knows a feature more, understand each other in both directions,
+// unless the feature is in use: then the older one refuses it by name before it builds a
+// machine, and the guest goes on at the source.
 func TestPeersThatDifferByAFeature(t *testing.T) {
 	const later = "warp"
 	for _, c := range []struct {

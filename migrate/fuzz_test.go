@@ -16,7 +16,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// byteConn is a connection whose peer has said all of in and hears nothing.
+// byteConn is a connection whose peer has sent all of in and reads nothing.
 type byteConn struct{ in *bytes.Reader }
 
 func (c byteConn) Read(p []byte) (int, error)       { return c.in.Read(p) }
@@ -28,8 +28,8 @@ func (byteConn) SetDeadline(time.Time) error        { return nil }
 func (byteConn) SetReadDeadline(t time.Time) error  { return nil }
 func (byteConn) SetWriteDeadline(t time.Time) error { return nil }
 
-// heapTarget is a destination's machine of two small slots that checks what
-// the engine asks of it.
+// heapTarget is a destination's machine of two small slots that checks how the engine
+// uses it.
 type heapTarget struct {
 	t         testing.TB
 	mem       [2][]byte
@@ -156,8 +156,8 @@ func (s *stream) config(machine string, features ...string) *stream {
 
 func start() *stream { return new(stream).hello(goodHello()).config("config", knownFeatures...) }
 
-// goodStream is a whole, small migration: what goes by the connection of control,
-// and by the data channel.
+// goodStream is a whole, small migration: the bytes of the control connection, and of the
+// data channel.
 func goodStream() (control, data *stream) {
 	data = new(stream).frame(header{typ: framePages, slot: 0, count: 3}, pagesPayload(3, 0b101, 0b010))
 	data.frame(round(0, 0), nil)
@@ -170,8 +170,8 @@ func goodStream() (control, data *stream) {
 // noPages is a data channel that carries nothing.
 func noPages() []byte { return new(stream).frame(round(0, flagLast), nil).Bytes() }
 
-// serveBytes lets a receiver take in as the whole of the connection of control,
-// and what the data channels of its session carry after their hellos.
+// serveBytes lets a receiver read in as the control connection, and data as its data
+// channels after their hellos.
 func serveBytes(t testing.TB, in []byte, data ...[]byte) *heapTarget {
 	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
 	built, ended := make(chan struct{}), make(chan struct{})
@@ -374,7 +374,7 @@ func FuzzReplies(f *testing.F) {
 	})
 }
 
-// A header that promises much costs no memory until the bytes arrive.
+// A header that announces much allocates no memory until the bytes arrive.
 func TestPayloadGrowsWithWhatArrives(t *testing.T) {
 	c := newConn(byteConn{bytes.NewReader(make([]byte, 10))}, 0, 0)
 	var before, after runtime.MemStats

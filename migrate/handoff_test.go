@@ -16,13 +16,13 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// whoRuns counts the sides that may run the guest. Two at one moment is the
-// failure that the handoff exists to exclude.
+// whoRuns records which sides may run the guest. The handoff must exclude that both do at
+// one moment.
 type whoRuns struct {
 	t   testing.TB
 	mu  sync.Mutex
 	who map[string]bool
-	// disks is who holds what only one side can: the source until it yields.
+	// disks is the side that holds the disks: the source until it yields.
 	disks string
 }
 
@@ -107,7 +107,7 @@ func (s *toySource) ResumeAfterAbort(context.Context) error {
 }
 func (s *toySource) SaveState(context.Context) ([]byte, error) { return []byte("state"), s.saveOK }
 
-// toyTarget notes the right to run.
+// toyTarget records the right to run.
 type toyTarget struct {
 	heapTarget
 	runs    *whoRuns
@@ -125,8 +125,8 @@ func (d *toyTarget) Start(ctx context.Context, paused bool) error {
 	return d.heapTarget.Start(ctx, paused)
 }
 
-// where in the exchange a fault strikes: a frame of a type, in one direction,
-// before or after it is passed on.
+// fault is where in the exchange a connection fails: at a frame of a type, in one
+// direction, before or after it is passed on.
 type fault struct {
 	toSource bool
 	typ      frameType
@@ -157,7 +157,7 @@ func (f fault) String() string {
 	return s
 }
 
-// faultyProxy stands between the two and strikes once; a query passes.
+// faultyProxy is between the two sides and fails once; it passes queries on.
 type faultyProxy struct {
 	ln     net.Listener
 	to     string
@@ -227,7 +227,7 @@ func (p *faultyProxy) serve(a net.Conn) {
 	wg.Wait()
 }
 
-// pump passes frames on until the fault's moment.
+// pump passes frames on until the fault.
 func (p *faultyProxy) pump(from, to net.Conn, channel uint16, toSource bool) {
 	var b [headerSize]byte
 	for {
@@ -287,7 +287,7 @@ func (h lineHandler) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// handoffRig is a source, a destination and what is between them.
+// handoffRig is a source and a destination.
 type handoffRig struct {
 	runs    *whoRuns
 	src     *toySource
@@ -309,8 +309,8 @@ func (r *handoffRig) target() *toyTarget {
 
 func newRig(t *testing.T) *handoffRig { return newRigOf(t, 300*time.Millisecond, 70*mempage.Size) }
 
-// newRigOf is newRig with a destination's patience, and the length of the first
-// slot there in bytes.
+// newRigOf is newRig with the destination's time-out, and the length of its first slot in
+// bytes.
 func newRigOf(t *testing.T, timeout time.Duration, slot0 int) *handoffRig {
 	runs := &whoRuns{t: t, who: map[string]bool{}}
 	rig := &handoffRig{runs: runs, src: newToySource(t, runs), served: make(chan error, 1), lines: make(chan string, 16)}
@@ -338,7 +338,7 @@ func newRigOf(t *testing.T, timeout time.Duration, slot0 int) *handoffRig {
 	return rig
 }
 
-// end stops the receiver and waits for all that it does.
+// end stops the receiver and waits for it.
 func (r *handoffRig) end() {
 	r.stop()
 	err := <-r.served
@@ -371,7 +371,7 @@ func TestHandoffCompletes(t *testing.T) {
 	if err := m.Cancel(); !errors.Is(err, ErrTooLate) {
 		t.Errorf("cancel after completion: %v", err)
 	}
-	// A second guest cannot come.
+	// A second guest is refused.
 	rig.runs.set("destination", false)
 	rig.runs.yield()
 	rig.runs.set("source", true)
@@ -392,8 +392,8 @@ func TestPausedGuestArrivesPaused(t *testing.T) {
 	}
 }
 
-// The connection ends, or goes silent, around every frame of the exchange. At
-// no time do both sides run, and in the end exactly one does.
+// The connection ends, or becomes silent, around every frame of the exchange. Both sides
+// never run at one time, and in the end exactly one does.
 func TestFaultAtEveryFrame(t *testing.T) {
 	var faults []fault
 	for _, typ := range []frameType{frameConfig, framePages, framePacked, frameRound, frameState, frameCommit,
@@ -409,8 +409,8 @@ func TestFaultAtEveryFrame(t *testing.T) {
 			for _, f.hang = range []bool{false, true} {
 				t.Run(f.String(), func(t *testing.T) {
 					t.Parallel()
-					// On a busy machine a peer may be given up before it comes to
-					// the frame: then both get more time.
+					// On a busy machine a peer may time out before it reaches the
+					// frame: then both get more time.
 					for _, patience := range []time.Duration{300 * time.Millisecond, 3 * time.Second, 30 * time.Second} {
 						if faultAt(t, f, patience) {
 							return
@@ -423,8 +423,8 @@ func TestFaultAtEveryFrame(t *testing.T) {
 	}
 }
 
-// faultAt runs a migration that a fault strikes, and checks who runs then. It
-// returns false if the migration ended before the fault could strike.
+// faultAt runs a migration with a fault, and checks which side runs afterwards. It returns
+// false if the migration ended before the fault.
 func faultAt(t *testing.T, f fault, patience time.Duration) (struck bool) {
 	rig := newRigOf(t, patience, 70*mempage.Size)
 	proxy := startProxy(t, rig.addr, f, func() {})
@@ -479,8 +479,8 @@ func TestStartFailureReturnsTheRight(t *testing.T) {
 	}
 }
 
-// A destination that has forgotten the session says nothing, and the source
-// stays stopped until it is taken back by force.
+// A destination that has forgotten the session cannot answer, and the guest stays stopped
+// at the source until it is taken back by force.
 func TestUnknownSessionIsNotAborted(t *testing.T) {
 	rig := newRig(t)
 	// The destination loses its memory as the connection ends.
@@ -523,8 +523,7 @@ func TestUnknownSessionIsNotAborted(t *testing.T) {
 	}
 }
 
-// The cancel comes at a random moment; it is obeyed before COMMIT and refused
-// after.
+// A cancel at a random moment succeeds before COMMIT and is refused afterwards.
 func TestCancelAtAnyTime(t *testing.T) {
 	for i := range 60 {
 		rig := newRig(t)

@@ -16,7 +16,7 @@ import (
 	"github.com/govmm/govmm/migrate/simtest"
 )
 
-// hintRig is a guest with a balloon, and what it is sent with.
+// hintRig is a guest with a balloon, and the options to send it with.
 type hintRig struct {
 	t     *testing.T
 	world *simtest.World
@@ -24,8 +24,8 @@ type hintRig struct {
 	opt   migrate.Options
 }
 
-// newHintRig makes a guest of 4096 and 1024 pages, all in use but hinted, of
-// which it goes on writing the first 64 of each slot; driver is its balloon's.
+// newHintRig makes a guest of 4096 and 1024 pages with content. It writes the first 64
+// pages of each slot all the time. driver is its balloon driver.
 func newHintRig(t *testing.T, driver simtest.Driver, change func(*simtest.Config)) *hintRig {
 	t.Helper()
 	c := simtest.Config{
@@ -50,7 +50,7 @@ func newHintRig(t *testing.T, driver simtest.Driver, change func(*simtest.Config
 	return &hintRig{t, w, m, opt}
 }
 
-// run starts the guest, sends it, and returns what that came to.
+// run starts the guest, sends it, and returns the result.
 func (r *hintRig) run() migrate.Result {
 	r.t.Helper()
 	if err := r.guest.Resume(); err != nil {
@@ -59,7 +59,7 @@ func (r *hintRig) run() migrate.Result {
 	return r.send()
 }
 
-// send sends the guest from where it is; its driver goes with it.
+// send sends the guest from the machine that it is on; its driver goes with it.
 func (r *hintRig) send() migrate.Result {
 	r.t.Helper()
 	m, arrived := r.start(r.world.Holder())
@@ -136,9 +136,9 @@ func TestHintsTurnedOff(t *testing.T) {
 	}
 }
 
-// A page is hinted, taken back and written at once, by the driver and by vCPUs,
-// devices and the kernel, while slots are fetched again, cleared and sent: no
-// write may be lost. The world compares all that was not given up.
+// A page is hinted, taken back and written at once, by the driver and by vCPUs, devices
+// and the kernel, while slots are fetched, cleared and sent: no write may be lost. The
+// world compares all pages that were not given up.
 func TestHintsOfAGuestThatTakesPagesBack(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -151,7 +151,7 @@ func TestHintsOfAGuestThatTakesPagesBack(t *testing.T) {
 		{"holes unknown", simtest.Layout{ManualProtect: true, InitiallySet: true, HolesUnknown: true}, 6},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			// A busy host may leave the driver no time before the guest is gone.
+			// On a busy host the driver may not run before the guest has moved.
 			var got migrate.Result
 			for range 20 {
 				r := newHintRig(t, simtest.Driver{TakeBack: 300}, func(s *simtest.Config) {
@@ -208,8 +208,8 @@ func TestASilentGuestIsNotWaitedForForever(t *testing.T) {
 	}
 }
 
-// A guest that hints and never says that this is all is asked no second time:
-// a hint of the first answer could not be told from one of the next.
+// A guest that hints and never says STOP is not asked a second time: a hint of the first
+// answer could not be distinguished from one of the next.
 func TestAnAnswerWithoutEnd(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Endless: true, Skip: 64}, nil)
 	r.opt.HintWait = 100 * time.Millisecond
@@ -232,8 +232,8 @@ func TestTheDriverIsResetWhileItHints(t *testing.T) {
 	}
 }
 
-// A migration that is cancelled while the guest hints gives it its pages back,
-// and the next one gets hints under another id.
+// A migration that is cancelled while the guest hints returns the guest's pages, and the
+// next one gets hints under another id.
 func TestCancelDuringHints(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Pace: time.Millisecond}, nil)
 	var migration atomic.Pointer[migrate.Migration]
@@ -265,8 +265,7 @@ func TestCancelDuringHints(t *testing.T) {
 	}
 }
 
-// The counter of ids goes with the guest: a driver ignores the id that it
-// answered to last.
+// The counter of ids moves with the guest: a driver ignores the id that it answered last.
 func TestBackAtOnce(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Skip: 64}, nil)
 	r.run()
@@ -288,8 +287,8 @@ func TestBackAtOnce(t *testing.T) {
 	}
 }
 
-// A stop that turns out too long is undone, and the guest must not have its
-// hinted pages back before it is at the destination: DONE is said once.
+// A stop that would take too long is undone. The guest must not use its hinted pages
+// before it is at the destination: DONE is announced once.
 func TestAStopThatIsUndone(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Skip: 64}, nil)
 	r.opt.BandwidthLimit = 4 << 20
@@ -313,7 +312,7 @@ func TestAStopThatIsUndone(t *testing.T) {
 	}
 }
 
-// The stop waits for the device, which is in the middle of a request.
+// The stop waits for the device, which is serving a request.
 func TestThePauseWhileAHintIsServed(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Skip: 64, Pace: time.Millisecond}, nil)
 	r.opt.HintWait = time.Millisecond
@@ -337,7 +336,7 @@ func TestThePauseWhileAHintIsServed(t *testing.T) {
 	}
 }
 
-// hostile answers with what no driver may say.
+// hostile answers in ways that no driver may.
 type hostile struct {
 	*simtest.Machine
 	sink mempage.HintSink
@@ -380,8 +379,8 @@ func (h *hostileSource) AnnounceHints(id uint32) {
 func TestWildHints(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Silent: true}, nil)
 	m, arrived := r.start(&hostile{Machine: r.guest})
-	// The four pages at the end of the second slot are hinted by nobody that
-	// the world knows: it must see no other page differ.
+	// The world does not know that the four pages at the end of the second slot were
+	// hinted: it must see no other page differ.
 	if _, err := m.Run(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -398,9 +397,9 @@ func TestWildHints(t *testing.T) {
 	}
 }
 
-// A guest with init_on_alloc writes over what it hints. Where that was in use
-// before, its zeros are cheaper than its content; where it never was, hints
-// only populate it, and auto stops asking.
+// A guest with init_on_alloc writes zeros to what it hints. For pages that were in use,
+// zeros are cheaper than their content; pages that never were only become populated, and
+// auto stops asking.
 func TestAGuestThatZeroesWhatItHints(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -433,7 +432,7 @@ func TestAGuestThatZeroesWhatItHints(t *testing.T) {
 	}
 }
 
-// What is hinted again in a later round is what has become free since.
+// In a later round the guest hints what has become free since.
 func TestHintsInLaterRounds(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Skip: 64}, nil)
 	r.opt.BandwidthLimit = 2 << 20 // rounds are longer than answers

@@ -89,8 +89,8 @@ func TestAHintIsTheGuestsWord(t *testing.T) {
 	}
 }
 
-// A failed announcement leaves no epoch, and loses no page that was armed
-// before the failure.
+// After a failed announcement there is no epoch, and no page that was armed before the
+// failure is lost.
 func TestAFailedAnnouncementLeavesNoEpoch(t *testing.T) {
 	for _, fail := range []func(*simtest.Memory){
 		func(m *simtest.Memory) { m.Hooks.FailClear = func(int, uint64, uint64) error { return errInjected } },

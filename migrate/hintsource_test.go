@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// hintSlots are those of a guest of 4.5 GiB: the hole is between the third and
-// the fourth.
+// hintSlots are the slots of a guest of 4.5 GiB. The PCI hole is between the third and the
+// fourth.
 var hintSlots = []Slot{
 	{GPA: 0, Pages: 1 << 18}, {GPA: 1 << 30, Pages: 1 << 18}, {GPA: 2 << 30, Pages: 1 << 18},
 	{GPA: 4 << 30, Pages: 1 << 18}, {GPA: 5 << 30, Pages: 1 << 17},
@@ -38,8 +38,7 @@ func TestHintsAreCutAtSlots(t *testing.T) {
 	}
 }
 
-// Whatever the range, each of its whole pages that is RAM comes once, and no
-// other.
+// For any range, each of its whole pages that is RAM is returned once, and no other.
 func TestHintsAreCutAtSlotsWhateverTheyAre(t *testing.T) {
 	slots := []Slot{{GPA: 0, Pages: 5}, {GPA: 0x5000, Pages: 3}, {GPA: 0xa000, Pages: 4}}
 	rapid.Check(t, func(t *rapid.T) {

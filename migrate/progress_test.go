@@ -2,8 +2,8 @@ package migrate
 
 import "testing"
 
-// However many rounds there were, the result stays of bounded size, keeps the
-// first and the last of them, and counts all.
+// The result of any number of rounds has a bounded size, has the first and the last of
+// them, and counts all.
 func TestManyRounds(t *testing.T) {
 	var m meter
 	m.wire = func() uint64 { return 0 }

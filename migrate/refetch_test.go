@@ -8,9 +8,9 @@ import (
 	"github.com/govmm/govmm/migrate/simtest"
 )
 
-// The pages that a migration sends with the log of each slot fetched again before
-// it is sent from, and with one sync a round: the tracker over the simulated
-// log, in a time that is counted in pages sent.
+// The pages that a migration sends if the log of each slot is fetched again before it is
+// sent, and with one sync a round: the tracker over the simulated log. Time is counted in
+// pages sent.
 
 type refetchWork struct {
 	name string
@@ -26,8 +26,8 @@ func at(m *simtest.Memory, page int) {
 	m.GuestWrite(page/refetchPages%refetchSlots, uint64(page%refetchPages))
 }
 
-// play sends until so few pages are left that the guest can be stopped, and then
-// those; again says that slots are fetched again.
+// play sends until so few pages are left that the guest can be stopped, and then those. If
+// again, slots are fetched again.
 func (w refetchWork) play(t *testing.T, again bool) (sent uint64, rounds int) {
 	t.Helper()
 	var l simtest.Layout
@@ -85,10 +85,9 @@ func (w refetchWork) play(t *testing.T, again bool) (sent uint64, rounds int) {
 	}
 }
 
-// With the log fetched again before each slot, guests that write slower than the
-// link carries are done in fewer rounds, none in more, with as many pages: a page
-// that waits to be sent and is written once more costs nothing in either way, since
-// what is cleared when it is picked is both writes.
+// With the log fetched again before each slot, guests that write slower than the link need
+// fewer rounds, never more, and as many pages: a page that waits to be sent and is written
+// again is sent once either way, since picking it clears both writes.
 func TestRefetch(t *testing.T) {
 	const all = refetchSlots * refetchPages
 	fewer := 0

@@ -13,13 +13,13 @@ var (
 	getThatClear = layout{pages: []uint64{128}, shift: 6, batch: 1}
 )
 
-// kept are schedules that the search, or rapid, found and shrank; some were
-// tidied by hand. Each shows what is wrong with a policy.
+// kept are schedules that the search, or rapid, found and shrank. Each shows what is wrong
+// with a policy.
 var kept = []struct {
 	name     string
 	policy   policy
 	layout   layout
-	undone   bool // else lost
+	undone   bool // otherwise lost
 	page     uint8
 	schedule schedule
 }{
@@ -27,13 +27,13 @@ var kept = []struct {
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}, {syncs, 0}}},
 
 	// The hint leaves the page's bit in KVM's log and in fetched; the CLEAR for
-	// its neighbour, which is to be sent, wipes it.
+	// its neighbour, which is to be sent, clears it.
 	{"taken back while the hint was queued, then cleared with a neighbour", policyNeverClear, oneChunkSet, false, 0, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0},
 		{hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}, {picks, 2}}},
 
 	// The bit was set before, so that the write sets none; the CLEAR for the
-	// hint wipes it.
+	// hint clears it.
 	{"taken back while the hint was queued", policyClearAtHint, oneChunkSet, false, 0, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0},
 		{hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
@@ -44,8 +44,8 @@ var kept = []struct {
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 1}, {hintsTake, 0}, {guestWrites, 1}, {syncs, 0},
 		{hintsTake, 0}, {hintsApply, 0}}},
 
-	// The refetch reports the page, the pick of a neighbour clears it: when the
-	// old hint comes, only writtenSince still knows of the write.
+	// The refetch reports the page, and the pick of a neighbour clears it: when the
+	// old hint comes, only writtenSince has the write.
 	{"an old hint processed after a refetch", policyForgetful, oneChunk, false, 0, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0},
 		{refetches, 0}, {picks, 2}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
@@ -59,8 +59,8 @@ var kept = []struct {
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 1}, {hintsTake, 0}, {deviceWrites, 1}, {hintsTake, 0},
 		{stopsGuest, 0}, {syncsLast, 0}, {hintsApply, 0}}},
 
-	// The START buffer is the driver's variable. Read late it names the new id,
-	// and the old hint behind it is taken for one that came after the arming.
+	// The START buffer is the driver's variable. If it is read late it has the new id,
+	// and the old hint after it counts as one that came after the arming.
 	{"START read after its id had changed", policyImpatient, oneChunk, false, 0, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0},
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
@@ -73,8 +73,8 @@ var kept = []struct {
 		{hintsTake, 0}, {guestWrites, 3}, {hintsTake, 0}, {beginsEpoch, 0}, {hintsApply, 0}}},
 }
 
-// Every kept schedule still shows what is wrong with its policy; the same moves
-// under the product's hurt nobody.
+// Every kept schedule still shows what is wrong with its policy. The same moves lose
+// nothing under the real one.
 func TestKeptSchedules(t *testing.T) {
 	for _, k := range kept {
 		t.Run(k.name, func(t *testing.T) {

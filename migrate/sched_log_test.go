@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// schedLog is the dirty log of the scheduler's tests: what simtest.Memory does,
-// in bitmaps and without memory behind it, so that millions of steps take
-// seconds. [TestSchedLogIsTheSimulatedKVM] holds the two together; the tests of
-// package kvm hold the semantics to the real one.
+// schedLog is the dirty log of the scheduler's tests: it does what simtest.Memory does,
+// in bitmaps and without memory, so that millions of steps take seconds.
+// [TestSchedLogIsTheSimulatedKVM] compares the two; tests of package kvm check the
+// semantics on the real kernel.
 //
 // It belongs to one goroutine. Before each thing that the kernel does it calls
 // pause, in which the guest may write.
@@ -25,8 +25,7 @@ type schedLog struct {
 	taken                []uint64 // scratch of a CLEAR
 
 	pause func()
-	// did, if it is set, is told what was done, for a printed schedule. bits
-	// begin with page first.
+	// did, if set, gets what was done, for a printed schedule. bits begin at page first.
 	did func(what string, slot int, first uint64, bits []uint64)
 }
 
@@ -49,7 +48,7 @@ func newSchedLog(manual, initiallySet bool, pages ...uint64) *schedLog {
 	return l
 }
 
-// layout lists the slots as the tracker wants them.
+// layout lists the slots for the tracker.
 func (l *schedLog) layout() []migrate.Slot {
 	slots := make([]migrate.Slot, len(l.slots))
 	var gpa uint64
@@ -78,8 +77,8 @@ func (l *schedLog) deviceMark(slot int, page uint64) {
 // ManualProtect implements [migrate.DirtyLog].
 func (l *schedLog) ManualProtect() bool { return l.manual }
 
-// StartDirtyLog implements [migrate.DirtyLog]. Unlike KVM's it begins afresh
-// where it is on, so that a run can follow another.
+// StartDirtyLog implements [migrate.DirtyLog]. Unlike KVM's log it is reset if it is on, so
+// that a run can follow another.
 func (l *schedLog) StartDirtyLog() error {
 	for i := range l.slots {
 		s := &l.slots[i]
@@ -139,8 +138,8 @@ func (l *schedLog) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) err
 	return nil
 }
 
-// arm tracks again what was cleared. A guest's write before that goes
-// unrecorded, as one through a stale TLB entry; one after it does not.
+// arm arms the pages that were cleared. A guest's write before that is not recorded, like
+// one through a stale TLB entry; one after it is.
 func (l *schedLog) arm(slot int, first uint64, bits []uint64) {
 	l.pause()
 	s := &l.slots[slot]
@@ -168,7 +167,7 @@ func (l *schedLog) tell(what string, slot int, first uint64, bits []uint64) {
 	}
 }
 
-// Whatever is done to both, schedLog and simtest.Memory report the same.
+// schedLog and simtest.Memory report the same for the same operations.
 func TestSchedLogIsTheSimulatedKVM(t *testing.T) {
 	pages := []uint64{130, 64}
 	for _, mode := range []struct{ manual, initiallySet bool }{{false, false}, {true, false}, {true, true}} {

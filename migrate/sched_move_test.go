@@ -5,8 +5,7 @@ import (
 	"strings"
 )
 
-// act is what a move of a schedule does. Where its comment has a p, it is done
-// to the page that the move names.
+// act is what a move of a schedule does. p is the page of the move.
 type act uint8
 
 const (
@@ -14,10 +13,10 @@ const (
 	guestTakes              // p back, and does not write it
 	guestFrees              // p
 	guestHints              // p: puts it into the hint queue
-	guestSees               // reads the command id: says STOP under the old one, START under the new one
-	guestEnds               // has hinted all, and says STOP
+	guestSees               // reads the command id: queues STOP under the old one, START under the new one
+	guestEnds               // has hinted all, and queues STOP
 	deviceWrites            // p, for the guest that uses it
-	deviceMarks             // p in the VMM's log, as it does before the guest hears of the write
+	deviceMarks             // p in the VMM's log, before the guest learns of the write
 
 	hintsTake  // the hint thread takes the next buffer out of the queue
 	hintsApply // the hint thread gives the oldest hint that it took to the tracker
@@ -33,9 +32,9 @@ const (
 	stopsGuest  // vCPUs and devices
 	syncsLast
 
-	// KVM, or the VMM's log, does the next part of the call that it is in.
-	// Moves of the guest before it come before that part. A move that is not
-	// the guest's lets the call end first, since the tracker's mutex is held.
+	// KVM, or the VMM's log, does the next part of its current call. Moves of the guest
+	// before it come before that part. Before a move of another thread the call ends,
+	// since the tracker's mutex is held.
 	goesOn
 	acts int = iota
 )
@@ -44,24 +43,24 @@ var actNames = [acts]string{"guestWrites", "guestTakes", "guestFrees", "guestHin
 	"deviceMarks", "hintsTake", "hintsApply", "syncs", "refetches", "picks", "reads", "sends", "endsHints", "beginsEpoch",
 	"announces", "stopsGuest", "syncsLast", "goesOn"}
 
-// ofPage tells whether the act is done to a page.
+// ofPage reports whether the act is done to a page.
 func (a act) ofPage() bool {
 	return a <= guestHints || a == deviceWrites || a == deviceMarks || a == refetches || a == picks
 }
 
-// duringCall tells whether the act may come while a call of the tracker runs.
+// duringCall reports whether the act may happen during a call of the tracker.
 func (a act) duringCall() bool { return a <= hintsTake || a == goesOn }
 
-// move is one step of a schedule. The page is an index into the pages of the
-// world that take part, modulo their number.
+// move is one step of a schedule. The page is an index into the places of the world, modulo
+// their number.
 type move struct {
 	do   act
 	page uint8
 }
 
-// schedule is an interleaving of guest, devices, hint thread, migration thread
-// and kernel. Any moves will do: one that cannot be made is passed over, and
-// what a migration has to do at its end is done after the last.
+// schedule is an interleaving of guest, devices, hint thread, migration thread and kernel.
+// Any moves are valid: one that cannot be made is skipped, and the end of the migration
+// follows the last one.
 type schedule []move
 
 // String is the schedule as Go source, to be kept in a test.
@@ -94,8 +93,8 @@ func (p *play) peek(*world) (move, bool) {
 
 func (p *play) made() { p.rest = p.rest[1:] }
 
-// source says which move comes next. peek may be asked several times before
-// the move is made, or passed over.
+// source decides which move is next. peek may be called several times before the move is
+// made or skipped.
 type source interface {
 	peek(w *world) (m move, ok bool)
 	made()

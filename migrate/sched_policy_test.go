@@ -8,8 +8,8 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// policy is a way to treat free-page hints. The product has one, [policyEpoch]; the
-// others are known to be wrong, and are here to be seen failing.
+// policy is a way to treat free-page hints. The engine has one, [policyEpoch]; the others
+// are wrong, and tests show how they fail.
 type policy struct {
 	name string
 	// begin comes before an id is announced, apply is one hint: of n pages.
@@ -23,14 +23,14 @@ type policy struct {
 }
 
 var (
-	// policyEpoch is the product's: the tracker's own methods.
+	// policyEpoch is the engine's: the tracker's own methods.
 	policyEpoch = policy{name: "epoch", begin: (*migrate.Tracker).BeginHintEpoch, apply: hint}
 
-	// policyNeverClear is QEMU's way before July 2021: a hint takes the page out of
-	// what must be sent, and its bit stays in KVM's log.
+	// policyNeverClear is QEMU's before July 2021: a hint takes the page out of toSend,
+	// and its bit stays in KVM's log.
 	policyNeverClear = policy{name: "never clear", begin: syncOnly, apply: hintAll(false)}
 
-	// policyClearAtHint is QEMU's way since: the chunk is cleared when the hint is
+	// policyClearAtHint is QEMU's since then: the chunk is cleared when the hint is
 	// processed.
 	policyClearAtHint = policy{name: "clear at the hint", begin: syncOnly, apply: hintAll(true)}
 
@@ -41,7 +41,7 @@ var (
 			return hint(t, id, p, n)
 		}}
 
-	// The rest of R3, each without one part of it.
+	// R3 without one part of it each.
 	policyImpatient = policy{name: "epoch, new id without the driver's STOP", begin: policyEpoch.begin, apply: hint, noDance: true}
 	policyHasty     = policy{name: "epoch, announced before it is armed", begin: policyEpoch.begin, apply: hint, announceFirst: true}
 	policyAnyID     = policy{name: "epoch, the id of a hint not checked", begin: policyEpoch.begin,
@@ -59,7 +59,7 @@ func hintAll(clearing bool) func(*migrate.Tracker, uint32, place, uint64) error 
 	}
 }
 
-// syncOnly begins an epoch as QEMU does, which asks for hints after a sync.
+// syncOnly begins an epoch like QEMU, which asks for hints after a sync.
 func syncOnly(t *migrate.Tracker, id uint32) error {
 	if err := t.Sync(); err != nil {
 		return err
@@ -68,13 +68,13 @@ func syncOnly(t *migrate.Tracker, id uint32) error {
 	return nil
 }
 
-// coverage counts what schedules came across, to see that a search without a
-// find has looked where it should.
+// coverage counts what schedules did, to check that a search that finds nothing has tried
+// what it should.
 type coverage struct {
 	epochs      int // ids announced
 	took        int // hints that took a page out
 	leftWritten int // hints that left a page, written since the announcement
-	late        int // hints that reached the tracker after their id had gone
+	late        int // hints that reached the tracker after their id had ended
 	dropped     int // hints that the hint thread dropped
 	takenBack   int // hinted pages that were written again
 	inCalls     int // moves while a call of the tracker ran
@@ -100,7 +100,7 @@ func (w *world) names(slot int, first uint64, b []uint64) string {
 	return strings.Join(names, ", ")
 }
 
-// tellSchedule plays a schedule and returns it in words, a line a step.
+// tellSchedule plays a schedule and returns it as text, one line a step.
 func tellSchedule(l layout, p policy, s schedule) (string, outcome, error) {
 	w := newWorld(l, p)
 	var b strings.Builder
@@ -147,7 +147,7 @@ func (c *coverage) add(d coverage) {
 	c.spared += d.spared
 }
 
-// check sees that a search met everything.
+// check checks that every counter is positive.
 func (c coverage) check(t *testing.T) {
 	t.Helper()
 	for what, n := range map[string]int{

@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// genMoves draws schedules for rapid. Each does with some of the acts only,
-// and there are always those without which nothing is hinted.
+// genMoves draws schedules for rapid. Each has only some of the acts, always including
+// those without which nothing is hinted.
 var genMoves = rapid.Custom(func(t *rapid.T) schedule {
 	with := []act{beginsEpoch, announces, guestSees, guestHints, guestHints, hintsTake, hintsTake, hintsApply}
 	others := rapid.SliceOfN(rapid.SampledFrom([]act{guestWrites, guestWrites, guestTakes, guestFrees, guestEnds, deviceWrites,
@@ -51,7 +51,7 @@ func (ps *players) play(t *rapid.T) found {
 	return f
 }
 
-// Whatever rapid makes of a schedule, hint epochs lose nothing.
+// Hint epochs lose nothing in any schedule of rapid.
 func TestRapidFindsNothingWrongWithHintEpochs(t *testing.T) {
 	ps := newPlayers(policyEpoch)
 	for n := range 10 { // a check takes microseconds: make more than rapid's hundred
@@ -65,8 +65,7 @@ func TestRapidFindsNothingWrongWithHintEpochs(t *testing.T) {
 	}
 }
 
-// And rapid finds, and shrinks, what is wrong with the three ways that are
-// known to be.
+// rapid finds and shrinks an error of the three policies that are known to be wrong.
 func TestRapidFindsWhatIsWrongWithHints(t *testing.T) {
 	setFlag(t, "rapid.checks", "3000000")
 	setFlag(t, "rapid.nofailfile", "true")
@@ -116,7 +115,7 @@ func setFlag(t *testing.T, name, value string) {
 	t.Cleanup(func() { must(t, f.Value.Set(before)) })
 }
 
-// expectFailure is a test to rapid that may fail without failing the real one.
+// expectFailure is a rapid.TB that may fail without failing the test.
 type expectFailure struct{ *testing.T }
 
 func (expectFailure) Log(...any)            {}

@@ -14,22 +14,21 @@ var (
 	schedSeed  = flag.Uint64("sched.seed", 0, "seed of the other half (0 to draw one)")
 )
 
-// chooser draws the moves of one schedule from those that can be made, and
-// keeps them.
+// chooser draws the moves of one schedule from those that can be made, and records them.
 type chooser struct {
 	random rand.PCG
 	acts   []act   // an act is in it as often as it is likely
 	pages  []uint8 // likewise
-	left   int     // moves still to come, without those that only let a call go on
+	left   int     // moves still to come, without those that only continue a call
 	steps  int     // made
 	next   move
 	have   bool
 	made_  schedule
 }
 
-// reset begins the schedule of a seed. Each schedule does without some of the
-// acts and pages, and does some more often: a story that needs no sync in
-// between is told by a schedule without any.
+// reset begins the schedule of a seed. Each schedule lacks some of the acts and pages, and
+// has some more often: an error that needs no sync in between is found by a schedule
+// without any.
 func (c *chooser) reset(seed uint64, places int) {
 	c.random.Seed(seed, 1)
 	c.acts, c.pages, c.made_, c.have = c.acts[:0], c.pages[:0], c.made_[:0], false
@@ -77,7 +76,7 @@ func (c *chooser) peek(w *world) (move, bool) {
 	for range 30 {
 		m := move{c.acts[c.draw(uint64(len(c.acts)))], c.pages[c.draw(uint64(len(c.pages)))]}
 		if (m.do == guestWrites || m.do == deviceWrites) && w.use[m.page] == free && c.draw(4) != 0 {
-			continue // else nothing stays free for long enough to be hinted
+			continue // otherwise nothing stays free for long enough to be hinted
 		}
 		if w.can(m) {
 			if !m.do.ofPage() {
@@ -89,7 +88,7 @@ func (c *chooser) peek(w *world) (move, bool) {
 	if w.inCall {
 		return c.choose(move{do: goesOn})
 	}
-	return move{}, false // nothing that this schedule does can go on
+	return move{}, false // no act of this schedule is possible
 }
 
 func (c *chooser) choose(m move) (move, bool) {
@@ -106,7 +105,7 @@ func (c *chooser) made() {
 	}
 }
 
-// found is a schedule in which something went wrong.
+// found is a schedule with an error.
 type found struct {
 	layout   layout
 	policy   policy
@@ -116,8 +115,8 @@ type found struct {
 	steps    uint64 // until it was found
 }
 
-// search plays schedules of a policy, drawn from seeds that count up from
-// seed, until bad says yes of one, or steps have been made.
+// search plays schedules of a policy, from seeds that count up from seed, until bad returns
+// true for one or steps have been made.
 func search(p policy, seed, steps uint64, bad func(outcome) bool) (f *found, made uint64, seen coverage, err error) {
 	worlds := make([]*world, len(layouts))
 	for i, l := range layouts {
@@ -142,8 +141,7 @@ func search(p policy, seed, steps uint64, bad func(outcome) bool) (f *found, mad
 	return nil, made, seen, nil
 }
 
-// shrink takes moves out of a schedule, and makes pages smaller, as long as
-// what goes wrong goes wrong.
+// shrink removes moves from a schedule, and makes pages smaller, while the error stays.
 func (f *found) shrink(bad func(outcome) bool) {
 	w := newWorld(f.layout, f.policy)
 	still := func(s schedule) bool {
@@ -188,7 +186,7 @@ func (f *found) String() string {
 func ruined(o outcome) bool { return len(o.ruined) > 0 }
 func undone(o outcome) bool { return len(o.undone) > 0 }
 
-// drawSeed is the seed that is new in every run, and printed.
+// drawSeed is a random seed, which is printed.
 func drawSeed(t *testing.T) uint64 {
 	seed := *schedSeed
 	if seed == 0 {
@@ -198,8 +196,8 @@ func drawSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// The search finds by itself what is wrong with every way but the product's:
-// with those that are in use, whatever the seed.
+// The search finds the error of every policy except the engine's; for those that are in
+// use, with any seed.
 func TestSearchFindsWhatIsWrongWithHints(t *testing.T) {
 	random := drawSeed(t)
 	for _, c := range []struct {
@@ -212,7 +210,7 @@ func TestSearchFindsWhatIsWrongWithHints(t *testing.T) {
 		{policyNeverClear, ruined, "a lost write", []uint64{1, random}},
 		{policyClearAtHint, ruined, "a lost write", []uint64{1, random}},
 		{policyForgetful, ruined, "a lost write", []uint64{1, random}},
-		// About one step in a million comes to it; the seed is of those that come early.
+		// About one step in a million finds it; this seed finds it early.
 		{policyImpatient, ruined, "a lost write", []uint64{224_786}},
 		{policyHasty, ruined, "a lost write", []uint64{1}},
 		{policyAnyID, ruined, "a lost write", []uint64{1}},
@@ -233,8 +231,7 @@ func TestSearchFindsWhatIsWrongWithHints(t *testing.T) {
 	}
 }
 
-// With the product's hints nothing goes wrong, in as many steps as
-// -sched.steps says.
+// With the engine's hints there is no error, in -sched.steps steps.
 func TestHintEpochsLoseNothing(t *testing.T) {
 	for _, seed := range []uint64{1, drawSeed(t)} {
 		began := time.Now()

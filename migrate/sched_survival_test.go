@@ -14,8 +14,8 @@ import (
 // drivers/virtio/virtio_balloon.c, the largest order of its page allocator).
 const block = 1024
 
-// guestMemory is a guest of 4 GiB in slots of 1 GiB, whose free memory is half
-// of it: single blocks, or runs of blocks.
+// guestMemory is a guest of 4 GiB in slots of 1 GiB, of which half is free: single blocks,
+// or runs of blocks.
 type guestMemory struct {
 	name string
 	free []bool // of each block
@@ -36,18 +36,17 @@ func newGuestMemory(name string, run int) guestMemory {
 	return g
 }
 
-// survival is what came of the hints of one migration.
+// survival is the effect of the hints of one migration.
 type survival struct {
 	taken    uint64 // pages that hints took out, and that were not written again
 	survived uint64 // of those: still out after the next sync
 	lost     int    // pages taken back and written, whose write did not arrive
 }
 
-// survives plays the first round of a migration: the log is on and initially
-// set, the id is announced, a quarter of the memory has been sent when the
-// hints are processed, the rest is sent, the log is synced. One in a hundred of
-// the free pages was taken back and rewritten after its hint was queued. Then
-// the guest stops, and what is left goes over.
+// survives plays the first round of a migration: the log is on and initially set, the id
+// is announced, a quarter of the memory has been sent when the hints are processed, the
+// rest is sent, the log is synced. One in a hundred free pages was taken back and rewritten
+// after its hint was queued. Then the guest stops, and the rest is sent.
 func (g guestMemory) survives(t *testing.T, p policy, shift uint) survival {
 	t.Helper()
 	pages := make([]uint64, survivalSlots)
@@ -123,7 +122,7 @@ func (g guestMemory) survives(t *testing.T, p policy, shift uint) survival {
 	return s
 }
 
-// survivalTable is what the test prints, and docs/hints.md shows.
+// survivalTable is the table of docs/hints.md.
 const survivalTable = `free memory in single blocks of 4 MiB
 shift  chunk in MiB                  never clear            clear at the hint                        epoch
     6          0.25     0.0%,     0 writes lost   100.0%,  3767 writes lost   100.0%,     0 writes lost
@@ -140,8 +139,8 @@ shift  chunk in MiB                  never clear            clear at the hint   
    18          1024   100.0%,  3768 writes lost   100.0%,  3768 writes lost   100.0%,     0 writes lost
 `
 
-// Of the pages that hints took out, and that nobody wrote, how many the next
-// sync leaves out, and how many writes each way loses.
+// How many of the pages that hints took out, and that nobody wrote, the next sync leaves
+// out, and how many writes each policy loses.
 func TestHintsThatSurviveTheNextSync(t *testing.T) {
 	policies := []policy{policyNeverClear, policyClearAtHint, policyEpoch}
 	var b strings.Builder

@@ -47,7 +47,7 @@ func (w *world) guest(do act, p uint8) {
 	}
 }
 
-// mark is what the VMM does when a write of its own has landed.
+// mark records a write of the VMM that has landed.
 func (w *world) mark(p uint8) {
 	w.now++
 	w.marked[p], w.landed[p], w.out[p] = w.now, false, false
@@ -63,8 +63,7 @@ func (w *world) write(p uint8) {
 	}
 }
 
-// takesBack are the words for a write to a page, which the guest may have had
-// to take back first.
+// takesBack is the text for a write to a page, which the guest may have taken back first.
 func (w *world) takesBack(p uint8, write, after string) string {
 	if w.print == nil || w.use[p] == inUse {
 		return write
@@ -89,8 +88,8 @@ func (w *world) hintThread(do act) error {
 	w.queue = append(w.queue[:0], w.queue[1:]...)
 	switch b.kind {
 	case startBuffer:
-		// The buffer is the driver's variable: it has what the driver put
-		// there last, which need not be what it had when it queued the buffer.
+		// The buffer is the driver's variable: its value may have changed since the
+		// driver queued the buffer.
 		w.lastSeen, w.started = w.active, 0
 		if w.active == w.config {
 			w.started = w.active
@@ -181,7 +180,7 @@ func (w *world) migrationThread(do act, p uint8) error {
 	return nil
 }
 
-// begin is a new epoch's begin, as the policy has it.
+// begin begins a new epoch, by the policy.
 func (w *world) begin() error {
 	w.lastID++
 	w.say("migration", "begins the epoch of id %d", w.lastID)
@@ -203,7 +202,7 @@ func (w *world) announce() {
 	w.seenBy.epochs++
 }
 
-// fetches makes a call that fetches the log, and looks which hints it undid.
+// fetches makes a call that fetches the log, and checks which hints it undid.
 func (w *world) fetches(call func() error) error {
 	w.inCall = true
 	err := call()
@@ -221,7 +220,7 @@ func (w *world) fetches(call func() error) error {
 	return nil
 }
 
-// pick takes a batch. What is in no place has no content, and is sent at once.
+// pick takes a batch. Pages that are not places have no content, and are sent at once.
 func (w *world) pick(slot int, from uint64) (next uint64, err error) {
 	w.say("migration", "picks from %v on", place{slot, from})
 	w.inCall = true

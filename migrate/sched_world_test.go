@@ -11,7 +11,7 @@ import (
 type use uint8
 
 const (
-	free  use = iota // its content is kept, as far as the guest knows
+	free  use = iota // not allocated
 	inUse            // allocated
 	given            // hinted; the guest may take it back at any time
 )
@@ -22,7 +22,7 @@ const (
 	idFirst = 2
 )
 
-// buffer is what the guest puts into the hint queue.
+// buffer is a buffer in the hint queue.
 type buffer struct {
 	kind bufferKind
 	page uint8
@@ -50,16 +50,16 @@ const maxEpochs = 5
 
 // outcome is what a schedule came to.
 type outcome struct {
-	lost   []uint8 // pages whose last write the destination has not, and must have
-	ruined []uint8 // those among them that were taken back and written after the hint, and are in use
+	lost   []uint8 // pages whose last write the destination must have, and has not
+	ruined []uint8 // those of lost that were taken back and written after the hint, and are in use
 	undone []uint8 // hinted, neither written nor marked since the epoch began, and a fetch put them back
 }
 
 func (o outcome) any() bool { return len(o.lost)+len(o.undone) > 0 }
 
-// world plays schedules: one guest with its driver and devices, the host's two
-// threads around one real Tracker, a dirty log, a wire, a destination. The
-// interleaving is the schedule's alone, there is one goroutine.
+// world plays schedules: a guest with its driver and devices, the host's two threads around
+// a real tracker, a dirty log, a wire, a destination. Only the schedule determines the
+// interleaving; there is one goroutine.
 type world struct {
 	layout
 	policy  policy
@@ -76,7 +76,7 @@ type world struct {
 	landed  []bool   // a device's write that is not marked yet
 	marked  []uint64 // when a device's write was marked last
 	hinted  []uint64 // when the page was hinted last
-	given   []uint64 // when the id was announced under which that was
+	given   []uint64 // when the id of that hint was announced
 	seen    uint32   // command id that the driver has read
 	active  uint32   // the driver's variable that every START buffer points to
 	session bool     // START is in the queue, and STOP is not yet
@@ -145,8 +145,8 @@ func newWorld(l layout, p policy) *world {
 	return w
 }
 
-// start makes the world new: every page written once and freed, the dirty log
-// just turned on.
+// start resets the world: every page was written once and freed, and the dirty log has just
+// been turned on.
 func (w *world) start() error {
 	w.now = 100
 	for i := range w.hot {
@@ -196,8 +196,8 @@ func (w *world) place(m move) move {
 	return m
 }
 
-// pause is called by the log before each part of a call, and makes the moves
-// that fall there.
+// pause is called by the log before each part of a call, and makes the moves that come
+// there.
 func (w *world) pause() {
 	for w.src != nil {
 		m, ok := w.src.peek(w)
@@ -217,7 +217,7 @@ func (w *world) pause() {
 	}
 }
 
-// can tells whether a move can be made now.
+// can reports whether a move can be made now.
 func (w *world) can(m move) bool {
 	p := m.page
 	if w.inCall && !m.do.duringCall() {
@@ -295,8 +295,8 @@ func (w *world) do(m move) error {
 	return w.migrationThread(m.do, m.page)
 }
 
-// finish is the end that every migration comes to, as far as the schedule has
-// not gone there: guest stopped, last sync, the rest sent. Then it compares.
+// finish completes the migration from where the schedule left it: guest stopped, last sync,
+// the rest sent. Then it compares.
 func (w *world) finish() error {
 	for _, do := range []act{stopsGuest, syncsLast} {
 		if m := (move{do: do}); w.can(m) {

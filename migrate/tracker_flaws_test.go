@@ -6,7 +6,7 @@ import (
 	"github.com/govmm/govmm/migrate/simtest"
 )
 
-// scenario is the shortest story in which one flaw loses a page.
+// scenario is a shortest sequence of steps in which one flaw loses a page.
 type scenario struct {
 	flaw  flaw
 	setup setup
@@ -177,7 +177,7 @@ var scenarios = []scenario{
 
 const anyPage = ^uint64(0)
 
-// tell runs a story to its end and returns what it lost.
+// tell runs a scenario to its end and returns the lost pages.
 func tell(t *testing.T, sc scenario, breakWith flaw) []simtest.Loss {
 	t.Helper()
 	s := sc.setup
@@ -190,9 +190,8 @@ func tell(t *testing.T, sc scenario, breakWith flaw) []simtest.Loss {
 	return m.losses()
 }
 
-// Each invariant, broken on purpose, loses the page that its story is about;
-// kept, the same story loses nothing. Sound tracking is seen to be needed, and
-// the model is seen to notice.
+// Each invariant that is broken on purpose loses the page of its scenario. If it holds, the
+// same scenario loses nothing. So each is needed, and the model detects its absence.
 func TestEveryFlawLosesAPage(t *testing.T) {
 	told := map[flaw]bool{}
 	for _, sc := range scenarios {

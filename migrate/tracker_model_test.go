@@ -12,13 +12,12 @@ import (
 	"github.com/govmm/govmm/migrate/simtest"
 )
 
-// The model moves a simulated memory with a real Tracker and a sender of its
-// own, one step at a time and in any order: what the guest, the kernel, the
-// devices and the engine do at the same time on real hardware becomes one
-// sequence of small steps here, and every sequence is tried. At the end the
-// destination must have the source's bytes.
+// The model migrates a simulated memory with a real tracker and its own sender, one step at
+// a time and in any order: what the guest, the kernel, the devices and the engine do at the
+// same time on real hardware is a sequence of small steps here. At the end the destination
+// must have the source's bytes.
 
-// setup is what a run of the model starts from.
+// setup is the start of a run of the model.
 type setup struct {
 	pages         []uint64 // of each slot
 	manual        bool
@@ -30,7 +29,7 @@ type setup struct {
 	maxBatchWords uint64
 }
 
-// flaw is a way to get it wrong. Each breaks one invariant of docs/migration.md.
+// flaw is an error of the engine. Each breaks one rule of docs/migration.md.
 type flaw string
 
 const (
@@ -58,8 +57,8 @@ var flaws = []flaw{readBeforeClear, holeBeforeClear, clearAllOnes, noWrittenSinc
 	clearAtHint, hintFetched, syncOverwrites, takeAfterReading, noLastSync, portAfterLastSync, devicesNotDrained,
 	holesSkipped, punchUnmarked, zeroIgnored}
 
-// errInjected is a failure that the model caused; the tracker may report it
-// and must lose nothing.
+// errInjected is a failure that the model caused. The tracker may report it and must lose
+// nothing.
 var errInjected = errors.New("injected")
 
 // onesLog passes all ones to every CLEAR (flaw clearAllOnes).
@@ -78,8 +77,8 @@ type batch struct {
 	slot     int
 	first, n uint64
 	picked   []uint64
-	// For the flaws: what was looked at before the pick, and what is taken out
-	// after the reading.
+	// For the flaws: what was read before the pick, and what is taken out after the
+	// reading.
 	content []byte
 	holes   []uint64
 	late    []uint64
@@ -171,7 +170,7 @@ func (m *model) close() {
 	m.dst.Close()
 }
 
-// check looks at the tracker's promises between two steps.
+// check checks the tracker's invariants between two steps.
 func (m *model) check() error {
 	if m.breakWith != none {
 		return nil
@@ -194,10 +193,10 @@ func (m *model) guestZero(slot int, page uint64) {
 	m.src.GuestZero(slot, page)
 }
 
-// see is the guest's look at the command id.
+// see lets the guest read the command id.
 func (m *model) see() { m.seenID = m.lastID }
 
-// hint is the guest giving pages up and queueing the hint that says so.
+// hint lets the guest give pages up and queue the hint.
 func (m *model) hint(slot int, first, n uint64) {
 	if m.seenID == 0 {
 		return
@@ -209,7 +208,7 @@ func (m *model) hint(slot int, first, n uint64) {
 	m.queue = append(m.queue, queued{m.seenID, slot, first, n})
 }
 
-// takeBack is the guest allocating and writing a page whose hint is queued.
+// takeBack lets the guest allocate and write a page whose hint is queued.
 func (m *model) takeBack(i int, offset uint64) {
 	if len(m.queue) > 0 {
 		h := m.queue[i%len(m.queue)]
@@ -314,7 +313,7 @@ func (m *model) syncSlot(slot int) error {
 func (m *model) pick(slot int, from, words uint64) (next uint64, err error) {
 	b := &batch{slot: slot, picked: make([]uint64, words)}
 	for i := range b.picked {
-		b.picked[i] = ^uint64(0) // of the batch before, as it were
+		b.picked[i] = ^uint64(0) // as if left over from the batch before
 	}
 	if m.breakWith == readBeforeClear {
 		b.content = bytes.Clone(m.src.Bytes(slot, 0, m.pages[slot]))
@@ -342,7 +341,7 @@ func (m *model) pick(slot int, from, words uint64) (next uint64, err error) {
 	return b.first + b.n, nil
 }
 
-// checkBatch holds Pick to what it says of the range that it returns.
+// checkBatch checks the range that Pick returned against its documentation.
 func checkBatch(b *batch, from, pages uint64) error {
 	words := uint64(len(b.picked))
 	switch {
@@ -361,9 +360,9 @@ func checkBatch(b *batch, from, pages uint64) error {
 	return fmt.Errorf("picked [%#x,+%#x) of %#x pages from %#x with %d words", b.first, b.n, pages, from, words)
 }
 
-// read sends up to n pages of a batch: looks at each and applies it at the
-// destination, in the order of reading, as one connection does. meanwhile is
-// what the guest does to the page between the parts of that.
+// read sends up to n pages of a batch: it reads each and applies it at the destination, in
+// that order, like one connection. meanwhile is what the guest does to the page in
+// between.
 func (m *model) read(i int, n uint64, meanwhile func(slot int, page uint64)) error {
 	if len(m.batches) == 0 {
 		return nil
@@ -487,7 +486,7 @@ func (m *model) finish() error {
 	return m.check()
 }
 
-// losses are the pages that the destination has wrong and the guest may read.
+// losses are the pages that are wrong at the destination and that the guest may read.
 func (m *model) losses() []simtest.Loss {
 	var lost []simtest.Loss
 	for _, l := range simtest.Compare(m.src, m.dst) {

@@ -42,16 +42,15 @@ var weights = []action{
 	actAnnounce, actSee, actHint, actHint, actHint, actTakeBack, actTakeBack, actTakeBack, actProcessHint, actProcessHint, actProcessHint, actRepeatHint, actEndEpoch, actFail,
 }
 
-// step is one step of a script. What its numbers mean depends on the action;
-// any numbers will do, so that scripts shrink.
+// step is one step of a script. What its numbers mean depends on the action; any numbers are
+// valid, so that scripts shrink.
 type step struct {
 	Do               action
 	Slot, Page, Size uint64
 	Seed             uint64
 }
 
-// run executes a script and returns the pages it lost. An error is a broken
-// promise other than a lost page.
+// run executes a script and returns the lost pages. An error is a broken invariant.
 func run(s setup, script []step) ([]simtest.Loss, error) {
 	m, err := newModel(s)
 	if err != nil {
@@ -134,7 +133,7 @@ func (m *model) step(st step) error {
 	return nil
 }
 
-// genSetup draws memories of a few chunks and words, whole and not.
+// genSetup draws memories of a few chunks and words, also partial ones.
 var genSetup = rapid.Custom(func(t *rapid.T) setup {
 	s := setup{
 		pages:         rapid.SliceOfN(rapid.SampledFrom([]uint64{1, 63, 64, 65, 127, 128, 150, 200, 320}), 1, 3).Draw(t, "pages"),
@@ -148,9 +147,8 @@ var genSetup = rapid.Custom(func(t *rapid.T) setup {
 	return s
 })
 
-// genScript draws scripts, long ones too. Each does without some of the
-// actions: a story that needs no sync in between is told by a script without
-// any.
+// genScript draws scripts, also long ones. Each lacks some of the actions: an error that
+// needs no sync in between is found by a script without any.
 var genScript = rapid.Custom(func(t *rapid.T) []step {
 	var without uint64
 	for _, do := range rapid.SliceOfN(rapid.IntRange(0, actions-1), 0, 3*actions/2).Draw(t, "without") {
@@ -165,7 +163,7 @@ var genScript = rapid.Custom(func(t *rapid.T) []step {
 	if left == nil {
 		left = weights
 	}
-	// The steps mostly meet on the same few pages.
+	// Most steps are about the same few pages.
 	page := rapid.OneOf(rapid.Uint64Range(0, 3), rapid.SampledFrom([]uint64{0, 1, 62, 63, 64, 65, 127, 128}), rapid.Uint64Range(0, 319))
 	size := rapid.OneOf(rapid.Uint64Range(0, 3), rapid.Uint64Range(0, 320))
 	steps := rapid.Custom(func(t *rapid.T) step {
@@ -180,8 +178,8 @@ var genScript = rapid.Custom(func(t *rapid.T) []step {
 	return rapid.OneOf(rapid.SliceOfN(steps, 0, 30), rapid.SliceOfN(steps, 80, 160)).Draw(t, "steps")
 })
 
-// Whatever the order in which guest, kernel, devices and engine do their
-// parts, no page is lost and every promise of the tracker holds in between.
+// In any order of the steps of guest, kernel, devices and engine no page is lost, and the
+// tracker's invariants hold after each step.
 func TestNoPageIsLost(t *testing.T) {
 	for n := range 8 { // a run takes a millisecond: make more than rapid's hundred
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -198,8 +196,8 @@ func TestNoPageIsLost(t *testing.T) {
 	}
 }
 
-// The same search, over an engine that breaks one invariant, must find a lost
-// page: so the property can fail, for each invariant.
+// The same search, over an engine that breaks one invariant, must find a lost page: so the
+// property can fail, for each invariant.
 func TestSearchFindsEveryFlaw(t *testing.T) {
 	for _, f := range flaws {
 		if f == announceUnarmed {

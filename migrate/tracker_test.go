@@ -178,7 +178,7 @@ func TestTrackingMustBeOn(t *testing.T) {
 	}
 	off("after the stop")
 
-	// A second start begins afresh.
+	// A second start resets everything.
 	if err := tracker.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -202,8 +202,8 @@ func TestAFailedStartLeavesTrackingOff(t *testing.T) {
 	}
 }
 
-// What a failing call consumed, or may have, is sent: nothing is lost, and
-// nothing is booked as done that was not.
+// What a failing call consumed, or may have consumed, is sent: nothing is lost, and nothing
+// counts as done that was not.
 func TestErrorsOfTheLogLoseNothing(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -320,7 +320,7 @@ func (l *stillLog) FetchDirtyLog(_ int, bitmap []uint64) error {
 	return nil
 }
 
-// Bits past the end of a slot name no page, whoever sets them.
+// Bits past the end of a slot are ignored.
 func TestBitsPastTheEndAreIgnored(t *testing.T) {
 	log := &stillLog{}
 	slots := []migrate.Slot{{Pages: 70}}
@@ -376,8 +376,8 @@ func TestRoundsDoNotAllocate(t *testing.T) {
 	}
 }
 
-// Writers, a sender, a syncer and the hint path at once, under the race
-// detector: what the sender sent, it sent right.
+// Writers, a sender, a syncer and the hint path at one time, under the race detector: what
+// was sent is right.
 func TestTrackerUnderConcurrentUse(t *testing.T) {
 	for _, layout := range []simtest.Layout{{}, {ManualProtect: true}, {ManualProtect: true, InitiallySet: true}} {
 		const pages = 2000
@@ -431,7 +431,7 @@ func TestTrackerUnderConcurrentUse(t *testing.T) {
 				if err := tracker.BeginHintEpoch(id); err != nil {
 					t.Error(err)
 				}
-				// Of no effect but the contention: this guest frees nothing.
+				// Only for contention: this guest frees nothing.
 				tracker.Hint(id-1, 0, 0, pages)
 				tracker.EndHintEpoch()
 			}

@@ -22,7 +22,7 @@ func TestIsZeroSeesEveryByte(t *testing.T) {
 	}
 }
 
-// The scan runs over more memory than the caches hold, as it does in a migration.
+// The scan covers more memory than the caches hold, as in a migration.
 func BenchmarkIsZero(b *testing.B) {
 	memory := make([]byte, 256<<20)
 	for i := range memory {

@@ -9,8 +9,7 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// tireless is a guest that writes faster than the link of slowly: it never
-// arrives by itself.
+// tireless is a guest that writes faster than the link of slowly: it does not converge.
 func tireless() Config {
 	return Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3,
 		Dirty: 1024, Rate: 4000, Fill: 1024}
@@ -36,7 +35,8 @@ func startTireless(t *testing.T, w *World) *Machine {
 	return m
 }
 
-// Without the throttle such a guest is given up, and has not been slowed down.
+// Without the throttle the migration of such a guest is given up, and the guest has not
+// been slowed down.
 func TestATirelessGuestIsGivenUp(t *testing.T) {
 	w := newWorld(t)
 	m := startTireless(t, w)
@@ -67,9 +67,9 @@ func (f fetches) FetchDirtyLog(slot int, bitmap []uint64) error {
 	return f.Machine.FetchDirtyLog(slot, bitmap)
 }
 
-// A guest that writes nothing, and a limit below what any stop is believed to
-// take: rounds in which nothing is dirty follow each other. None of them hangs,
-// and none says anything of the bandwidth, which stays what round 0 has measured.
+// A guest that writes nothing, and a limit below the assumed cost of a stop: rounds in
+// which nothing is dirty follow each other. None of them hangs, and the bandwidth stays
+// what round 0 has measured.
 func TestRoundsInWhichNothingIsDirty(t *testing.T) {
 	const rounds = 50
 	w := newWorld(t)
@@ -83,7 +83,7 @@ func TestRoundsInWhichNothingIsDirty(t *testing.T) {
 	var mig *migrate.Migration
 	seen := map[uint64]int{}
 	mig = migrate.New(fetches{m, func() {
-		if p := mig.Progress(); p.Round > 1 { // it is filed at the end of a round
+		if p := mig.Progress(); p.Round > 1 { // it is updated at the end of a round
 			seen[p.BandwidthBytes]++
 		}
 	}}, addr, o)
@@ -107,7 +107,7 @@ func TestRoundsInWhichNothingIsDirty(t *testing.T) {
 	}
 }
 
-// With it the guest arrives, and runs at full speed on both sides of the move.
+// With the throttle the guest arrives, and runs at full speed afterwards.
 func TestAutoConverge(t *testing.T) {
 	w := newWorld(t)
 	m := startTireless(t, w)
@@ -132,7 +132,7 @@ func TestAutoConverge(t *testing.T) {
 	}
 }
 
-// However a migration ends, the throttle does.
+// The throttle ends with the migration, however that ends.
 func TestTheThrottleEndsWithTheMigration(t *testing.T) {
 	broken := errors.New("broken on purpose")
 	for name, end := range map[string]func(*Machine, *Builder, *migrate.Options) (cancel bool){
@@ -199,8 +199,8 @@ func TestTheThrottleEndsWithTheMigration(t *testing.T) {
 	}
 }
 
-// Saving a machine's state may write its memory, while the last pages are on
-// their way: what it writes arrives.
+// Saving a machine's state may write its memory while the last pages are under way: what it
+// writes arrives.
 func TestSavingMayWriteMemory(t *testing.T) {
 	w := newWorld(t)
 	c := busyGuest(Layout{ManualProtect: true, InitiallySet: true})
@@ -229,8 +229,8 @@ func TestSavingMayWriteMemory(t *testing.T) {
 	}
 }
 
-// A guest that writes much between the decision and the stop goes on, and
-// in the end it arrives.
+// A guest that writes much between the decision and the stop runs on, and arrives in the
+// end.
 func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 	w := newWorld(t)
 	c := Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3, Dirty: 16, Rate: 100, Fill: 2048}
@@ -251,7 +251,7 @@ func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr, r := receiver(t, &Builder{World: w})
-	o := slowly() // 8 MiB at 8 MiB/s, where 250 ms are allowed
+	o := slowly() // 8 MiB at 8 MiB/s, with a limit of 250 ms
 	mig := migrate.New(m, addr, o)
 	if _, err := mig.Run(context.Background()); err != nil {
 		t.Fatal(err)
@@ -261,7 +261,7 @@ func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 	if stops != 3 || res.StopsUndone != 2 {
 		t.Errorf("stopped %d times, %d undone", stops, res.StopsUndone)
 	}
-	// Each failed try makes the next wait: a round, then two.
+	// Each stop that is undone delays the next one: a round, then two.
 	if len(res.Rounds) < 1+1+2 {
 		t.Errorf("%d rounds", len(res.Rounds))
 	}
@@ -270,7 +270,7 @@ func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 	}
 }
 
-// One that does so every time arrives as well, late, and the result says why.
+// One that does so every time arrives too, late, and the result says why.
 func TestAStopIsUndoneAFewTimesOnly(t *testing.T) {
 	w := newWorld(t)
 	c := Config{Layout: Layout{ManualProtect: true, Slots: []migrate.Slot{{Pages: 2048}}}, CPUs: 1, Seed: 3, Dirty: 16, Rate: 100, Fill: 2048}
@@ -287,7 +287,7 @@ func TestAStopIsUndoneAFewTimesOnly(t *testing.T) {
 		return nil
 	}
 	m.Steps.Save = func() error {
-		time.Sleep(400 * time.Millisecond) // so that the limit is broken for certain
+		time.Sleep(400 * time.Millisecond) // certainly more than the limit
 		return nil
 	}
 	if err := m.Resume(); err != nil {

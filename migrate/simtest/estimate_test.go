@@ -10,8 +10,7 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// With every kind of log a measurement counts each page once, and turns the log
-// off again.
+// With every kind of log a measurement counts each page once, and turns the log off.
 func TestMeasureDirtyRate(t *testing.T) {
 	for name, l := range map[string]Layout{"get clears": {}, "manual": {ManualProtect: true}, "initially set": {ManualProtect: true, InitiallySet: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -51,8 +50,8 @@ func TestMeasureDirtyRate(t *testing.T) {
 	}
 }
 
-// An estimate moves nothing, and foretells what the migration then takes where
-// a limit on the bandwidth decides it.
+// An estimate migrates nothing, and predicts what the migration then takes, if a bandwidth
+// limit determines that.
 func TestEstimateMigration(t *testing.T) {
 	w := newWorld(t)
 	m := startTireless(t, w)

@@ -48,10 +48,9 @@ func within(b *testing.B, limit time.Duration) migrate.Result {
 	return mig.Result()
 }
 
-// BenchmarkDowntimeLimit migrates a guest on and on that writes all the time, and
-// reports how many of the migrations kept their limit, to 1.2 times, and of the
-// others how many did not say why. What is simulated is the machine; pages and
-// time are real. It wants a hundred: -benchtime 100x.
+// BenchmarkDowntimeLimit migrates a guest that writes all the time, and reports how many
+// migrations kept 1.2 times their limit, and how many of the others have no note. The
+// machine is simulated; pages and time are real. It needs about -benchtime 100x.
 func BenchmarkDowntimeLimit(b *testing.B) {
 	for _, limit := range []time.Duration{20 * time.Millisecond, 100 * time.Millisecond} {
 		b.Run(limit.String(), func(b *testing.B) {

@@ -38,7 +38,7 @@ func newWorld(t *testing.T) *World {
 	return w
 }
 
-// options for a guest that is small and busy.
+// options are for a guest that is small and busy.
 func options() migrate.Options {
 	o := migrate.DefaultOptions()
 	o.VerifyPages = true
@@ -127,7 +127,7 @@ func TestAPausedGuestArrivesPaused(t *testing.T) {
 	})
 }
 
-// Whatever step fails, the guest goes on where it was, and can be sent again.
+// If any step fails, the guest goes on at the source, and can be sent again.
 func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
 	overEach(t, func(t *testing.T, tr transport) {
 		broken := errors.New("broken on purpose")
@@ -173,7 +173,7 @@ func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
 	})
 }
 
-// deafSource does not hear of what its devices write.
+// deafSource does not report what its devices write.
 type deafSource struct{ *Machine }
 
 func (deafSource) FetchVMMDirty(_ int, bitmap []uint64) error {
@@ -181,8 +181,8 @@ func (deafSource) FetchVMMDirty(_ int, bitmap []uint64) error {
 	return nil
 }
 
-// PauseForHandoff has a device write a page at the last moment that the guest
-// leaves alone.
+// PauseForHandoff lets a device write, at the last moment, a page that the guest does not
+// write.
 func (d deafSource) PauseForHandoff(ctx context.Context) (bool, error) {
 	wasRunning, err := d.Machine.PauseForHandoff(ctx)
 	d.DeviceWrite(0, 500)()
@@ -226,7 +226,7 @@ func TestTheWorldSeesTwoMachinesRun(t *testing.T) {
 	}
 }
 
-// A guest with a seed makes the same writes wherever it is stopped.
+// A guest with a seed makes the same writes in every run.
 func TestAGuestIsTheSameForOneSeed(t *testing.T) {
 	var places [2][]uint64
 	for i := range places {
@@ -272,7 +272,7 @@ func TestARateHoldsTheGuestBack(t *testing.T) {
 	if err := m.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	// An upper bound only: how slow it may be is the scheduler's business.
+	// Only an upper bound: how slow it is depends on the scheduler.
 	if got, most := m.Writes()[0], uint64(time.Since(began).Seconds()*5000)+10; got > most {
 		t.Errorf("%d writes in %v, want %d at most", got, time.Since(began), most)
 	}

@@ -6,8 +6,8 @@ import (
 	"github.com/govmm/govmm/migrate"
 )
 
-// The facts about KVM's dirty log that the simulation stands for; package kvm
-// has the same of the real one.
+// The behaviour of KVM's dirty log that the simulation has; package kvm has the same tests
+// for the real one.
 
 func one(t *testing.T, l Layout) *Memory {
 	t.Helper()

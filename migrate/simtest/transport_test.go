@@ -82,14 +82,14 @@ func listenTLS(t *testing.T) (net.Listener, dial) {
 func overEach(t *testing.T, f func(*testing.T, transport)) {
 	for _, tr := range transports {
 		t.Run(tr.name, func(t *testing.T) {
-			t.Parallel() // they wait for each other's time-outs more than they work
+			t.Parallel() // they wait for time-outs more than they work
 			f(t, tr)
 		})
 	}
 }
 
-// A connection that breaks after COMMIT is not the end: the source asks over
-// another one, by the same way, until it knows who runs the guest.
+// A control connection that breaks after COMMIT is not the end: the source sends queries
+// over the same transport until it knows who runs the guest.
 func TestTheVerdictIsAskedFor(t *testing.T) {
 	overEach(t, func(t *testing.T, tr transport) {
 		w := newWorld(t)
@@ -102,7 +102,7 @@ func TestTheVerdictIsAskedFor(t *testing.T) {
 		}
 		var mu sync.Mutex // guards conns
 		var conns []net.Conn
-		cut := func() error { // the source hears no RUNNING
+		cut := func() error { // the source gets no RUNNING
 			mu.Lock()
 			defer mu.Unlock()
 			return conns[0].Close()
