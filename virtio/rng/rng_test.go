@@ -139,7 +139,7 @@ func TestRate(t *testing.T) {
 		if _, err := r.queue.SaveState(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		served(0)
 		if err := d.Resume(); err != nil {
 			t.Fatal(err)
