@@ -81,7 +81,7 @@ type hinter struct {
 	inspect inspection
 
 	// Counts of pages; atomic, since the sink counts while results are read.
-	named, holes, passed, dropped atomic.Uint64
+	named, passed, dropped atomic.Uint64
 
 	// Of the sink's goroutine.
 	pages     []pageRange // of the ranges of one call
@@ -402,10 +402,8 @@ func (h *hinter) span(id uint32, slot int, first, n uint64) {
 		clear(words)
 		words.SetRange(0, n)
 	}
-	holes := n
 	for at := words.NextSet(0, n); at < n; {
 		end := words.NextClear(at, n)
-		holes -= end - at
 		h.batch = append(h.batch, pageRange{slot, first + at, end - at})
 		h.batched += end - at
 		if len(h.batch) == hintBatch || h.batched >= hintBatchPages {
@@ -413,7 +411,6 @@ func (h *hinter) span(id uint32, slot int, first, n uint64) {
 		}
 		at = words.NextSet(end, n)
 	}
-	h.holes.Add(holes)
 }
 
 // flush passes the batch to the tracker.

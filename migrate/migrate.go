@@ -32,7 +32,7 @@ import (
 // Errors for errors.Is.
 var (
 	ErrCancelled      = errors.New("migration cancelled")
-	ErrRefused        = errors.New("refused by the destination") // its reasons follow
+	ErrRefused        = errors.New("refused by the destination") // the text has every reason
 	ErrTimeout        = errors.New("migration timed out")
 	ErrNotConverged   = errors.New("precopy did not converge")
 	ErrProtocol       = errors.New("protocol error")  // the peer sent what the protocol does not allow
@@ -78,7 +78,8 @@ type DirtyLog interface {
 	FetchVMMDirty(slot int, bitmap []uint64) error
 }
 
-// Source is a machine that can be sent. It may also be a [Hinting] and a [Throttler].
+// Source is a machine that can be sent. It may also be a [Hinting] and a [Throttler]. The
+// methods for the handoff are called in the order in which they are listed.
 type Source interface {
 	RAM
 	DirtyLog
@@ -100,7 +101,8 @@ type Throttler interface {
 
 // Builder makes the destination's machine, which does not run yet.
 type Builder interface {
-	// Build makes it from the source's configuration. Its error, also a list by errors.Join, is sent to the source.
+	// Build makes the machine from what MigrationConfig returned. Its error is sent to the source, one of errors.Join
+	// as a list: it should name everything that does not fit.
 	Build(ctx context.Context, config []byte) (Target, error)
 }
 

@@ -9,22 +9,36 @@ import (
 	"time"
 )
 
-// Options are the limits of one outgoing migration. A field that is zero has the
-// value of [DefaultOptions].
+// Options are the limits of one outgoing migration. The zero value is usable: a
+// field that is zero means what its comment says.
 type Options struct {
-	DowntimeLimit    time.Duration // of the guest's stop: rounds go on until the rest can be sent within it; 300 ms
-	BandwidthLimit   uint64        // of the rounds, in bytes a second; the stop is not limited; 0: none
-	Timeout          time.Duration // of the whole migration until COMMIT; 1 h
-	MaxRounds        int           // of precopy, before it gives up; 0: no limit
-	AutoConverge     bool          // slow the guest down, in steps, if rounds do not shrink
-	ClearBitmapShift uint          // base-2 logarithm of the pages that one KVM_CLEAR_DIRTY_LOG covers, 6 to 31; 18
-	Hints            HintMode      // whether the guest is asked for its free pages; HintsAuto
-	HintWait         time.Duration // for the guest's answer, before the first round; a quarter for it to begin; 1 s
-	Channels         int           // connections that carry pages, 1 to 16; 2, or 1 on one processor
-	Compression      Compression   // of page content; CompressNone
-	VerifyPages      bool          // for tests: compare hashes of all pages in the stop, which takes that much longer
-	PeerTimeout      time.Duration // without any progress, after which the peer counts as dead; 10 s
-	// Dial makes each connection to the address that New was given. nil: TCP to host:port, whose name is resolved once.
+	// DowntimeLimit bounds the guest's stop: rounds go on until the rest can be sent, and loaded, within it. 0: 300 ms.
+	DowntimeLimit time.Duration
+	// BandwidthLimit bounds the rounds, in bytes a second, but not what is sent in the stop. 0: no limit.
+	BandwidthLimit uint64
+	// Timeout bounds the migration until COMMIT; then it is given up, and the guest goes on at the source. 0: 1 h.
+	Timeout time.Duration
+	// MaxRounds bounds the precopy rounds; then the migration is given up. 0: no limit.
+	MaxRounds int
+	// AutoConverge slows the guest down, in steps, if rounds do not shrink. Otherwise a guest that writes faster than
+	// the link never arrives.
+	AutoConverge bool
+	// ClearBitmapShift is the base-2 logarithm of the pages that one KVM_CLEAR_DIRTY_LOG covers, 6 to 31. 0: 18 (1 GiB).
+	ClearBitmapShift uint
+	// Hints says whether the guest is asked for its free pages. "": HintsAuto.
+	Hints HintMode
+	// HintWait bounds how long the first round waits for the guest's answer; it waits a quarter of it for the begin. 0: 1 s.
+	HintWait time.Duration
+	// Channels is how many connections carry pages, 1 to 16. 0: 2, or 1 on one processor.
+	Channels int
+	// Compression is that of page content. "": CompressNone.
+	Compression Compression
+	// VerifyPages compares hashes of all pages in the stop, which takes that much longer. It is for tests.
+	VerifyPages bool
+	// PeerTimeout is how long the peer may make no progress before it counts as dead. 0: 10 s.
+	PeerTimeout time.Duration
+	// Dial makes each connection, to the address that New was given. Deadlines of the connection must work. nil: TCP
+	// to host:port; the name is resolved once, so all connections go to one peer.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 

@@ -2,17 +2,16 @@ package migrate
 
 import "github.com/govmm/govmm/migrate/report"
 
-// What the engine reports of itself: see package report.
 type (
-	Result          = report.Result
-	RoundStats      = report.RoundStats
-	Downtime        = report.Downtime
-	Progress        = report.Progress
-	Phase           = report.Phase
-	ReceiveProgress = report.ReceiveProgress
-	DirtyRate       = report.DirtyRate
-	DirtySample     = report.DirtySample
-	Estimate        = report.Estimate
+	Result          = report.Result          // what a migration came to
+	RoundStats      = report.RoundStats      // of one round
+	Downtime        = report.Downtime        // the parts of a downtime
+	Progress        = report.Progress        // of a migration under way
+	Phase           = report.Phase           // of a migration
+	ReceiveProgress = report.ReceiveProgress // of a [Receiver]
+	DirtyRate       = report.DirtyRate       // how a guest writes its memory
+	DirtySample     = report.DirtySample     // of a [DirtyRate]
+	Estimate        = report.Estimate        // what a migration is expected to take
 )
 
 // The phases of a migration.
