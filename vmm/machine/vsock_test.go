@@ -51,13 +51,7 @@ func vsockSlot(m *Machine) int {
 	return -1
 }
 
-func (d *vsockDriver) base() uint64 {
-	var b [8]byte
-	at := pci.ECAMBase + uint64(vsockSlot(d.m))<<15 + 0x10
-	d.m.board.mmio.Read(at, b[:4])
-	d.m.board.mmio.Read(at+4, b[4:])
-	return binary.LittleEndian.Uint64(b[:]) &^ 0xf
-}
+func (d *vsockDriver) base() uint64 { return deviceBase(d.m, vsockSlot(d.m)) }
 
 func (d *vsockDriver) write(reg uint64, v uint64, bytes int) {
 	d.m.board.mmio.Write(d.base()+reg, binary.LittleEndian.AppendUint64(nil, v)[:bytes])
