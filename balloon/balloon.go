@@ -1,13 +1,13 @@
-// Package balloon is the traditional memory balloon, virtio 1.2 section 5.5:
-// a guest gives memory back to the host and takes it again, tells how it is
-// doing, reports what it has freed, and hints which pages are free while a
-// migration looks for pages that it need not send.
+// Package balloon is the traditional memory balloon, virtio 1.2 section 5.5.
 //
-// Memory comes back in three ways. Inflating takes pages for as long as the
-// host wants them ([Balloon.SetTarget]); reporting tells of pages that are free
-// now and may be used again at any time. Both are punched out of guest memory
-// and read as zero afterwards. Free page hints leave the pages as they are, and
-// go to a [mempage.HintSink].
+// The guest gives memory to the host in two ways. It inflates the balloon by
+// pages that the host keeps until the guest deflates it ([Balloon.SetTarget]);
+// and it reports pages that are free now and that it may use again at any time.
+// Both are punched out of guest memory, and read as zero afterwards.
+//
+// During a migration the guest hints which pages are free and need not be sent.
+// Hints leave the pages as they are, and go to a [mempage.HintSink]. The guest
+// also sends statistics about its memory.
 package balloon
 
 import (
@@ -23,7 +23,7 @@ import (
 
 // Feature bits, section 5.5.3.
 const (
-	FeatureMustTellHost uint64 = 1 << iota // not offered: a page is used again by touching it
+	FeatureMustTellHost uint64 = 1 << iota // not offered: a page comes back by an access
 	FeatureStats
 	FeatureDeflateOnOOM
 	FeatureFreePageHint
@@ -40,35 +40,35 @@ const (
 	reportQueue
 	queueCount
 
-	// queueSize is that of every queue. Linux has at most one request in the
-	// first three; hints are the ones that wait.
+	// queueSize is the size of every queue. Linux has at most one request in
+	// each of the first three; only hints queue up.
 	queueSize = 128
 )
 
 var (
-	// ErrNoStats: the guest's driver keeps no statistics.
-	ErrNoStats = errors.New("the guest's balloon driver keeps no statistics")
-	// ErrNoHints: no driver is there that hints free pages.
+	// ErrNoStats: the guest's driver sends no statistics.
+	ErrNoStats = errors.New("the guest's balloon driver sends no statistics")
+	// ErrNoHints: the guest has no driver that hints free pages.
 	ErrNoHints = errors.New("the guest has no balloon driver that hints free pages")
-	// ErrPoison: free pages hold a pattern that the guest checks, so that a
-	// hinted page may not be dropped.
+	// ErrPoison: the guest checks a pattern in its free pages, so a hinted page
+	// must be sent.
 	ErrPoison = errors.New("the guest fills free pages with a pattern and checks it")
 )
 
-// Puncher gives guest memory back to the host; *memory.Memory is one.
+// Puncher gives guest memory back to the host; *memory.Memory implements it.
 type Puncher interface {
-	// Punch makes [gpa, gpa+n), whole pages, read as zero, and marks it in the
-	// VMM's dirty bitmap: a migration may have sent what was there.
+	// Punch frees [gpa, gpa+n), whole pages, which then read as zero, and marks
+	// them in the VMM's dirty bitmap: a migration may have sent the old content.
 	Punch(gpa, n uint64) error
 }
 
-// Config is what a balloon is made from.
+// Config configures a balloon.
 type Config struct {
-	// Memory is guest memory, to check what the guest says. Required.
+	// Memory is guest memory. Required.
 	Memory virtio.Memory
-	// Puncher gives it back. Required.
+	// Puncher gives guest memory back. Required.
 	Puncher Puncher
-	// RAM is the guest's memory in bytes: the largest target.
+	// RAM is the guest's memory in bytes, and the limit of the target.
 	RAM uint64
 	// Log may be nil: nothing is logged.
 	Log *slog.Logger
@@ -85,8 +85,8 @@ type Balloon struct {
 	features  uint64 // negotiated
 	notifier  virtio.Notifier
 	sink      mempage.HintSink
-	hintQueue *virtio.Queue // nil: nobody hints
-	waiting   uint32        // a command id that is not announced yet; 0: none
+	hintQueue *virtio.Queue // nil: the driver does not hint
+	waiting   uint32        // a command id that is not announced yet, or 0
 
 	loop *virtio.Loop // nil when not active; belongs to the transport's calls
 
@@ -94,7 +94,7 @@ type Balloon struct {
 	punched counter
 }
 
-// configuration is struct virtio_balloon_config, section 5.5.4: four words.
+// Offsets in struct virtio_balloon_config, section 5.5.4.
 const (
 	configTarget = 4 * iota
 	configActual
@@ -103,10 +103,10 @@ const (
 	configSize
 )
 
-// New makes a balloon that nothing is in.
+// New makes an empty balloon.
 func New(cfg Config) (*Balloon, error) {
 	if cfg.Memory == nil || cfg.Puncher == nil {
-		return nil, errors.New("balloon: needs guest memory")
+		return nil, errors.New("balloon: Memory and Puncher are required")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -116,24 +116,25 @@ func New(cfg Config) (*Balloon, error) {
 	return b, nil
 }
 
-// SetTarget says how many bytes of the guest's memory the balloon shall hold:
-// a multiple of [mempage.Size], and less than all. The guest follows in its own
-// time, see [Balloon.Actual]; a guest without a driver never does.
+// SetTarget sets how many bytes of the guest's memory the balloon is to hold: a
+// multiple of [mempage.Size], and less than all. The guest follows over time (see
+// [Balloon.Actual]); a guest without a driver never does.
 func (b *Balloon) SetTarget(bytes uint64) error {
 	if bytes%mempage.Size != 0 {
-		return fmt.Errorf("balloon target %d bytes: not a multiple of %d", bytes, mempage.Size)
+		return fmt.Errorf("balloon target must be a multiple of %d bytes, got %d", mempage.Size, bytes)
 	}
 	if bytes > 0 && bytes >= b.cfg.RAM {
-		return fmt.Errorf("balloon target %d bytes: the guest has %d", bytes, b.cfg.RAM)
+		return fmt.Errorf("balloon target must be less than the guest's %d bytes, got %d", b.cfg.RAM, bytes)
 	}
 	if bytes/mempage.Size > 1<<32-1 {
-		return fmt.Errorf("balloon target %d bytes: a balloon holds less than 16 TiB", bytes)
+		return fmt.Errorf("balloon target must be less than 16 TiB, got %d bytes", bytes)
 	}
 	b.changeConfig(func(s *State) { s.Target = uint32(bytes / mempage.Size) })
 	return nil
 }
 
-// changeConfig changes what the driver reads and tells it, if there is one.
+// changeConfig changes the configuration structure and tells the driver, if there
+// is one.
 func (b *Balloon) changeConfig(change func(*State)) {
 	b.config.Lock()
 	change(&b.state)
@@ -144,29 +145,28 @@ func (b *Balloon) changeConfig(change func(*State)) {
 	}
 }
 
-// Target is what the balloon shall hold, in bytes.
+// Target is how much the balloon is to hold, in bytes.
 func (b *Balloon) Target() uint64 {
 	b.config.Lock()
 	defer b.config.Unlock()
 	return uint64(b.state.Target) * mempage.Size
 }
 
-// Actual is what the balloon holds, in bytes, as the guest has it.
+// Actual is how much the balloon holds according to the guest, in bytes.
 func (b *Balloon) Actual() uint64 {
 	b.config.Lock()
 	defer b.config.Unlock()
 	return uint64(b.state.Actual) * mempage.Size
 }
 
-// negotiated says whether an active driver has accepted a feature.
+// negotiated reports whether an active driver has accepted a feature.
 func (b *Balloon) negotiated(feature uint64) bool {
 	b.config.Lock()
 	defer b.config.Unlock()
 	return b.active && b.features&feature != 0
 }
 
-// poison is the value that the guest expects in free pages; 0 if it expects
-// none.
+// poison is the value that the guest expects in free pages, or 0.
 func (b *Balloon) poison() uint32 {
 	b.config.Lock()
 	defer b.config.Unlock()
@@ -194,8 +194,7 @@ func (b *Balloon) ReadConfig(off uint32, p []byte) {
 	}
 }
 
-// WriteConfig takes the two fields that are the driver's, actual and
-// poison_val, byte by byte.
+// WriteConfig writes the driver's two fields, actual and poison_val, byte by byte.
 func (b *Balloon) WriteConfig(off uint32, p []byte) {
 	b.config.Lock()
 	defer b.config.Unlock()

@@ -12,8 +12,8 @@ var _ virtio.Device = (*Balloon)(nil)
 // ID is the device type.
 func (b *Balloon) ID() uint16 { return virtio.IDBalloon }
 
-// Features are those that the device offers, always all of them: Linux before
-// 6.11 numbers the queues by what was offered (see [Balloon.Activate]).
+// Features are always all features: Linux before 6.11 numbers the queues by those
+// that are offered (see [Balloon.Activate]).
 func (b *Balloon) Features() uint64 {
 	return FeatureStats | FeatureDeflateOnOOM | FeatureFreePageHint | FeaturePagePoison | FeatureReporting
 }
@@ -27,10 +27,10 @@ func (b *Balloon) QueueSizes() []uint16 {
 	return sizes
 }
 
-// Activate starts serving the queues. Section 5.5.2 gives each queue a number
-// of its own; drivers are about that leave none out, and so have the reporting
-// queue in the place of the hint queue when they do not hint. Such a queue is
-// found by being enabled where there should be none.
+// Activate starts serving the queues. Section 5.5.2 gives each queue a fixed
+// number, but some drivers number the queues that they use one after the other,
+// and have the reporting queue in the place of the hint queue if they do not
+// hint. Activate finds that by the queue that is enabled.
 func (b *Balloon) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifier) error {
 	b.config.Lock()
 	b.active, b.features, b.notifier, b.waiting = true, features, n, 0
@@ -62,8 +62,8 @@ func (b *Balloon) Activate(features uint64, queues []*virtio.Queue, n virtio.Not
 // start serves a queue in a task of its own.
 func (b *Balloon) start(s virtio.Server) { b.loop.Start(virtio.Task{Servers: []virtio.Server{s}}) }
 
-// Reset stops serving and forgets what the driver said. The host's wish, the
-// target, stays, and so does the counter of command ids.
+// Reset stops serving and discards what the driver has set. The target and the
+// counter of command ids stay.
 func (b *Balloon) Reset() {
 	b.loop.Stop()
 	b.loop = nil
@@ -81,7 +81,7 @@ func (b *Balloon) Reset() {
 	}
 }
 
-// Pause returns when no request is being served. If ctx ends first, everything
+// Pause returns when no request is being served. If ctx ends first, the device
 // goes on.
 func (b *Balloon) Pause(ctx context.Context) error {
 	if err := b.loop.Pause(ctx); err != nil {
@@ -96,8 +96,8 @@ func (b *Balloon) Resume() error {
 	return nil
 }
 
-// ResetQueue implements [virtio.Device]: the buffer of the statistics
-// queue waits there for the host to ask.
+// ResetQueue implements [virtio.Device]. The device keeps the buffer of the
+// statistics queue.
 func (b *Balloon) ResetQueue(q *virtio.Queue) { b.loop.ResetQueue(q) }
 
 // Close has nothing to give back.

@@ -8,24 +8,23 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// Command ids that mean something by themselves, section 5.5.6.5; any other
-// one asks for hints.
+// Command ids with a meaning, section 5.5.6.5. Any other id asks for hints.
 const (
 	CommandStop = 0
 	CommandDone = 1
 	commandMin  = 2
 )
 
-// SetHintSink sets who gets hints; nil: they are dropped.
+// SetHintSink sets the receiver of hints. If it is nil, hints are dropped.
 func (b *Balloon) SetHintSink(s mempage.HintSink) {
 	b.config.Lock()
 	defer b.config.Unlock()
 	b.sink = s
 }
 
-// NewHintID returns a command id unlike all that this guest was given before,
-// on any host. It fails with [ErrNoHints] or [ErrPoison]. Who takes hints notes
-// the id before announcing it.
+// NewHintID returns a command id that this guest was never given before, on any
+// host. It fails with [ErrNoHints] or [ErrPoison]. The hint sink must know the id
+// before [Balloon.AnnounceHints].
 func (b *Balloon) NewHintID() (uint32, error) {
 	if !b.negotiated(FeatureFreePageHint) {
 		return 0, ErrNoHints
@@ -39,13 +38,13 @@ func (b *Balloon) NewHintID() (uint32, error) {
 	return b.state.LastID, nil
 }
 
-// AnnounceHints asks the guest for hints under an id from [Balloon.NewHintID].
-// The guest answers in its own time, or not at all.
+// AnnounceHints asks the guest for hints under an id from [Balloon.NewHintID]. The
+// guest may answer late, or not at all.
 //
-// The id is announced when all that the driver had queued before is consumed,
-// so that none of it counts. To look at the ids in there would not do: a START
-// points to a variable of the driver (Linux: cmd_id_active), and one that is
-// read late says what the driver answers to by then.
+// The driver reads the id when the device has consumed all requests that were
+// queued before, so that these do not count. The ids in those requests cannot be
+// used for that: a START points to a variable of the driver (Linux:
+// cmd_id_active), which may have a newer id by the time the device reads it.
 func (b *Balloon) AnnounceHints(id uint32) {
 	b.config.Lock()
 	b.waiting = id
@@ -56,7 +55,7 @@ func (b *Balloon) AnnounceHints(id uint32) {
 	}
 }
 
-// announceWaiting announces the id that waits for it, if there is one.
+// announceWaiting announces the id that waits, if there is one.
 func (b *Balloon) announceWaiting() {
 	b.config.Lock()
 	id := b.waiting
@@ -71,12 +70,12 @@ func (b *Balloon) announceWaiting() {
 	}
 }
 
-// StopHints asks the guest to end its answer. It keeps the pages that it has
-// hinted until [Balloon.DoneHints].
+// StopHints asks the guest to stop hinting. The guest keeps the pages that it has
+// hinted unused until [Balloon.DoneHints].
 func (b *Balloon) StopHints() { b.command(CommandStop) }
 
-// DoneHints lets the guest use what it has hinted. It may be called while the
-// device is paused, and then travels.
+// DoneHints lets the guest use the pages that it has hinted. It may be called while
+// the device is paused.
 func (b *Balloon) DoneHints() { b.command(CommandDone) }
 
 func (b *Balloon) command(id uint32) {
@@ -86,27 +85,27 @@ func (b *Balloon) command(id uint32) {
 	})
 }
 
-// hinting returns the sink and whether id is what the guest was asked for.
+// hinting returns the sink, and whether id is the current one.
 func (b *Balloon) hinting(id uint32) (mempage.HintSink, bool) {
 	b.config.Lock()
 	defer b.config.Unlock()
 	return b.sink, id >= commandMin && id == b.state.Command && b.sink != nil && b.poisonLocked() == 0
 }
 
-// hintRanges is how many ranges the sink is told at once.
+// hintRanges is how many ranges the sink gets at once.
 const hintRanges = 256
 
 // hintServer serves the hint queue: readable buffers are command ids, writable
-// ones are free memory. It belongs to the queue's task.
+// buffers are free memory. Only the queue's task uses it.
 type hintServer struct {
 	b      *Balloon
-	id     uint32 // what the driver is answering to; CommandStop: nothing
-	late   bool   // it is answering to an id that is not current
+	id     uint32 // the id that the driver answers to; CommandStop: none
+	late   bool   // the driver answers to an id that is not current
 	ranges [hintRanges]mempage.Range
-	count  int // ranges that the sink has not been told
+	count  int // ranges that the sink has not got yet
 }
 
-// serve tells the sink of the pages in a request.
+// serve passes the pages of a request to the sink.
 func (h *hintServer) serve(c *virtio.Chain) (uint32, error) {
 	if c.ReadableLen() > 0 {
 		if err := h.command(c); err != nil {
@@ -118,18 +117,18 @@ func (h *hintServer) serve(c *virtio.Chain) (uint32, error) {
 	return 0, nil
 }
 
-// empty: all that the driver had queued is consumed.
+// empty is called when all that the driver had queued is consumed.
 func (h *hintServer) empty([]virtio.Chain, []uint32) int {
 	h.b.announceWaiting()
 	return virtio.Keep
 }
 
-// command takes the driver's word of what it is answering to. An id that is not
-// the one that was announced last begins an answer to nothing.
+// command notes which id the driver answers to. Hints under an id other than the
+// one announced last do not count.
 func (h *hintServer) command(c *virtio.Chain) error {
 	var raw [4]byte
 	if c.ReadableLen() != len(raw) || c.ReadAt(raw[:], 0) != len(raw) {
-		return fmt.Errorf("balloon: a command id of %d bytes in the free page hint queue", c.ReadableLen())
+		return fmt.Errorf("balloon: a command id must have 4 bytes, got %d", c.ReadableLen())
 	}
 	id := binary.LittleEndian.Uint32(raw[:])
 	sink, current := h.b.hinting(id)
@@ -144,7 +143,7 @@ func (h *hintServer) command(c *virtio.Chain) error {
 	return nil
 }
 
-// collect notes the pages of a request, if the driver answers to something.
+// collect notes the pages of a request, if the driver answers to an id.
 func (h *hintServer) collect(c *virtio.Chain) {
 	if h.id == CommandStop && !h.late {
 		return
@@ -166,7 +165,7 @@ func (h *hintServer) collect(c *virtio.Chain) {
 	}
 }
 
-// tell passes on what was noted, if the id is still current.
+// tell passes the noted ranges to the sink, if the id is still current.
 func (h *hintServer) tell() {
 	if h.count == 0 {
 		return

@@ -11,16 +11,15 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// ErrPage is wrapped by what DEVICE_NEEDS_RESET is set for when the guest names
-// memory that it does not have.
-var ErrPage = errors.New("the balloon driver names memory that is not there")
+// ErrPage is wrapped by the reason for DEVICE_NEEDS_RESET when the guest names pages
+// that are not RAM.
+var ErrPage = errors.New("the balloon driver names pages that are not RAM")
 
 const (
-	// pfnBatch is how many page numbers are looked at together: four times
-	// what Linux sends in a request.
+	// pfnBatch is how many page numbers are sorted and merged together, four
+	// times as many as Linux sends in a request.
 	pfnBatch = 1024
-	// maxPFNs bounds a request: 4 GiB worth of pages. A driver has no reason to
-	// put more in one.
+	// maxPFNs is the limit of a request: the pages of 4 GiB.
 	maxPFNs = 1 << 20
 )
 
@@ -35,14 +34,13 @@ type pfnServer struct {
 	pfns [pfnBatch]uint32
 }
 
-// serve checks the pages of a request and, for inflation, gives them back. To
-// deflate is nothing: a page is there again when it is touched. When a pause is
-// due the rest is not looked at: a page of the balloon that is not given back
-// is memory that the host does without.
+// serve checks the pages of a request and punches those of an inflation. It does
+// nothing for a deflation: a page comes back when the guest accesses it. When a
+// pause is due, it leaves out the rest, which the host then does not get back.
 func (s *pfnServer) serve(c *virtio.Chain) (uint32, error) {
 	n := c.ReadableLen()
 	if n%4 != 0 || n/4 > maxPFNs {
-		return 0, fmt.Errorf("%w: a request of %d bytes of page numbers", ErrPage, n)
+		return 0, fmt.Errorf("%w: a request must have at most %d page numbers of 4 bytes, got %d bytes", ErrPage, maxPFNs, n)
 	}
 	for off := 0; off < n && !s.loop.Urgent(); {
 		got := c.ReadAt(s.raw[:min(len(s.raw), n-off)], off)
@@ -58,13 +56,13 @@ func (s *pfnServer) serve(c *virtio.Chain) (uint32, error) {
 	return 0, nil
 }
 
-// pages finds the runs in a batch and handles each as one.
+// pages handles each run of adjacent pages in a batch as one.
 func (s *pfnServer) pages(pfns []uint32) error {
 	slices.Sort(pfns)
 	for len(pfns) > 0 {
 		first, n, taken := uint64(pfns[0]), uint64(1), 1
 		for ; taken < len(pfns); taken++ {
-			// A page may be named twice.
+			// The same page may come twice.
 			if next := uint64(pfns[taken]); next == first+n {
 				n++
 			} else if next != first+n-1 {
@@ -89,14 +87,14 @@ func (s *pfnServer) run(gpa, n uint64) error {
 	return nil
 }
 
-// counter counts what was punched out, and the first failure.
+// counter counts punched bytes, and notes the first failure.
 type counter struct {
 	bytes  atomic.Uint64
 	failed atomic.Bool
 }
 
-// punch gives memory back. A failure is the host's, and harms no one: the host
-// keeps the memory. It is told once.
+// punch gives memory back to the host. A failure, which leaves the memory with the
+// guest, is logged once.
 func (b *Balloon) punch(gpa, n uint64) {
 	if err := b.cfg.Puncher.Punch(gpa, n); err != nil {
 		if !b.punched.failed.Swap(true) {
@@ -107,6 +105,6 @@ func (b *Balloon) punch(gpa, n uint64) {
 	b.punched.bytes.Add(n)
 }
 
-// Punched is the number of bytes that were given back to the host so far, by
-// inflation and by reporting; a page may count several times.
+// Punched is how many bytes have been given back to the host, by inflation and by
+// reporting. A page may count several times.
 func (b *Balloon) Punched() uint64 { return b.punched.bytes.Load() }

@@ -8,8 +8,8 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// State is what travels with a migration. What the guest has given back is in
-// guest memory, as holes.
+// State is what travels with a migration. Pages that the guest has given back are
+// holes in guest memory.
 type State struct {
 	Target  uint32 `cbor:"target"`  // pages that the host wants the balloon to hold
 	Actual  uint32 `cbor:"actual"`  // pages that it holds, as the driver says
@@ -39,10 +39,10 @@ func (b *Balloon) LoadState(raw []byte) error {
 		return fmt.Errorf("%w: %w", errState, err)
 	}
 	if s.Target > 0 && uint64(s.Target)*mempage.Size >= b.cfg.RAM {
-		return fmt.Errorf("%w: target of %d pages in a guest of %d bytes", errState, s.Target, b.cfg.RAM)
+		return fmt.Errorf("%w: the target must be less than the guest's %d bytes, got %d pages", errState, b.cfg.RAM, s.Target)
 	}
 	if s.LastID == CommandDone {
-		return fmt.Errorf("%w: last command id %d", errState, s.LastID)
+		return fmt.Errorf("%w: the last command id must not be %d", errState, s.LastID)
 	}
 	b.config.Lock()
 	defer b.config.Unlock()

@@ -9,10 +9,10 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// Stats is what the guest says of its memory, section 5.5.6.4. A nil field is
-// one that it did not give. All is the guest's word and may be anything.
+// Stats is the guest's statistics of its memory, section 5.5.6.4. A field is nil if
+// the guest did not send it. The guest can send any values.
 type Stats struct {
-	// At is when they came, by this host's clock.
+	// At is when they arrived, by this host's clock.
 	At time.Time `json:"at"`
 
 	SwapIn          *uint64 `json:"swap_in_bytes,omitempty"`
@@ -27,7 +27,7 @@ type Stats struct {
 	HugetlbFailures *uint64 `json:"hugetlb_failures,omitempty"`
 }
 
-// field is where the value of a tag goes; nil for one that is not known.
+// field is the field for a tag, or nil if the tag is unknown.
 func (s *Stats) field(tag uint16) **uint64 {
 	fields := [...]**uint64{
 		&s.SwapIn, &s.SwapOut, &s.MajorFaults, &s.MinorFaults, &s.Free,
@@ -40,15 +40,14 @@ func (s *Stats) field(tag uint16) **uint64 {
 }
 
 const (
-	// statBytes is struct virtio_balloon_stat: a tag of 16 bits and a value of
-	// 64, with nothing in between.
+	// statBytes is the size of struct virtio_balloon_stat: a tag of 16 bits and
+	// a value of 64, without padding.
 	statBytes = 10
-	// maxStats is how many are looked at: a driver that has more to tell than
-	// there are tags repeats itself.
+	// maxStats is how many are read of a buffer, more than there are tags.
 	maxStats = 64
 )
 
-// parseStats reads as many statistics as there are whole ones.
+// parseStats reads the complete statistics in p.
 func parseStats(p []byte) Stats {
 	var s Stats
 	for ; len(p) >= statBytes; p = p[statBytes:] {
@@ -60,16 +59,16 @@ func parseStats(p []byte) Stats {
 	return s
 }
 
-// statsBox serves the statistics queue and holds the statistics that came last.
-// There is one buffer: the driver fills it and makes it available, the device
-// keeps it, and gives it back when it wants to have new ones.
+// statsBox serves the statistics queue and has the latest statistics. There is one
+// buffer: the driver fills it and makes it available; the device keeps it, and
+// gives it back to ask for new statistics.
 type statsBox struct {
 	mu      sync.Mutex // guards what follows
 	last    Stats
 	have    bool
-	driver  bool          // there is one
+	driver  bool          // there is a driver
 	asked   bool          // the buffer is to be given back
-	changed chan struct{} // closed when others come, or the driver goes
+	changed chan struct{} // closed when new statistics arrive, or the driver goes
 
 	wake chan struct{}              // asked is set
 	raw  [maxStats * statBytes]byte // belongs to the queue's task
@@ -83,7 +82,7 @@ func (x *statsBox) task(q *virtio.Queue) virtio.Task {
 	return virtio.Task{Servers: []virtio.Server{{Queue: q, Gather: x.take, Empty: x.request}}, Wake: x.wake}
 }
 
-// take reads the buffer that has come. If there still is one, that goes back.
+// take reads a new buffer. A buffer that was kept is given back.
 func (x *statsBox) take(chains []virtio.Chain, written []uint32) (int, error) {
 	stats := parseStats(x.raw[:chains[len(chains)-1].ReadAt(x.raw[:], 0)])
 	stats.At = time.Now()
@@ -92,8 +91,7 @@ func (x *statsBox) take(chains []virtio.Chain, written []uint32) (int, error) {
 	return len(chains) - 1, nil
 }
 
-// request gives the buffer back, if that is asked for. If there is none, the
-// driver is about to send it, or has never sent one.
+// request gives the buffer back if new statistics are asked for.
 func (x *statsBox) request(chains []virtio.Chain, written []uint32) int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -121,8 +119,7 @@ func (x *statsBox) forget() {
 	x.changed = make(chan struct{})
 }
 
-// Stats returns the statistics that the guest gave last, and whether it has
-// given any.
+// Stats returns the latest statistics, and whether there are any.
 func (b *Balloon) Stats() (Stats, bool) {
 	b.stats.mu.Lock()
 	defer b.stats.mu.Unlock()
@@ -130,8 +127,7 @@ func (b *Balloon) Stats() (Stats, bool) {
 }
 
 // PollStats asks the guest for statistics and returns its answer. It fails with
-// [ErrNoStats], or when ctx ends: a guest that is paused, or busy, does not
-// answer.
+// [ErrNoStats], or when ctx ends: a guest that is paused or busy does not answer.
 func (b *Balloon) PollStats(ctx context.Context) (Stats, error) {
 	x := &b.stats
 	x.mu.Lock()

@@ -16,7 +16,7 @@ type Buffer struct {
 	Len uint32
 }
 
-// Used is a request that came back.
+// Used is a request that the device has given back.
 type Used struct {
 	Token uint16 // what Add returned
 	Len   uint32
@@ -31,8 +31,8 @@ type Driver struct {
 	features uint64
 	ring     driverRing
 	inFlight map[uint16]bool
-	// Indirect makes Add put its buffers in an indirect table. Table must be
-	// set to memory for Size tables of MaxIndirect descriptors.
+	// Indirect makes Add put its buffers into an indirect table of at most
+	// MaxIndirect descriptors.
 	Indirect bool
 	tables   uint64
 }
@@ -47,8 +47,7 @@ type driverRing interface {
 	setInterrupts(on bool)
 }
 
-// RingBytes is the memory that [NewDriver] takes for a queue of so many
-// descriptors.
+// RingBytes is the memory that [NewDriver] uses for a queue of size descriptors.
 func RingBytes(size uint16) uint64 {
 	n := uint64(size)
 	return page(n*16) + page(6+2*n) + page(6+8*n) + page(n*MaxIndirect*16)
@@ -103,8 +102,8 @@ func (d *Driver) Add(readable, writable []Buffer) (token uint16, ok bool) {
 	return token, ok
 }
 
-// Used takes the next request that came back. One that is not in flight fails
-// the test.
+// Used takes the next request that the device has given back. The test fails if
+// that is not in flight.
 func (d *Driver) Used() (Used, bool) {
 	d.t.Helper()
 	u, ok := d.ring.used()
@@ -117,14 +116,14 @@ func (d *Driver) Used() (Used, bool) {
 	return u, ok
 }
 
-// InFlight is the number of requests that have not come back.
+// InFlight is the number of requests that Used has not returned yet.
 func (d *Driver) InFlight() int { return len(d.inFlight) }
 
-// WantsKick says whether the device wants to know of what was added since the
-// last call.
+// WantsKick reports whether the device asks for a kick for the requests added since
+// the last call.
 func (d *Driver) WantsKick() bool { return d.ring.wantsKick() }
 
-// SetInterrupts asks for an interrupt for the next request that comes back, or
+// SetInterrupts asks for an interrupt for the next request that is given back, or
 // for none.
 func (d *Driver) SetInterrupts(on bool) { d.ring.setInterrupts(on) }
 

@@ -9,12 +9,11 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// IDEcho is a device type that the standard has not given away.
+// IDEcho is a device type that the standard does not define.
 const IDEcho uint16 = 0x3f
 
-// Echo is the least device there can be: it copies what a request has to read
-// to what it has to write. Its configuration is 8 bytes that the driver may
-// write.
+// Echo is a minimal device: it copies the readable bytes of a request to the
+// writable ones. Its configuration is 8 bytes that the driver may write.
 type Echo struct {
 	Queues []uint16 // sizes
 
@@ -33,7 +32,7 @@ var _ virtio.Device = (*Echo)(nil)
 // ID is IDEcho.
 func (e *Echo) ID() uint16 { return IDEcho }
 
-// Features are one that means nothing.
+// Features is one feature without a meaning.
 func (e *Echo) Features() uint64 { return 1 }
 
 // QueueSizes are those of Queues.

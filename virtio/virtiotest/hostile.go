@@ -14,8 +14,9 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// Hostile is a driver that keeps to no rule. [Hostile.Attack] runs it against
-// a device over both queue formats, with seeded random numbers.
+// Hostile is a driver that breaks the rules: seeded random requests, addresses
+// outside of RAM, overwritten rings, and resets of queues and of the device at any
+// time. [Hostile.Attack] runs it against a device over both queue formats.
 type Hostile struct {
 	// New makes a fresh device whose guest memory is mem. The driver's rings
 	// are in mem, too. Attack closes the device.

@@ -1,6 +1,6 @@
-// Package virtiotest is the other side of virtio, for tests: guest memory that
-// checks what is marked dirty, and drivers of split and packed rings. A device
-// is tested through it as a guest would use it.
+// Package virtiotest is the driver's side of virtio, for tests of devices: guest
+// memory that records dirty marks, drivers of split and packed rings, and a driver
+// that breaks the rules ([Hostile]).
 package virtiotest
 
 import (
@@ -14,9 +14,8 @@ import (
 
 // Memory is guest RAM from gpa Base on. It implements virtio.Memory.
 //
-// It is mapped memory, not Go's: the race detector, which would take the
-// accesses of a driver and a device for races, as little as of a guest's vCPU
-// and a device, does not watch it.
+// It is mapped memory, which the race detector does not watch: a driver and a
+// device, like a vCPU and a device, access the same memory at the same time.
 type Memory struct {
 	Base uint64
 	ram  []byte
@@ -90,8 +89,8 @@ func (m *Memory) Snapshot() []byte {
 	return append([]byte(nil), m.ram...)
 }
 
-// Unmarked returns the pages, by gpa, that differ from a snapshot and have not
-// been marked since it was taken: what a migration would lose.
+// Unmarked returns the gpas of pages that differ from a snapshot and were not marked
+// since: a migration would lose them.
 func (m *Memory) Unmarked(before []byte) []uint64 {
 	m.dirtyMu.Lock()
 	defer m.dirtyMu.Unlock()

@@ -8,30 +8,30 @@ import (
 	"strings"
 )
 
-// Backend is what a serial port is connected to on the host. Write may block
-// for as long as the other end does not take bytes; Close ends a Write and a
-// ReadInput under way.
+// Backend connects a serial port with the host. Write may block while the other
+// end takes no bytes. Close ends a Write and a ReadInput under way.
 type Backend interface {
 	io.WriteCloser
 	Input
 }
 
-// Options is what a backend needs of its surroundings. The zero value is fine.
+// Options are the parts of the process that a backend uses. The zero value is
+// valid.
 type Options struct {
-	// Quit is called when the user asks to end the VM (Ctrl-A x on a
-	// terminal), by the goroutine that reads input; it must neither wait for that nor
-	// close the backend, but see to it that both happen.
+	// Quit is called when the user asks to end the VM (Ctrl-A x on a terminal).
+	// The goroutine that reads input calls it, so Quit must not wait for the end
+	// of the VM, or close the backend, itself.
 	Quit func()
-	// Stdin, Stdout and Stderr are used by backend stdio; nil means those of
-	// the process. Stderr gets the help text of Ctrl-A h.
+	// The backend stdio uses Stdin, Stdout and Stderr; nil means those of the
+	// process. Stderr gets the help text of Ctrl-A h.
 	Stdin, Stdout, Stderr *os.File
 }
 
 // OpenBackend makes the backend that spec names:
 //
-//	stdio      this process's input and output. A terminal goes into raw mode at
-//	           the first ReadInput and back at Close; Ctrl-A x quits, Ctrl-A h
-//	           helps, Ctrl-A Ctrl-A sends Ctrl-A
+//	stdio      this process's input and output. A terminal is in raw mode from the
+//	           first ReadInput until Close; Ctrl-A x quits, Ctrl-A h prints help,
+//	           Ctrl-A Ctrl-A sends Ctrl-A
 //	file:PATH  output is appended to a file, made with mode 0600; no input
 //	unix:PATH  a unix socket, mode 0600, that one client at a time may connect to
 //	null       output is dropped; no input
@@ -57,8 +57,8 @@ func (null) Write(p []byte) (int, error)                    { return len(p), nil
 func (null) ReadInput(context.Context, []byte) (int, error) { return 0, io.EOF }
 func (null) Close() error                                   { return nil }
 
-// file is the backend file:PATH. It appends: two ends of a migration may write
-// to one file, and an earlier run's output is not the VM's to destroy.
+// file is the backend file:PATH. It appends, because both ends of a migration may
+// write to one file, and to keep the output of earlier runs.
 type file struct {
 	f *os.File
 }
@@ -74,7 +74,7 @@ func openFile(path string) (*file, error) {
 // Write appends to the file.
 func (b *file) Write(p []byte) (int, error) { return b.f.Write(p) }
 
-// ReadInput has no input.
+// ReadInput returns io.EOF.
 func (b *file) ReadInput(context.Context, []byte) (int, error) { return 0, io.EOF }
 
 // Close closes the file.

@@ -7,12 +7,10 @@ import (
 	"github.com/govmm/govmm/internal/charqueue"
 )
 
-// State is what of a UART travels with a migration. Input that the guest has
-// not read goes with it: it was typed to the guest, not to a host. Of the
-// output goes the line that the guest has not finished, if it is held
-// ([UART.HoldLine]); whole lines that the backend has not taken when the state
-// is saved ([UART.Drain] first) are still written by the UART that was saved
-// from.
+// State is what travels with a migration: the registers, the input that the guest
+// has not read, and of the output the line that the guest has not ended, if it is
+// held ([UART.HoldLine]). The UART at the source still writes whole lines
+// ([UART.Drain]).
 type State struct {
 	IER     byte `cbor:"ier"`
 	FCR     byte `cbor:"fcr"`
@@ -23,17 +21,16 @@ type State struct {
 	DLM     byte `cbor:"dlm"`
 	MSR     byte `cbor:"msr"`
 	Overrun bool `cbor:"overrun"`
-	// THREPending: the transmitter's interrupt is pending, or will be as soon
-	// as there is room for output, which there is at the destination from the
-	// start.
+	// THREPending: the transmitter's interrupt is pending, or will be when there
+	// is room for output, which the destination has from the start.
 	THREPending bool   `cbor:"thre_pending"`
 	FIFO        []byte `cbor:"fifo"`    // received, not read by the guest; at most 16 bytes
 	Pending     []byte `cbor:"pending"` // waits for room in FIFO; at most 4096 bytes
 	Line        []byte `cbor:"line"`    // sent by the guest, no newline yet; at most 64 KiB
 }
 
-// SaveState returns the state. The UART is not changed by it. The vCPUs and
-// [UART.Serve] have stopped.
+// SaveState returns the state, and changes nothing. The vCPUs and [UART.Serve] have
+// stopped.
 func (u *UART) SaveState() State {
 	u.regs.Lock()
 	defer u.regs.Unlock()
@@ -48,22 +45,22 @@ func (u *UART) SaveState() State {
 	}
 }
 
-// LoadState replaces the state by a saved one, or changes nothing and says what
-// is wrong with it. The interrupt controllers have been loaded: the level of
-// the interrupt line is set anew, which they then take as no change.
+// LoadState loads a saved state. After an error nothing has changed. The interrupt
+// controllers have been loaded, so that setting the level of the interrupt line
+// makes no edge.
 func (u *UART) LoadState(s State) error {
 	if s.IER&^ierMask != 0 || s.MCR&^mcrMask != 0 || s.FCR&^fcrKept != 0 || (s.FCR != 0 && s.FCR&fcrEnable == 0) {
-		return fmt.Errorf("serial port state: IER %#x, FCR %#x or MCR %#x has bits that do not exist", s.IER, s.FCR, s.MCR)
+		return fmt.Errorf("serial port state: IER %#x, FCR %#x or MCR %#x has undefined bits", s.IER, s.FCR, s.MCR)
 	}
 	depth := 1
 	if s.FCR&fcrEnable != 0 {
 		depth = fifoSize
 	}
 	if len(s.FIFO) > depth || len(s.Pending) > maxPending {
-		return fmt.Errorf("serial port state: %d bytes in the FIFO and %d waiting; at most %d and %d are possible", len(s.FIFO), len(s.Pending), depth, maxPending)
+		return fmt.Errorf("serial port state: expected at most %d bytes in the FIFO and %d pending, got %d and %d", depth, maxPending, len(s.FIFO), len(s.Pending))
 	}
 	if len(s.Line) > charqueue.Size || bytes.IndexByte(s.Line, '\n') >= 0 {
-		return fmt.Errorf("serial port state: an unfinished line of %d bytes, at most %d without a newline are possible", len(s.Line), charqueue.Size)
+		return fmt.Errorf("serial port state: an unfinished line must have no newline and at most %d bytes, got %d", charqueue.Size, len(s.Line))
 	}
 	u.regs.Lock()
 	defer u.regs.Unlock()

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stdio is the backend stdio. It never reads or writes but when poll says that
-// it can, so that a call under way ends when the backend is closed.
+// stdio is the backend stdio. It reads and writes only when poll reports that it
+// can, so that a call under way ends when the backend is closed.
 type stdio struct {
-	files  [2]*os.File // kept from being closed by the garbage collector
+	files  [2]*os.File // referenced so that the garbage collector does not close them
 	in     int
 	out    outputFD
 	help   io.Writer
@@ -32,10 +32,10 @@ type stdio struct {
 	inUse sync.RWMutex
 }
 
-// outputFD is where output goes, and how to write to it without blocking.
+// outputFD is the descriptor for output, and how to write to it without blocking.
 type outputFD struct {
 	fd     int
-	opened bool // fd is ours to close, and has O_NONBLOCK
+	opened bool // fd was opened here, with O_NONBLOCK
 	socket bool
 	file   bool // a regular file
 }
@@ -67,10 +67,10 @@ func openStdio(opt Options) (*stdio, error) {
 	return b, nil
 }
 
-// nonblocking returns a way to write to fd without blocking. O_NONBLOCK on fd
-// itself would change it for every process that shares it, a shell for one. A
-// terminal or pipe can be opened a second time; for a socket each call has a
-// flag; a file never blocks for long.
+// nonblocking returns a way to write to fd without blocking. O_NONBLOCK on fd itself
+// would affect every process that shares it, such as a shell. A terminal or pipe can
+// be opened a second time, for a socket each call has a flag, and a file never
+// blocks for long.
 func nonblocking(fd int) outputFD {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err == nil {
@@ -89,7 +89,7 @@ func nonblocking(fd int) outputFD {
 	return outputFD{fd: fd}
 }
 
-// Write writes all of p, waiting as long as it takes or until Close.
+// Write writes all of p. It waits as long as it takes, or until Close.
 func (b *stdio) Write(p []byte) (int, error) {
 	b.inUse.RLock()
 	defer b.inUse.RUnlock()
@@ -118,26 +118,26 @@ func (o outputFD) write(p []byte) (int, error) {
 	case o.socket:
 		return unix.SendmsgN(o.fd, p, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	case !o.opened && !o.file:
-		// It may block in the middle; what poll promises is a little room.
+		// Write may block: poll promises only a little room.
 		p = p[:min(len(p), 256)]
 	}
 	return unix.Write(o.fd, p)
 }
 
-// ReadInput reads stdin; on a terminal in raw mode, without what is meant for
-// govmm itself. It is called by one goroutine at a time.
+// ReadInput reads stdin; on a terminal, in raw mode and without commands for govmm.
+// It is called by one goroutine at a time.
 func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 	b.inUse.RLock()
 	defer b.inUse.RUnlock()
 	if b.closed.Load() {
-		return 0, io.EOF // and leave the terminal as Close has left it
+		return 0, io.EOF // the terminal stays as Close has left it
 	}
 	if len(p) == 0 {
 		return 0, nil
 	}
 	if b.tty != nil {
 		if b.tty.background() {
-			return 0, io.EOF // to read would stop the process (SIGTTIN)
+			return 0, io.EOF // reading would stop the process (SIGTTIN)
 		}
 		if err := b.tty.makeRaw(); err != nil {
 			return 0, err
@@ -150,7 +150,7 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 	})
 	defer func() {
 		if !stop() {
-			<-signalled // the descriptor may be closed once we have returned
+			<-signalled // the descriptor may be closed after the return
 		}
 	}()
 	for {
@@ -163,7 +163,7 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 		case err != nil:
 			return 0, err
 		case !ready:
-			continue // ctx has ended, or an earlier one had
+			continue // ctx has ended, or one of an earlier call
 		}
 		n, err := unix.Read(b.in, p)
 		switch {
@@ -183,7 +183,7 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
-// command does what the user asks for after Ctrl-A.
+// command carries out a command: the key after Ctrl-A.
 func (b *stdio) command(key byte) {
 	switch key {
 	case 'x', 'X':
@@ -193,8 +193,8 @@ func (b *stdio) command(key byte) {
 	}
 }
 
-// wait waits until fd is ready (true), or until wake was signalled, which it
-// takes back (false), or until the backend is closed (an error).
+// wait waits until fd is ready (true), or until wake is signalled, which it resets
+// (false), or until the backend is closed (an error).
 func (b *stdio) wait(fd int, events int16, wake int) (bool, error) {
 	for {
 		if b.closed.Load() {
@@ -212,7 +212,7 @@ func (b *stdio) wait(fd int, events int16, wake int) (bool, error) {
 			_, _ = unix.Read(wake, count[:])
 			return false, nil
 		default:
-			return true, nil // also on an error of fd, which the call then meets
+			return true, nil // also on an error of fd, which the call then returns
 		}
 	}
 }
@@ -223,12 +223,12 @@ func signalEvent(fd int) {
 	_, _ = unix.Write(fd, one[:])
 }
 
-// Close puts the terminal back and ends calls under way.
+// Close restores the terminal and ends calls under way.
 func (b *stdio) Close() error {
 	if b.closed.Swap(true) {
 		return nil
 	}
-	// First: a write that is stuck must not keep the terminal raw.
+	// First, because a write that is stuck must not keep the terminal raw.
 	var err error
 	if b.tty != nil {
 		err = b.tty.restore()
@@ -237,7 +237,7 @@ func (b *stdio) Close() error {
 	signalEvent(b.wakeOut)
 	b.inUse.Lock()
 	defer b.inUse.Unlock()
-	if b.tty != nil { // a ReadInput that had just begun may have made it raw again
+	if b.tty != nil { // a ReadInput that had begun may have made it raw again
 		err = errors.Join(err, b.tty.restore())
 	}
 	b.closeDescriptors()

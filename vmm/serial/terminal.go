@@ -18,16 +18,16 @@ type terminal struct {
 	saved  *term.State // the mode before raw mode; nil when not raw
 }
 
-// rawTerminals are those that RestoreTerminals has to put back.
+// rawTerminals are the terminals that RestoreTerminals restores.
 var rawTerminals struct {
 	listMu sync.Mutex // guards list
 	list   map[*terminal]struct{}
 }
 
-// RestoreTerminals puts every terminal that a stdio backend has made raw back
-// into the mode it was in. A backend's Close does so for its own; this is for
-// the other ways out: a signal's handler, the deferred recover of a goroutine
-// that panicked, before os.Exit. It may be called at any time, more than once.
+// RestoreTerminals restores the mode of every terminal that a stdio backend has made
+// raw. A backend's Close does so for its own terminal; RestoreTerminals is for the
+// other ways to exit: a signal handler, a goroutine that panics, os.Exit. It may be
+// called at any time, more than once.
 func RestoreTerminals() {
 	rawTerminals.listMu.Lock()
 	all := make([]*terminal, 0, len(rawTerminals.list))
@@ -40,7 +40,7 @@ func RestoreTerminals() {
 	}
 }
 
-// newTerminal returns the terminal that fd is, or nil if it is none.
+// newTerminal returns the terminal of fd, or nil if fd is not a terminal.
 func newTerminal(fd int) *terminal {
 	if !term.IsTerminal(fd) {
 		return nil
@@ -48,17 +48,17 @@ func newTerminal(fd int) *terminal {
 	return &terminal{fd: fd}
 }
 
-// background says whether this process is a background job of the terminal:
-// reading from it, or changing its mode, would stop the process. A terminal
-// that does not control us has no jobs of ours.
+// background reports whether this process is a background job of the terminal, so
+// that reading from it, or changing its mode, would stop the process. It is not if
+// the terminal is not the controlling one.
 func (t *terminal) background() bool {
 	foreground, err := unix.IoctlGetInt(t.fd, unix.TIOCGPGRP)
 	return err == nil && foreground != unix.Getpgrp()
 }
 
-// makeRaw puts the terminal into raw mode, if it is not: every key goes to the
-// guest, Ctrl-C too. Output stays as it is, so that other programs' and our
-// own messages keep their line ends.
+// makeRaw puts the terminal into raw mode: every key goes to the guest, Ctrl-C too.
+// The output mode does not change, so that messages of govmm and of other programs
+// keep their line ends.
 func (t *terminal) makeRaw() error {
 	t.modeMu.Lock()
 	defer t.modeMu.Unlock()
@@ -92,7 +92,7 @@ func (t *terminal) makeRaw() error {
 	return nil
 }
 
-// restore undoes makeRaw, if it was done.
+// restore undoes makeRaw. It does nothing if the terminal is not raw.
 func (t *terminal) restore() error {
 	t.modeMu.Lock()
 	defer t.modeMu.Unlock()
@@ -109,10 +109,10 @@ func (t *terminal) restoreLocked() error {
 	delete(rawTerminals.list, t)
 	rawTerminals.listMu.Unlock()
 	if t.background() {
-		return nil // the shell has taken the terminal, and set its mode
+		return nil // the shell has set the mode for its foreground job
 	}
 	if err := term.Restore(t.fd, saved); err != nil {
-		return fmt.Errorf("put the terminal back into its mode: %w", err)
+		return fmt.Errorf("restore the terminal's mode: %w", err)
 	}
 	return nil
 }

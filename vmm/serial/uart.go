@@ -1,11 +1,10 @@
-// Package serial is the guest's serial port: a 16550A UART, and the places on
-// the host that its bytes go to and come from.
+// Package serial is the guest's serial port: a 16550A UART and its backends on
+// the host.
 //
-// Neither direction loses a byte, and neither makes a vCPU wait. Output is
-// queued and written by a goroutine in batches; when the backend is slow and
-// the queue is full, the transmitter shows itself busy (LSR.THRE is clear)
-// until there is room. Input is put into the receive FIFO only as the guest
-// makes room in it.
+// Neither direction loses a byte, and neither makes a vCPU wait. A goroutine
+// writes the output from a queue; while the queue is full, the transmitter is busy
+// (LSR.THRE is clear). Input goes to the receive FIFO as the guest makes room in
+// it.
 //
 //	u := serial.New(irq, backend)
 //	go u.Serve(ctx, backend)      // input, until ctx ends
@@ -77,25 +76,26 @@ const (
 	fifoSize = 16
 	// maxPending is how much input may wait for room in the receive FIFO.
 	maxPending = charqueue.MaxInput
-	// divisor9600 is what firmware leaves in the divisor latch: 115200/9600.
+	// divisor9600 is the value that firmware leaves in the divisor latch:
+	// 115200/9600.
 	divisor9600 = 12
 )
 
 // triggers are the receive FIFO's trigger levels by FCR bits 6 and 7.
 var triggers = [4]int{1, 4, 8, 14}
 
-// UART is a 16550A. It transmits and receives in no time: the divisor and the
-// frame format are kept for the guest to read and otherwise ignored. OUT2 does
-// not gate the interrupt. The character time-out comes at once.
+// UART is a 16550A. It transmits and receives without delay: the guest can read the
+// divisor and the frame format that it has set, which have no other effect. OUT2
+// does not gate the interrupt. The character time-out comes at once.
 type UART struct {
 	irq func(level bool)
 	out *charqueue.Output
 
-	// room gets a value when pending input has shrunk.
+	// room has a value when pending input has become shorter.
 	room chan struct{}
 
-	// regs guards all below. irq is called while it is held, so that levels
-	// reach the interrupt controller in their order; it must not call back.
+	// regs guards all below. It is held while irq is called, so that levels
+	// reach the interrupt controller in order; irq must not call the UART.
 	regs                    sync.Mutex
 	ier, fcr, lcr, mcr, scr byte
 	dll, dlm                byte
@@ -108,11 +108,10 @@ type UART struct {
 	line                    bool   // level of the interrupt line
 }
 
-// New returns a UART as it is after power-on. It sets the level of its
-// interrupt line with irq, whenever that changes; irq must not call the UART.
-// What the guest sends is written to out, never by a goroutine that calls one
-// of the UART's port methods; an error of out is remembered for Close, and the
-// bytes are dropped.
+// New returns a UART in its state after power-on. It calls irq when the level of
+// its interrupt line changes; irq must not call the UART. A goroutine of the UART
+// writes the guest's output to out. Close returns the first error of out; bytes
+// that out does not take are dropped.
 func New(irq func(level bool), out io.Writer) *UART {
 	u := &UART{
 		irq:     irq,
@@ -125,8 +124,8 @@ func New(irq func(level bool), out io.Writer) *UART {
 	return u
 }
 
-// powerOn sets the registers as they are after power-on. regs is held, or
-// nobody else has the UART yet.
+// powerOn sets the registers to their values after power-on. regs is held, or the
+// UART is new.
 func (u *UART) powerOn() {
 	u.ier, u.fcr, u.lcr, u.mcr, u.scr = 0, 0, 0, 0, 0
 	u.dll, u.dlm = divisor9600, 0
@@ -135,8 +134,8 @@ func (u *UART) powerOn() {
 	u.fifo = u.fifo[:0]
 }
 
-// Reset returns the registers to power-on, as the machine's reset does. Output
-// and input that are under way are kept: they belong to who is at the other end.
+// Reset sets the registers to their values after power-on, for a reset of the
+// machine. Queued output and input stay: they belong to the other end.
 func (u *UART) Reset() {
 	u.regs.Lock()
 	defer u.regs.Unlock()
@@ -239,9 +238,9 @@ func (u *UART) receive() byte {
 
 // transmit sends a byte: to the backend, or back in loopback.
 func (u *UART) transmit(b byte) {
-	// The holding register is full for an instant. An interrupt controller
-	// that looks for edges has to see the line go down, even for a guest that
-	// answers the interrupt by the next byte without reading IIR.
+	// The holding register is full for an instant: an edge-triggered interrupt
+	// controller must see the line go down, even if the guest answers the
+	// interrupt by the next byte without reading IIR.
 	u.thri = false
 	u.update()
 	if u.mcr&mcrLoop != 0 {
@@ -249,20 +248,20 @@ func (u *UART) transmit(b byte) {
 		case len(u.fifo) < u.depth():
 			u.fifo = append(u.fifo, b)
 		case u.fcr&fcrEnable != 0:
-			u.overrun = true // the FIFO is kept, the new byte lost
+			u.overrun = true // the FIFO stays, the new byte is lost
 		default:
 			u.overrun = true
 			u.fifo[0] = b
 		}
 	} else {
-		// A guest that does not look at THRE loses what does not fit.
+		// A guest that ignores THRE loses bytes that do not fit.
 		u.out.Put([]byte{b})
 		u.full = u.out.Room() < fifoSize
 	}
 	u.thri = !u.full
 }
 
-// transmitterReady is called by the output when it has room again.
+// transmitterReady is called when the output has room for a FIFO's worth again.
 func (u *UART) transmitterReady() {
 	u.regs.Lock()
 	defer u.regs.Unlock()
@@ -272,8 +271,8 @@ func (u *UART) transmitterReady() {
 	}
 }
 
-// writeFCR sets FIFO control. The transmit FIFO is always empty: what was
-// written to it has gone to the output queue.
+// writeFCR sets FIFO control. The transmit FIFO is always empty: bytes go directly
+// to the output queue.
 func (u *UART) writeFCR(b byte) {
 	if (b^u.fcr)&fcrEnable != 0 || b&(fcrEnable|fcrRXOff) == fcrEnable|fcrRXOff {
 		u.fifo = u.fifo[:0]
@@ -285,8 +284,8 @@ func (u *UART) writeFCR(b byte) {
 	u.refill()
 }
 
-// writeMCR sets modem control. In loopback its outputs are the modem lines,
-// else those of a terminal that is always ready.
+// writeMCR sets modem control. In loopback its outputs are the modem lines;
+// otherwise the lines are those of a terminal that is always ready.
 func (u *UART) writeMCR(b byte) {
 	u.mcr = b
 	lines := byte(msrDCD | msrDSR | msrCTS)
@@ -300,7 +299,7 @@ func (u *UART) writeMCR(b byte) {
 	}
 	changed := (u.msr ^ lines) & msrLines
 	if lines&msrRI != 0 {
-		changed &^= msrRI // of RI only its end counts
+		changed &^= msrRI // only the end of RI sets TERI
 	}
 	u.msr = lines | u.msr&^msrLines | changed>>4
 	u.refill()
@@ -315,7 +314,7 @@ func (u *UART) depth() int {
 }
 
 // refill moves pending input to the receive FIFO. In loopback the receiver is
-// cut off from the line.
+// disconnected from the line.
 func (u *UART) refill() {
 	n := min(len(u.pending), u.depth()-len(u.fifo))
 	if n <= 0 || u.mcr&mcrLoop != 0 {
@@ -339,8 +338,8 @@ func (u *UART) lineStatus() byte {
 		status |= lsrOE
 	}
 	if !u.full {
-		// TEMT as well: guests wait for it after each byte, and to wait for
-		// the backend as often would undo the batching.
+		// TEMT as well: guests wait for it after each byte, which must not
+		// make them wait for the backend.
 		status |= lsrTHRE | lsrTEMT
 	}
 	return status
@@ -372,9 +371,8 @@ func (u *UART) update() {
 	}
 }
 
-// Drain waits until the backend has taken all that the guest has sent, except
-// for a line that is held, or until ctx ends, whose error it returns then. A
-// guest that goes on sending can keep it waiting.
+// Drain waits until the backend has taken all output, except for a line that is
+// held, or until ctx ends. A guest that goes on sending can make it wait.
 func (u *UART) Drain(ctx context.Context) error {
 	if err := u.out.Drain(ctx); err != nil {
 		return fmt.Errorf("serial port: %w", err)
@@ -382,15 +380,15 @@ func (u *UART) Drain(ctx context.Context) error {
 	return nil
 }
 
-// HoldLine says whether a line that the guest has begun and not ended is kept
-// back. It is while the guest stands still for a handoff: the line then travels
-// in the [State], and the destination prints it whole.
+// HoldLine sets whether a line that the guest has begun and not ended is held.
+// During a handoff it is: the line travels in the [State], and the destination
+// prints it whole.
 func (u *UART) HoldLine(hold bool) { u.out.Hold(hold) }
 
-// Close ends the goroutine that writes output; what the backend has not taken
-// is lost ([UART.Drain] first). It waits for a Write under way: close a backend
-// that is stuck before the UART. The first error that writing met is returned.
-// The port may still be used; its output goes nowhere.
+// Close ends the goroutine that writes output, and drops what the backend has not
+// taken ([UART.Drain] first). It waits for a Write under way, so a backend that is
+// stuck is closed before the UART. It returns the first error of a Write. The port
+// can still be used; its output is dropped.
 func (u *UART) Close() error {
 	if err := u.out.Close(); err != nil {
 		return fmt.Errorf("serial port: output: %w", err)

@@ -19,17 +19,17 @@ import (
 // is connected. The next client gets them first.
 const maxBacklog = 64 << 10
 
-// unixSocket is the backend unix:PATH. One client at a time: another one gets a
-// line that says so. While a client is connected and does not read, output
-// waits for it; while none is, the last maxBacklog bytes are kept.
+// unixSocket is the backend unix:PATH, for one client at a time; another one gets a
+// message and is disconnected. While a client is connected and does not read,
+// output waits. While no client is connected, the last maxBacklog bytes are kept.
 type unixSocket struct {
 	path string
 	ln   *unixsock.Listener
-	work sync.WaitGroup // accept, and a greet for each client
+	work sync.WaitGroup // accept, and a sendBacklog for each client
 
 	// clientMu guards all below.
 	clientMu sync.Mutex
-	client   *client       // nil: nobody is connected
+	client   *client       // nil: no client is connected
 	changed  chan struct{} // closed, and replaced, when client changes
 	backlog  []byte
 	closed   bool
@@ -38,8 +38,8 @@ type unixSocket struct {
 // client is a connection.
 type client struct {
 	conn  *net.UnixConn
-	ready chan struct{} // closed when it has got the backlog
-	mute  bool          // it has shut its direction down; guarded by clientMu
+	ready chan struct{} // closed when the client has got the backlog
+	mute  bool          // the client has shut down its direction; guarded by clientMu
 }
 
 func openUnix(path string) (*unixSocket, error) {
@@ -62,7 +62,7 @@ func (b *unixSocket) accept() {
 			return
 		}
 		if err != nil {
-			time.Sleep(100 * time.Millisecond) // out of descriptors, most likely
+			time.Sleep(100 * time.Millisecond) // probably out of file descriptors
 			continue
 		}
 		if old := b.current(); old != nil && hungUp(old.conn) {
@@ -81,12 +81,12 @@ func (b *unixSocket) accept() {
 		b.set(c)
 		b.work.Add(1)
 		b.clientMu.Unlock()
-		go b.greet(c, backlog)
+		go b.sendBacklog(c, backlog)
 	}
 }
 
-// greet sends the backlog to a new client.
-func (b *unixSocket) greet(c *client, backlog []byte) {
+// sendBacklog sends the backlog to a new client.
+func (b *unixSocket) sendBacklog(c *client, backlog []byte) {
 	defer b.work.Done()
 	defer close(c.ready)
 	if n, err := c.conn.Write(backlog); err != nil {
@@ -108,7 +108,7 @@ func (b *unixSocket) current() *client {
 	return b.client
 }
 
-// drop ends a connection and keeps the output that it did not get.
+// drop ends a connection and keeps the output that the client did not get.
 func (b *unixSocket) drop(c *client, unsent []byte) {
 	b.clientMu.Lock()
 	if b.client == c {
@@ -127,8 +127,8 @@ func (b *unixSocket) keep(p []byte) {
 	}
 }
 
-// Write gives output to the client, and waits until it has taken it; without
-// a client it goes to the backlog.
+// Write writes output to the client, and waits until the client has taken it.
+// Without a client the output goes to the backlog.
 func (b *unixSocket) Write(p []byte) (int, error) {
 	done := 0
 	for {
@@ -144,7 +144,7 @@ func (b *unixSocket) Write(p []byte) (int, error) {
 			return done + len(p), nil
 		}
 		b.clientMu.Unlock()
-		<-c.ready // its greet ends when the connection does
+		<-c.ready // sendBacklog ends with the connection at the latest
 		if b.current() != c {
 			continue
 		}
@@ -158,8 +158,7 @@ func (b *unixSocket) Write(p []byte) (int, error) {
 	}
 }
 
-// ReadInput reads from whoever is connected. It is called by one goroutine at
-// a time.
+// ReadInput reads from the client. It is called by one goroutine at a time.
 func (b *unixSocket) ReadInput(ctx context.Context, p []byte) (int, error) {
 	for {
 		b.clientMu.Lock()
@@ -186,7 +185,7 @@ func (b *unixSocket) ReadInput(ctx context.Context, p []byte) (int, error) {
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 		case errors.Is(err, io.EOF) && !hungUp(c.conn):
-			// It has nothing more to say and still listens.
+			// The client sends no more, but still reads.
 			b.clientMu.Lock()
 			c.mute = true
 			b.clientMu.Unlock()
@@ -208,12 +207,12 @@ func readContext(ctx context.Context, conn net.Conn, p []byte) (int, error) {
 	})
 	n, err := conn.Read(p)
 	if !stop() {
-		<-over // no deadline may be set behind the next read's back
+		<-over // the deadline must not hit the next read
 	}
 	return n, err
 }
 
-// hungUp says whether the other end has closed its socket altogether.
+// hungUp reports whether the other end has closed its socket in both directions.
 func hungUp(conn *net.UnixConn) bool {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -228,7 +227,7 @@ func hungUp(conn *net.UnixConn) bool {
 	return gone
 }
 
-// Close ends connection and listener and removes the socket.
+// Close closes the connection and the listener, and removes the socket.
 func (b *unixSocket) Close() error {
 	b.clientMu.Lock()
 	if b.closed {
