@@ -83,7 +83,7 @@ func TestResetKeepsTheTap(t *testing.T) {
 		if tap, err := net.OpenTap(options); err == nil {
 			t.Error("the tap can be opened a second time")
 			check(t, tap.Close())
-		} else if !strings.Contains(err.Error(), "another process has it") {
+		} else if !strings.Contains(err.Error(), "another process uses it") {
 			t.Error(err)
 		}
 	}
