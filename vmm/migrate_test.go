@@ -58,7 +58,7 @@ func TestMigrate(t *testing.T) {
 		vm := obeying(t)
 		next := receiving(t, ReceiveConfig{Devices: []virtio.Spec{disk("a.img")}})
 		r, err := vm.Migrate(t.Context(), next.Addr().String(), migrate.Options{})
-		if !errors.Is(err, migrate.ErrRefused) || r.Status != "failed" || !strings.Contains(r.Error, "the guest has 0 devices of kind disk, 1 are given") {
+		if !errors.Is(err, migrate.ErrRefused) || r.Status != "failed" || !strings.Contains(r.Error, "disk: expected 0 as at the source, 1 given") {
 			t.Errorf("%+v, %v", r, err)
 		}
 		vm.goesOn(t)

@@ -175,7 +175,7 @@ func TestDestinationNamesAll(t *testing.T) {
 	refuses(Builder{}, "expected 1048576 bytes as at the source, found 4096", "gone.img")
 	other := vmtest.Image(t, "other.img", 1<<20)
 	refuses(Builder{Devices: []virtio.Spec{disk(other), &net.Spec{}}},
-		"the guest has 2 devices of kind disk, 1 are given", "the guest has 0 devices of kind net, 1 are given")
+		"disk: expected 2 as at the source, 1 given", "net: expected 0 as at the source, 1 given")
 	if os.Geteuid() == 0 {
 		busy, err := net.ParseOptions(fmt.Sprintf("tap=gvbusy%d", os.Getpid()%1e6))
 		check(t, err)

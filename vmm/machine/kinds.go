@@ -94,7 +94,7 @@ func move(devices, here []virtio.Spec, kinds []virtio.Kind) error {
 		ofKind := func(d virtio.Spec) bool { return d.Kind() != k.Name }
 		guest, given := slices.DeleteFunc(slices.Clone(devices), ofKind), slices.DeleteFunc(slices.Clone(here), ofKind)
 		if len(given) > 0 && len(given) != len(guest) {
-			errs = append(errs, fmt.Errorf("the guest has %d devices of kind %s, %d are given on this host", len(guest), k.Name, len(given)))
+			errs = append(errs, fmt.Errorf("%s: expected %d as at the source, %d given on this host", k.Name, len(guest), len(given)))
 			continue
 		}
 		for i, d := range guest {

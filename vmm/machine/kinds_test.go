@@ -39,7 +39,7 @@ func TestVsockOverride(t *testing.T) {
 		says  string
 	}{
 		{specs(guest), socket(78, "/x"), "vsock /x: the CID is the guest's and cannot change when it moves; it is 77"},
-		{nil, socket(0, "/x"), "the guest has 0 devices of kind vsock, 1 are given on this host"},
+		{nil, socket(0, "/x"), "vsock: expected 0 as at the source, 1 given on this host"},
 	} {
 		if err := move(c.guest, specs(c.here), Kinds()); err == nil || err.Error() != c.says {
 			t.Errorf("error %v, want %q", err, c.says)
@@ -91,9 +91,9 @@ func TestMove(t *testing.T) {
 		here []virtio.Spec
 		says []string
 	}{
-		{specs(conf("path=/x")), []string{"the guest has 2 devices of kind disk, 1 are given on this host"}},
-		{specs(conf("path=/x"), conf("path=/y"), conf("path=/z")), []string{"the guest has 2 devices of kind disk, 3 are given on this host"}},
-		{specs(nic("tap=t"), nic("tap=u"), socket(0, "/v")), []string{"the guest has 1 devices of kind net, 2 are given", "the guest has 0 devices of kind vsock, 1 are given"}},
+		{specs(conf("path=/x")), []string{"disk: expected 2 as at the source, 1 given on this host"}},
+		{specs(conf("path=/x"), conf("path=/y"), conf("path=/z")), []string{"disk: expected 2 as at the source, 3 given on this host"}},
+		{specs(nic("tap=t"), nic("tap=u"), socket(0, "/v")), []string{"net: expected 1 as at the source, 2 given", "vsock: expected 0 as at the source, 1 given"}},
 		{specs(conf("path=/x,readonly,id=other,queues=3"), conf("path=/y")),
 			[]string{"disk /x: readonly is the guest's", "disk /x: id is the guest's", "disk /x: queues is the guest's"}},
 	} {

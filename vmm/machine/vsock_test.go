@@ -148,7 +148,7 @@ func TestVsock(t *testing.T) {
 	src, to = handOver(t, m)
 	check(t, src.YieldForHandoff(vmtest.Within(t)))
 	check(t, to.Start(vmtest.Within(t), false))
-	m.Stop()
+	check(t, m.Close())
 	vmtest.ExpectEnd(t, c)
 	d.m = to.Machine
 	if s := d.status(); s != 1|2|4|8 {
