@@ -37,8 +37,9 @@ type Options struct {
 	VerifyPages bool
 	// PeerTimeout is how long the peer may make no progress before it counts as dead. 0: 10 s.
 	PeerTimeout time.Duration
-	// Dial makes each connection, to the address that New was given. Deadlines of the connection must work. nil: TCP
-	// to host:port; the name is resolved once, so all connections go to one peer.
+	// Dial makes each connection, to the address that New was given. nil: TCP to host:port; the name is resolved once,
+	// so all connections go to one peer. Deadlines must work. After a write that timed out with progress the rest is
+	// written, which a crypto/tls.Conn refuses: over TLS a peer that is slow for PeerTimeout counts as dead.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
