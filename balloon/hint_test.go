@@ -14,7 +14,7 @@ import (
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
-// sink writes down what it is told.
+// sink records its calls.
 type sink struct {
 	mu   sync.Mutex
 	said []string
@@ -128,7 +128,7 @@ func TestHintsUnderAnOldID(t *testing.T) {
 	r.free(4, 1)
 	r.wait(hint)
 	s.expect(t, "late 1")
-	// The driver's own end is told all the same: a migration waits for it.
+	// The sink gets the driver's own end nevertheless: a migration waits for it.
 	r.command(balloon.CommandStop)
 	s.expect(t, "stop")
 	r.command(balloon.CommandDone)

@@ -16,7 +16,7 @@ func (f failOn) ConfigChanged()       {}
 func (f failOn) NeedsReset(err error) { f.t.Error(err) }
 
 // A driver and a device that sleep whenever they may, and wake each other only
-// when asked to: nobody sleeps for ever. This is what the barriers are for.
+// when asked to: neither sleeps for ever. The barriers are for that.
 func TestNoLostWakeup(t *testing.T) {
 	eachLayout(t, func(t *testing.T, features uint64) {
 		requests := 20000

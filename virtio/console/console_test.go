@@ -372,7 +372,7 @@ func TestConfig(t *testing.T) {
 		t.Fatalf("% x", b)
 	}
 	d.ReadConfig(1<<32-1, make([]byte, 4))
-	d.SetSize(100, 30) // nobody to tell
+	d.SetSize(100, 30) // there is no driver
 	r := newRig(t, d, layouts["split"])
 	d.SetSize(100, 30) // no change
 	d.SetSize(132, 43)

@@ -320,7 +320,7 @@ func TestAnnounce(t *testing.T) {
 	check(t, r.d.Resume())
 	r.d.Announce()
 	r.d.Reset()
-	r.d.Announce() // nobody is there
+	r.d.Announce() // there is no driver
 }
 
 func TestLink(t *testing.T) {

@@ -255,7 +255,7 @@ func TestTapErrors(t *testing.T) {
 	}
 }
 
-// A user without CAP_NET_ADMIN is told what it takes.
+// The error for a user without CAP_NET_ADMIN says what is needed.
 func TestTapWithoutPrivilege(t *testing.T) {
 	if os.Getenv("GOVMM_TEST_TAP") != "" {
 		_, err := net.OpenTap(options(t, "tap=tap0"))

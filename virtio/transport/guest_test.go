@@ -313,7 +313,7 @@ func (g *guest) answered(d *virtiotest.Driver, i int, text string, wait func()) 
 	wait()
 	u, ok := d.Used()
 	for ; !ok; u, ok = d.Used() {
-		wait() // it was an interrupt for nothing, which a driver bears
+		wait() // an interrupt without a request, which a driver must accept
 	}
 	buf := g.queueGPA(i) + virtiotest.RingBytes(queueSize) + 0x1000
 	if got := string(d.Bytes(buf, uint64(u.Len))); got != text {

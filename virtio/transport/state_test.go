@@ -35,8 +35,8 @@ func (g *guest) dst() *guest {
 	return h
 }
 
-// A device moves on and on, with requests that nobody has answered, and a
-// notification that is in an eventfd only, and an interrupt that is, too.
+// A device moves several times, with requests that are not answered yet, and with
+// a notification and an interrupt that are only in an eventfd.
 func TestMove(t *testing.T) {
 	for _, features := range []uint64{virtio.FeatureVersion1, virtio.FeatureVersion1 | virtio.FeatureEventIdx, allFeatures &^ virtio.FeatureEventIdx, allFeatures} {
 		t.Run(fmt.Sprintf("features %#x", features), func(t *testing.T) {

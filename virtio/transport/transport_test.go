@@ -289,6 +289,31 @@ func TestQueueReset(t *testing.T) {
 	g.echoed(d[0], 0, "not negotiated", g.interrupted(0))
 }
 
+// The driver can reset a queue whose request was an error, and the device can
+// then be paused and reset.
+func TestResetOfABrokenQueue(t *testing.T) {
+	for _, features := range []uint64{allFeatures, allFeatures &^ virtio.FeatureRingPacked} {
+		g := newGuest(t)
+		g.echo.Err = errors.New("bad request")
+		d := g.start(features)
+		g.request(d[0], 0, "bad")
+		g.kick(0)
+		<-g.logs
+		g.write(common+22, 2, 0)
+		g.write(common+58, 2, 1)
+		if g.read(common+28, 2) != 0 || g.status() != 15|64 {
+			t.Errorf("queue_enable %d, status %#x", g.read(common+28, 2), g.status())
+		}
+		check(t, g.device.Pause(t.Context()))
+		_, err := g.device.SaveState()
+		check(t, err)
+		check(t, g.device.Resume())
+		g.echo.Err = nil
+		g.write(common+20, 1, 0)
+		g.echoed(g.start(features)[0], 0, "after a reset", g.interrupted(0))
+	}
+}
+
 // A driver that breaks a ring gets DEVICE_NEEDS_RESET and an interrupt, and
 // after a reset the device works.
 func TestNeedsReset(t *testing.T) {

@@ -16,6 +16,7 @@ const IDEcho uint16 = 0x3f
 // writable ones. Its configuration is 8 bytes that the driver may write.
 type Echo struct {
 	Queues []uint16 // sizes
+	Err    error    // if not nil, every request fails with it
 
 	loop *virtio.Loop
 
@@ -61,13 +62,16 @@ func (e *Echo) Activate(features uint64, queues []*virtio.Queue, n virtio.Notifi
 	e.Negotiated, e.Notifier = features, n
 	e.loop = virtio.NewLoop(n)
 	for _, q := range queues {
-		e.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: echo}}})
+		e.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: e.echo}}})
 	}
 	return nil
 }
 
 // echo copies readable bytes to writable ones.
-func echo(c *virtio.Chain) (uint32, error) {
+func (e *Echo) echo(c *virtio.Chain) (uint32, error) {
+	if e.Err != nil {
+		return 0, e.Err
+	}
 	done := 0
 	for _, s := range c.Readable {
 		done += c.WriteAt(s.Buf, done)

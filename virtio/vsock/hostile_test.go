@@ -119,7 +119,7 @@ func TestBrokenRequests(t *testing.T) {
 			c, _ := r.connect(1)
 			act(r)
 			r.needsReset()
-			c.end() // nobody goes on with this
+			c.end() // the connection ends
 			refused := dial(t, r.path)
 			refused.say("CONNECT 1\n")
 			refused.end()

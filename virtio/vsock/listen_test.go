@@ -72,7 +72,7 @@ func TestListen(t *testing.T) {
 		t.Errorf("no directory: %v", err)
 	}
 
-	// Whoever is at it is waited for, but not for ever.
+	// Listen waits for another process with the lock, but not for ever.
 	held, err := os.Open(dir)
 	check(t, err)
 	check(t, unix.Flock(int(held.Fd()), unix.LOCK_EX))

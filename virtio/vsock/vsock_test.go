@@ -61,7 +61,7 @@ func TestGuestConnects(t *testing.T) {
 		if got := p.read(13); got != "from the host" {
 			t.Errorf("%q", got)
 		}
-		// Another connection of the same ports is none.
+		// A connection with the ports of one that exists is refused.
 		p.send(opRequest, 0, nil)
 		p.expect(opReset)
 		c.end()
@@ -119,7 +119,7 @@ func pattern(n int) []byte {
 }
 
 // Much more than all buffers goes both ways at once, with a guest whose buffer
-// is small: nobody is sent more than there is room for, and nothing is lost.
+// is small: neither side gets more than it has room for, and nothing is lost.
 func TestBulk(t *testing.T) {
 	each(t, func(t *testing.T, r *rig) {
 		const size = 1 << 20
@@ -171,13 +171,13 @@ func TestSlowReader(t *testing.T) {
 			p.send(opData, 0, data[sent:sent+n])
 			sent, full = sent+n, 0
 		} else {
-			// Whoever is out of credit asks, and the answer says the truth.
+			// A side without credit asks for it, and the answer is right.
 			time.Sleep(5 * time.Millisecond)
 			p.send(opCreditRequest, 0, nil)
 			p.expect(opCreditUpdate)
 			full++
 		}
-		for { // what it is told without asking
+		for { // credit that comes without a request
 			u, ok := r.drivers[receiveQueue].Used()
 			if !ok {
 				break
@@ -200,7 +200,7 @@ func TestSlowReader(t *testing.T) {
 	other, q := r.connect(6001)
 	q.send(opData, 0, []byte("quick"))
 	other.want("quick")
-	// When it reads, the guest is told by itself.
+	// When it reads, the guest gets credit without a request.
 	got := make([]byte, sent)
 	_, err := io.ReadFull(c.lines, got)
 	check(t, err)
@@ -279,7 +279,7 @@ func TestHalfClose(t *testing.T) {
 	})
 }
 
-// Who shuts down one direction keeps the other.
+// A side that shuts down one direction keeps the other.
 func TestShutReceive(t *testing.T) {
 	r := newRig(t, layouts["split"])
 	c, p := r.connect(1)
@@ -348,8 +348,7 @@ func TestHostCloses(t *testing.T) {
 	})
 }
 
-// A guest that does not confirm the end, or does not answer at all, is told
-// that it has ended.
+// A guest that does not confirm the end, or does not answer at all, gets RST.
 func TestNoAnswer(t *testing.T) {
 	r := newRig(t, layouts["split"])
 	r.d.serving.Lock()

@@ -125,7 +125,7 @@ func TestUnix(t *testing.T) {
 	write(t, first, "typed")
 	expectInput(t, b, "typed")
 
-	// A second client is told.
+	// A second client gets a message.
 	second := dial(t, path)
 	if got, err := io.ReadAll(second); err != nil || !strings.Contains(string(got), "another client") {
 		t.Errorf("the second client got %q, %v", got, err)
@@ -178,7 +178,7 @@ func TestUnix(t *testing.T) {
 	}
 }
 
-// A socket file that nobody listens on is replaced.
+// A socket that no process listens on is replaced.
 func TestUnixStale(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "serial")
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

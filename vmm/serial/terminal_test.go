@@ -107,7 +107,7 @@ func TestTerminal(t *testing.T) {
 	write(t, b, "guest\n")
 	expect(t, master, "guest\r\n")
 
-	// Back, while somebody reads.
+	// Restored during a read.
 	go read(context.Background())
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
