@@ -19,7 +19,7 @@ type Variant string
 const (
 	NoACPI Variant = "noacpi" // CPUs from the MP table, PCI by ports
 	ACPI   Variant = "acpi"   // and tables, power button, ECAM, pvpanic, CMOS clock
-	Poison Variant = "poison" // as NoACPI; page_poison=1 and init_on_free=1 are to be had
+	Poison Variant = "poison" // as NoACPI; supports page_poison=1 and init_on_free=1
 )
 
 // Cmdline is what the test kernel needs on its command line where ring 0 is

@@ -29,7 +29,7 @@ type Config struct {
 	// printable ASCII characters. It may be empty.
 	ID string `cbor:"id"`
 	// Queues is the number of virtqueues, at most [MaxQueues]; more than one for
-	// each vCPU are of no use. 0 means 1.
+	// each vCPU does not help. 0 means 1.
 	Queues int `cbor:"queues"`
 	// Raw says that the image is raw. Without it, an image that looks like one
 	// of qcow2 or of another format is refused. Set it at the destination of a
