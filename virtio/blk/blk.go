@@ -208,7 +208,7 @@ func (d *Device) Resume() error {
 // ResetQueue implements [virtio.Device]. A discard under way ends early.
 func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
-// Close implements [virtio.Device]. It gives up the lock, too.
+// Close makes all writes durable and closes the image, which gives up its lock.
 func (d *Device) Close() error {
 	return errors.Join(d.flush(), d.image.close())
 }

@@ -228,7 +228,7 @@ func (d *Device) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Close implements [virtio.Device]. What the writer has not taken is lost
+// Close ends the output. What the writer has not taken is lost
 // ([Device.Drain] first). It waits for a Write under way: close a writer that
 // is stuck before the console. It returns the first error of the writer.
 func (d *Device) Close() error {

@@ -141,9 +141,6 @@ func (d *Device) LoadState(b []byte) error {
 	return nil
 }
 
-// Close implements [virtio.Device].
-func (d *Device) Close() error { return nil }
-
 // budget limits a rate. paid is the time at which all that was spent is paid for,
 // at the rate.
 type budget struct {
