@@ -19,7 +19,7 @@ import (
 // kernel takes a minute or two to its first process. So these tests run two at a
 // time (t.Parallel), which go test does after all others: but for those that
 // measure, as TestLinuxPing does.
-const bootPatience = 10 * time.Minute
+const bootPatience = 20 * time.Minute
 
 // linux says how a guest with the test kernel is started.
 type linux struct {

@@ -1,6 +1,10 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -51,6 +55,34 @@ not json
 	r.strict = true
 	if !r.summary(false) || !strings.Contains(out.String(), "FAIL: p TestSVM") {
 		t.Errorf("on the emulated machine no skip is accepted:\n%s", &out)
+	}
+}
+
+// TestChoice: each test that runs on the emulated machine, or is left out there, exists.
+func TestChoice(t *testing.T) {
+	name := regexp.MustCompile(`Test\w+`)
+	for _, p := range append(slices.Clone(short), long...) {
+		names := name.FindAllString(p.run, -1)
+		for _, s := range p.skip {
+			names = append(names, s.name)
+		}
+		var source strings.Builder
+		files, err := filepath.Glob(filepath.Join("../..", p.pkg, "*_test.go"))
+		if err != nil || files == nil {
+			t.Fatalf("%s: %d files with tests, %v", p.pkg, len(files), err)
+		}
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			source.Write(text)
+		}
+		for _, n := range names {
+			if !strings.Contains(source.String(), "func "+n+"(") {
+				t.Errorf("%s has no %s", p.pkg, n)
+			}
+		}
 	}
 }
 

@@ -35,7 +35,8 @@ var tooSlow = []leftOut{
 // hour on two processors.
 var short = []part{
 	{pkg: "./kvm"},
-	{pkg: "./vmm", run: "^(TestDemoGuestMigrates|TestPausedArrivesPaused|TestStateRoundTrip|TestStateOfEverything|TestDirtyLog|TestVMEnds|TestVMReboots)$"},
+	{pkg: "./vmm", run: "^(TestDemoGuestMigrates|TestPausedArrivesPaused|TestVMEnds|TestVMReboots)$"},
+	{pkg: "./vmm/machine", run: "^(TestStateRoundTrip|TestStateOfEverything|TestDirtyLog)$"},
 	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestLinuxBoots)$/^($|noacpi-2-initramfs-sysrq$)", linux: true},
 }
 
@@ -43,6 +44,7 @@ var short = []part{
 var long = []part{
 	{pkg: "./kvm"},
 	{pkg: "./vmm", skip: tooSlow},
+	{pkg: "./vmm/machine"},
 	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestBackings|TestPowerOff|TestReboot|TestLinuxBoots|TestLinuxRootDiskMoves|TestDebianKernel|TestDebianSees|TestLinuxVsock)$", linux: true},
 }
 
