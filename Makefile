@@ -62,7 +62,9 @@ compare-hints: ## what QEMU and govmm lose of a guest that rewrites what it hint
 	go test -count=1 -run '^$$' -bench CompareHints -benchtime 1x -timeout 300m ./test
 
 test-kernel: ## build the Linux test kernel into the user's cache, if it is not there
-	test/kernel/build.sh
+	test/kernel/build.sh noacpi
+	test/kernel/build.sh acpi
+	test/kernel/build.sh poison
 
 guest: ## rebuild the demo guest; fails if the committed binary differs
 	$(MAKE) -C guest check
