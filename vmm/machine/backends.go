@@ -8,15 +8,20 @@ import (
 	"github.com/govmm/govmm/virtio"
 )
 
-// backends are what the devices of a machine hold of the host, in the order of
-// the devices. They outlive a machine that is reset.
-type backends []virtio.Backend
+// backends are what the devices of a machine hold of the host. They outlive a
+// machine that is reset. What each of them is besides is found out when they are
+// opened: an interface's first type assertion takes long, compared with a stop.
+type backends struct {
+	all        []virtio.Backend // in the order of the devices
+	lockers    []virtio.Locker
+	syncers    []virtio.Syncer
+	announcers []virtio.Announcer
+}
 
 // openBackends opens what the devices need of this host, which their specs note.
 // The error lists everything that is not available, or is not what the guest
 // knows. Nothing is locked yet.
-func openBackends(devices []virtio.Spec, log *slog.Logger) (backends, error) {
-	var b backends
+func openBackends(devices []virtio.Spec, log *slog.Logger) (b backends, err error) {
 	var errs []error
 	for _, d := range devices {
 		opened, err := d.Open(log.With("device", d.String()))
@@ -24,29 +29,31 @@ func openBackends(devices []virtio.Spec, log *slog.Logger) (backends, error) {
 			errs = append(errs, err)
 			continue
 		}
-		b = append(b, opened)
-	}
-	if errs != nil {
-		return nil, errors.Join(append(errs, b.close())...)
-	}
-	return b, nil
-}
-
-// eachOf calls f for every backend that is also a T.
-func eachOf[T any](b backends, f func(T) error) error {
-	var errs []error
-	for _, one := range b {
-		if t, ok := one.(T); ok {
-			errs = append(errs, f(t))
+		b.all = append(b.all, opened)
+		if l, ok := opened.(virtio.Locker); ok {
+			b.lockers = append(b.lockers, l)
+		}
+		if s, ok := opened.(virtio.Syncer); ok {
+			b.syncers = append(b.syncers, s)
+		}
+		if a, ok := opened.(virtio.Announcer); ok {
+			b.announcers = append(b.announcers, a)
 		}
 	}
-	return errors.Join(errs...)
+	if errs != nil {
+		return backends{}, errors.Join(append(errs, b.close())...)
+	}
+	return b, nil
 }
 
 // lock takes what only the side that runs the guest may hold: all of it, or
 // nothing. It may be called when it is held.
 func (b backends) lock() error {
-	if err := eachOf(b, virtio.Locker.Lock); err != nil {
+	var errs []error
+	for _, l := range b.lockers {
+		errs = append(errs, l.Lock())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return errors.Join(err, b.unlock(context.Background()))
 	}
 	return nil
@@ -55,16 +62,32 @@ func (b backends) lock() error {
 // unlock makes all writes durable and gives up what lock took. The devices are
 // paused. After an error some of it may still be held.
 func (b backends) unlock(ctx context.Context) error {
-	return eachOf(b, func(l virtio.Locker) error { return l.Unlock(ctx) })
+	var errs []error
+	for _, l := range b.lockers {
+		errs = append(errs, l.Unlock(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // sync makes durable what was written so far, so that little is left to do when
 // the guest stands still. What fails here fails again in unlock, which reports it.
-func (b backends) sync() { _ = eachOf(b, virtio.Syncer.Sync) }
+func (b backends) sync() {
+	for _, s := range b.syncers {
+		_ = s.Sync()
+	}
+}
 
 // announce tells others where the guest is now.
 func (b backends) announce() {
-	_ = eachOf(b, func(a virtio.Announcer) error { a.Announce(); return nil })
+	for _, a := range b.announcers {
+		a.Announce()
+	}
 }
 
-func (b backends) close() error { return eachOf(b, virtio.Backend.Close) }
+func (b backends) close() error {
+	var errs []error
+	for _, one := range b.all {
+		errs = append(errs, one.Close())
+	}
+	return errors.Join(errs...)
+}

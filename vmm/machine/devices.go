@@ -21,10 +21,10 @@ type devices struct {
 	isQuiet bool // the devices are paused
 	arrived bool // the state was loaded, and the guest has not run here yet
 
-	plugged   []plugged // does not change once the machine is made
-	backends  backends  // the machine's to close; nil after a reset took them
-	shown     backends  // the same, for Info: does not change
-	unplugged bool      // plugged has been closed
+	plugged   []plugged        // does not change once the machine is made
+	backends  backends         // the machine's to close; empty after a reset took them
+	shown     []virtio.Backend // the same, for Info: does not change
+	unplugged bool             // plugged has been closed
 }
 
 // plugged is a virtio device on the bus.
@@ -35,7 +35,7 @@ type plugged struct {
 
 // createDevices makes the PCI bus and plugs in a device for each backend.
 func (m *Machine) createDevices() error {
-	m.devices.shown = m.devices.backends
+	m.devices.shown = m.devices.backends.all
 	b := &m.board
 	b.pci = pci.NewBus()
 	for _, c := range []struct {
@@ -51,7 +51,7 @@ func (m *Machine) createDevices() error {
 			return err
 		}
 	}
-	for i, backend := range m.devices.backends {
+	for i, backend := range m.devices.shown {
 		name := m.spec.Devices[i].String()
 		log := m.log.With("device", name)
 		d, err := backend.Attach(virtio.Guest{Memory: m.mem, Console: m.ends.Console, Log: log})
@@ -77,6 +77,9 @@ func (m *Machine) plug(name string, d virtio.Device, log *slog.Logger) error {
 	m.devices.plugged = append(m.devices.plugged, plugged{t, name}) // closed with the machine from now on
 	if f, ok := d.(virtio.Feeder); ok {
 		m.lines.feeds = append(m.lines.feeds, &feed{name: name, serve: f.Feed})
+	}
+	if f, ok := d.(virtio.Drainer); ok {
+		m.lines.drainers = append(m.lines.drainers, f)
 	}
 	_, err = m.board.pci.Add(0, t.Function())
 	return err

@@ -108,7 +108,7 @@ func TestResetKeepsBackends(t *testing.T) {
 	if exit := wait(t, m); exit.Kind != ExitReset {
 		t.Fatalf("the guest %v", exit.Kind)
 	}
-	before := slices.Clone(m.devices.backends)
+	before := slices.Clone(m.devices.backends.all)
 	taken := func() {
 		t.Helper()
 		other, err := disk(path).Open(vmtest.Log(t))
@@ -120,7 +120,7 @@ func TestResetKeepsBackends(t *testing.T) {
 	next, err := m.Reset()
 	check(t, err)
 	defer func() { check(t, next.Close()) }()
-	if !slices.Equal(before, next.devices.backends) {
+	if !slices.Equal(before, next.devices.backends.all) {
 		t.Error("a backend was opened again")
 	}
 	taken()

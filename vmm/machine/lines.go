@@ -45,8 +45,9 @@ func (nothing) ReadInput(context.Context, []byte) (int, error) { return 0, io.EO
 // lines are the serial port, and everything with input that arrives while the
 // guest may run.
 type lines struct {
-	uart  *serial.UART
-	feeds []*feed // does not change once the machine is made
+	uart     *serial.UART
+	feeds    []*feed // does not change once the machine is made, like drainers
+	drainers []virtio.Drainer
 }
 
 // feed is a goroutine that brings a device's input, as long as the guest may
@@ -128,11 +129,9 @@ func (m *Machine) Drain(ctx context.Context) error {
 	if err := m.lines.uart.Drain(ctx); err != nil {
 		return err
 	}
-	for _, d := range m.devices.plugged {
-		if drainer, ok := d.Device().(virtio.Drainer); ok {
-			if err := drainer.Drain(ctx); err != nil {
-				return err
-			}
+	for _, d := range m.lines.drainers {
+		if err := d.Drain(ctx); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -141,7 +141,7 @@ func (m *Machine) Reset() (*Machine, error) {
 	<-m.ending.done
 	err := m.devices.unplug()
 	kept := m.devices.backends
-	m.devices.backends = nil
+	m.devices.backends = backends{}
 	if err := errors.Join(err, m.Close()); err != nil {
 		m.log.Warn("free the machine that was reset", "err", err)
 	}
