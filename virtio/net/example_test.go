@@ -14,5 +14,5 @@ func ExampleParseOptions() {
 	fmt.Println(err)
 	// Output:
 	// tap=tap0,bridge=br0,mac=52:54:00:12:34:56,queues=1 <nil>
-	// --net tap,queues=99: queues=99: must be between 1 and 16
+	// net "tap,queues=99": queues=99: must be between 1 and 16
 }

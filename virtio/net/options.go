@@ -38,7 +38,7 @@ func ParseOptions(s string) (Options, error) {
 		err = o.Validate()
 	}
 	if err != nil {
-		return o, fmt.Errorf("--net %s: %w", s, err)
+		return o, fmt.Errorf("net %q: %w", s, err)
 	}
 	return o, nil
 }
@@ -53,7 +53,7 @@ func ParseHostOptions(s string) (Options, error) {
 		err = guest.Validate()
 	}
 	if err != nil {
-		return o, fmt.Errorf("--net %s: %w", s, err)
+		return o, fmt.Errorf("net %q: %w", s, err)
 	}
 	return o, nil
 }
