@@ -200,11 +200,7 @@ func TestUnixStuckClient(t *testing.T) {
 	b := open(t, "unix:"+path, Options{})
 	dial(t, path)
 	u, _ := newUART(t, b)
-	for u.ReadPort(regLSR)&lsrTHRE != 0 {
-		for range fifoSize {
-			u.WritePort(regData, 'x')
-		}
-	}
+	fillUntilStuck(t, u)
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}

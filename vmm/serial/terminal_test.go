@@ -161,11 +161,7 @@ func TestTerminalStuck(t *testing.T) {
 		t.Fatal(err)
 	}
 	u, _ := newUART(t, b)
-	for u.ReadPort(regLSR)&lsrTHRE != 0 {
-		for range fifoSize {
-			u.WritePort(regData, 'x')
-		}
-	}
+	fillUntilStuck(t, u)
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}

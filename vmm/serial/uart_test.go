@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/internal/charqueue"
 )
@@ -229,6 +230,22 @@ func TestTransmitByInterrupt(t *testing.T) {
 	}
 	if out.writes > len(text)/16 {
 		t.Errorf("%d writes for %d lines", out.writes, len(text)/16)
+	}
+}
+
+// fillUntilStuck writes until the other end of the line takes no more. A busy
+// transmitter alone does not say so: the output may just be under way.
+func fillUntilStuck(t *testing.T, u *UART) {
+	t.Helper()
+	for stuck := false; !stuck; {
+		for u.ReadPort(regLSR)&lsrTHRE != 0 {
+			for range fifoSize {
+				u.WritePort(regData, 'x')
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		stuck = u.Drain(ctx) != nil
+		cancel()
 	}
 }
 
