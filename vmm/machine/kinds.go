@@ -59,6 +59,11 @@ func validateDevices(devices []virtio.Spec, kinds []virtio.Kind) (errs []error) 
 	if n := len(devices); n > maxDevices {
 		bad("%d devices: the bus has room for %d", n, maxDevices)
 	}
+	for i, k := range kinds {
+		if first, _ := kindOf(kinds[:i], k.Name); first.Name == k.Name {
+			bad("kind of device %.40q: the name is taken", k.Name)
+		}
+	}
 	count := map[string]int{}
 	names := map[string]bool{}
 	for _, d := range devices {

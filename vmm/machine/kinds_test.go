@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -139,6 +140,7 @@ func TestDecodeSpecRefuses(t *testing.T) {
 		{"kind", encode(toy{}), `device of kind "toy": this govmm does not know it`},
 		{"feature of a device", encode(toy{inUse: []string{"wheels"}}), `the guest uses features that this version of govmm does not know: "toy/wheels"`},
 		{"features", newer("sockets", "disk/discard"), `the guest uses features that this version of govmm does not know: "sockets", "disk/discard"`},
+		{"many features", newer(slices.Repeat([]string{"x"}, 4000)...), `the guest uses features that this version of govmm does not know: ` + strings.Repeat(`"x", `, 8) + `and 3992 more`},
 		{"long feature", newer(strings.Repeat("x", 5000)), `the guest uses features that this version of govmm does not know: "` + strings.Repeat("x", 60) + `"`},
 		{"disk twice", encode(disk("/a"), disk("/b"), disk("/a")), "disk /a: it is given twice"},
 		{"two balloons", encode(&balloon.Spec{}, &balloon.Spec{}), "more than 1 devices of kind balloon"},
@@ -164,6 +166,17 @@ func TestDecodeSpecRefuses(t *testing.T) {
 	}
 	if _, err := decodeSpec(encode(toy{inUse: []string{"wings", "wheels"}}), []virtio.Kind{kind}); err == nil || !strings.HasSuffix(err.Error(), `know: "toy/wings"`) {
 		t.Errorf("a host that knows one of two features: %v", err)
+	}
+}
+
+// TestKindNameTaken: a program's kind of device cannot have the name of another.
+func TestKindNameTaken(t *testing.T) {
+	errs := validateDevices(nil, append(Kinds(), virtio.Kind{Name: "disk"}))
+	if len(errs) != 1 || errs[0].Error() != `kind of device "disk": the name is taken` {
+		t.Errorf("%v", errs)
+	}
+	if errs := validateDevices(nil, Kinds()); errs != nil {
+		t.Errorf("the built-in kinds: %v", errs)
 	}
 }
 

@@ -96,7 +96,11 @@ func decodeSpec(b []byte, extra []virtio.Kind) (Spec, error) {
 			unknown = append(unknown, fmt.Sprintf("%.60q", f))
 		}
 	}
-	if unknown != nil {
+	if n := len(unknown); n > 0 {
+		const most = 8 // of what a peer wrote, in one line
+		if n > most {
+			unknown = append(unknown[:most], fmt.Sprintf("and %d more", n-most))
+		}
 		return Spec{}, fmt.Errorf("the guest uses features that this version of govmm does not know: %s", strings.Join(unknown, ", "))
 	}
 
