@@ -18,11 +18,10 @@ const (
 	// MaxLine is the most that is written at once: a line of that length is
 	// written before its end.
 	MaxLine = 4096
-	// A line that has begun waits for its end until no byte has come for
-	// lineIdle, and at most for lineMost: lines are written whole where
-	// possible, and most of those that a migration cuts are still here.
-	lineIdle = 20 * time.Millisecond
-	lineMost = 100 * time.Millisecond
+	// gather is the least time between two writes, unless the later one ends a
+	// line: what comes to an idle line is written at once, and a guest that
+	// prints byte by byte does not cost a write for each.
+	gather = time.Millisecond
 )
 
 // Output is a queue of bytes and the goroutine that writes them.
@@ -37,6 +36,7 @@ type Output struct {
 	queueMu sync.Mutex
 	queue   []byte        // not yet given to w
 	writing int           // bytes in the Write under way
+	last    time.Time     // when the last Write ended
 	due     bool          // the line that has begun is written now
 	held    bool          // the line that has begun stays
 	closed  bool          // the goroutine ends; what is put is dropped
@@ -96,48 +96,34 @@ func (o *Output) wakeUp() {
 func (o *Output) run() {
 	defer close(o.done)
 	buf := make([]byte, MaxLine)
-	timer := time.NewTimer(lineIdle)
-	timer.Stop()
-	seen := 0 // bytes of the line that waits when the timer was set; 0: none waits
-	var since time.Time
+	timer := time.NewTimer(gather)
+	defer timer.Stop()
 	for {
-		n, waiting, ok := o.take(buf)
+		n, wait, ok := o.take(buf)
 		switch {
 		case !ok:
-			timer.Stop()
 			return
 		case n > 0:
-			seen = 0
 			_, err := o.w.Write(buf[:n])
 			if o.wrote(err) {
 				o.ready()
 			}
 			continue
-		case waiting == 0:
-			seen = 0
-		case seen == 0:
-			seen, since = waiting, time.Now()
-			timer.Reset(lineIdle)
-		}
-		if seen == 0 {
+		case wait > 0:
+			timer.Reset(wait)
+		default:
 			timer.Stop()
 		}
 		select {
 		case <-o.wake:
 		case <-timer.C:
-			if more := o.waited(seen, time.Since(since)); more > 0 {
-				seen = more
-				timer.Reset(lineIdle)
-			} else {
-				seen = 0
-			}
 		}
 	}
 }
 
 // take copies to buf what is to be written now. If that is nothing it returns
-// how many bytes of a line wait for its end; and false at the end.
-func (o *Output) take(buf []byte) (n, waiting int, ok bool) {
+// how long a line that has begun still waits; and false at the end.
+func (o *Output) take(buf []byte) (n int, wait time.Duration, ok bool) {
 	o.queueMu.Lock()
 	defer o.queueMu.Unlock()
 	if o.closed {
@@ -145,26 +131,18 @@ func (o *Output) take(buf []byte) (n, waiting int, ok bool) {
 		o.settle()
 		return 0, 0, false
 	}
-	n = copy(buf, o.queue[:o.leaving()])
+	n = o.leaving()
+	if n == 0 && !o.held && len(o.queue) > 0 {
+		if wait = gather - time.Since(o.last); wait > 0 {
+			return 0, wait, true
+		}
+		n = len(o.queue)
+	}
+	n = copy(buf, o.queue[:n])
 	o.queue = o.queue[:copy(o.queue, o.queue[n:])]
 	o.writing = n
 	o.due = o.due && len(o.queue) > 0
-	if !o.held {
-		waiting = len(o.queue)
-	}
-	return n, waiting, true
-}
-
-// waited returns how long the line is that has waited since it had seen bytes,
-// if it is to wait on, and otherwise 0.
-func (o *Output) waited(seen int, since time.Duration) int {
-	o.queueMu.Lock()
-	defer o.queueMu.Unlock()
-	if len(o.queue) > seen && since < lineMost {
-		return len(o.queue)
-	}
-	o.due = true
-	return 0
+	return n, 0, true
 }
 
 // leaving is how much of the queue may be written now: whole lines, and all of
@@ -182,7 +160,7 @@ func (o *Output) wrote(err error) bool {
 	o.queueMu.Lock()
 	defer o.queueMu.Unlock()
 	before := o.room()
-	o.writing = 0
+	o.writing, o.last = 0, time.Now()
 	if err != nil && o.err == nil {
 		o.err = err
 	}

@@ -205,10 +205,11 @@ func (d *Device) Reset() {
 // Pause implements [virtio.Device]. A line that the guest has begun and not ended
 // is held, so that it is printed whole where the guest goes on.
 func (d *Device) Pause(ctx context.Context) error {
+	d.out.Hold(true)
 	if err := d.loop.Pause(ctx); err != nil {
+		d.out.Hold(false)
 		return fmt.Errorf("console: %w", err)
 	}
-	d.out.Hold(true)
 	return nil
 }
 

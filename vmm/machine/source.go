@@ -65,8 +65,10 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 		return false, err
 	}
 	s.devices.backends.sync()
+	s.lines.uart.HoldLine(true) // what follows of a line travels with it
 	before, err := s.hold(ctx, holdHandoff, 0)
 	if err != nil {
+		s.lines.uart.HoldLine(false)
 		return false, err
 	}
 	s.stopInput()

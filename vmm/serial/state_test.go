@@ -194,8 +194,9 @@ func TestHeldLineTravels(t *testing.T) {
 	var here, there sink
 	a, b := New(func(bool) {}, &here), New(func(bool) {}, &there)
 	b.HoldLine(true)
-	say(a, "one\ntw")
+	say(a, "one\n")
 	a.HoldLine(true)
+	say(a, "tw")
 	if err := a.Drain(ctx); err != nil {
 		t.Fatal(err)
 	}
