@@ -20,6 +20,8 @@ type Config struct {
 	CPU     string         // the processor, one of cpu.Models; "": cpu.Host
 	Memory  uint64         // bytes; 0: 256 MiB
 	Backing memory.Backing // "": memory.DefaultBacking
+	// Overcommit allows more memory than is available on this host, see memory.Admit.
+	Overcommit bool
 	// Tracking is how the guest's writes are tracked when it is migrated;
 	// "": machine.TrackAuto.
 	Tracking machine.DirtyTracking
@@ -108,6 +110,6 @@ func (c Config) spec() (machine.Spec, error) {
 	return machine.Spec{
 		Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
 		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack,
-		Devices: c.Devices, Kinds: c.Kinds, Tracking: c.Tracking,
+		Devices: c.Devices, Kinds: c.Kinds, Tracking: c.Tracking, Overcommit: c.Overcommit,
 	}.Complete(c.CPU)
 }

@@ -17,12 +17,13 @@ import (
 // ReceiveConfig says how a guest is received. The guest brings the description of
 // its machine along.
 type ReceiveConfig struct {
-	Listener net.Listener          // where sources connect; required. The VM closes it.
-	Name     string                // "": as at the source
-	Backing  memory.Backing        // "": as at the source
-	Tracking machine.DirtyTracking // "": machine.TrackAuto
-	Serial   serial.Backend        // as in Config
-	Console  serial.Backend        // as in Config, for a guest that has a virtio console
+	Listener   net.Listener          // where sources connect; required. The VM closes it.
+	Name       string                // "": as at the source
+	Backing    memory.Backing        // "": as at the source
+	Tracking   machine.DirtyTracking // "": machine.TrackAuto
+	Overcommit bool                  // as in Config
+	Serial     serial.Backend        // as in Config
+	Console    serial.Backend        // as in Config, for a guest that has a virtio console
 	// Devices name what of this host takes the place of the source's disks, taps and
 	// sockets; nil: the same paths and names as there. See machine.Builder.
 	Devices []virtio.Spec
@@ -55,7 +56,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm: v,
 		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
-			Name: cfg.Name, Log: v.log},
+			Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log},
 	}, v.log)
 	return v, nil
 }

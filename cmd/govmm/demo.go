@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -18,6 +16,7 @@ import (
 	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/govmm/govmm/vmm/memory"
 	"github.com/spf13/cobra"
 )
 
@@ -65,7 +64,7 @@ func (d demoSize) need() uint64 {
 }
 
 func demo(ctx context.Context, out io.Writer) error {
-	size, err := pickDemoSize("/proc/meminfo")
+	size, err := pickDemoSize()
 	if err != nil {
 		return err
 	}
@@ -102,21 +101,10 @@ func demo(ctx context.Context, out io.Writer) error {
 }
 
 // pickDemoSize chooses the largest guest for which there is memory.
-func pickDemoSize(meminfo string) (demoSize, error) {
-	f, err := os.Open(meminfo)
+func pickDemoSize() (demoSize, error) {
+	free, err := memory.Available(memory.DefaultBacking)
 	if err != nil {
 		return demoSize{}, err
-	}
-	defer func() { _ = f.Close() }()
-	var free uint64
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if w := strings.Fields(s.Text()); len(w) > 1 && w[0] == "MemAvailable:" {
-			kib, err := strconv.ParseUint(w[1], 10, 54)
-			if err != nil {
-				return demoSize{}, fmt.Errorf("read %s: %w", meminfo, err)
-			}
-			free = kib << 10
-		}
 	}
 	sizes := []demoSize{{"512M", "400M", "64M"}, {"256M", "180M", "32M"}, {"128M", "80M", "16M"}}
 	for _, size := range sizes {

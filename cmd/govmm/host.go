@@ -25,10 +25,11 @@ import (
 // hostFlags are the flags of the commands whose process holds a VM: run and
 // receive.
 type hostFlags struct {
-	serial   string
-	console  string
-	socket   string
-	tracking string
+	serial     string
+	console    string
+	socket     string
+	tracking   string
+	overcommit bool
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
@@ -36,6 +37,7 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: nowhere, and govmm run then makes no such device")
 	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
+	cmd.Flags().BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
 }
 

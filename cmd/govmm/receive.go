@@ -48,7 +48,7 @@ own hosts reach.`,
 					return nil, err
 				}
 				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, Serial: h.serial, Console: h.console,
-					Devices: here, Tracking: machine.DirtyTracking(f.tracking), Log: h.log})
+					Devices: here, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}

@@ -101,7 +101,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	}
 	testhook.Prefill.Store(f.prefill)
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
-		NoUnpack: f.noUnpack, Devices: devices, Tracking: machine.DirtyTracking(f.tracking)}, nil
+		NoUnpack: f.noUnpack, Devices: devices, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
 }
 
 // readImage reads a file of at most so many bytes; it reads none if path is "".

@@ -27,6 +27,8 @@ type Builder struct {
 	Backing memory.Backing
 	// Tracking is how writes are tracked when the guest moves on; "": TrackAuto.
 	Tracking DirtyTracking
+	// Overcommit allows more memory than is available here, see [memory.Admit].
+	Overcommit bool
 	// Name is the machine's name here; "": as at the source.
 	Name string
 	// Log is as for [New].
@@ -54,7 +56,7 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if b.Backing != "" {
 		spec.Backing = b.Backing
 	}
-	spec.Tracking, spec.received = b.Tracking, true
+	spec.Tracking, spec.Overcommit, spec.received = b.Tracking, b.Overcommit, true
 	if b.Name != "" {
 		spec.Name = b.Name
 	}

@@ -23,10 +23,8 @@ func (h *host) incompatible(s *Spec) error {
 	if s.CPUs > h.maxCPUs {
 		bad("%d vCPUs: this host's KVM runs at most %d", s.CPUs, h.maxCPUs)
 	}
-	if free, err := h.available(s.Backing); err != nil {
-		bad("find out how much memory is available: %w", err)
-	} else if s.Memory > free {
-		bad("memory of %d MiB (%s): this host has %d MiB available", s.Memory>>20, s.Backing, free>>20)
+	if err := h.admit(s.Memory, s.Backing, s.Overcommit); err != nil {
+		errs = append(errs, err)
 	}
 	for _, n := range s.Needs {
 		if err := h.lacks(n); err != nil {

@@ -1,12 +1,7 @@
 package machine
 
 import (
-	"bufio"
 	"errors"
-	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/cpu"
@@ -20,13 +15,13 @@ type host struct {
 	tscControl bool // the guest's TSC may run at another frequency
 	maxCPUs    int
 	capability func(kvm.Capability) (int, error)
-	available  func(memory.Backing) (uint64, error) // bytes
+	admit      func(size uint64, b memory.Backing, overcommit bool) error // [memory.Admit]
 }
 
 // thisHost asks KVM. It makes a VM for a moment, since only a vCPU reports the
 // frequency of the TSC.
 func thisHost(sys *kvm.System) (_ host, err error) {
-	h := host{capability: sys.CheckExtension, available: availableMemory}
+	h := host{capability: sys.CheckExtension, admit: memory.Admit}
 	if h.cpuid, err = cpu.Supported(sys); err != nil {
 		return h, err
 	}
@@ -50,56 +45,6 @@ func thisHost(sys *kvm.System) (_ host, err error) {
 	defer func() { err = errors.Join(err, v.Close()) }()
 	h.tscKHz, err = v.TSCKHz()
 	return h, err
-}
-
-// availableMemory returns how many bytes of this backing the host can provide without
-// swapping.
-func availableMemory(b memory.Backing) (uint64, error) {
-	if b == memory.Hugetlb {
-		pages, err := meminfo("HugePages_Free")
-		if err != nil {
-			return 0, err
-		}
-		size, err := meminfo("Hugepagesize")
-		return pages * size * 1024, err
-	}
-	kib, err := meminfo("MemAvailable")
-	return kib * 1024, err
-}
-
-// fitsHost refuses memory that this host could not provide even if nothing else ran:
-// KVM's own tables for it would take all that there is.
-func fitsHost(size uint64) error {
-	total, err := meminfo("MemTotal")
-	if err != nil {
-		return err
-	}
-	swap, err := meminfo("SwapTotal")
-	if err != nil {
-		return err
-	}
-	if most := (total + swap) * 1024; size > most {
-		return fmt.Errorf("memory of %d MiB: this host has %d MiB in total", size>>20, most>>20)
-	}
-	return nil
-}
-
-// meminfo returns a number of /proc/meminfo (proc_meminfo(5)): a count, or kiB.
-func meminfo(key string) (uint64, error) {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		name, rest, ok := strings.Cut(lines.Text(), ":")
-		if !ok || name != key {
-			continue
-		}
-		number, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
-		return strconv.ParseUint(number, 10, 64)
-	}
-	return 0, fmt.Errorf("/proc/meminfo has no %s", key)
 }
 
 // needs lists the capabilities that the state of a machine with these depends

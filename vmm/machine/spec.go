@@ -68,6 +68,8 @@ type Spec struct {
 	Kinds []virtio.Kind `cbor:"-"`
 	// Tracking is how the guest's writes are tracked; "": [TrackAuto].
 	Tracking DirtyTracking `cbor:"-"`
+	// Overcommit allows more memory than is available on this host, see [memory.Admit].
+	Overcommit bool `cbor:"-"`
 	// received says that the kernel comes from a peer. Such a bzImage is not unpacked
 	// on the host: the source has sent it unpacked if it could.
 	received bool
@@ -103,7 +105,7 @@ func (s Spec) Complete(model string) (_ Spec, err error) {
 	if err := s.Validate(); err != nil {
 		return s, err
 	}
-	return s, fitsHost(s.Memory)
+	return s, memory.Admit(s.Memory, s.Backing, s.Overcommit)
 }
 
 // Validate reports everything about the spec that no host could make a machine

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"unsafe"
 
 	"github.com/govmm/govmm/mempage"
@@ -136,21 +134,9 @@ func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
 
 // hugetlbError describes the state of the pool of huge pages and what to do.
 func hugetlbError(size uint64, cause error) error {
-	const pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
-	need := size / hugePageSize
-	read := func(name string) uint64 {
-		text, err := os.ReadFile(pool + name)
-		if err != nil {
-			return 0
-		}
-		n, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-		return n
+	r, err := host{os.DirFS("/")}.pool(0)
+	if err != nil {
+		return fmt.Errorf("%w; use backing %s: %w", err, DefaultBacking, cause)
 	}
-	if _, err := os.Stat(pool); err != nil {
-		return fmt.Errorf("this kernel has no 2 MiB huge pages (no %s); use backing %s: %w", pool, DefaultBacking, cause)
-	}
-	total, free, taken := read("nr_hugepages"), read("free_hugepages"), read("resv_hugepages")
-	free -= min(free, taken)
-	return fmt.Errorf("expected %d free huge pages of 2 MiB, found %d of %d; reserve more with `sysctl vm.nr_hugepages=%d`, or use backing %s: %w",
-		need, free, total, total+need-min(need, free), DefaultBacking, cause)
+	return fmt.Errorf("%s: %w", r.tooLittle(size, Hugetlb), cause)
 }
