@@ -239,7 +239,7 @@ func TestNewVMRefuses(t *testing.T) {
 		"kernel: not an ELF file":   {Kernel: []byte("#!/bin/sh\n")},
 		"ELF file truncated":        {Kernel: []byte("\x7fELF and nothing more")},
 		"memory of 5 bytes":         {Memory: 5},
-		"MiB in total":              {Memory: memory.MaxSize},
+		"MiB available, of ":        {Memory: memory.MaxSize},
 		`name "a b"`:                {Name: "a b"},
 		"floppy":                    {Backing: "floppy"},
 		"command line of 9999 byte": {Cmdline: strings.Repeat("x", 9999)},
