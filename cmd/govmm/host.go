@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
@@ -105,6 +106,10 @@ func (f *hostFlags) claim(name string) (*api.Claim, error) {
 	return api.ClaimName(api.Directory(), name)
 }
 
+// settled is how long after its start a process gives back the memory that the
+// start took.
+const settled = time.Second
+
 // process is one that holds a VM.
 type process struct {
 	claim  *api.Claim
@@ -154,8 +159,9 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	} else {
 		p.say("%s runs; its API socket is %s", p.claim.Name(), p.claim.Socket())
 	}
-	// To build took memory for the kernel's content, more than once.
-	go debug.FreeOSMemory()
+	// To build took memory for the kernel's content, more than once. It is given
+	// back once the guest is under way: a collection would compete with its start.
+	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	outcome, err := vm.Run(ctx) // closes the backends, which restores the terminal
 	server.Shutdown()
 	return outcome, errors.Join(err, <-served)

@@ -52,13 +52,15 @@ func newWith(spec Spec, ends Ends, log *slog.Logger, b backends) (_ *Machine, er
 		return nil, err
 	}
 	m.spec.Needs = needs(m.kernel.caps)
-	if err := m.createChips(); err != nil {
-		return nil, err
-	}
 	if m.mem, err = memory.New(spec.Memory, spec.Backing); err != nil {
 		return nil, err
 	}
+	// Before the chips: they leave the kernel a grace period to wait for (SRCU),
+	// which a slot that is registered would wait for as well, for milliseconds.
 	if err := m.setSlots(0); err != nil {
+		return nil, err
+	}
+	if err := m.createChips(); err != nil {
 		return nil, err
 	}
 	if ring {
