@@ -64,8 +64,17 @@ type Mover interface {
 	// Move adapts the spec of a guest that has come to this host. here, a spec of
 	// the same kind made by [Kind].ParseHere, says what of this host takes the
 	// place of the source's; nil: what has the same name. It fails if here asks
-	// for what the guest would notice.
+	// for what the guest would notice, and if a name that the source gave is a
+	// relative path.
 	Move(here Spec) error
+}
+
+// Pathed is a Spec that names files of its host. Names travel with the guest, and a
+// relative one means another file in another process: so they are made absolute
+// where the spec enters.
+type Pathed interface {
+	// MakeAbsolute makes the names absolute, as [Absolute] does.
+	MakeAbsolute() error
 }
 
 // Exclusive is a Spec that needs something of the host which only one device of a

@@ -1,6 +1,29 @@
 package virtio
 
-import "strings"
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Absolute returns the path of a file of this host as every process knows it: a
+// relative one behind the working directory. Nothing else is changed. A symbolic
+// link stays, since it may be the name that several hosts have in common
+// (/dev/disk/by-id), and so does "..", which means another file behind a link.
+func Absolute(path string) (string, error) {
+	if filepath.IsAbs(path) {
+		return path, nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return path, fmt.Errorf("find the working directory, which the path is relative to: %w", err)
+	}
+	for strings.HasPrefix(path, "./") {
+		path = strings.TrimLeft(path[2:], "/")
+	}
+	return strings.TrimSuffix(dir, "/") + "/" + path, nil
+}
 
 // SplitOption splits the value of a device's option, such as path=a,,b,readonly,
 // at single commas. Two commas stand for one that belongs to the item.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
 )
 
 // TestMigrate: Migrate returns when the guest runs at the destination, or with the
@@ -102,6 +104,28 @@ func (r *ran) goesOn(t *testing.T) {
 	next := receiving(t, ReceiveConfig{})
 	if res, err := r.Migrate(t.Context(), next.Addr().String(), migrate.Options{DowntimeLimit: patience}); err != nil {
 		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+// TestRelativeDiskMigrates: the destination opens the file that the source has, and
+// not another one of the same name in its own directory.
+func TestRelativeDiskMigrates(t *testing.T) {
+	needKVM(t)
+	image := vmtest.Image(t, "a.img", 1<<20)
+	t.Chdir(filepath.Dir(image))
+	con, cfg := vmtest.NewTape(), testConfig(1, vmtest.Obey)
+	cfg.Devices, cfg.Serial, cfg.Log = []virtio.Spec{disk("a.img")}, con, vmtest.Log(t)
+	vm, err := NewVM(cfg)
+	check(t, err)
+	r := run(t, vm, con)
+	r.con.Await(t, "B")
+	t.Chdir(filepath.Dir(vmtest.Image(t, "a.img", 1<<20)))
+	next := receiving(t, ReceiveConfig{})
+	if r := r.migrateTo(t, next.Addr().String()); r.Status != "completed" {
+		t.Fatalf("%+v", r)
+	}
+	if got := next.Info().Devices.Of("disk").(*blk.Info).Path; got != image {
+		t.Errorf("the disk at the destination is %s, want %s", got, image)
 	}
 }
 

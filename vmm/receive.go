@@ -48,6 +48,9 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	if _, err := machine.ParseDirtyTracking(string(cfg.Tracking)); err != nil {
 		return nil, err
 	}
+	if err := machine.MakeAbsolute(cfg.Devices); err != nil {
+		return nil, err
+	}
 	if cfg.Listener == nil {
 		return nil, kind.Invalid("a receiver needs a listener")
 	}

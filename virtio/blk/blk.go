@@ -78,9 +78,10 @@ type Device struct {
 
 	// errorMu guards the host's errors.
 	errorMu  sync.Mutex
-	flushErr error // a flush failed: earlier writes may be lost
 	logged   time.Time
 	unlogged int
+
+	flushes flushes
 
 	counters counters
 }
@@ -122,9 +123,11 @@ func (d *Device) Unlock() error {
 	return d.image.release()
 }
 
-// Sync makes all completed writes durable. Requests may be under way.
+// Sync makes all completed writes durable. Requests may be under way. If it fails,
+// writes that the guest takes for done may be lost, and Sync fails until the guest
+// has been told, by its next flush.
 func (d *Device) Sync() error {
-	if err := d.flush(); err != nil {
+	if err := d.flush(false); err != nil {
 		return fmt.Errorf("disk %s: flush: %w", d.config.Path, err)
 	}
 	return nil
@@ -186,9 +189,7 @@ func (d *Device) Reset() {
 	d.shownMu.Lock()
 	d.writeBack = true
 	d.shownMu.Unlock()
-	d.errorMu.Lock()
-	d.flushErr = nil
-	d.errorMu.Unlock()
+	d.flushes.forget()
 }
 
 // Pause implements [virtio.Device].
@@ -210,24 +211,7 @@ func (d *Device) ResetQueue(q *virtio.Queue) { d.loop.ResetQueue(q) }
 
 // Close makes all writes durable and closes the image, which gives up its lock.
 func (d *Device) Close() error {
-	return errors.Join(d.flush(), d.image.close())
-}
-
-// flush makes writes durable. After one failure it fails until the driver resets
-// the device, because the kernel reports a lost write only once.
-func (d *Device) flush() error {
-	d.errorMu.Lock()
-	err := d.flushErr
-	d.errorMu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err = d.image.flush(); err != nil {
-		d.errorMu.Lock()
-		d.flushErr = err
-		d.errorMu.Unlock()
-	}
-	return err
+	return errors.Join(d.flush(false), d.image.close())
 }
 
 // logEvery is the least time between two records of errors.

@@ -1,11 +1,17 @@
 package blk
 
 import (
+	"errors"
 	"os"
+	"runtime"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
@@ -27,37 +33,150 @@ func TestInFlight(t *testing.T) {
 	}
 }
 
-// A flush that fails is not forgotten before the driver starts anew.
+// failing makes the next flushes of the storage fail, as the kernel reports a lost
+// write: once.
+func failing(d *Device, times int) {
+	d.image.fdatasync = func(fd int) error {
+		if times <= 0 {
+			return unix.Fdatasync(fd)
+		}
+		times--
+		return unix.EIO
+	}
+}
+
+// A flush that fails is the guest's to know. When it has been told, the disk is as
+// good as its storage.
 func TestFlushFails(t *testing.T) {
 	d := open(t, Config{Path: newImage(t, 64<<10)})
 	if err := d.Lock(); err != nil {
 		t.Fatal(err)
 	}
-	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(pipe[0])
-	defer unix.Close(pipe[1])
-	good := d.image.fd
-	d.image.fd = pipe[1] // which has nothing to flush, and says so
-	if err := d.flush(); err == nil {
-		t.Fatal("a pipe was flushed")
-	}
-	d.image.fd = good
-	if err := d.Unlock(); err == nil {
-		t.Fatal("unlocked after a flush that failed")
+	flush := func(r *rig, what string, expected byte) {
+		t.Helper()
+		status, _ := r.do(typeFlush, 0, 0, false)
+		want(t, what, status, expected)
 	}
 	r := newRig(t, d, layouts["split"])
-	status, _ := r.do(typeFlush, 0, 0, false)
-	want(t, "flush after one that failed", status, statusIOErr)
-	if d.Stats().Errors != 1 {
-		t.Errorf("counters %+v", d.Stats())
+
+	// The guest finds it.
+	failing(d, 1)
+	flush(r, "a flush that fails", statusIOErr)
+	if err := d.Sync(); err != nil {
+		t.Fatalf("the guest was told, and the storage is well: %v", err)
+	}
+	flush(r, "the next one", statusOK)
+
+	// A migration finds it, while the guest runs or stands still.
+	failing(d, 1)
+	for range 3 {
+		if err := d.Sync(); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "the guest learns of it") {
+			t.Fatalf("the guest was not told: %v", err)
+		}
+	}
+	if err := d.Unlock(); !errors.Is(err, unix.EIO) {
+		t.Fatalf("unlocked before the guest was told: %v", err)
+	}
+	flush(r, "the guest's next flush", statusIOErr)
+	flush(r, "the one after it", statusOK)
+	if err := d.Sync(); err != nil {
+		t.Fatalf("the guest was told, and the storage is well: %v", err)
+	}
+
+	// As long as the storage is not well nothing is.
+	failing(d, 4)
+	for range 2 {
+		if err := d.Sync(); err == nil {
+			t.Fatal("durable without storage")
+		}
+		flush(r, "a flush that fails", statusIOErr)
+	}
+	flush(r, "a flush of what is well", statusOK)
+	if got := d.Stats().Errors; got != 4 {
+		t.Errorf("%d errors counted", got)
+	}
+
+	// A driver that starts anew expects nothing of what was.
+	failing(d, 1)
+	if err := d.Sync(); err == nil {
+		t.Fatal("durable without storage")
 	}
 	d.Reset()
 	if err := d.Unlock(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A driver that does not flush is told by its next write.
+func TestFlushFailsWriteThrough(t *testing.T) {
+	d := open(t, Config{Path: newImage(t, 64<<10)})
+	r := newRig(t, d, layouts["split"])
+	d.WriteConfig(offWriteback, []byte{0})
+	failing(d, 1)
+	if err := d.Sync(); err == nil {
+		t.Fatal("durable without storage")
+	}
+	for _, expected := range []byte{statusIOErr, statusOK} {
+		status, _ := r.do(typeOut, 0, 512, true)
+		want(t, "write", status, expected)
+	}
+	if err := d.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The kernel tells one of the flushes that wait for the same writes of their loss:
+// all of them are told here, and one for which the loss was before it is not.
+func TestFlushFailsForAll(t *testing.T) {
+	d := open(t, Config{Path: newImage(t, 64<<10)})
+	const others = 8
+	began, fail := make(chan struct{}), make(chan struct{})
+	var calls atomic.Int32
+	d.image.fdatasync = func(int) error {
+		if calls.Add(1) == 1 {
+			close(began)
+			<-fail
+			return unix.EIO
+		}
+		return nil
+	}
+	errs := make(chan error, others+1)
+	flush := func() { errs <- d.flush(true) }
+	go flush()
+	<-began
+	for range others {
+		go flush()
+	}
+	// Each of them has begun when it cannot have the mutex.
+	for deadline := time.Now().Add(testenv.Patience); waiters(t) < others; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the flushes do not begin")
+		}
+	}
+	close(fail)
+	for range others + 1 {
+		if err := <-errs; !errors.Is(err, unix.EIO) {
+			t.Errorf("a flush that waited with one that failed: %v", err)
+		}
+	}
+	if n := calls.Load(); n != 2 {
+		t.Errorf("%d flushes that waited together became %d of the storage, want 1", others, n-1)
+	}
+	if err := d.flush(true); err != nil {
+		t.Errorf("a flush after one that failed: %v", err)
+	}
+}
+
+// waiters counts the goroutines that wait in flush for another one.
+func waiters(t *testing.T) (n int) {
+	t.Helper()
+	b := make([]byte, 1<<20)
+	for g := range strings.SplitSeq(string(b[:runtime.Stack(b, true)]), "\n\n") {
+		if strings.Contains(g, "[sync.Mutex.Lock") && strings.Contains(g, "(*Device).flush(") {
+			n++
+		}
+	}
+	return n
 }
 
 // The limits of discard and write-zeroes are those that the driver was told,

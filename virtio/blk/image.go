@@ -38,6 +38,8 @@ type image struct {
 
 	topology Topology
 
+	fdatasync func(fd int) error // unix.Fdatasync, except in tests
+
 	// Alignments of direct I/O in bytes: of file offsets and lengths, and of
 	// memory. 1 without it.
 	offsetAlign, memAlign int
@@ -88,7 +90,7 @@ func openFile(c Config) (*image, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open: %w", err)
 	}
-	im := &image{path: c.Path, fd: fd, readOnly: c.ReadOnly, direct: c.Direct, offsetAlign: 1, memAlign: 1}
+	im := &image{path: c.Path, fd: fd, readOnly: c.ReadOnly, direct: c.Direct, offsetAlign: 1, memAlign: 1, fdatasync: unix.Fdatasync}
 	im.lock.claim = -1
 	return im, nil
 }
@@ -210,7 +212,7 @@ func (im *image) flush() error {
 	if im.readOnly {
 		return nil
 	}
-	_, err := retry(func() (int, error) { return 0, unix.Fdatasync(im.fd) })
+	_, err := retry(func() (int, error) { return 0, im.fdatasync(im.fd) })
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/virtio"
@@ -51,14 +52,25 @@ func (s *Spec) Validate() error {
 // Uses implements [virtio.Exclusive].
 func (s *Spec) Uses() []string { return []string{s.String()} }
 
+// MakeAbsolute implements [virtio.Pathed].
+func (s *Spec) MakeAbsolute() (err error) {
+	if s.Path, err = virtio.Absolute(s.Path); err != nil {
+		return fmt.Errorf("disk %s: %w", s.Path, err)
+	}
+	return nil
+}
+
 // Move implements [virtio.Mover]: the path and the way to it are the host's, all
 // else the guest knows.
 func (s *Spec) Move(here virtio.Spec) error {
 	if here == nil {
+		if !filepath.IsAbs(s.Path) {
+			return fmt.Errorf("disk %s: expected an absolute path from the source, found a relative one; say where the disk is on this host: --disk path=FILE", s.Path)
+		}
 		return nil
 	}
 	h := here.(*Spec)
-	var errs []error
+	errs := []error{h.MakeAbsolute()}
 	for _, differs := range []struct {
 		what string
 		is   bool

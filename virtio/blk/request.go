@@ -149,7 +149,12 @@ func (w *worker) out(c *virtio.Chain, sector uint64) byte {
 	}
 	w.collect(c.Readable, headerSize, n)
 	off := int64(sector) * SectorSize
-	if err := w.d.image.write(w.bufs, off, !w.d.caches(), &w.scratch); err != nil {
+	durable := !w.d.caches()
+	err := w.d.image.write(w.bufs, off, durable, &w.scratch)
+	if err == nil && durable {
+		err = w.d.flushes.tell() // the driver does not flush
+	}
+	if err != nil {
 		w.d.hostError("write", sector, int64(n), err)
 		return statusIOErr
 	}
@@ -159,7 +164,7 @@ func (w *worker) out(c *virtio.Chain, sector uint64) byte {
 }
 
 func (w *worker) flush() byte {
-	if err := w.d.flush(); err != nil {
+	if err := w.d.flush(true); err != nil {
 		w.d.hostError("flush", 0, 0, err)
 		return statusIOErr
 	}
@@ -235,7 +240,11 @@ func (w *worker) discard(s span) error {
 
 func (w *worker) writeZeroes(s span) error {
 	n := int64(s.sectors) * SectorSize
-	err := w.d.image.zero(int64(s.sector)*SectorSize, n, s.unmap, !w.d.caches(), &w.scratch)
+	durable := !w.d.caches()
+	err := w.d.image.zero(int64(s.sector)*SectorSize, n, s.unmap, durable, &w.scratch)
+	if err == nil && durable {
+		err = w.d.flushes.tell()
+	}
 	if err != nil {
 		w.d.hostError("write of zeros", s.sector, n, err)
 	}

@@ -3,6 +3,7 @@ package vsock
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,9 @@ const (
 	// other, so all may have the same.
 	DefaultCID = MinCID
 
+	// maxName is what of a longer path may be its last element: the socket is then
+	// reached by the number of its directory's open file.
+	maxName, longest = 64, 4000
 	// maxPath leaves room in sun_path, 108 bytes with its zero (unix(7)), for
 	// the longest _PORT.
 	maxPath = 107 - len("_4294967295")
@@ -79,8 +83,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("the path has a zero byte")
 	case c.Path[0] == '@':
 		return fmt.Errorf("path=%s: must be a file, such as ./%s", c.Path, c.Path)
-	case len(c.Path) > maxPath:
-		return fmt.Errorf("the path must have at most %d bytes, so that PATH_PORT fits a socket address; got %d", maxPath, len(c.Path))
+	case len(c.Path) > maxPath && (len(c.Path) > longest || len(filepath.Base(c.Path)) > maxName):
+		return fmt.Errorf("the path must have at most %d bytes, or its last element at most %d, so that PATH_PORT fits a socket address; got %d", maxPath, maxName, len(c.Path))
 	case c.CID != 0 && (c.CID < MinCID || c.CID > MaxCID):
 		return fmt.Errorf("cid must be between %d and %d, got %d", MinCID, uint32(MaxCID), c.CID)
 	}

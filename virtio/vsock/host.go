@@ -1,6 +1,7 @@
 package vsock
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/govmm/govmm/internal/unixsock"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,7 +95,7 @@ func (d *Device) dial(h *header) {
 	c := d.add(ports{h.DstPort, h.SrcPort})
 	c.peerAlloc, c.peerFwd = h.BufAlloc, h.FwdCnt
 	c.start(func() {
-		host, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: fmt.Sprintf("%s_%d", d.config.Path, c.at.host), Net: "unix"})
+		host, err := unixsock.Dial(context.Background(), fmt.Sprintf("%s_%d", d.config.Path, c.at.host))
 		d.serving.Lock()
 		defer d.serving.Unlock()
 		switch {
@@ -102,7 +104,7 @@ func (d *Device) dial(h *header) {
 		case err == nil && c.ended:
 			_ = host.Close() // the guest has ended the connection
 		case err == nil:
-			c.host = host
+			c.host = host.(*net.UnixConn)
 			c.due |= dueResponse
 			c.establish()
 			c.enqueue()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/govmm/govmm/virtio"
 )
@@ -42,12 +43,26 @@ func (s *Spec) Validate() error {
 	return nil
 }
 
+// MakeAbsolute implements [virtio.Pathed].
+func (s *Spec) MakeAbsolute() (err error) {
+	if s.Path, err = virtio.Absolute(s.Path); err != nil {
+		return fmt.Errorf("vsock %s: %w", s.Path, err)
+	}
+	return nil
+}
+
 // Move implements [virtio.Mover]: the path is the host's, the CID the guest's.
 func (s *Spec) Move(here virtio.Spec) error {
 	if here == nil {
+		if !filepath.IsAbs(s.Path) {
+			return fmt.Errorf("vsock %s: expected an absolute path from the source, found a relative one; say where the socket is on this host: --vsock path=SOCKET", s.Path)
+		}
 		return nil
 	}
 	h := here.(*Spec)
+	if err := h.MakeAbsolute(); err != nil {
+		return err
+	}
 	if h.CID != 0 && h.GuestCID() != s.GuestCID() {
 		return fmt.Errorf("vsock %s: the CID is the guest's and cannot change when it moves; it is %d", h.Path, s.GuestCID())
 	}

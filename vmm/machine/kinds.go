@@ -53,6 +53,17 @@ func sorted(devices []virtio.Spec, kinds []virtio.Kind) []virtio.Spec {
 	return out
 }
 
+// MakeAbsolute makes the paths of this host in the specs absolute.
+func MakeAbsolute(devices []virtio.Spec) error {
+	var errs []error
+	for _, d := range devices {
+		if p, ok := d.(virtio.Pathed); ok {
+			errs = append(errs, p.MakeAbsolute())
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // validateDevices lists what no host could make devices from.
 func validateDevices(devices []virtio.Spec, kinds []virtio.Kind) (errs []error) {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

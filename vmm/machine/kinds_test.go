@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +106,44 @@ func TestMove(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestRelativePaths: a relative path is a file of the process that was given it, and
+// absolute once the spec has entered. One that a source has sent means nothing here.
+func TestRelativePaths(t *testing.T) {
+	t.Chdir(t.TempDir())
+	dir, err := os.Getwd()
+	check(t, err)
+	image := func(path string) *blk.Spec { return &blk.Spec{Config: blk.Config{Path: path}} }
+
+	own := specs(image("a.img"), image(".//link/../b"), image("/c/../d"), socket(0, "./@v"))
+	check(t, MakeAbsolute(own))
+	guest := specs(image("/there"), socket(77, "/there.sock"))
+	check(t, move(guest, specs(image("a.img"), socket(0, "v")), Kinds()))
+	for _, c := range []struct {
+		spec virtio.Spec
+		want string
+	}{
+		{own[0], dir + "/a.img"}, {own[1], dir + "/link/../b"}, {own[2], "/c/../d"}, {own[3], dir + "/@v"},
+		{guest[0], dir + "/a.img"}, {guest[1], dir + "/v"},
+	} {
+		if got := pathOf(c.spec); got != c.want {
+			t.Errorf("%T: %q, want %q", c.spec, got, c.want)
+		}
+	}
+	for _, c := range []struct{ sent, here virtio.Spec }{{image("a.img"), image("/a.img")}, {socket(77, "v"), socket(0, "/v")}} {
+		if err := move(specs(c.sent), nil, Kinds()); err == nil || !strings.Contains(err.Error(), "expected an absolute path from the source") {
+			t.Errorf("a relative path from a source: %v", err)
+		}
+		check(t, move(specs(c.sent), specs(c.here), Kinds()))
+	}
+}
+
+func pathOf(s virtio.Spec) string {
+	if d, ok := s.(*blk.Spec); ok {
+		return d.Path
+	}
+	return s.(*vsock.Spec).Path
 }
 
 // toy is the spec of a device whose kind is not built in.

@@ -14,6 +14,9 @@ import (
 // user should know and is not an error; nil: nothing is logged. Disks and taps are
 // opened; [Machine.Acquire] or [Machine.Start] locks the disks.
 func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
+	if err := MakeAbsolute(spec.Devices); err != nil {
+		return nil, err
+	}
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}

@@ -94,6 +94,9 @@ func (s *Spec) kinds() []virtio.Kind { return append(Kinds(), s.Kinds...) }
 func (s Spec) Complete(model string) (_ Spec, err error) {
 	s.Version = SpecVersion
 	s.Devices = sorted(s.Devices, s.kinds())
+	if err := MakeAbsolute(s.Devices); err != nil {
+		return s, err
+	}
 	sys, err := kvm.Open()
 	if err != nil {
 		return s, err
