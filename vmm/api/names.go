@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"syscall"
 
@@ -19,12 +18,19 @@ const DefaultName = "vm"
 
 const socketSuffix = ".sock"
 
-var validName = regexp.MustCompile(`\A[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}\z`)
-
 // ValidateName reports why a VM cannot have the name; the error matches
 // [vmm.ErrInvalid].
 func ValidateName(name string) error {
-	if validName.MatchString(name) {
+	valid := len(name) >= 1 && len(name) <= 64
+	for i, c := range []byte(name) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			valid = false
+		}
+	}
+	if valid {
 		return nil
 	}
 	return kind.Invalid("name %.80q: must be 1 to 64 of a-z A-Z 0-9 _ . - that start with a letter or digit", name)
