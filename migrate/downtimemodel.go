@@ -13,7 +13,12 @@ type downtimeModel struct {
 	window []roundSample // the last rounds, the oldest first
 	rtt    time.Duration // the shortest that was seen
 
-	cost switchCost
+	cost  switchCost
+	least switchCost // the least that was measured of each; meaningless before tries
+	// flush is what flushing the disks took when little was left to flush.
+	flush time.Duration
+	// tries is how many stops have been measured: tried early, or undone.
+	tries int
 	// surge is how many pages were written between the last decision to stop and the
 	// stop itself. Every round halves it.
 	surge uint64
@@ -65,22 +70,36 @@ type switchCost struct {
 }
 
 // startCost is assumed until something has been measured: about 1.5 times what a machine
-// of a few vCPUs takes on a host that is not busy. If it were larger than a user's limit,
-// no stop would ever be tried.
+// of a few vCPUs takes on a host that is not busy. Where only this assumption keeps a
+// guest from being stopped, a stop is tried (see wantsTrial).
 var startCost = switchCost{
 	pause: time.Millisecond, save: 2 * time.Millisecond, sync: time.Millisecond,
 	load: 4 * time.Millisecond, start: time.Millisecond, state: 32 << 10,
 }
 
-// fade halves the distance of each measured cost to startCost, if it is above: a stop
-// that took long once, on a busy host, must not prevent all later ones.
-func (c *switchCost) fade() {
-	for _, d := range []struct{ now, usual *time.Duration }{
-		{&c.pause, &startCost.pause}, {&c.save, &startCost.save}, {&c.sync, &startCost.sync},
-		{&c.load, &startCost.load}, {&c.start, &startCost.start},
-	} {
-		if *d.now > *d.usual {
-			*d.now -= (*d.now - *d.usual) / 2
+// times lists the durations of a cost.
+func (c *switchCost) times() [5]*time.Duration {
+	return [...]*time.Duration{&c.pause, &c.save, &c.sync, &c.load, &c.start}
+}
+
+// sum is the time of all that does not go over the wire.
+func (c switchCost) sum() (d time.Duration) {
+	for _, t := range c.times() {
+		d += *t
+	}
+	return d
+}
+
+// fade halves the distance of each measured cost to what is usual, if it is above: a
+// stop that took long once, on a busy host, must not prevent all later ones.
+func (e *downtimeModel) fade() {
+	usual := &startCost
+	if e.tries > 0 {
+		usual = &e.least
+	}
+	for i, now := range e.cost.times() {
+		if u := *usual.times()[i]; *now > u {
+			*now -= (*now - u) / 2
 		}
 	}
 }
@@ -98,7 +117,7 @@ func (e *downtimeModel) echoed(d time.Duration) { e.rtt = min(e.rtt, d) }
 func (e *downtimeModel) round(bytes uint64, d time.Duration) {
 	e.surge /= 2
 	e.holdOff = max(0, e.holdOff-1)
-	e.cost.fade()
+	e.fade()
 	d -= min(d, e.rtt)
 	sample := roundSample{bytes, d}
 	if !sample.tells() {
@@ -146,7 +165,7 @@ const forever = 24 * time.Hour
 func (e *downtimeModel) parts(pages uint64) Downtime {
 	c := e.cost
 	return Downtime{
-		Pause: c.pause, State: c.save, LastSync: c.sync, Pages: e.transfer(pages * mempage.Size), Load: c.load, Resume: c.start,
+		Pause: c.pause, State: c.save, LastSync: c.sync, Pages: e.transfer(pages * mempage.Size), Load: c.load, Resume: c.start, Yield: e.flush,
 		// STATE to PREPARED, COMMIT to RUNNING.
 		Wire: 2*e.rtt + e.transfer(uint64(c.state)),
 	}
@@ -164,29 +183,71 @@ func (e *downtimeModel) stopped(sofar time.Duration, pages uint64) time.Duration
 	return d.Sum()
 }
 
-// gaveUp learns from a stop that was undone: expected pages were to be left when it was
-// decided on, and found were. What was measured replaces what was assumed. Stops that
-// are undone one after another become rarer, since each costs the guest time.
-func (e *downtimeModel) gaveUp(expected, found uint64, parts Downtime, state int) {
+// measured learns from a stop that was undone what a stop costs: parts, how long the
+// guest then took to run again, and how many bytes of state were saved; 0: none was.
+func (e *downtimeModel) measured(parts Downtime, resume time.Duration, state int) {
+	e.cost.pause, e.cost.sync = parts.Pause, parts.LastSync
+	if state == 0 {
+		return
+	}
+	// Loading makes as many system calls as saving, and some wait for other CPUs.
+	e.cost.save, e.cost.state, e.cost.load, e.cost.start = parts.State, state, 2*parts.State, resume
+	if e.tries == 0 {
+		e.least = e.cost
+	}
+	for i, now := range e.cost.times() {
+		least := e.least.times()[i]
+		*least = min(*least, *now)
+	}
+	e.tries++
+}
+
+// gaveUp records a stop that was undone: expected pages were to be left when it was
+// decided on, and found were. Stops that are undone one after another become rarer, since
+// each costs the guest time.
+func (e *downtimeModel) gaveUp(expected, found uint64) {
 	if found > expected {
 		e.surge = max(e.surge, found-expected)
 	}
 	e.failed++
 	e.holdOff = e.failed
-	e.cost.pause, e.cost.sync = parts.Pause, parts.LastSync
-	if state > 0 {
-		e.cost.save, e.cost.state = parts.State, state
-		// Loading makes as many system calls as saving, and some wait for other CPUs.
-		e.cost.load = max(e.cost.load, 2*e.cost.save)
-	}
 }
+
+// tried records a stop that was made to measure it.
+func (e *downtimeModel) tried() { e.holdOff = e.tries }
 
 // maxTries is how many stops that would take too long are undone. The next one is not,
 // so a migration ends even if the estimate is wrong every time; the result says what the
-// stop took and why.
+// stop took and why. It is also how often a stop is measured before it is believed that
+// one without pages takes longer than the limit.
 const maxTries = 4
+
+// floor is the least that a stop with nothing left to send takes here.
+func (e *downtimeModel) floor() time.Duration {
+	c := e.cost
+	if e.tries > 0 {
+		c = e.least
+	}
+	return c.sum() + e.flush + 2*e.rtt + e.transfer(uint64(c.state))
+}
+
+// allowed is how long a stop may take: the limit, or, where no stop can be as short as
+// that, the limit for the pages alone.
+func (e *downtimeModel) allowed(limit time.Duration) time.Duration {
+	floor := e.floor()
+	if e.tries >= maxTries && floor > limit || floor-e.flush <= limit && floor > limit {
+		return floor + limit
+	}
+	return limit
+}
 
 // mayTry reports whether the guest should be stopped now.
 func (e *downtimeModel) mayTry(pages uint64, limit time.Duration) bool {
-	return e.holdOff == 0 && e.downtime(pages) <= limit
+	return e.holdOff == 0 && e.downtime(pages) <= e.allowed(limit)
+}
+
+// wantsTrial reports whether a stop should be tried, to measure it: the pages fit the
+// limit, and what a stop costs besides does not, as far as it is known.
+func (e *downtimeModel) wantsTrial(pages uint64, limit time.Duration) bool {
+	return e.holdOff == 0 && e.tries < maxTries && e.transfer((pages+e.surge)*mempage.Size) <= limit && !e.mayTry(pages, limit)
 }

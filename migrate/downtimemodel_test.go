@@ -77,7 +77,8 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	if got := e.stopped(time.Millisecond, 2000); got < 78*time.Millisecond {
 		t.Errorf("2000 pages at 100 MiB/s: %v", got)
 	}
-	e.gaveUp(100, 2000, Downtime{Pause: 3 * time.Millisecond, LastSync: 2 * time.Millisecond, State: 7 * time.Millisecond}, 5000)
+	e.gaveUp(100, 2000)
+	e.measured(Downtime{Pause: 3 * time.Millisecond, LastSync: 2 * time.Millisecond, State: 7 * time.Millisecond}, time.Millisecond, 5000)
 	if c := e.cost; c.pause != 3*time.Millisecond || c.sync != 2*time.Millisecond || c.save != 7*time.Millisecond ||
 		c.load != 14*time.Millisecond || c.state != 5000 || e.surge != 1900 {
 		t.Errorf("learnt %+v, a surge of %d", e.cost, e.surge)
@@ -88,7 +89,7 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	for range 20 {
 		e.round(1<<20, 10*time.Millisecond)
 	}
-	e.gaveUp(0, 100, Downtime{}, 0)
+	e.gaveUp(0, 100)
 	for range 20 {
 		e.round(mempage.Size, time.Millisecond) // any round counts
 	}
@@ -96,7 +97,8 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 		t.Errorf("20 rounds later: a surge of %d, hold-off %d", e.surge, e.holdOff)
 	}
 	// One that took long on a busy host does not prevent all later ones.
-	e.gaveUp(0, 0, Downtime{Pause: 5 * time.Second, LastSync: 5 * time.Second, State: 5 * time.Second}, 5000)
+	e.gaveUp(0, 0)
+	e.measured(Downtime{Pause: 5 * time.Second, LastSync: 5 * time.Second, State: 5 * time.Second}, 5*time.Second, 5000)
 	if e.downtime(0) < 10*time.Second {
 		t.Errorf("15 s measured, %v believed", e.downtime(0))
 	}
@@ -105,6 +107,67 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	}
 	if !e.mayTry(0, limit) {
 		t.Errorf("30 rounds later a stop is still estimated at %v", e.downtime(0))
+	}
+}
+
+// small is what a stop costs on a small machine.
+var small = Downtime{Pause: 200 * time.Microsecond, LastSync: 100 * time.Microsecond, State: 600 * time.Microsecond}
+
+// Where only assumptions stand against a stop, it is tried; what that measures counts.
+func TestAStopIsMeasured(t *testing.T) {
+	e := newDowntimeModel(100 * time.Microsecond)
+	e.round(1<<30, time.Second)
+	const limit = 5 * time.Millisecond
+	if e.mayTry(0, limit) || !e.wantsTrial(0, limit) || e.wantsTrial(0, time.Second) || e.wantsTrial(1<<20, limit) {
+		t.Fatalf("nothing measured: may be tried: %v, wants a trial: %v", e.mayTry(0, limit), e.wantsTrial(0, limit))
+	}
+	e.measured(small, 300*time.Microsecond, 9000)
+	e.tried()
+	if e.mayTry(0, limit) || e.wantsTrial(0, limit) {
+		t.Error("the round after the trial is left out")
+	}
+	e.round(0, 0)
+	if !e.mayTry(0, limit) || e.mayTry(4000, limit) {
+		t.Errorf("measured: a stop takes %v", e.downtime(0))
+	}
+}
+
+// No stop is as short as the limit: when it has been measured maxTries times, the limit is
+// for the pages.
+func TestALimitThatNoStopCanKeep(t *testing.T) {
+	e := newDowntimeModel(100 * time.Microsecond)
+	e.round(1<<30, time.Second)
+	const limit = time.Millisecond
+	rounds := 0
+	for ; !e.mayTry(100, limit); rounds++ {
+		if rounds > 100 {
+			t.Fatalf("not stopped after %d trials", e.tries)
+		}
+		if e.wantsTrial(100, limit) {
+			e.measured(small, 300*time.Microsecond, 9000)
+			e.tried()
+		}
+		e.round(0, 0)
+	}
+	if e.tries != maxTries || rounds < 1+2+3+4 {
+		t.Errorf("%d trials in %d rounds", e.tries, rounds)
+	}
+	if e.mayTry(512, limit) {
+		t.Error("2 MiB at 1 GiB/s fit 1 ms")
+	}
+	if got := e.allowed(time.Second); got != time.Second {
+		t.Errorf("a limit of a second became %v", got)
+	}
+}
+
+// A disk that is never clean does not prevent the stop; what flushing it takes is expected.
+func TestAFlushThatTakesLongerThanTheLimit(t *testing.T) {
+	e := newDowntimeModel(0)
+	e.round(1<<30, time.Second)
+	e.flush = 600 * time.Millisecond
+	const limit = 300 * time.Millisecond
+	if !e.mayTry(0, limit) || e.mayTry(1<<18, limit) || e.parts(0).Yield != e.flush {
+		t.Errorf("a stop takes %v, allowed are %v", e.downtime(0), e.allowed(limit))
 	}
 }
 

@@ -89,7 +89,9 @@ func (s *toySource) FetchVMMDirty(_ int, bm []uint64) error {
 	clear(bm)
 	return nil
 }
-func (s *toySource) MigrationConfig() ([]byte, error) { return []byte("config"), nil }
+func (s *toySource) MigrationConfig() ([]byte, error)  { return []byte("config"), nil }
+func (s *toySource) Paused() bool                      { return s.paused }
+func (s *toySource) PrepareStop(context.Context) error { return nil }
 func (s *toySource) PauseForHandoff(context.Context) (bool, error) {
 	s.runs.set("source", false)
 	return !s.paused, s.pauseOK

@@ -84,6 +84,10 @@ type Source interface {
 	RAM
 	DirtyLog
 	MigrationConfig() ([]byte, error) // the machine, in the VMM's encoding, for Builder.Build
+	Paused() bool                     // by its user: the guest does not run, so that stopping it costs it nothing
+	// PrepareStop does what makes the stop shorter while the guest runs: it flushes disks. It may take long, and returns
+	// when ctx ends. It is called again before each stop.
+	PrepareStop(ctx context.Context) error
 	// PauseForHandoff stops the vCPUs, completes their pending port and MMIO accesses (which may write RAM), and stops
 	// the devices. Afterwards nothing writes guest memory.
 	PauseForHandoff(ctx context.Context) (wasRunning bool, err error)

@@ -20,6 +20,10 @@ type precopy struct {
 
 	model     *downtimeModel
 	brake     brake
+	clock     clock
+	pace      pace
+	flush     flushing
+	rounds    int          // numbers rounds, those of stops too
 	stopped   bool         // PauseForHandoff has been called and not undone
 	wasPaused bool         // the user had paused the guest before
 	watch     *stopwatch   // of the stop under way
@@ -28,34 +32,112 @@ type precopy struct {
 
 func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 	s, err := newSender(m.src, t, l, &m.meter, m.opt)
-	return &precopy{m: m, link: l, tracker: t, model: newDowntimeModel(l.rtt), sender: s}, err
+	return &precopy{m: m, link: l, tracker: t, model: newDowntimeModel(l.rtt), sender: s, clock: m.clock,
+		flush: flushing{src: m.src, clock: m.clock}}, err
 }
 
 // converge sends rounds until what remains fits the downtime limit, then stops
 // the guest and sends the rest. When it returns nil the destination is
 // PREPARED.
 func (p *precopy) converge(ctx context.Context) error {
-	for n := 0; ; n++ {
+	for n := 1; ; n++ {
 		began := p.tracker.Remaining()
-		if err := p.round(ctx, n); err != nil {
+		if err := p.round(ctx, p.nextRound()); err != nil {
 			return err
 		}
-		if p.model.mayTry(p.tracker.Remaining(), p.m.opt.DowntimeLimit) {
-			again, err := p.switchover(ctx, n+1)
-			if err != nil || !again {
-				return err
-			}
+		last := p.m.opt.MaxRounds > 0 && n >= p.m.opt.MaxRounds
+		again, err := p.tryStop(ctx, last)
+		if err != nil || !again {
+			return err
 		}
-		if limit := p.m.opt.MaxRounds; limit > 0 && n+1 >= limit {
+		if last {
 			return fmt.Errorf("%w: after %d rounds the estimated downtime is %v, the limit %v; the guest goes on here",
-				ErrNotConverged, n+1, p.estimate().Round(time.Millisecond), p.m.opt.DowntimeLimit)
+				ErrNotConverged, n, p.estimate().Round(time.Millisecond), p.m.opt.DowntimeLimit)
 		}
-		if n > 0 { // of round 0 every page was to be sent
+		if n > 1 { // of the first round every page was to be sent
 			if err := p.slowDown(began); err != nil {
 				return err
 			}
 		}
+		if err := p.rest(ctx); err != nil {
+			return err
+		}
 	}
+}
+
+// nextRound returns the number of a round.
+func (p *precopy) nextRound() int {
+	p.rounds++
+	return p.rounds - 1
+}
+
+// tryStop stops the guest if that is possible within the limit; again is true if the
+// guest runs on. Before the stop the disks are flushed: rounds go on while that takes
+// long, unless this was the last one. Before the flush a stop is tried, if only the
+// assumptions about its cost stand against it.
+func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error) {
+	limit := p.m.opt.DowntimeLimit
+	for {
+		left := p.tracker.Remaining()
+		if p.m.src.Paused() { // it has no downtime
+			return p.switchover(ctx)
+		}
+		if p.model.wantsTrial(left, limit) {
+			if err := p.trial(ctx); err != nil {
+				return false, err
+			}
+		}
+		if !p.model.mayTry(left, limit) {
+			return true, nil
+		}
+		ready, err := p.flush.ready(limit / flushShare)
+		if err != nil {
+			return false, fmt.Errorf("flush the disks: %w", err)
+		}
+		if ready {
+			p.model.flush = p.flush.took
+			if p.model.mayTry(left, limit) {
+				return p.switchover(ctx)
+			}
+			return true, nil
+		}
+		p.flush.start(ctx)
+		var enough <-chan time.Time
+		if !last {
+			enough = p.clock.after(shortPause)
+		}
+		select {
+		case <-p.flush.done():
+		case <-enough:
+			return true, nil
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		}
+		if err := p.tracker.Sync(); err != nil {
+			return false, err
+		}
+	}
+}
+
+// flushShare is how many times the flush in a stop should fit the limit: one that takes
+// longer is made once more before the stop, if that makes it shorter.
+const flushShare = 8
+
+// rest waits before a round that would hardly send anything, or that cannot lead to a
+// stop, since the disks are being flushed; their end ends it.
+func (p *precopy) rest(ctx context.Context) error {
+	idle := p.flush.running != nil || p.tracker.Remaining()*mempage.Size < significantBytes
+	pause := p.pace.next(idle)
+	if pause == 0 {
+		return nil
+	}
+	select {
+	case <-p.clock.after(pause):
+	case <-p.flush.done():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // slowDown raises the throttle if rounds do not shrink and the options allow it.

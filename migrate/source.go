@@ -17,6 +17,7 @@ type Migration struct {
 	peer *dialer
 	opt  Options
 
+	clock    clock
 	features []string // of the protocol, in use
 	session  sessionID
 	meter    meter
@@ -34,7 +35,7 @@ type Migration struct {
 // The address is host:port, unless [Options.Dial] says otherwise.
 func New(src Source, address string, opt Options) *Migration {
 	opt = opt.withDefaults()
-	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(),
+	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(), clock: realClock,
 		done: make(chan struct{}), release: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address}
@@ -151,6 +152,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	if err != nil {
 		return l.end(errors.Join(err, tracker.Stop()))
 	}
+	defer p.flush.end()
 	p.hints = newHinter(m, tracker)
 	m.meter.update(func(mt *meter) { mt.result.Setup = time.Since(mt.started) })
 

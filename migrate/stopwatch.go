@@ -41,17 +41,22 @@ func (w *stopwatch) finish() (total time.Duration, parts Downtime) {
 // expectedStop is what a stop was expected to take.
 type expectedStop struct {
 	limit time.Duration
+	floor time.Duration // what one with nothing left to send takes at least
 	parts Downtime
 }
 
 // tolerated is how many times the limit a downtime may be without a note.
 const tolerated = 1.2
 
-// note says in one line why a downtime exceeded its limit: the part that exceeded its
-// estimate by most. It is empty if the limit was kept.
+// note says in one line why a downtime exceeded its limit: that no stop is as short here,
+// or the part that exceeded its estimate by most. It is empty if the limit was kept.
 func (e expectedStop) note(took time.Duration, parts Downtime) string {
 	if float64(took) <= tolerated*float64(e.limit) {
 		return ""
+	}
+	if e.floor > e.limit && took <= e.floor+e.limit {
+		return fmt.Sprintf("the guest was stopped for %.1f ms, the limit was %v: with nothing left to send a stop takes about %.1f ms here%s",
+			inMS(took), e.limit, inMS(e.floor), map[bool]string{true: ", most of it to flush the disks"}[e.parts.Yield > e.floor/2])
 	}
 	worst, over := "", time.Duration(0)
 	for _, c := range []struct {

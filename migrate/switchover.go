@@ -14,12 +14,13 @@ import (
 // The state is saved and sent while the last pages are under way. Saving may write
 // RAM (KVM does for some MSRs), so the last fetch of the dirty log comes after it,
 // and what that finds is sent too (R5).
-func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error) {
-	m := p.m
+func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
+	m, n := p.m, p.nextRound()
+	p.flush.end()
 	m.setPhase(PhaseSwitchover)
 	p.hints.stop()
 	expected := p.tracker.Remaining() + p.model.surge
-	p.expected = expectedStop{limit: m.opt.DowntimeLimit, parts: p.model.parts(expected)}
+	p.expected = expectedStop{limit: m.opt.DowntimeLimit, floor: p.model.floor(), parts: p.model.parts(expected)}
 	p.watch = startWatch()
 	p.stopped = true // even if it fails
 	wasRunning, err := m.src.PauseForHandoff(ctx)
@@ -31,7 +32,7 @@ func (p *precopy) switchover(ctx context.Context, n int) (again bool, err error)
 	if err := p.sync(); err != nil {
 		return false, err
 	}
-	if left := p.tracker.Remaining(); wasRunning && p.model.failed < maxTries && p.model.stopped(p.watch.sofar(), left) > m.opt.DowntimeLimit {
+	if left := p.tracker.Remaining(); wasRunning && p.model.failed < maxTries && p.model.stopped(p.watch.sofar(), left) > p.model.allowed(m.opt.DowntimeLimit) {
 		return true, p.goOn(ctx, expected, left)
 	}
 	// The guest goes on at full speed, on whichever side.
@@ -148,8 +149,20 @@ func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 // goOn undoes the stop. The first time it saves the state nevertheless, to learn its
 // size and how long saving takes.
 func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
+	p.model.gaveUp(expected, left)
+	if err := p.undo(ctx, p.model.tries == 0); err != nil {
+		return err
+	}
+	p.m.setPhase(PhasePrecopy)
+	p.m.meter.update(func(m *meter) { m.result.StopsUndone++ })
+	return nil
+}
+
+// undo lets the guest go on and learns what the stop cost; if save is set, it saves the
+// state before.
+func (p *precopy) undo(ctx context.Context, save bool) error {
 	var size int
-	if p.model.failed == 0 {
+	if save {
 		s := <-p.save(ctx, false)
 		if s.err != nil {
 			return s.err
@@ -157,12 +170,32 @@ func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
 		size = len(s.state)
 		p.watch.lap(&p.watch.parts.State)
 	}
-	p.model.gaveUp(expected, left, p.watch.parts, size)
+	resumed := time.Now()
 	p.stopped = false
 	if err := p.m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("resume at the source: %w", err)
 	}
-	p.m.setPhase(PhasePrecopy)
-	p.m.meter.update(func(m *meter) { m.result.StopsUndone++ })
+	p.model.measured(p.watch.parts, time.Since(resumed), size)
+	return nil
+}
+
+// trial stops the guest for as long as saving its state takes, and lets it go on: so what
+// a stop costs here is measured, where the limit does not leave room for an assumption.
+func (p *precopy) trial(ctx context.Context) error {
+	p.watch = startWatch()
+	p.stopped = true // even if it fails
+	_, err := p.m.src.PauseForHandoff(ctx)
+	p.watch.lap(&p.watch.parts.Pause)
+	if err != nil {
+		return fmt.Errorf("stop the guest: %w", err)
+	}
+	if err := p.sync(); err != nil {
+		return err
+	}
+	if err := p.undo(ctx, true); err != nil {
+		return err
+	}
+	p.model.tried()
+	p.m.meter.update(func(m *meter) { m.result.TrialStops++ })
 	return nil
 }

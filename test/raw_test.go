@@ -297,6 +297,8 @@ func (s still) FetchVMMDirty(slot int, bitmap []uint64) error     { return s.Fet
 func (s still) MigrationConfig() ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(nil, s.Size()), nil
 }
+func (s still) Paused() bool                                  { return false }
+func (s still) PrepareStop(context.Context) error             { return nil }
 func (s still) PauseForHandoff(context.Context) (bool, error) { return true, nil }
 func (s still) YieldForHandoff(context.Context) error         { return nil }
 func (s still) ResumeAfterAbort(context.Context) error        { return nil }

@@ -36,6 +36,7 @@ type Config struct {
 // called; an error of a hook is the step's.
 type Steps struct {
 	Config  func() error
+	Flush   func(context.Context) error // before the stop
 	Pause   func(context.Context) error // after the vCPUs have stopped
 	Save    func() error
 	Yield   func() error // before COMMIT
@@ -209,6 +210,21 @@ func (m *Machine) MigrationConfig() ([]byte, error) {
 		return nil, err
 	}
 	return json.Marshal(m.config)
+}
+
+// Paused implements [migrate.Source].
+func (m *Machine) Paused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.phase == paused
+}
+
+// PrepareStop implements [migrate.Source].
+func (m *Machine) PrepareStop(ctx context.Context) error {
+	if m.Steps.Flush == nil {
+		return nil
+	}
+	return m.Steps.Flush(ctx)
 }
 
 // PauseForHandoff implements [migrate.Source]. Each vCPU completes a port read whose data

@@ -1,7 +1,9 @@
 package blk
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"strings"
@@ -34,8 +36,9 @@ func TestInFlight(t *testing.T) {
 }
 
 // failing makes the next flushes of the storage fail, as the kernel reports a lost
-// write: once.
+// write: once. Something has been written.
 func failing(d *Device, times int) {
+	d.flushes.changed.Add(1)
 	d.image.fdatasync = func(fd int) error {
 		if times <= 0 {
 			return unix.Fdatasync(fd)
@@ -194,5 +197,103 @@ func TestRangeLimits(t *testing.T) {
 		r.putRange(0, 8, most, 0)
 		status, _ = r.do(kind, 0, rangeSize, false)
 		want(t, "as many as there may be", status, statusOK)
+	}
+}
+
+// What the guest has not written since the last flush is not flushed again: the stop of a
+// migration has only the rest to wait for. The guest's own flush always reaches the storage.
+func TestACleanDiskIsNotFlushed(t *testing.T) {
+	d := open(t, Config{Path: newImage(t, 64<<10)})
+	if err := d.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	calls, fails := 0, false
+	d.image.fdatasync = func(int) error {
+		if calls++; fails {
+			return unix.EIO
+		}
+		return nil
+	}
+	r := newRig(t, d, layouts["split"])
+	sync := func(what string, expected int) {
+		t.Helper()
+		if err := d.Sync(); (err != nil) != fails || calls != expected {
+			t.Errorf("%s: %v, %d flushes of the storage, want %d", what, err, calls, expected)
+		}
+	}
+	change := func(typ uint32) {
+		t.Helper()
+		n := 512
+		if typ != typeOut {
+			n = rangeSize
+			clear(r.data(n))
+			r.data(n)[8] = 8 // sectors, from the first one
+		}
+		status, _ := r.do(typ, 0, n, false)
+		want(t, fmt.Sprintf("request of type %d", typ), status, statusOK)
+	}
+	sync("nobody knows what was written before", 1)
+	sync("clean", 1)
+	for i, typ := range []uint32{typeOut, typeDiscard, typeWriteZeroes} {
+		change(typ)
+		sync("after a request", i+2)
+		sync("clean again", i+2)
+	}
+	r.do(typeFlush, 0, 0, false)
+	if calls != 5 {
+		t.Error("the guest's flush did not reach the storage")
+	}
+	change(typeOut)
+	fails = true
+	sync("a flush that fails", 6)
+	sync("and is made again", 7)
+	fails = false
+	r.do(typeFlush, 0, 0, false) // the guest is told
+}
+
+// The unlock of a disk whose storage does not answer ends with its context, and has not
+// unlocked.
+func TestUnlockOfAHungDisk(t *testing.T) {
+	path := newImage(t, 64<<10)
+	b, err := (&Spec{Config: Config{Path: path}}).Open(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := b.(*backend)
+	answers, asked := make(chan struct{}), make(chan struct{}, 2)
+	d.image.fdatasync = func(int) error {
+		asked <- struct{}{}
+		<-answers
+		return nil
+	}
+	if err := d.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	late := errors.New("too late")
+	go func() {
+		<-asked
+		cancel(late)
+	}()
+	if err := d.Unlock(ctx); !errors.Is(err, late) || !strings.Contains(err.Error(), path) {
+		t.Errorf("unlock: %v", err)
+	}
+	other, err := Open(Config{Path: path}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Lock(); !errors.Is(err, ErrInUse) {
+		t.Errorf("the disk is not locked any more: %v", err)
+	}
+	close(answers)
+	if err := d.Unlock(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := other.Lock(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
 	}
 }

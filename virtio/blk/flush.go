@@ -21,14 +21,19 @@ type flushes struct {
 	// untold is a failure that no request of the guest has reported.
 	untold atomic.Pointer[error]
 
+	// changed counts requests that have changed the image.
+	changed atomic.Uint64
+
 	// flushMu is held while the storage is flushed, and guards what is below.
 	flushMu sync.Mutex
 	failed  uint64 // the last call that failed, from 1
 	err     error  // of that one
+	durable uint64 // changed, as it was when the last call that succeeded began; 1 more
 }
 
-// flush makes writes durable that have completed. guest says that a request of the
-// guest reports the result.
+// flush makes writes durable that have completed; if the guest has written nothing since
+// the last one, there is nothing to do. guest says that a request of the guest reports
+// the result.
 func (d *Device) flush(guest bool) error {
 	f := &d.flushes
 	// All that completed before now is covered by a flush that begins from now on.
@@ -36,11 +41,15 @@ func (d *Device) flush(guest bool) error {
 	begun, finished := f.begun.Load(), f.finished.Load()
 	f.flushMu.Lock()
 	defer f.flushMu.Unlock()
-	if f.begun.Load() == begun {
+	changed := f.changed.Load() + 1
+	// A flush for the guest may be for what others wrote to the file.
+	if f.begun.Load() == begun && (guest || changed != f.durable) {
 		n := f.begun.Add(1)
 		if err := d.image.flush(); err != nil {
-			f.failed, f.err = n, err
+			f.failed, f.err, f.durable = n, err, 0
 			f.untold.Store(&err)
+		} else {
+			f.durable = changed
 		}
 		f.finished.Store(n)
 	}

@@ -113,7 +113,21 @@ type backend struct {
 
 func (b *backend) Attach(virtio.Guest) (virtio.Device, error) { return b.Device, nil }
 
-func (b *backend) Unlock(context.Context) error { return b.Device.Unlock() }
+// Unlock implements [virtio.Locker]. When ctx ends before storage has answered, the
+// image stays locked.
+func (b *backend) Unlock(ctx context.Context) error {
+	synced := make(chan error, 1)
+	go func() { synced <- b.Sync() }()
+	select {
+	case err := <-synced:
+		if err != nil {
+			return err
+		}
+		return b.image.release()
+	case <-ctx.Done():
+		return fmt.Errorf("disk %s: flush: %w", b.spec.Path, context.Cause(ctx))
+	}
+}
 
 // Info describes a disk. The counters are of this process.
 type Info struct {

@@ -151,6 +151,7 @@ func (w *worker) out(c *virtio.Chain, sector uint64) byte {
 	off := int64(sector) * SectorSize
 	durable := !w.d.caches()
 	err := w.d.image.write(w.bufs, off, durable, &w.scratch)
+	w.d.flushes.changed.Add(1)
 	if err == nil && durable {
 		err = w.d.flushes.tell() // the driver does not flush
 	}
@@ -229,7 +230,9 @@ func (w *worker) discard(s span) error {
 	off, end := int64(s.sector)*SectorSize, int64(s.sector+s.sectors)*SectorSize
 	for off < end && !w.loop.Urgent() {
 		n := min(end-off, discardStep)
-		if err := w.d.image.discard(off, n); err != nil {
+		err := w.d.image.discard(off, n)
+		w.d.flushes.changed.Add(1)
+		if err != nil {
 			w.d.hostError("discard", uint64(off)/SectorSize, n, err)
 			return err
 		}
@@ -242,6 +245,7 @@ func (w *worker) writeZeroes(s span) error {
 	n := int64(s.sectors) * SectorSize
 	durable := !w.d.caches()
 	err := w.d.image.zero(int64(s.sector)*SectorSize, n, s.unmap, durable, &w.scratch)
+	w.d.flushes.changed.Add(1)
 	if err == nil && durable {
 		err = w.d.flushes.tell()
 	}

@@ -14,7 +14,7 @@ import (
 type backends struct {
 	all        []virtio.Backend // in the order of the devices
 	lockers    []virtio.Locker
-	syncers    []virtio.Syncer
+	syncers    []*syncer
 	announcers []virtio.Announcer
 }
 
@@ -34,7 +34,7 @@ func openBackends(devices []virtio.Spec, log *slog.Logger) (b backends, err erro
 			b.lockers = append(b.lockers, l)
 		}
 		if s, ok := opened.(virtio.Syncer); ok {
-			b.syncers = append(b.syncers, s)
+			b.syncers = append(b.syncers, &syncer{Syncer: s})
 		}
 		if a, ok := opened.(virtio.Announcer); ok {
 			b.announcers = append(b.announcers, a)
@@ -62,6 +62,12 @@ func (b backends) lock() error {
 // unlock makes all writes durable and gives up what lock took. The devices are
 // paused. After an error some of it may still be held.
 func (b backends) unlock(ctx context.Context) error {
+	// A sync that was left alone may still be under way.
+	for _, s := range b.syncers {
+		if err := s.idle(ctx); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, l := range b.lockers {
 		errs = append(errs, l.Unlock(ctx))
@@ -69,11 +75,53 @@ func (b backends) unlock(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// sync makes durable what was written so far, so that little is left to do when
-// the guest stands still. What fails here fails again in unlock, which reports it.
-func (b backends) sync() {
+// sync makes durable what was written so far, on all backends at once.
+func (b backends) sync(ctx context.Context) error {
 	for _, s := range b.syncers {
-		_ = s.Sync()
+		if err := s.idle(ctx); err != nil {
+			return err
+		}
+		s.start()
+	}
+	var errs []error
+	for _, s := range b.syncers {
+		err := s.idle(ctx)
+		if err == nil {
+			err = s.err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// syncer is a [virtio.Syncer] that can be left alone: a system call cannot be called
+// back. At most one Sync of it is under way. It belongs to the migration under way.
+type syncer struct {
+	virtio.Syncer
+	running chan struct{} // closed when Sync has returned; nil: none has been called
+	err     error         // of Sync; read when running is closed
+}
+
+// start begins a Sync. None is under way.
+func (s *syncer) start() {
+	running := make(chan struct{})
+	s.running = running
+	go func() {
+		defer close(running)
+		s.err = s.Sync()
+	}()
+}
+
+// idle waits until no Sync is under way, or ctx ends.
+func (s *syncer) idle(ctx context.Context) error {
+	if s.running == nil {
+		return nil
+	}
+	select {
+	case <-s.running:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 

@@ -55,16 +55,17 @@ func (s *source) MigrationConfig() ([]byte, error) {
 	return spec.encode(made)
 }
 
+// PrepareStop makes durable what was written to disks; YieldForHandoff does it for the
+// little that follows. Storage that does not answer is left alone when ctx ends.
+func (s *source) PrepareStop(ctx context.Context) error { return s.devices.backends.sync(ctx) }
+
 // PauseForHandoff stops the vCPUs, with their last accesses completed, the devices,
 // with their requests done, and the input of serial port and console: what was
-// typed and not read travels in their state. Nothing else writes guest memory. What
-// was written to disks is made durable before, while the guest runs;
-// YieldForHandoff does it for the little that follows.
+// typed and not read travels in their state. Nothing else writes guest memory.
 func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return false, err
 	}
-	s.devices.backends.sync()
 	s.lines.uart.HoldLine(true) // what follows of a line travels with it
 	before, err := s.hold(ctx, holdHandoff, 0)
 	if err != nil {
