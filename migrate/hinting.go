@@ -15,7 +15,7 @@ type HintMode string
 
 // The modes of [Options.Hints].
 const (
-	HintsAuto HintMode = "auto" // ask a guest that can be asked, and stop if that costs more than it saves
+	HintsAuto HintMode = "auto" // ask a guest that can be asked, while that saves time
 	HintsOn   HintMode = "on"   // ask, and report if the guest cannot be asked
 	HintsOff  HintMode = "off"
 )
@@ -32,7 +32,7 @@ const (
 	// stopPatience is how long a driver may take to end its answer after STOP, before
 	// it is not asked again.
 	stopPatience = time.Second
-	// hintTick is how often the hints are inspected during the head start.
+	// hintTick is how often the hints are inspected while nothing is sent.
 	hintTick = 5 * time.Millisecond
 	// payingShare: asking again pays if the last answer saved one of so many pages
 	// that were to be sent.
@@ -50,8 +50,9 @@ const (
 )
 
 // hinter asks for hints during one migration and passes them to the tracker. The
-// migration's goroutine calls before, look, stop, done and finish; a goroutine of the
-// hint source calls the methods of [mempage.HintSink].
+// migration's goroutine calls before, after, stop, done and finish; a goroutine of the
+// hint source calls the methods of [mempage.HintSink]. During a round the worker whose
+// turn it is calls admit and look.
 //
 // Order of locks: the source's own, hinter.mu, tracker.mu, meter.mu. When the source
 // calls the sink it holds no lock that its other methods take; hinter holds no lock
@@ -69,16 +70,20 @@ type hinter struct {
 	state   hintState
 	id      uint32
 	asked   time.Time
+	began   time.Duration // from the announcement to the driver's START; 0: it has not come
 	stopped time.Time     // STOP was announced; zero: the id is current
 	answer  time.Duration // from the announcement to the driver's STOP
 	off     error         // why the guest is not asked, or not any more
 	changed chan struct{} // holds one: state or off has changed
 
-	// Of the migration's goroutine.
+	// Of the migration's goroutine, and of the worker whose turn it is.
 	begun   uint64 // pages to be sent when the epoch began
 	taken   uint64 // HintStats.Taken then
+	earlier uint64 // passed then
 	waited  time.Duration
 	inspect inspection
+	pace    hintPace
+	carried func() (sent uint64, landed float64, busy time.Duration)
 
 	// Counts of pages; atomic, since the sink counts while results are read.
 	named, passed, dropped atomic.Uint64
@@ -102,7 +107,8 @@ const (
 // newHinter makes a hinter, which is off if the guest cannot be asked.
 func newHinter(m *Migration, t *tracker) *hinter {
 	h := &hinter{ram: m.src, slots: m.src.Slots(), tracker: t, meter: &m.meter, mode: m.opt.Hints, wait: m.opt.HintWait,
-		changed: make(chan struct{}, 1)}
+		changed: make(chan struct{}, 1),
+		pace:    hintPace{limit: float64(m.opt.BandwidthLimit) / mempage.Size, most: m.opt.HintWait, lanes: m.opt.Channels}}
 	if h.mode == HintsOff {
 		h.off = errHintsMode
 		return h
@@ -120,15 +126,15 @@ func newHinter(m *Migration, t *tracker) *hinter {
 	return h
 }
 
-// before is called before round n. It asks for hints if that pays, and gives the guest
-// a head start in the first round. bandwidth is that of the last rounds, in bytes a
-// second.
+// before is called before round n. It asks for hints if that pays. In mode on it gives
+// the guest a head start in the first round; in mode auto, admit does. bandwidth is that
+// of the last rounds, in bytes a second.
 func (h *hinter) before(ctx context.Context, n int, bandwidth float64) error {
 	if h.source == nil {
 		return nil
 	}
 	if n == 0 {
-		if err := h.ask(); err != nil {
+		if err := h.ask(); err != nil || h.mode == HintsAuto {
 			return err
 		}
 		return h.headStart(ctx)
@@ -141,6 +147,65 @@ func (h *hinter) before(ctx context.Context, n int, bandwidth float64) error {
 	}
 	h.source.StopHints() // the driver's STOP has come already
 	return h.ask()
+}
+
+// after is called after round n. What is left after the first round is what the guest
+// has just written: in mode auto it need not go on naming what was sent.
+func (h *hinter) after(n int) {
+	if n > 0 || h.mode != HintsAuto || h.source == nil || h.tracker.Remaining()*payingShare > h.begun {
+		return
+	}
+	if state, off := h.where(); !off && state != hintsEnded {
+		h.stop()
+	}
+}
+
+// admit is called in the first round of mode auto before a worker picks pages, in turn. It
+// waits while that pays, and returns how many pages may be picked.
+func (h *hinter) admit(ctx context.Context) (most uint64, err error) {
+	for {
+		if err := h.look(); err != nil {
+			return 0, err
+		}
+		if state, off := h.where(); off || state == hintsIdle || state == hintsEnded {
+			return maxSpan, nil
+		}
+		h.measure()
+		if h.tracker.Remaining() == 0 || !h.pace.waits() {
+			return h.pace.span(), nil
+		}
+		if err := h.pause(ctx); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// measure brings the pace up to date.
+func (h *hinter) measure() {
+	h.mu.Lock()
+	began, asked := h.began, time.Since(h.asked)
+	h.mu.Unlock()
+	sent, landed, busy := h.carried()
+	h.pace.sent = sent
+	h.pace.link.add(busy, landed)
+	worth := h.inspect.worth()
+	h.pace.note(began, asked, float64(h.passed.Load()-h.earlier)*worth, float64(h.tracker.HintStats().Taken-h.taken)*worth)
+}
+
+// pause waits until something has changed, or for a moment.
+func (h *hinter) pause(ctx context.Context) error {
+	began := time.Now()
+	tick := time.NewTimer(hintTick)
+	defer tick.Stop()
+	select {
+	case <-h.changed:
+	case <-tick.C:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	h.pace.waited += time.Since(began)
+	h.waited = h.pace.waited
+	return nil
 }
 
 // ask begins an epoch and announces it.
@@ -158,11 +223,11 @@ func (h *hinter) ask() error {
 	if err := h.tracker.BeginHintEpoch(id); err != nil {
 		return err
 	}
-	h.begun, h.taken = h.tracker.Remaining(), h.tracker.HintStats().Taken
+	h.begun, h.taken, h.earlier = h.tracker.Remaining(), h.tracker.HintStats().Taken, h.passed.Load()
 	h.mu.Lock()
 	gone := h.off != nil // the driver has been reset meanwhile
 	if !gone {
-		h.state, h.id, h.asked, h.stopped = hintsAsked, id, time.Now(), time.Time{}
+		h.state, h.id, h.asked, h.began, h.stopped = hintsAsked, id, time.Now(), 0, time.Time{}
 	}
 	h.mu.Unlock()
 	if gone {
@@ -335,7 +400,7 @@ func (h *hinter) HintStart(id uint32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if id == h.id && h.state == hintsAsked {
-		h.state = hintsAnswering
+		h.state, h.began = hintsAnswering, max(1, time.Since(h.asked))
 		h.signal()
 	}
 }
@@ -361,7 +426,7 @@ func (h *hinter) HintLost() {
 	h.signal()
 }
 
-// signal wakes headStart. It needs mu.
+// signal wakes headStart or pause. It needs mu.
 func (h *hinter) signal() {
 	select {
 	case h.changed <- struct{}{}:

@@ -407,16 +407,17 @@ func TestAGuestThatZeroesWhatItHints(t *testing.T) {
 		fill uint64
 		stop bool
 	}{
-		{"never used", migrate.HintsAuto, 64, true},
+		{"hardly used", migrate.HintsAuto, 1024, true},
 		{"used", migrate.HintsAuto, 1 << 20, false},
-		{"never used, but asked for", migrate.HintsOn, 64, false},
+		{"hardly used, but asked for", migrate.HintsOn, 1024, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newHintRig(t, simtest.Driver{Skip: 64, Zeroes: true, Pace: time.Millisecond}, func(s *simtest.Config) {
+			r := newHintRig(t, simtest.Driver{Skip: 1024, Zeroes: true, Pace: time.Millisecond}, func(s *simtest.Config) {
 				s.Fill = c.fill
 				s.Slots = []migrate.Slot{{Pages: 16 << 10}}
 			})
 			r.opt.Hints = c.mode
+			r.opt.BandwidthLimit = 16 << 20       // there is time to answer
 			r.opt.DowntimeLimit = 5 * time.Second // rounds are not what is looked at
 			got := r.run()
 			if stopped := strings.Contains(got.HintsOff, "init_on_alloc"); stopped != c.stop {

@@ -27,7 +27,7 @@ type Options struct {
 	ClearBitmapShift uint
 	// Hints says whether the guest is asked for its free pages. "": HintsAuto.
 	Hints HintMode
-	// HintWait bounds how long the first round waits for the guest's answer; it waits a quarter of it for the begin. 0: 1 s.
+	// HintWait bounds how long the first round waits for the guest's answer; only for one that begins in a quarter of it. 0: 1 s.
 	HintWait time.Duration
 	// Channels is how many connections carry pages, 1 to 16. 0: 2, or 1 on one processor.
 	Channels int

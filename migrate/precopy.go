@@ -185,6 +185,10 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	// The log of a slot is fetched again just before the slot is sent: a page that
 	// was written since the round began then goes in this round and not in the next
 	// one, so rounds are fewer (docs/hints.md).
+	if n == 0 {
+		p.sender.admit = p.hints.admit
+		defer func() { p.sender.admit = nil }()
+	}
 	if err := p.sender.send(ctx, p.sender.limit, func(slot int) error {
 		before := p.tracker.SlotRemaining(slot)
 		if _, err := p.tracker.SyncSlot(slot); err != nil {
@@ -200,10 +204,14 @@ func (p *precopy) round(ctx context.Context, n int) error {
 		return err
 	}
 	stats, d := p.m.meter.endRound()
+	if n == 0 && p.hints.mode == HintsAuto {
+		d -= p.hints.waited // nothing moved
+	}
 	p.model.round(stats.PagesSent*mempage.Size, d)
 	if err := p.tracker.Sync(); err != nil {
 		return err
 	}
+	p.hints.after(n)
 	written := (p.tracker.Dirtied() - dirtied) * mempage.Size
 	rate := float64(written) / max(time.Since(began).Seconds(), 1e-6)
 	p.m.meter.update(func(m *meter) {
@@ -213,6 +221,17 @@ func (p *precopy) round(ctx context.Context, n int) error {
 		m.progress.EstimatedDowntime = p.estimate()
 	})
 	return nil
+}
+
+// carried is what the data connections have carried: pages with content that are sent, how
+// many of these the destination's kernel has, and the time in which some were written.
+func (p *precopy) carried() (sent uint64, landed float64, busy time.Duration) {
+	sent, written, busy := p.sender.moved.progress()
+	landed = float64(written)
+	if queued, ok := p.link.queued(); ok {
+		landed *= 1 - min(1, float64(queued)/max(1, float64(p.link.sent())))
+	}
+	return sent, landed, busy
 }
 
 // barrier ends a round on the wire and waits until all of it has landed. So the

@@ -7,6 +7,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -37,9 +38,15 @@ type sender struct {
 	workers []*worker
 	// ended is called when a connection breaks. It returns the best known reason.
 	ended func(error) error
+	moved moved
 
-	cursorMu sync.Mutex // guards cursor; held while pages are picked, not while they are sent
-	cursor   cursor
+	// admit is called before each pick, if set. It may wait, and returns how many pages may
+	// be picked at most.
+	admit func(context.Context) (most uint64, err error)
+	// turn holds one while a worker uses cursor: while it waits to be admitted and while it
+	// picks, not while it sends.
+	turn   chan struct{}
+	cursor cursor
 }
 
 // cursor is the position of a pass over memory.
@@ -56,7 +63,7 @@ type cursor struct {
 // write.
 func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, error) {
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
-		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded}
+		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded, turn: make(chan struct{}, 1)}
 	for _, slot := range s.slots {
 		s.sent = append(s.sent, mempage.NewBitmap(slot.Pages))
 	}
@@ -106,9 +113,21 @@ func (s *sender) send(ctx context.Context, limit *limiter, before func(slot int)
 }
 
 // next picks the next span. n is 0 when the pass is over.
-func (s *sender) next(picked []uint64) (slot int, first, n uint64, err error) {
-	s.cursorMu.Lock()
-	defer s.cursorMu.Unlock()
+func (s *sender) next(ctx context.Context, picked []uint64) (slot int, first, n uint64, err error) {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return 0, 0, 0, context.Cause(ctx)
+	}
+	defer func() { <-s.turn }()
+	batch := s.batch
+	if s.admit != nil {
+		most, err := s.admit(ctx)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		batch = min(batch, most)
+	}
 	at := &s.cursor
 	for at.slot < len(s.slots) {
 		if !at.begun && at.before != nil {
@@ -119,7 +138,7 @@ func (s *sender) next(picked []uint64) (slot int, first, n uint64, err error) {
 		at.begun = true
 		// Spans end at multiples of the batch, so that no two of them share a huge
 		// page, here or at the destination.
-		most := s.batch - at.from&^(mempage.WordBits-1)%s.batch
+		most := batch - at.from&^(mempage.WordBits-1)%batch
 		first, n, err := s.tracker.Pick(at.slot, at.from, most, picked)
 		if err != nil {
 			return 0, 0, 0, err
@@ -161,7 +180,7 @@ func (w *worker) run(ctx context.Context, limit *limiter) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		slot, first, n, err := w.next(w.picked[:])
+		slot, first, n, err := w.next(ctx, w.picked[:])
 		if err != nil || n == 0 {
 			return err
 		}
@@ -188,6 +207,10 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 	w.meter.span(data, zero, hole)
 	if data+zero == 0 {
 		return 0, nil
+	}
+	if data > 0 {
+		w.moved.begin(data)
+		defer w.moved.end(data)
 	}
 	meta := w.meta.encode(uint32(n))
 	h := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(n),
@@ -256,4 +279,45 @@ func (w *worker) addRun(span []byte, start, end int) {
 	if start >= 0 {
 		w.bufs = append(w.bufs, span[start*mempage.Size:end*mempage.Size])
 	}
+}
+
+// moved measures what the link carries.
+type moved struct {
+	mu    sync.Mutex    // guards what follows
+	begun uint64        // pages with content whose write has begun
+	ended uint64        // and has ended
+	under int           // spans that are being written
+	since time.Time     // while under is not 0
+	busy  time.Duration // before
+}
+
+// begin and end are called around each span.
+func (m *moved) begin(pages uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.begun += pages
+	if m.under++; m.under == 1 {
+		m.since = time.Now()
+	}
+}
+
+func (m *moved) end(pages uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ended += pages
+	if m.under--; m.under == 0 {
+		m.busy += time.Since(m.since)
+	}
+}
+
+// progress returns how many pages with content a worker began and ended to write, and the
+// time in which one was being written.
+func (m *moved) progress() (begun, ended uint64, busy time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	busy = m.busy
+	if m.under > 0 {
+		busy += time.Since(m.since)
+	}
+	return m.begun, m.ended, busy
 }

@@ -154,6 +154,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	}
 	defer p.flush.end()
 	p.hints = newHinter(m, tracker)
+	p.hints.carried = p.carried
 	m.meter.update(func(mt *meter) { mt.result.Setup = time.Since(mt.started) })
 
 	err = p.converge(l.ctx)

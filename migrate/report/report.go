@@ -79,7 +79,7 @@ type Result struct {
 	HintsReceived    uint64        `json:"hints_received"`          // pages that the guest hinted, as often as it did
 	HintsLate        uint64        `json:"hints_late"`              // of them those under an old id, or that had been sent
 	HintsRewritten   uint64        `json:"hints_rewritten"`         // and those that the guest wrote after it was asked, so they were sent
-	HintWait         time.Duration `json:"hint_wait_ms" ms:"whole"` // how long the first round waited for hints
+	HintWait         time.Duration `json:"hint_wait_ms" ms:"whole"` // how long nothing was sent, for hints
 	HintsOff         string        `json:"hints_off"`               // why the guest was not asked, or not any more
 	Channels         int           `json:"channels"`                // data connections
 	ChannelBytes     []uint64      `json:"channel_bytes"`           // what each of them sent
