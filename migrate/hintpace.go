@@ -27,8 +27,8 @@ type hintPace struct {
 	most  time.Duration // to wait
 	lanes int           // connections
 
-	link   pace // content pages that have landed, over the time in which some were on their way
-	answer pace // content pages that the guest has named, since its answer began
+	link   growth // content pages that have landed, over the time in which some were on their way
+	answer growth // content pages that the guest has named, since its answer began
 
 	sent   uint64        // pages with content
 	taken  float64       // that hints took out: they were named before they were sent
@@ -87,9 +87,9 @@ func (p *hintPace) span() uint64 {
 	return max(mempage.WordBits, n)
 }
 
-// pace is a count that grows with time, and its rate over at least the latter half of that
+// growth is a count that grows with time, and its rate over at least the latter half of that
 // time: long enough for what comes in bursts, and short enough to see that no more comes.
-type pace struct {
+type growth struct {
 	older, newer, last mark
 	rising             bool // by a quarter from one half to the next
 	halves             int
@@ -109,7 +109,7 @@ func (m mark) rateSince(o mark) float64 {
 const paceStep = 2 * time.Millisecond
 
 // add records the count at a time.
-func (p *pace) add(at time.Duration, pages float64) {
+func (p *growth) add(at time.Duration, pages float64) {
 	p.last = mark{max(at, p.last.at), max(pages, p.last.pages)}
 	if at < 2*p.newer.at+paceStep {
 		return
@@ -119,4 +119,4 @@ func (p *pace) add(at time.Duration, pages float64) {
 	p.older, p.newer = p.newer, p.last
 }
 
-func (p *pace) rate() float64 { return p.last.rateSince(p.older) }
+func (p *growth) rate() float64 { return p.last.rateSince(p.older) }
