@@ -91,7 +91,7 @@ func (m *guestMemory) punched() []mempage.Range {
 func (m *guestMemory) dirty(t testing.TB, page uint64) bool {
 	t.Helper()
 	bitmap := make([]uint64, ramBytes/4096/64)
-	check(t, m.FetchDirty(0, bitmap))
+	check(t, m.FetchDirty(0, func(w int, word uint64) { bitmap[w] = word }))
 	return bitmap[page/64]>>(page%64)&1 != 0
 }
 

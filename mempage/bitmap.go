@@ -93,6 +93,24 @@ func (b Bitmap) Count() uint64 {
 	return uint64(n)
 }
 
+// EachWord calls f for every word that has bits, in order. f may change the word. It is
+// fast where most words are empty.
+func (b Bitmap) EachWord(f func(w int, word uint64)) {
+	for w := 0; w < len(b); {
+		if w+8 <= len(b) {
+			if eight := b[w : w+8 : w+8]; eight[0]|eight[1]|eight[2]|eight[3]|eight[4]|eight[5]|eight[6]|eight[7] == 0 {
+				w += 8
+				continue
+			}
+		}
+		for end := min(w+8, len(b)); w < end; w++ {
+			if b[w] != 0 {
+				f(w, b[w])
+			}
+		}
+	}
+}
+
 // NextSet returns the first set bit in [from, end), or end.
 func (b Bitmap) NextSet(from, end uint64) uint64 {
 	limit := min(end, b.Bits())

@@ -2,6 +2,7 @@ package mempage
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -77,6 +78,74 @@ func checkBitmap(t *rapid.T, b Bitmap, want []bool, from, end uint64) {
 	if b.Get(b.Bits()) || b.Get(^uint64(0)) {
 		t.Fatal("a bit outside is set")
 	}
+}
+
+// A Sparse behaves like a Bitmap.
+func TestSparseAgainstBitmap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.Uint64Range(1, 5*groupBits).Draw(t, "bits")
+		s, b := NewSparse(n), NewBitmap(n)
+		at := rapid.OneOf(rapid.Uint64Range(0, n+100), rapid.Uint64())
+		for range rapid.IntRange(1, 20).Draw(t, "steps") {
+			first, many := at.Draw(t, "first"), at.Draw(t, "n")
+			w := first % uint64(len(b))
+			switch rapid.IntRange(0, 6).Draw(t, "do") {
+			case 0:
+				s.SetRange(first, many)
+				b.SetRange(first, many)
+			case 1:
+				s.ClearRange(first, many)
+				b.ClearRange(first, many)
+			case 2:
+				s.Set(first)
+				b.Set(first)
+			case 3:
+				s.OrWord(w, many)
+				b[w] |= many
+			case 4:
+				src := []uint64{0, many, first}[:min(3, uint64(len(b))-w)]
+				s.Or(w, src)
+				b[w:].Or(src)
+			case 5:
+				s.Clear()
+				clear(b)
+			case 6:
+				s.Bitmap[w] &^= many
+				b[w] &^= many
+			}
+			var words []uint64
+			b.EachWord(func(w int, word uint64) {
+				for len(words) < w {
+					words = append(words, 0)
+				}
+				words = append(words, word)
+			})
+			if last := b.lastSet(); !slices.Equal(words, b[:last]) {
+				t.Fatalf("EachWord: %x, want %x", words, b[:last])
+			}
+			from, end := at.Draw(t, "from"), at.Draw(t, "end")
+			if got, want := s.NextSet(from, end), b.NextSet(from, end); got != want {
+				t.Fatalf("NextSet(%d, %d): %d, want %d", from, end, got, want)
+			}
+			for from, end := uint64(0), s.Bits(); from < end; {
+				if got, want := s.NextSet(from, end), b.NextSet(from, end); got != want {
+					t.Fatalf("NextSet(%d, %d): %d, want %d", from, end, got, want)
+				} else {
+					from = max(got+1, b.NextClear(got, end))
+				}
+			}
+		}
+	})
+}
+
+// lastSet returns the number of words up to the last one that has bits.
+func (b Bitmap) lastSet() (words int) {
+	for i, word := range b {
+		if word != 0 {
+			words = i + 1
+		}
+	}
+	return words
 }
 
 func TestBitmapAndNot(t *testing.T) {

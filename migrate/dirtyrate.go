@@ -75,15 +75,18 @@ func sleep(ctx context.Context, d time.Duration) error {
 type watcher struct {
 	slots []Slot
 	log   DirtyLog
-	seen  []mempage.Bitmap
-	bits  mempage.Bitmap // scratch, as long as the largest slot
+	bulk  BulkLog          // log, if it is one
+	seen  []mempage.Sparse // what was written, by slot
+	pages uint64           // bits in seen
+	bits  mempage.Bitmap   // scratch, as long as the largest slot
 }
 
 func newWatcher(slots []Slot, log DirtyLog) *watcher {
 	w := &watcher{slots: slots, log: log}
+	w.bulk, _ = log.(BulkLog)
 	var longest uint64
 	for _, s := range slots {
-		w.seen = append(w.seen, mempage.NewBitmap(s.Pages))
+		w.seen = append(w.seen, mempage.NewSparse(s.Pages))
 		longest = max(longest, s.Pages)
 	}
 	w.bits = mempage.NewBitmap(longest)
@@ -93,50 +96,56 @@ func newWatcher(slots []Slot, log DirtyLog) *watcher {
 // arm makes the log report every write from now on: what it has is cleared and not
 // needed.
 func (w *watcher) arm() error {
-	for slot, s := range w.slots {
-		b := w.bits[:mempage.Words(s.Pages)]
-		if err := w.fetch(slot, b); err != nil {
-			return err
-		}
-		if w.log.ManualProtect() {
-			if err := w.log.ClearDirtyLog(slot, 0, s.Pages, b); err != nil {
+	return w.fetch(func(slot int, reported mempage.Bitmap) error {
+		// In steps, for the guest's page faults wait meanwhile.
+		for first, pages := uint64(0), w.slots[slot].Pages; w.log.ManualProtect() && first < pages; first += maxClear {
+			n := min(maxClear, pages-first)
+			part := reported[first/mempage.WordBits : mempage.Words(first+n)]
+			if err := w.log.ClearDirtyLog(slot, first, n, part); err != nil {
 				return fmt.Errorf("clear KVM's dirty log of slot %d: %w", slot, err)
 			}
 		}
-		if err := w.log.FetchVMMDirty(slot, b); err != nil {
-			return fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
-		}
-	}
-	return nil
-}
-
-func (w *watcher) fetch(slot int, b mempage.Bitmap) error {
-	clear(b)
-	if err := w.log.FetchDirtyLog(slot, b); err != nil {
-		return fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, err)
-	}
-	return nil
+		return nil
+	}, func(int, int, uint64) {})
 }
 
 // look returns how many pages have been written so far. It collects the bits in seen,
 // since a fetch without manual protection clears them.
 func (w *watcher) look() (pages uint64, err error) {
-	for slot, s := range w.slots {
-		b, seen := w.bits[:mempage.Words(s.Pages)], w.seen[slot]
-		if err := w.fetch(slot, b); err != nil {
-			return 0, err
-		}
-		seen.Or(b)
-		clear(b)
-		if err := w.log.FetchVMMDirty(slot, b); err != nil {
-			return 0, fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
-		}
-		seen.Or(b)
-		for i, word := range seen {
-			pages += uint64(bits.OnesCount64(word & mempage.WordMask(uint64(i), 0, s.Pages)))
+	note := func(slot, at int, word uint64) {
+		word &= mempage.WordMask(uint64(at), 0, w.slots[slot].Pages) &^ w.seen[slot].Bitmap[at]
+		w.pages += uint64(bits.OnesCount64(word))
+		w.seen[slot].OrWord(uint64(at), word)
+	}
+	err = w.fetch(func(slot int, reported mempage.Bitmap) error {
+		reported.EachWord(func(at int, word uint64) { note(slot, at, word) })
+		return nil
+	}, note)
+	return w.pages, err
+}
+
+// fetch fetches both logs of every slot.
+func (w *watcher) fetch(kvm func(slot int, reported mempage.Bitmap) error, vmm func(slot, at int, word uint64)) error {
+	if w.bulk != nil {
+		if err := w.bulk.BeginSync(); err != nil {
+			return fmt.Errorf("fetch the dirty log: %w", err)
 		}
 	}
-	return pages, nil
+	for slot, s := range w.slots {
+		if w.bulk == nil || !w.bulk.Unwritten(slot) {
+			b := w.bits[:mempage.Words(s.Pages)]
+			if err := w.log.FetchDirtyLog(slot, b); err != nil {
+				return fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, err)
+			}
+			if err := kvm(slot, b); err != nil {
+				return err
+			}
+		}
+		if err := w.log.FetchVMMDirty(slot, func(at int, word uint64) { vmm(slot, at, word) }); err != nil {
+			return fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
+		}
+	}
+	return nil
 }
 
 // dirtied is how many pages a guest of a rate writes within d, interpolated between the

@@ -31,18 +31,18 @@ func (t *tracker) Check(armed func(slot int, page uint64) bool) error {
 			bits mempage.Bitmap
 			size uint64
 		}{
-			{"toSend", s.toSend, s.pages}, {"fetched", s.fetched, s.pages}, {"writtenSince", s.writtenSince, s.pages},
-			{"hinted", s.hinted, s.pages}, {"uncleared", s.uncleared, (s.pages-1)>>t.shift + 1},
+			{"toSend", s.toSend.Bitmap, s.pages}, {"fetched", s.fetched, s.pages}, {"writtenSince", s.writtenSince.Bitmap, s.pages},
+			{"hinted", s.hinted.Bitmap, s.pages}, {"uncleared", s.uncleared, (s.pages-1)>>t.shift + 1},
 		} {
 			if past := b.bits.NextSet(b.size, b.bits.Bits()); past < b.bits.Bits() {
 				return fmt.Errorf("slot %d: bit %d of %s is past the end", i, past, b.name)
 			}
 		}
-		for w := range s.toSend {
-			if s.fetched[w]&^s.toSend[w] != 0 {
-				return fmt.Errorf("slot %d word %d: fetched %#x is not part of toSend %#x", i, w, s.fetched[w], s.toSend[w])
+		for w := range s.toSend.Bitmap {
+			if s.fetched[w]&^s.toSend.Bitmap[w] != 0 {
+				return fmt.Errorf("slot %d word %d: fetched %#x is not part of toSend %#x", i, w, s.fetched[w], s.toSend.Bitmap[w])
 			}
-			if s.hinted[w]&(s.toSend[w]|s.fetched[w]) != 0 {
+			if s.hinted.Bitmap[w]&(s.toSend.Bitmap[w]|s.fetched[w]) != 0 {
 				return fmt.Errorf("slot %d word %d: pages hinted away are still to be sent or fetched", i, w)
 			}
 		}
@@ -84,7 +84,7 @@ func (t *tracker) InToSend(slot int, page uint64) bool {
 func (t *tracker) ToSend(slot int) []uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return append([]uint64(nil), t.slots[slot].toSend...)
+	return append([]uint64(nil), t.slots[slot].toSend.Bitmap...)
 }
 
 // The following methods break the tracker on purpose, each in one way, and a test shows
@@ -95,7 +95,7 @@ func (t *tracker) ForgetWritten() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
-		clear(t.slots[i].writtenSince)
+		t.slots[i].writtenSince.Clear()
 	}
 }
 
@@ -108,7 +108,7 @@ func (t *tracker) ForgetToSend() {
 		s := &t.slots[i]
 		t.remaining -= s.remaining
 		s.remaining = 0
-		clear(s.toSend)
+		s.toSend.Clear()
 	}
 }
 
@@ -119,23 +119,10 @@ func (t *tracker) Drop(slot int, first uint64, picked []uint64) {
 	defer t.mu.Unlock()
 	s := &t.slots[slot]
 	before := s.toSend.Count()
-	s.toSend[first/mempage.WordBits:].AndNot(picked)
+	s.toSend.Bitmap[first/mempage.WordBits:].AndNot(picked)
 	gone := before - s.toSend.Count()
 	s.remaining -= gone
 	t.remaining -= gone
-}
-
-// PutBack puts picked pages back into toSend, as if they were taken out only after they
-// have been read (against R4).
-func (t *Tracker) PutBack(slot int, first uint64, picked []uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := &t.slots[slot]
-	before := s.toSend.Count()
-	s.toSend[first/mempage.WordBits:].Or(picked[:min(len(picked), len(s.toSend)-int(first/mempage.WordBits))])
-	added := s.toSend.Count() - before
-	s.remaining += added
-	t.remaining += added
 }
 
 // BeginHintEpochUnarmed begins an epoch without arming what was fetched.
@@ -143,7 +130,7 @@ func (t *tracker) BeginHintEpochUnarmed(id uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.slots {
-		clear(t.slots[i].writtenSince)
+		t.slots[i].writtenSince.Clear()
 	}
 	t.hints.active, t.hints.used, t.hints.id = true, true, id
 }

@@ -85,13 +85,10 @@ func (s *toySource) FetchDirtyLog(_ int, bm []uint64) error {
 }
 func (s *toySource) ClearDirtyLog(int, uint64, uint64, []uint64) error { return nil }
 func (s *toySource) ManualProtect() bool                               { return true }
-func (s *toySource) FetchVMMDirty(_ int, bm []uint64) error {
-	clear(bm)
-	return nil
-}
-func (s *toySource) MigrationConfig() ([]byte, error)  { return []byte("config"), nil }
-func (s *toySource) Paused() bool                      { return s.paused }
-func (s *toySource) PrepareStop(context.Context) error { return nil }
+func (s *toySource) FetchVMMDirty(int, func(int, uint64)) error        { return nil }
+func (s *toySource) MigrationConfig() ([]byte, error)                  { return []byte("config"), nil }
+func (s *toySource) Paused() bool                                      { return s.paused }
+func (s *toySource) PrepareStop(context.Context) error                 { return nil }
 func (s *toySource) PauseForHandoff(context.Context) (bool, error) {
 	s.runs.set("source", false)
 	return !s.paused, s.pauseOK

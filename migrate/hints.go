@@ -50,16 +50,23 @@ func (t *tracker) BeginHintEpoch(id uint32) error {
 	if t.hints.used && t.hints.id == id {
 		return fmt.Errorf("begin hint epoch %d: %w", id, errNoEpoch)
 	}
-	for i := range t.slots {
-		if _, err := t.fetch(i); err != nil {
-			return fmt.Errorf("begin hint epoch %d: %w", id, err)
+	if err := t.sync(); err != nil {
+		return fmt.Errorf("begin hint epoch %d: %w", id, err)
+	}
+	// Again, if another fetch came while mu was free during a CLEAR.
+	for left := true; left; {
+		left = false
+		for i := range t.slots {
+			if err := t.arm(i, 0, t.slots[i].pages); err != nil {
+				return fmt.Errorf("begin hint epoch %d: %w", id, err)
+			}
 		}
-		if err := t.arm(i, 0, t.slots[i].pages); err != nil {
-			return fmt.Errorf("begin hint epoch %d: %w", id, err)
+		for i := range t.slots {
+			left = left || t.uncleared(&t.slots[i], 0, t.slots[i].pages)
 		}
 	}
 	for i := range t.slots {
-		clear(t.slots[i].writtenSince)
+		t.slots[i].writtenSince.Clear()
 	}
 	t.hints.active, t.hints.used, t.hints.id = true, true, id
 	return nil
@@ -107,10 +114,10 @@ func (t *tracker) HintBatch(id uint32, ranges []pageRange) (taken uint64) {
 func (t *tracker) hint(s *slotBits, first, n uint64) (taken uint64) {
 	var left int
 	for w := first / mempage.WordBits; w*mempage.WordBits < first+n; w++ {
-		named := s.toSend[w] & mempage.WordMask(w, first, first+n)
-		free := named &^ s.writtenSince[w] &^ s.fetched[w]
-		s.toSend[w] &^= free
-		s.hinted[w] |= free
+		named := s.toSend.Bitmap[w] & mempage.WordMask(w, first, first+n)
+		free := named &^ s.writtenSince.Bitmap[w] &^ s.fetched[w]
+		s.toSend.Bitmap[w] &^= free
+		s.hinted.OrWord(w, free)
 		taken += uint64(bits.OnesCount64(free))
 		left += bits.OnesCount64(named &^ free)
 	}
@@ -125,7 +132,7 @@ func (t *tracker) hintedNow(pages []pageRange, is func(i int)) {
 	defer t.mu.Unlock()
 	for i, p := range pages {
 		if s, err := t.slot("look at hints", p.slot); err == nil && p.first < s.pages &&
-			s.hinted[p.first/mempage.WordBits]>>(p.first%mempage.WordBits)&1 != 0 {
+			s.hinted.Get(p.first) {
 			is(i)
 		}
 	}
@@ -136,7 +143,7 @@ func (t *tracker) hintedNow(pages []pageRange, is func(i int)) {
 func (t *tracker) maskHinted(slot int, first, n uint64, hashes []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	hinted := t.slots[slot].hinted
+	hinted := &t.slots[slot].hinted
 	for p := hinted.NextSet(first, first+n); p < first+n; p = hinted.NextSet(p+1, first+n) {
 		copy(hashes[(p-first)*hashSize:], hashUnknown[:])
 	}

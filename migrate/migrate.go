@@ -64,18 +64,30 @@ type RAM interface {
 // DirtyLog is the record of writes to a [RAM]: KVM's log, of what vCPUs and the
 // kernel wrote, and the VMM's, of what devices and loaders wrote.
 type DirtyLog interface {
-	StartDirtyLog() error // for all slots; the log then reports no page, or every page (KVM_DIRTY_LOG_INITIALLY_SET)
+	StartDirtyLog() error // for all slots; the log then reports no page of a slot, or every page (KVM_DIRTY_LOG_INITIALLY_SET)
 	StopDirtyLog() error  // also if it is off
 	ManualProtect() bool  // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
-	// FetchDirtyLog stores KVM's log of the slot (KVM_GET_DIRTY_LOG). With manual protection it clears nothing; without,
+	// FetchDirtyLog stores KVM's log of the slot, every word of it (KVM_GET_DIRTY_LOG). With manual protection it clears nothing; without,
 	// it clears and re-arms what it reports.
 	FetchDirtyLog(slot int, bitmap []uint64) error
 	// ClearDirtyLog clears the bits of bitmap, whose bit 0 is page first, from KVM's log and re-arms those pages
 	// (KVM_CLEAR_DIRTY_LOG). first is a multiple of 64, and n too or it ends the slot. Only with manual protection.
 	ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) error
-	// FetchVMMDirty moves the VMM's log of the slot to bitmap, atomically. The VMM sets a bit after the bytes have
-	// landed and before the guest can learn of them.
-	FetchVMMDirty(slot int, bitmap []uint64) error
+	// FetchVMMDirty takes the VMM's log of the slot, atomically, and calls each for every word that has bits: word is the
+	// log of pages 64*w and following. The VMM sets a bit after the bytes have landed and before the guest can learn of
+	// them.
+	FetchVMMDirty(slot int, each func(w int, word uint64)) error
+}
+
+// BulkLog is a [DirtyLog] that can do for all slots at once, or avoid, what takes long in a large guest.
+type BulkLog interface {
+	DirtyLog
+	// BeginSync comes before the slots of one sync are fetched, each at most once. What it collects for all of them need
+	// not be collected again by FetchDirtyLog.
+	BeginSync() error
+	// Unwritten reports that nothing was written to any page of the slot since the log was started, so there is nothing
+	// to fetch. It may report false if that is not known.
+	Unwritten(slot int) bool
 }
 
 // Source is a machine that can be sent. It may also be a [Hinting] and a [Throttler]. The

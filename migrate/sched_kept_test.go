@@ -48,7 +48,7 @@ var kept = []struct {
 	// old hint comes, only writtenSince has the write.
 	{"an old hint processed after a refetch", policyForgetful, oneChunk, false, 0, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0},
-		{refetches, 0}, {picks, 2}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
+		{refetches, 0}, {picks, 2}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
 	{"an old hint processed after a sync, GET clears", policyForgetful, getThatClear, false, 0, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 0}, {hintsTake, 0}, {hintsTake, 0}, {guestWrites, 0},
 		{syncs, 0}, {hintsApply, 0}}},
@@ -66,11 +66,13 @@ var kept = []struct {
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
 
 	{"written between the announcement and the CLEAR", policyHasty, oneChunk, false, 0, schedule{
-		{beginsEpoch, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0}, {hintsTake, 0}, {hintsTake, 0}, {hintsApply, 0}}},
+		{beginsEpoch, 0}, {guestSees, 0}, {guestHints, 0}, {guestWrites, 0}, {hintsTake, 0}, {hintsTake, 0},
+		{goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {hintsApply, 0}}},
 
 	{"a hint in hand while the next epoch begins", policyAnyID, oneChunk, false, 3, schedule{
 		{beginsEpoch, 0}, {announces, 0}, {guestSees, 0}, {guestHints, 3}, {hintsTake, 0}, {endsHints, 0}, {guestSees, 0},
-		{hintsTake, 0}, {guestWrites, 3}, {hintsTake, 0}, {beginsEpoch, 0}, {hintsApply, 0}}},
+		{hintsTake, 0}, {guestWrites, 3}, {hintsTake, 0}, {beginsEpoch, 0},
+		{goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {goesOn, 0}, {hintsApply, 0}}},
 }
 
 // Every kept schedule still shows what is wrong with its policy. The same moves lose

@@ -23,6 +23,7 @@ type schedLog struct {
 	manual, initiallySet bool
 	slots                []schedSlot
 	taken                []uint64 // scratch of a CLEAR
+	clearing             int      // the slot of the CLEAR under way, -1 for none
 
 	pause func()
 	// did, if set, gets what was done, for a printed schedule. bits begin at page first.
@@ -37,7 +38,7 @@ type schedSlot struct {
 }
 
 func newSchedLog(manual, initiallySet bool, pages ...uint64) *schedLog {
-	l := &schedLog{manual: manual, initiallySet: initiallySet, pause: func() {}}
+	l := &schedLog{manual: manual, initiallySet: initiallySet, clearing: -1, pause: func() {}}
 	for _, n := range pages {
 		words := (n + 63) / 64
 		l.slots = append(l.slots, schedSlot{n, make([]uint64, words), make([]uint64, words), make([]uint64, words)})
@@ -126,6 +127,8 @@ func (l *schedLog) ClearDirtyLog(slot int, first, n uint64, bitmap []uint64) err
 		n%64 != 0 && first+n != s.pages || uint64(len(bitmap)) != (n+63)/64 {
 		return fmt.Errorf("KVM_CLEAR_DIRTY_LOG slot %d pages [%#x,+%#x) with %d words: %w", slot, first, n, len(bitmap), unix.EINVAL)
 	}
+	l.clearing = slot
+	defer func() { l.clearing = -1 }()
 	l.pause()
 	taken := l.taken[:len(bitmap)]
 	for i := range bitmap {
@@ -151,12 +154,16 @@ func (l *schedLog) arm(slot int, first uint64, bits []uint64) {
 }
 
 // FetchVMMDirty implements [migrate.DirtyLog].
-func (l *schedLog) FetchVMMDirty(slot int, bitmap []uint64) error {
+func (l *schedLog) FetchVMMDirty(slot int, each func(int, uint64)) error {
 	l.pause()
 	s := &l.slots[slot]
-	copy(bitmap, s.vmm)
-	clear(s.vmm)
-	l.tell("VMM's log has", slot, 0, bitmap)
+	l.tell("VMM's log has", slot, 0, s.vmm)
+	for w, word := range s.vmm {
+		if word != 0 {
+			s.vmm[w] = 0
+			each(w, word)
+		}
+	}
 	l.pause()
 	return nil
 }
@@ -207,7 +214,8 @@ func TestSchedLogIsTheSimulatedKVM(t *testing.T) {
 					}
 				case 4:
 					l.pause = func() {}
-					must(t, l.FetchVMMDirty(slot, a), m.FetchVMMDirty(slot, b))
+					must(t, l.FetchVMMDirty(slot, func(w int, word uint64) { a[w] = word }),
+						m.FetchVMMDirty(slot, func(w int, word uint64) { b[w] = word }))
 					if !slices.Equal(a, b) {
 						t.Fatalf("%+v: VMM's %x, simulated %x", mode, a, b)
 					}

@@ -34,7 +34,8 @@ const (
 
 	// KVM, or the VMM's log, does the next part of its current call. Moves of the guest
 	// before it come before that part. Before a move of another thread the call ends,
-	// since the tracker's mutex is held.
+	// since the tracker's mutex is held; during a CLEAR it is free, and hints are applied
+	// and other slots fetched.
 	goesOn
 	acts int = iota
 )
@@ -48,7 +49,7 @@ func (a act) ofPage() bool {
 	return a <= guestHints || a == deviceWrites || a == deviceMarks || a == refetches || a == picks
 }
 
-// duringCall reports whether the act may happen during a call of the tracker.
+// duringCall reports whether the act may happen during any call of the tracker.
 func (a act) duringCall() bool { return a <= hintsTake || a == goesOn }
 
 // move is one step of a schedule. The page is an index into the places of the world, modulo

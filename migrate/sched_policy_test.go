@@ -17,6 +17,8 @@ type policy struct {
 	apply func(t *migrate.Tracker, id uint32, p place, n uint64) error
 	// announceFirst announces an id before begin.
 	announceFirst bool
+	// clearsAtHint: apply calls CLEAR, which waits for one that is under way.
+	clearsAtHint bool
 	// noDance begins a new epoch at any time, and does not wait for the
 	// driver's STOP under the id before.
 	noDance bool
@@ -32,7 +34,7 @@ var (
 
 	// policyClearAtHint is QEMU's since then: the chunk is cleared when the hint is
 	// processed.
-	policyClearAtHint = policy{name: "clear at the hint", begin: syncOnly, apply: hintAll(true)}
+	policyClearAtHint = policy{name: "clear at the hint", begin: syncOnly, apply: hintAll(true), clearsAtHint: true}
 
 	// policyForgetful is the epoch without writtenSince.
 	policyForgetful = policy{name: "epoch without writtenSince", begin: (*migrate.Tracker).BeginHintEpoch,
@@ -78,13 +80,14 @@ type coverage struct {
 	dropped     int // hints that the hint thread dropped
 	takenBack   int // hinted pages that were written again
 	inCalls     int // moves while a call of the tracker ran
+	inClears    int // moves of another thread of the host while a CLEAR ran
 	spared      int // pages that hints kept off the wire for good
 }
 
 func (c coverage) String() string {
 	return fmt.Sprintf("%d ids announced; hints: %d took a page out, %d left one that was written since, %d late, %d dropped; "+
-		"%d hinted pages written again; %d moves during the tracker's calls; %d pages never sent",
-		c.epochs, c.took, c.leftWritten, c.late, c.dropped, c.takenBack, c.inCalls, c.spared)
+		"%d hinted pages written again; %d moves during the tracker's calls, %d of other threads during a CLEAR; %d pages never sent",
+		c.epochs, c.took, c.leftWritten, c.late, c.dropped, c.takenBack, c.inCalls, c.inClears, c.spared)
 }
 
 // names are pages in words, those that take part.
@@ -144,6 +147,7 @@ func (c *coverage) add(d coverage) {
 	c.dropped += d.dropped
 	c.takenBack += d.takenBack
 	c.inCalls += d.inCalls
+	c.inClears += d.inClears
 	c.spared += d.spared
 }
 
@@ -153,7 +157,7 @@ func (c coverage) check(t *testing.T) {
 	for what, n := range map[string]int{
 		"id announced": c.epochs, "hint that took a page out": c.took, "hint that left a page": c.leftWritten,
 		"late hint": c.late, "dropped hint": c.dropped, "hinted page written again": c.takenBack,
-		"move during a call of the tracker": c.inCalls, "page never sent": c.spared,
+		"move during a call of the tracker": c.inCalls, "hint or fetch during a CLEAR": c.inClears, "page never sent": c.spared,
 	} {
 		if n == 0 {
 			t.Errorf("the search met no %s", what)

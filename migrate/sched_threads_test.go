@@ -116,9 +116,10 @@ func (w *world) apply(h taken) error {
 	p := w.hot[h.page]
 	before := w.tracker.InToSend(p.slot, p.page)
 	w.say("hints", "tells the tracker: %v, id %d", p, h.id)
-	w.inCall, w.inHint = true, true
+	defer w.call(false)()
+	w.inHint = true
 	err := w.policy.apply(w.tracker, h.id, p, 1)
-	w.inCall, w.inHint = false, false
+	w.inHint = false
 	if err != nil {
 		return err
 	}
@@ -204,10 +205,8 @@ func (w *world) announce() {
 
 // fetches makes a call that fetches the log, and checks which hints it undid.
 func (w *world) fetches(call func() error) error {
-	w.inCall = true
-	err := call()
-	w.inCall = false
-	if err != nil {
+	defer w.call(w.log.clearing >= 0)() // one during a CLEAR holds the mutex until it ends
+	if err := call(); err != nil {
 		return err
 	}
 	for i, out := range w.out {
@@ -220,12 +219,20 @@ func (w *world) fetches(call func() error) error {
 	return nil
 }
 
+// call notes that a call of the tracker begins, which holds its mutex or is free to let go
+// of it during a CLEAR. It returns what ends the call, which may be one within another.
+func (w *world) call(held bool) func() {
+	inCall, was := w.inCall, w.held
+	w.inCall, w.held = true, held
+	return func() { w.inCall, w.held = inCall, was }
+}
+
 // pick takes a batch. Pages that are not places have no content, and are sent at once.
 func (w *world) pick(slot int, from uint64) (next uint64, err error) {
 	w.say("migration", "picks from %v on", place{slot, from})
-	w.inCall = true
+	end := w.call(false)
 	first, n, err := w.tracker.Pick(slot, from, w.layout.batch*64, w.picked)
-	w.inCall = false
+	end()
 	if err != nil {
 		return 0, err
 	}

@@ -104,6 +104,7 @@ type world struct {
 
 	src    source // of the moves; nil while there is none to come
 	inCall bool   // a call of the tracker runs
+	held   bool   // and holds its mutex during the calls of the log
 	inHint bool   // and it is the hint thread's
 
 	out     []bool // pages that a hint took out, not written since the epoch began
@@ -161,7 +162,7 @@ func (w *world) start() error {
 		clear(w.coldGot[slot])
 	}
 	w.wire, w.stopped, w.last = w.wire[:0], false, false
-	w.src, w.inCall, w.inHint = nil, false, false
+	w.src, w.inCall, w.held, w.inHint = nil, false, false, false
 	w.outcome = outcome{}
 	return w.tracker.Start()
 }
@@ -201,7 +202,7 @@ func (w *world) place(m move) move {
 func (w *world) pause() {
 	for w.src != nil {
 		m, ok := w.src.peek(w)
-		if !ok || !m.do.duringCall() {
+		if !ok || !w.duringCall(w.place(m)) {
 			return
 		}
 		w.src.made()
@@ -210,17 +211,32 @@ func (w *world) pause() {
 		}
 		if m = w.place(m); w.can(m) {
 			if err := w.do(m); err != nil {
-				panic(err) // no move of the guest's fails
+				panic(err) // none of these moves fails
 			}
 			w.seenBy.inCalls++
+			if !m.do.duringCall() {
+				w.seenBy.inClears++
+			}
 		}
 	}
+}
+
+// duringCall reports whether a move may be made during the call of the tracker that is
+// under way.
+func (w *world) duringCall(m move) bool {
+	if m.do.duringCall() {
+		return true
+	}
+	if w.log.clearing < 0 || w.held {
+		return false
+	}
+	return m.do == hintsApply && !w.inHint && !w.policy.clearsAtHint || m.do == refetches && w.hot[m.page].slot != w.log.clearing
 }
 
 // can reports whether a move can be made now.
 func (w *world) can(m move) bool {
 	p := m.page
-	if w.inCall && !m.do.duringCall() {
+	if w.inCall && !w.duringCall(m) {
 		return false
 	}
 	if w.stopped && m.do <= deviceMarks {

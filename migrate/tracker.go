@@ -34,20 +34,28 @@ var errNotTracking = errors.New("dirty tracking is not on")
 // All methods may be called from several goroutines. None of them allocates.
 type tracker struct {
 	log    DirtyLog
+	bulk   BulkLog // log, if it is one
 	shift  uint
 	manual bool
 
-	// mu guards every field below. It is held over every call into the dirty log:
-	// fetch and clear of a slot never overlap, and no page is picked or hinted
-	// between a fetch and its booking. It is not held over network I/O.
+	// mu guards every field below. It is held over every fetch: no page is picked or
+	// hinted between a fetch and its booking. It is not held over a CLEAR, which may
+	// take long, nor over network I/O.
 	mu        sync.Mutex
+	cleared   sync.Cond // a slot's clearing has become false
 	slots     []slotBits
 	tracking  bool
-	remaining uint64         // pages in all toSend
-	dirtied   uint64         // pages that all fetches reported as newly written
-	kvmBits   mempage.Bitmap // scratch of a fetch, as long as the largest slot
-	vmmBits   mempage.Bitmap
+	remaining uint64 // pages in all toSend
+	dirtied   uint64 // pages that all fetches reported as newly written
 	hints     hintEpoch
+
+	// Of the fetch under way.
+	kvmBits mempage.Bitmap           // scratch, as long as the largest slot
+	into    *slotBits                // where it is booked
+	kvm     mempage.Bitmap           // what KVM reported and is not booked yet
+	newly   uint64                   // what fetch returns
+	bookVMM func(w int, word uint64) // books a word of the VMM's log
+	bookKVM func(w int, word uint64) // books a word of kvm
 }
 
 // slotBits is the tracker's record of one slot.
@@ -55,11 +63,15 @@ type slotBits struct {
 	pages     uint64
 	remaining uint64 // pages in toSend
 
-	toSend       mempage.Bitmap // the content must still be sent
+	toSend       mempage.Sparse // the content must still be sent
 	fetched      mempage.Bitmap // KVM reported the page, and no CLEAR has followed
 	uncleared    mempage.Bitmap // one bit for each chunk: fetched has a bit in it
-	writtenSince mempage.Bitmap // a write was reported since the hint epoch was announced
-	hinted       mempage.Bitmap // a hint took the page out of toSend, and no fetch put it back
+	writtenSince mempage.Sparse // a write was reported since the hint epoch was announced
+	hinted       mempage.Sparse // a hint took the page out of toSend, and no fetch put it back
+
+	// clearing is true during a CLEAR. Meanwhile fetched does not change: fetches of the
+	// slot, and other CLEARs of it, wait. Pages of other chunks are picked and hinted.
+	clearing bool
 }
 
 // newTracker makes a tracker of the slots, whose writes log reports. A CLEAR covers
@@ -71,6 +83,10 @@ func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 			shift, minClearBitmapShift, maxClearBitmapShift)
 	}
 	t := &tracker{log: log, shift: shift, manual: log.ManualProtect(), slots: make([]slotBits, len(slots))}
+	t.bulk, _ = log.(BulkLog)
+	t.cleared.L = &t.mu
+	t.bookVMM = t.bookWord
+	t.bookKVM = func(w int, _ uint64) { t.bookWord(w, 0) }
 	var longest uint64
 	for i, slot := range slots {
 		if slot.Pages == 0 || slot.Pages > maxSlotPages {
@@ -79,14 +95,14 @@ func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 		longest = max(longest, slot.Pages)
 		t.slots[i] = slotBits{
 			pages:        slot.Pages,
-			toSend:       mempage.NewBitmap(slot.Pages),
+			toSend:       mempage.NewSparse(slot.Pages),
 			fetched:      mempage.NewBitmap(slot.Pages),
 			uncleared:    mempage.NewBitmap((slot.Pages-1)>>shift + 1),
-			writtenSince: mempage.NewBitmap(slot.Pages),
-			hinted:       mempage.NewBitmap(slot.Pages),
+			writtenSince: mempage.NewSparse(slot.Pages),
+			hinted:       mempage.NewSparse(slot.Pages),
 		}
 	}
-	t.kvmBits, t.vmmBits = mempage.NewBitmap(longest), mempage.NewBitmap(longest)
+	t.kvmBits = mempage.NewBitmap(longest)
 	return t, nil
 }
 
@@ -104,18 +120,21 @@ func (t *tracker) Start() error {
 	t.hints = hintEpoch{}
 	for i := range t.slots {
 		s := &t.slots[i]
-		clear(s.fetched)
+		for chunk, end := uint64(0), s.uncleared.Bits(); ; chunk++ {
+			if chunk = s.uncleared.NextSet(chunk, end); chunk == end {
+				break
+			}
+			clear(s.fetched[chunk<<t.shift/mempage.WordBits : mempage.Words(min((chunk+1)<<t.shift, s.pages))])
+		}
 		clear(s.uncleared)
-		clear(s.writtenSince)
-		clear(s.hinted)
+		s.writtenSince.Clear()
+		s.hinted.Clear()
 		s.toSend.SetRange(0, s.pages)
 		s.remaining = s.pages
 		t.remaining += s.pages
 	}
-	for i := range t.slots {
-		if _, err := t.fetch(i); err != nil {
-			return errors.Join(err, t.stop())
-		}
+	if err := t.sync(); err != nil {
+		return errors.Join(err, t.stop())
 	}
 	t.dirtied = 0
 	return nil
@@ -133,10 +152,21 @@ func (t *tracker) Stop() error {
 func (t *tracker) stop() error {
 	t.tracking = false
 	t.hints.active = false
+	for i := range t.slots {
+		t.awaitClear(&t.slots[i])
+	}
 	if err := t.log.StopDirtyLog(); err != nil {
 		return fmt.Errorf("stop the dirty log: %w", err)
 	}
 	return nil
+}
+
+// awaitClear returns when no CLEAR of the slot is under way. It needs mu, and may let go
+// of it meanwhile.
+func (t *tracker) awaitClear(s *slotBits) {
+	for s.clearing {
+		t.cleared.Wait()
+	}
 }
 
 // Sync fetches the writes that KVM and the VMM have recorded, for every slot. It only
@@ -145,6 +175,16 @@ func (t *tracker) stop() error {
 func (t *tracker) Sync() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	return t.sync()
+}
+
+// sync needs mu.
+func (t *tracker) sync() error {
+	if t.bulk != nil && t.tracking {
+		if err := t.bulk.BeginSync(); err != nil {
+			return fmt.Errorf("fetch the dirty log: %w", err)
+		}
+	}
 	for i := range t.slots {
 		if _, err := t.fetch(i); err != nil {
 			return err
@@ -170,61 +210,65 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
+	t.awaitClear(s)
 	if !t.tracking {
 		return 0, fmt.Errorf("fetch the dirty log of slot %d: %w", slot, errNotTracking)
 	}
-	kvm, vmm := t.kvmBits[:len(s.toSend)], t.vmmBits[:len(s.toSend)]
-	clear(kvm)
-	clear(vmm)
-	kvmErr := t.log.FetchDirtyLog(slot, kvm)
-	vmmErr := t.log.FetchVMMDirty(slot, vmm)
-	if kvmErr != nil {
+	t.into, t.kvm, t.newly = s, t.kvmBits[:len(s.fetched)], 0
+	var kvmErr error
+	if t.bulk != nil && t.bulk.Unwritten(slot) {
+		t.kvm = nil
+	} else if kvmErr = t.log.FetchDirtyLog(slot, t.kvm); kvmErr != nil {
 		// A GET that clears may have cleared bits that it failed to return; one that
 		// does not clear has changed nothing.
-		clear(kvm)
+		clear(t.kvm)
 		if !t.manual {
-			kvm.SetRange(0, s.pages)
+			t.kvm.SetRange(0, s.pages)
 		}
 		kvmErr = fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, kvmErr)
 	}
+	vmmErr := t.log.FetchVMMDirty(slot, t.bookVMM)
 	if vmmErr != nil {
-		vmm.SetRange(0, s.pages)
+		for w := range s.fetched {
+			t.bookWord(w, ^uint64(0))
+		}
 		vmmErr = fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, vmmErr)
 	}
-	newly = t.book(s, kvm, vmm)
-	t.dirtied += newly
-	return newly, errors.Join(kvmErr, vmmErr)
+	t.kvm.EachWord(t.bookKVM)
+	t.dirtied += t.newly
+	return t.newly, errors.Join(kvmErr, vmmErr)
 }
 
-// book ORs what was reported into the slot's bitmaps and returns how many of the pages
-// are reported for the first time since they were armed. It needs mu.
-func (t *tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
-	var added, back int
-	wordsShift := t.shift - 6 // a chunk is 2^wordsShift words
-	for w := range kvm {
-		k, v := kvm[w], vmm[w]
-		if k|v == 0 {
-			continue
-		}
-		inside := mempage.WordMask(uint64(w), 0, s.pages)
-		k &= inside
-		v &= inside
-		all := k | v
-		newly += uint64(bits.OnesCount64(k&^s.fetched[w] | v))
-		added += bits.OnesCount64(all &^ s.toSend[w])
-		s.toSend[w] |= all
-		s.writtenSince[w] |= all
-		back += bits.OnesCount64(all & s.hinted[w])
-		s.hinted[w] &^= all
-		if t.manual && k != 0 {
-			s.fetched[w] |= k
-			s.uncleared.Set(uint64(w) >> wordsShift)
-		}
+// bookWord ORs a word of the VMM's log, and what KVM reported of the same pages, into
+// the slot's bitmaps. newly grows by the pages that are reported for the first time
+// since they were armed. It needs mu.
+func (t *tracker) bookWord(at int, vmm uint64) {
+	s, w := t.into, uint64(at)
+	if w >= uint64(len(s.fetched)) {
+		return
 	}
-	s.remaining += uint64(added)
-	t.remaining += uint64(added)
-	t.hints.stats.Returned += uint64(back)
-	return newly
+	inside := mempage.WordMask(w, 0, s.pages)
+	vmm &= inside
+	var kvm uint64
+	if t.kvm != nil {
+		kvm = t.kvm[w] & inside
+		t.kvm[w] = 0
+	}
+	all := kvm | vmm
+	t.newly += uint64(bits.OnesCount64(kvm&^s.fetched[w] | vmm))
+	added := uint64(bits.OnesCount64(all &^ s.toSend.Bitmap[w]))
+	s.toSend.OrWord(w, all)
+	s.remaining += added
+	t.remaining += added
+	s.writtenSince.OrWord(w, all)
+	if back := all & s.hinted.Bitmap[w]; back != 0 {
+		t.hints.stats.Returned += uint64(bits.OnesCount64(back))
+		s.hinted.Bitmap[w] &^= back
+	}
+	if t.manual && kvm != 0 {
+		s.fetched[w] |= kvm
+		s.uncleared.Set(w >> (t.shift - 6)) // a chunk has 2^(shift-6) words
+	}
 }
 
 // Pick takes out of toSend the next pages of the slot at or after page from, which is
@@ -237,6 +281,12 @@ func (t *tracker) book(s *slotBits, kvm, vmm mempage.Bitmap) (newly uint64) {
 // returned: from then on their writes are tracked again (R1). After an error no page
 // was taken.
 func (t *tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n uint64, err error) {
+	return t.PickBefore(slot, from, maxSlotPages, max, picked)
+}
+
+// PickBefore is [tracker.Pick] of pages before page end, a multiple of 64 or not before
+// the slot's end.
+func (t *tracker) PickBefore(slot int, from, end, max uint64, picked []uint64) (first, n uint64, err error) {
 	s, err := t.slot("pick pages", slot)
 	if err != nil {
 		return 0, 0, err
@@ -244,37 +294,100 @@ func (t *tracker) Pick(slot int, from, max uint64, picked []uint64) (first, n ui
 	if max == 0 || max%mempage.WordBits != 0 || max/mempage.WordBits > uint64(len(picked)) {
 		return 0, 0, fmt.Errorf("pick pages of slot %d: %d pages do not fit a bitmap of %d words", slot, max, len(picked))
 	}
+	end = min(end, s.pages)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.tracking {
-		return 0, 0, fmt.Errorf("pick pages of slot %d: %w", slot, errNotTracking)
+	for {
+		if !t.tracking {
+			return 0, 0, fmt.Errorf("pick pages of slot %d: %w", slot, errNotTracking)
+		}
+		next := s.toSend.NextSet(from&^(mempage.WordBits-1), end)
+		if next >= end {
+			return end, 0, nil
+		}
+		word := next / mempage.WordBits
+		last := min(word+max/mempage.WordBits, mempage.Words(end))
+		for s.toSend.Bitmap[last-1] == 0 {
+			last--
+		}
+		first = word * mempage.WordBits
+		n = min(last*mempage.WordBits, end) - first
+		if t.uncleared(s, first, n) {
+			// mu is free during the CLEAR: what is to be sent may change.
+			if err := t.arm(slot, first, n); err != nil {
+				return 0, 0, err
+			}
+			continue
+		}
+		clear(picked[copy(picked, s.toSend.Bitmap[word:last]):])
+		clear(s.toSend.Bitmap[word:last])
+		taken := mempage.Bitmap(picked).Count()
+		s.remaining -= taken
+		t.remaining -= taken
+		return first, n, nil
 	}
-	next := s.toSend.NextSet(from&^(mempage.WordBits-1), s.pages)
-	if next >= s.pages {
-		return s.pages, 0, nil
-	}
-	word := next / mempage.WordBits
-	end := min(word+max/mempage.WordBits, uint64(len(s.toSend)))
-	for s.toSend[end-1] == 0 {
-		end--
-	}
-	first = word * mempage.WordBits
-	n = min(end*mempage.WordBits, s.pages) - first
-	if err := t.arm(slot, first, n); err != nil {
-		return 0, 0, err
-	}
-	clear(picked[copy(picked, s.toSend[word:end]):])
-	clear(s.toSend[word:end])
-	taken := mempage.Bitmap(picked).Count()
-	s.remaining -= taken
-	t.remaining -= taken
-	return first, n, nil
 }
+
+// PutBack puts pages that were picked, and are not read, back into toSend. first is what
+// Pick returned. They stay armed.
+func (t *tracker) PutBack(slot int, first uint64, picked []uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.slots[slot]
+	for i, word := range picked {
+		if word == 0 {
+			continue
+		}
+		w := first/mempage.WordBits + uint64(i)
+		added := uint64(bits.OnesCount64(word &^ s.toSend.Bitmap[w]))
+		s.toSend.OrWord(w, word)
+		s.remaining += added
+		t.remaining += added
+	}
+}
+
+// Arm arms the chunks that [first, first+n) touches, ahead of the Pick of their pages,
+// which then does not wait for it.
+func (t *tracker) Arm(slot int, first, n uint64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.arm(slot, first, n)
+}
+
+// Armed reports whether no chunk that [first, first+n) touches is left to be cleared.
+func (t *tracker) Armed(slot int, first, n uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.uncleared(&t.slots[slot], first, n)
+}
+
+// NextToSend returns the first page of the slot in [from, end) that is to be sent, or
+// end.
+func (t *tracker) NextToSend(slot int, from, end uint64) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.slots[slot].toSend.NextSet(from, end)
+}
+
+// uncleared reports whether a chunk that [first, first+n) touches has bits that were
+// fetched and not cleared, or are being cleared. It needs mu.
+func (t *tracker) uncleared(s *slotBits, first, n uint64) bool {
+	end := (first+n-1)>>t.shift + 1
+	return s.uncleared.NextSet(first>>t.shift, end) < end
+}
+
+// maxClear is how many pages one CLEAR covers if a chunk has fewer: KVM keeps the
+// guest's page faults waiting meanwhile.
+const maxClear = uint64(1 << 18)
 
 // arm clears, in KVM's log, the bits that were fetched in the chunks that [first,
 // first+n) touches, and no others: a bit that was set after the fetch is a write that
-// a later fetch must report (R2). Adjacent chunks take one CLEAR. After an error the
-// record of the chunks that were not cleared is as before. It needs mu.
+// a later fetch must report (R2). Adjacent chunks of up to 1 GiB take one CLEAR. After
+// an error the record of the chunks that were not cleared is as before.
+//
+// It needs mu, and lets go of it during the CLEAR: a chunk counts as not cleared until
+// that has returned, and no fetch adds to it. A chunk that is cleared when arm returns
+// need not be so for long, since a fetch may have come.
 func (t *tracker) arm(slot int, first, n uint64) error {
 	s := &t.slots[slot]
 	chunk, end := first>>t.shift, (first+n-1)>>t.shift+1
@@ -283,10 +396,20 @@ func (t *tracker) arm(slot int, first, n uint64) error {
 		if chunk >= end {
 			return nil
 		}
-		next := s.uncleared.NextClear(chunk, end)
+		if s.clearing {
+			t.cleared.Wait()
+			continue
+		}
+		next := s.uncleared.NextClear(chunk, min(end, chunk+max(1, maxClear>>t.shift)))
 		lo, hi := chunk<<t.shift, min(next<<t.shift, s.pages)
 		fetched := s.fetched[lo/mempage.WordBits : mempage.Words(hi)]
-		if err := t.log.ClearDirtyLog(slot, lo, hi-lo, fetched); err != nil {
+		s.clearing = true
+		t.mu.Unlock()
+		err := t.log.ClearDirtyLog(slot, lo, hi-lo, fetched)
+		t.mu.Lock()
+		s.clearing = false
+		t.cleared.Broadcast()
+		if err != nil {
 			return fmt.Errorf("clear KVM's dirty log of slot %d pages [%#x,%#x): %w", slot, lo, hi, err)
 		}
 		clear(fetched)

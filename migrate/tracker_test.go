@@ -312,7 +312,7 @@ func (l *stillLog) StartDirtyLog() error                              { return n
 func (l *stillLog) StopDirtyLog() error                               { return nil }
 func (l *stillLog) ClearDirtyLog(int, uint64, uint64, []uint64) error { return nil }
 func (l *stillLog) ManualProtect() bool                               { return true }
-func (l *stillLog) FetchVMMDirty(_ int, bitmap []uint64) error        { clear(bitmap); return nil }
+func (l *stillLog) FetchVMMDirty(int, func(int, uint64)) error        { return nil }
 func (l *stillLog) FetchDirtyLog(_ int, bitmap []uint64) error {
 	for i := range bitmap {
 		bitmap[i] = l.bits

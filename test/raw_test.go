@@ -291,9 +291,9 @@ func (s still) FetchDirtyLog(_ int, bitmap []uint64) error {
 	clear(bitmap)
 	return nil
 }
-func (s still) ClearDirtyLog(int, uint64, uint64, []uint64) error { return nil }
-func (s still) ManualProtect() bool                               { return true }
-func (s still) FetchVMMDirty(slot int, bitmap []uint64) error     { return s.FetchDirty(slot, bitmap) }
+func (s still) ClearDirtyLog(int, uint64, uint64, []uint64) error    { return nil }
+func (s still) ManualProtect() bool                                  { return true }
+func (s still) FetchVMMDirty(slot int, each func(int, uint64)) error { return s.FetchDirty(slot, each) }
 func (s still) MigrationConfig() ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(nil, s.Size()), nil
 }

@@ -148,12 +148,12 @@ func (m *Memory) rearm(slot int, first uint64, cleared []uint64) {
 }
 
 // FetchVMMDirty implements [migrate.DirtyLog].
-func (m *Memory) FetchVMMDirty(slot int, bitmap []uint64) error {
+func (m *Memory) FetchVMMDirty(slot int, each func(w int, word uint64)) error {
 	if slot < 0 || slot >= len(m.slots) {
 		return fmt.Errorf("fetch the VMM's dirty log: there is no slot %d", slot)
 	}
 	s := m.slots[slot]
-	clear(bitmap)
+	bitmap := make([]uint64, (s.Pages+63)/64)
 	s.mu.Lock()
 	for i := range s.pages {
 		if s.pages[i].vmm {
@@ -164,8 +164,12 @@ func (m *Memory) FetchVMMDirty(slot int, bitmap []uint64) error {
 	s.mu.Unlock()
 	if f := m.Hooks.FailFetchVMM; f != nil {
 		if err := f(slot); err != nil {
-			garble(bitmap)
 			return err
+		}
+	}
+	for w, word := range bitmap {
+		if word != 0 {
+			each(w, word)
 		}
 	}
 	return nil

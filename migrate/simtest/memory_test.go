@@ -129,7 +129,8 @@ func TestLogsOfKernelDevicesAndPunches(t *testing.T) {
 	wantLog(t, m, "KVM's log has the kernel's", 1<<1, 0)
 	vmm := make([]uint64, 2)
 	for _, want := range []uint64{1<<2 | 1<<3 | 1<<4, 0} {
-		if err := m.FetchVMMDirty(0, vmm); err != nil || vmm[0] != want {
+		clear(vmm)
+		if err := m.FetchVMMDirty(0, func(w int, word uint64) { vmm[w] = word }); err != nil || vmm[0] != want {
 			t.Errorf("the VMM's log is %#x, want %#x, error %v", vmm[0], want, err)
 		}
 	}

@@ -147,7 +147,7 @@ func TestKVM(t *testing.T) {
 		t.Errorf("answer %q, %+v, %v", got, u, ok)
 	}
 	marked := make([]uint64, slot.Size/4096/64)
-	check(t, mem.FetchDirty(0, marked))
+	check(t, mem.FetchDirty(0, func(w int, word uint64) { marked[w] = word }))
 	if page := (buf + 0x1000) / 4096; marked[page/64]>>(page%64)&1 == 0 {
 		t.Error("the answer is not marked dirty")
 	}

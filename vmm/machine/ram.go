@@ -75,6 +75,6 @@ func (m *Machine) ManualProtect() bool { return m.kernel.caps.dirtyLog&kvm.Dirty
 
 // FetchVMMDirty takes the pages that this process wrote, see
 // [migrate.DirtyLog].
-func (s *source) FetchVMMDirty(slot int, bitmap []uint64) error {
-	return s.mem.FetchDirty(slot, bitmap)
+func (s *source) FetchVMMDirty(slot int, each func(w int, word uint64)) error {
+	return s.mem.FetchDirty(slot, each)
 }

@@ -310,9 +310,9 @@ func TestDirtyLog(t *testing.T) {
 	}
 
 	own := make([]uint64, len(log))
-	check(t, src.FetchVMMDirty(0, own)) // the loader's
+	check(t, src.FetchVMMDirty(0, func(int, uint64) {})) // the loader's
 	check(t, m.Memory().WriteAt([]byte{1, 0, 0, 0}, 0x5008))
-	check(t, src.FetchVMMDirty(0, own))
+	check(t, src.FetchVMMDirty(0, func(w int, word uint64) { own[w] = word }))
 	if own[0] != 1<<5 || slices.ContainsFunc(own[1:], func(w uint64) bool { return w != 0 }) {
 		t.Errorf("this process wrote %#x", own)
 	}

@@ -139,16 +139,16 @@ func BenchmarkPopulated(b *testing.B) {
 		every int // every nth page is written
 	}{{"empty", 0}, {"full", 1}, {"every-other", 2}} {
 		b.Run(state.name, func(b *testing.B) {
-			eachBacking(b, slotSize, func(b *testing.B, fresh func() *Memory) {
+			eachBacking(b, minSlotSize, func(b *testing.B, fresh func() *Memory) {
 				m := fresh()
 				defer func() { _ = m.Close() }()
 				for i := 0; state.every > 0 && i < len(m.ram); i += state.every * mempage.Size {
 					m.ram[i] = 1
 				}
-				bitmap := make([]uint64, mempage.Words(slotSize>>mempage.Shift))
+				bitmap := make([]uint64, mempage.Words(minSlotSize>>mempage.Shift))
 				ask := func(b *testing.B) {
 					for b.Loop() {
-						if err := m.Populated(0, 0, slotSize>>mempage.Shift, bitmap); err != nil {
+						if err := m.Populated(0, 0, minSlotSize>>mempage.Shift, bitmap); err != nil {
 							b.Fatal(err)
 						}
 					}

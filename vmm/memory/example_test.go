@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log"
 
-	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -23,16 +22,15 @@ func Example() {
 	fmt.Println(m.WriteAt([]byte{42, 0, 0, 0}, 3<<30))
 
 	// The VMM's writes, one bit for each page: the first page of the last slot.
-	bitmap := make([]uint64, 1<<30/mempage.Size/64)
-	if err := m.FetchDirty(3, bitmap); err != nil {
+	err = m.FetchDirty(3, func(w int, word uint64) { fmt.Printf("word %d: %#x\n", w, word) })
+	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(bitmap[0])
 	// Output:
 	// slot at gpa 0x0, 1024 MiB
 	// slot at gpa 0x40000000, 1024 MiB
 	// slot at gpa 0x80000000, 1024 MiB
 	// slot at gpa 0x100000000, 1024 MiB
 	// guest memory at gpa 0xc0000000, 4 bytes: not guest RAM
-	// 1
+	// word 0: 0x1
 }

@@ -2,12 +2,11 @@ package memory
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/govmm/govmm/mempage"
 )
 
 // variant is a backing, and a way of finding holes.
@@ -80,15 +79,14 @@ func bitSet(bitmap []uint64, i uint64) bool { return bitmap[i/64]>>(i%64)&1 != 0
 // dirtyPages fetches the VMM's dirty log of a slot as a list of page numbers.
 func dirtyPages(t testing.TB, m *Memory, index int) []uint64 {
 	t.Helper()
-	bitmap := make([]uint64, mempage.Words(m.slots[index].pages()))
-	if err := m.FetchDirty(index, bitmap); err != nil {
-		t.Fatal(err)
-	}
 	var pages []uint64
-	for i := range m.slots[index].pages() {
-		if bitSet(bitmap, i) {
-			pages = append(pages, i)
+	err := m.FetchDirty(index, func(w int, word uint64) {
+		for ; word != 0; word &= word - 1 {
+			pages = append(pages, uint64(w*64+bits.TrailingZeros64(word)))
 		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	return pages
 }

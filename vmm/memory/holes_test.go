@@ -254,7 +254,7 @@ func TestPunchAcrossSlots(t *testing.T) {
 		if err := m.WriteAt(bytes.Repeat([]byte{7}, 4*mempage.Size), 1<<30-2*mempage.Size); err != nil {
 			t.Fatal(err)
 		}
-		last := uint64(slotSize>>mempage.Shift - 1)
+		last := uint64(minSlotSize>>mempage.Shift - 1)
 		dirtyPages(t, m, 0)
 		dirtyPages(t, m, 1)
 		if err := m.Punch(1<<30-mempage.Size, 2*mempage.Size); err != nil {
@@ -330,4 +330,48 @@ func TestHugetlbError(t *testing.T) {
 			t.Errorf("error %q, want one line with %q", err, word)
 		}
 	}
+}
+
+// NextPopulated agrees with Populated.
+func TestNextPopulated(t *testing.T) {
+	const pages = 8 << 20 / mempage.Size
+	eachVariant(t, 8<<20, func(t *testing.T, v variant, make func(testing.TB) *Memory) {
+		m := make(t)
+		if ok, err := m.Untouched(0); err != nil || ok == v.entries {
+			t.Fatalf("untouched: %v, %v", ok, err)
+		}
+		check := func() {
+			t.Helper()
+			bitmap := mempage.NewBitmap(pages)
+			if err := m.Populated(0, 0, pages, bitmap); err != nil {
+				t.Fatal(err)
+			}
+			for _, first := range []uint64{0, 1, 511, 512, 700, 1024, 1535, pages - 1, pages} {
+				for _, n := range []uint64{0, 1, 100, pages} {
+					n = min(n, pages-first)
+					got, err := m.NextPopulated(0, first, n)
+					if want := bitmap.NextSet(first, first+n); err != nil || got != want {
+						t.Errorf("from %d, %d pages: %d, %v, want %d", first, n, got, err, want)
+					}
+				}
+			}
+		}
+		check()
+		for _, page := range []uint64{1030, 700} {
+			if err := m.WriteAt([]byte{1}, page*mempage.Size); err != nil {
+				t.Fatal(err)
+			}
+			check()
+		}
+		if ok, err := m.Untouched(0); err != nil || ok {
+			t.Fatalf("untouched after a write: %v, %v", ok, err)
+		}
+		if err := m.Punch(0, pages*mempage.Size); err != nil {
+			t.Fatal(err)
+		}
+		check()
+		if _, err := m.NextPopulated(0, pages, 1); err == nil {
+			t.Error("pages beyond the slot were accepted")
+		}
+	})
 }

@@ -59,6 +59,53 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// However much memory there is, its slots are few, and every byte of RAM is in the slot
+// of its address.
+func TestSlotsOfLargeMemory(t *testing.T) {
+	const gib = 1 << 30
+	for _, tt := range []struct{ size, slot, low uint64 }{
+		{64 * gib, gib, 3},
+		{64*gib + 2<<20, 2 * gib, 2},
+		{100 * gib, 2 * gib, 2},
+		{200*gib + mempage.Size, 4 * gib, 1},
+		{1024 * gib, 16 * gib, 1},
+		{1025 * gib, 32 * gib, 1},
+		{MaxSize, 256 * gib, 1},
+	} {
+		m := newMemory(t, tt.size, Anonymous)
+		slots, off := m.Slots(), uint64(0)
+		if len(slots) > maxSlots+2 || m.lows != tt.low {
+			t.Errorf("%d GiB: %d slots, %d of them low", tt.size/gib, len(slots), m.lows)
+		}
+		for i, s := range slots {
+			if s.Size > tt.slot || s.Size < tt.slot && i != int(m.lows)-1 && i != len(slots)-1 {
+				t.Errorf("%d GiB: slot %d has %d MiB", tt.size/gib, i, s.Size>>20)
+			}
+			if i == int(m.lows) && s.GPA != HoleEnd || i > 0 && i != int(m.lows) && s.GPA != slots[i-1].GPA+slots[i-1].Size {
+				t.Errorf("%d GiB: slot %d at %#x", tt.size/gib, i, s.GPA)
+			}
+			for _, at := range []uint64{0, s.Size - 1} {
+				if index, in := m.at(off + at); index != i || in != at {
+					t.Errorf("%d GiB: byte %#x is in slot %d at %#x, want %d, %#x", tt.size/gib, off+at, index, in, i, at)
+				}
+				if err := m.MarkDirty(s.GPA+at, 1); err != nil {
+					t.Fatal(err)
+				}
+				if pages := dirtyPages(t, m, i); len(pages) != 1 || pages[0] != at/mempage.Size {
+					t.Errorf("%d GiB: marked %#x of slot %d, pages %#x", tt.size/gib, at, i, pages)
+				}
+			}
+			off += s.Size
+		}
+		if off != tt.size {
+			t.Errorf("%d GiB: slots of %d bytes", tt.size/gib, off)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		size uint64
@@ -122,7 +169,7 @@ func TestCloseThenUse(t *testing.T) {
 	if err := m.write16(0, 1); !errors.Is(err, errNotRAM) {
 		t.Errorf("write after Close: %v", err)
 	}
-	if err := m.FetchDirty(0, make([]uint64, 4)); err == nil {
+	if err := m.FetchDirty(0, func(int, uint64) {}); err == nil {
 		t.Error("FetchDirty after Close succeeded")
 	}
 }

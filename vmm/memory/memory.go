@@ -3,8 +3,10 @@
 //
 // The first 3 GiB of RAM start at guest physical address (gpa) 0. The rest starts at
 // 4 GiB, so that the last GiB below 4 GiB is free for devices. RAM is divided into
-// [Slot]s of at most 1 GiB, each to be registered as a KVM memory slot, so that the
-// dirty log of each part can be fetched and cleared separately.
+// [Slot]s, each to be registered as a KVM memory slot, so that the dirty log of each
+// part can be fetched separately. They have 1 GiB, or, in a guest of more than 64 GiB,
+// the power of two of which about 64 make up the memory: what is done for each slot
+// then costs the same at any size.
 //
 // KVM logs the writes of vCPUs and of the kernel, but not those of this process.
 // Every write through this package therefore sets a bit in a bitmap, after the bytes
@@ -25,8 +27,11 @@ import (
 )
 
 const (
-	// slotSize is the largest size of a slot in bytes.
-	slotSize = 1 << 30
+	// minSlotSize is the size of a slot in bytes, if no more than maxSlots of them are
+	// needed. At 1 TiB a slot has 16 GiB, and the bitmap of its dirty log 512 KiB, which
+	// fits a processor's cache.
+	minSlotSize = 1 << 30
+	maxSlots    = 64
 	// HoleStart is the first of the guest physical addresses that are never RAM.
 	// PCI windows, the IOAPIC and the local APICs are there.
 	HoleStart = 3 << 30
@@ -48,16 +53,17 @@ var errNotRAM = errors.New("not guest RAM")
 // memory, to be registered as a KVM memory slot.
 type Slot struct {
 	GPA  uint64  // guest physical address of the first byte
-	Size uint64  // length in bytes, a multiple of [mempage.Size], at most 1 GiB
+	Size uint64  // length in bytes, a multiple of [mempage.Size]
 	HVA  uintptr // host virtual address of the first byte
 }
 
 // slot is a Slot with its memory and dirty bits.
 type slot struct {
 	Slot
-	ram   []byte   // the memory itself
-	off   uint64   // offset of ram in Memory.ram, in bytes
-	dirty []uint64 // the VMM's writes, one bit for each page; accessed atomically
+	ram    []byte   // the memory itself
+	off    uint64   // offset of ram in Memory.ram, in bytes
+	dirty  []uint64 // the VMM's writes, one bit for each page; accessed atomically
+	groups []uint64 // one bit for each groupWords of dirty that may not be zero; accessed atomically
 }
 
 // pages returns the slot's length in pages.
@@ -71,6 +77,8 @@ type Memory struct {
 	high    uint64 // bytes of RAM from gpa 4 GiB
 	ram     []byte // low and high, contiguous here
 	slots   []slot
+	unit    uint64   // size of each slot except the last one below the hole and the last one
+	lows    uint64   // slots below the hole
 	fd      int      // the memfd, or -1
 	pagemap *pagemap // nil if holes are found in the memfd
 }
@@ -92,26 +100,38 @@ func New(size uint64, b Backing) (*Memory, error) {
 	if size%unit != 0 {
 		return nil, fmt.Errorf("guest memory of %d bytes: must be a multiple of %d KiB for backing %s", size, unit>>10, b)
 	}
-	m := &Memory{backing: b, low: min(size, HoleStart), fd: -1}
+	m := &Memory{backing: b, low: min(size, HoleStart), unit: slotSize(size), fd: -1}
 	m.high = size - m.low
 	if err := m.open(size); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.cut(0, 0, m.low)
+	m.lows = uint64(len(m.slots))
 	m.cut(HoleEnd, m.low, m.high)
 	return m, nil
+}
+
+// slotSize returns the size of the slots of a guest's memory. Both ends of a migration
+// compute the same.
+func slotSize(size uint64) uint64 {
+	unit := uint64(minSlotSize)
+	for unit*maxSlots < size {
+		unit *= 2
+	}
+	return unit
 }
 
 // cut adds the slots of n bytes of RAM at gpa, which are at off in m.ram.
 func (m *Memory) cut(gpa, off, n uint64) {
 	for n > 0 {
-		size := min(n, slotSize)
+		size := min(n, m.unit)
 		ram := m.ram[off : off+size : off+size]
 		m.slots = append(m.slots, slot{
-			Slot:  Slot{GPA: gpa, Size: size, HVA: uintptr(unsafe.Pointer(&ram[0]))},
-			ram:   ram,
-			off:   off,
-			dirty: make([]uint64, mempage.Words(size>>mempage.Shift)),
+			Slot:   Slot{GPA: gpa, Size: size, HVA: uintptr(unsafe.Pointer(&ram[0]))},
+			ram:    ram,
+			off:    off,
+			dirty:  make([]uint64, mempage.Words(size>>mempage.Shift)),
+			groups: make([]uint64, mempage.Words((size>>mempage.Shift+groupPages-1)/groupPages)),
 		})
 		gpa, off, n = gpa+size, off+size, n-size
 	}
@@ -163,6 +183,15 @@ func (m *Memory) offset(gpa, n uint64) (uint64, error) {
 		return m.low + gpa - HoleEnd, nil
 	}
 	return 0, fmt.Errorf("guest memory at gpa %#x, %d bytes: %w", gpa, n, errNotRAM)
+}
+
+// at returns the slot of the byte at offset off in m.ram, and the offset in the slot.
+func (m *Memory) at(off uint64) (index int, inSlot uint64) {
+	if off < m.low {
+		return int(off / m.unit), off % m.unit
+	}
+	off -= m.low
+	return int(m.lows + off/m.unit), off % m.unit
 }
 
 // pageRange checks pages [first, first+n) of a slot and returns the slot.

@@ -77,7 +77,7 @@ func openPagemap() (*pagemap, error) {
 	p := &pagemap{fd: fd}
 	// A scan of an empty range succeeds if the kernel has the ioctl.
 	s := scratches.Get().(*scratch)
-	_, err = p.scanOnce(s, 0, 0)
+	_, err = p.scanOnce(s, 0, 0, 0)
 	scratches.Put(s)
 	p.scan = err == nil
 	return p, nil
@@ -101,12 +101,37 @@ func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64)) 
 	return p.byEntries(s, uint64(hva), n, found)
 }
 
+// next returns how far the first populated page is from hva, or n if none of the n
+// pages is populated.
+func (p *pagemap) next(hva uintptr, n uint64) (uint64, error) {
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	if p.scan {
+		start := uint64(hva)
+		count, err := p.scanOnce(s, start, start+n<<mempage.Shift, 1)
+		if err != nil || count == 0 {
+			return n, err
+		}
+		return (s.regions[0].start - start) >> mempage.Shift, nil
+	}
+	// In steps, so that what is far behind the first one is not read.
+	const step = uint64(len(s.entries) / 8)
+	for done := uint64(0); done < n; done += step {
+		at := n
+		err := p.byEntries(s, uint64(hva)+done<<mempage.Shift, min(step, n-done), func(first, _ uint64) { at = min(at, done+first) })
+		if err != nil || at < n {
+			return at, err
+		}
+	}
+	return n, nil
+}
+
 // byScan finds ranges with PAGEMAP_SCAN. The kernel holds mmap_lock for reading
 // during the scan, so khugepaged cannot move pages.
 func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64)) error {
 	end := start + n<<mempage.Shift
 	for at := start; at < end; {
-		count, err := p.scanOnce(s, at, end)
+		count, err := p.scanOnce(s, at, end, 0)
 		if err != nil {
 			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): %w", at, end, err)
 		}
@@ -123,14 +148,16 @@ func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64
 
 // scanOnce finds the populated regions in [start, end): present or swapped out (a
 // migration entry counts as swapped), without the shared zero page, which the kernel
-// maps for a read of a page that was never written.
-func (p *pagemap) scanOnce(s *scratch, start, end uint64) (int, error) {
+// maps for a read of a page that was never written. It ends after most pages, if most
+// is not 0.
+func (p *pagemap) scanOnce(s *scratch, start, end, most uint64) (int, error) {
 	s.arg = pmScanArg{
 		size:             uint64(unsafe.Sizeof(s.arg)),
 		start:            start,
 		end:              end,
 		vec:              uint64(uintptr(unsafe.Pointer(&s.regions))),
 		vecLen:           uint64(len(s.regions)),
+		maxPages:         most,
 		categoryInverted: pageIsPFNZero,
 		categoryMask:     pageIsPFNZero,
 		categoryAnyof:    pageIsPresent | pageIsSwapped,

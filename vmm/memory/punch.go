@@ -57,10 +57,9 @@ func (m *Memory) Punch(gpa, n uint64) error {
 	// All pages are marked also after an error: some may be punched out.
 	defer m.mark(off, n)
 	for n > 0 {
-		index := off / slotSize
-		at := off % slotSize
+		index, at := m.at(off)
 		count := min(n, m.slots[index].Size-at)
-		if err := m.Zero(int(index), at>>mempage.Shift, count>>mempage.Shift); err != nil {
+		if err := m.Zero(index, at>>mempage.Shift, count>>mempage.Shift); err != nil {
 			return err
 		}
 		off, n = off+count, n-count
