@@ -51,19 +51,24 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 func (r *Receiver) Arrived() <-chan Target { return r.arrived }
 
 // Serve accepts connections until ctx ends. Then it closes ln, ends the connections
-// under way and waits for them. A migration that fails does not end it.
+// under way and waits for them: a source learns why before its connections end, and
+// takes its guest back. A migration that fails does not end Serve.
 func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
-	ctx, cancel := context.WithCancel(ctx)
+	ending := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	var conns sync.WaitGroup
 	defer conns.Wait()
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer cancel(errEnding)
+	stop := context.AfterFunc(ending, func() {
+		ln.Close()
+		cancel(errEnding)
+	})
 	defer stop()
 	slots := make(chan struct{}, maxConns)
 	for {
 		nc, err := ln.Accept()
 		if err != nil {
-			if ctx.Err() != nil {
+			if ending.Err() != nil {
 				return nil
 			}
 			if te, ok := err.(interface{ Temporary() bool }); ok && te.Temporary() {
@@ -71,7 +76,7 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 				select {
 				case <-time.After(100 * time.Millisecond):
 					continue
-				case <-ctx.Done():
+				case <-ending.Done():
 					return nil
 				}
 			}
@@ -93,9 +98,9 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 // serveConn serves one connection.
 func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	defer stop()
 	c := newConn(nc, r.timeout, r.timeout)
+	stop := context.AfterFunc(ctx, func() { c.interrupt(errEnding) })
+	defer stop()
 	peer := nc.RemoteAddr()
 	var b [helloSize]byte
 	if err := c.readFull(b[:]); err != nil {
@@ -130,12 +135,16 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		drain(c)
 		return
 	}
+	stop() // from here on the session ends its connections, when the source knows why
 	if in != nil {
 		in.serve()
 		return
 	}
 	r.takeMigration(ctx, c, h)
 }
+
+// errEnding is why everything ends when the context of Serve does.
+var errEnding = errors.New("the receiver is being stopped")
 
 // drain reads on for a moment: closing a socket with unread bytes sends a reset, which
 // could overtake the refusal.
@@ -147,14 +156,21 @@ func drain(c *conn) {
 // takeMigration receives one migration.
 func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 	peer := c.RemoteAddr()
-	s, err := r.begin(h, c)
+	s, err := r.begin(ctx, h, c)
 	if err != nil {
 		r.log.Warn("migration refused", "peer", peer, "err", err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
 		return
 	}
+	stop := context.AfterFunc(ctx, func() { s.fail(errEnding, false) })
 	err = s.receive(ctx, r)
+	stop()
+	if s.settle() {
+		// First the source, whose guest may stand still: it takes time to free a large
+		// machine, and a connection that closes without a reason leaves a question open.
+		s.tellFailure(err)
+	}
 	target := s.finish()
 	r.end(s, target != nil)
 	if target != nil {
@@ -162,14 +178,31 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 		r.arrived <- target
 		return
 	}
-	r.log.Warn("migration failed, still listening", "peer", peer, "err", err)
-	s.tellFailure(err)
+	if ctx.Err() != nil {
+		r.log.Warn("migration failed", "peer", peer, "err", err)
+	} else {
+		r.log.Warn("migration failed, still listening", "peer", peer, "err", err)
+	}
+	drain(c)
 }
 
-// begin makes the session the active one.
-func (r *Receiver) begin(h hello, c *conn) (*session, error) {
+// begin makes the session the active one. One that has failed and is still being freed
+// is waited for: its source may try again as soon as it knows.
+func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error) {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
+	for r.active != nil && isClosed(r.active.aborted) {
+		gone := r.active.gone
+		r.sessionMu.Unlock()
+		select {
+		case <-gone:
+		case <-ctx.Done():
+		}
+		r.sessionMu.Lock()
+		if ctx.Err() != nil {
+			return nil, errEnding
+		}
+	}
 	switch {
 	case r.taken:
 		return nil, errors.New("a guest has arrived here already")
@@ -207,6 +240,16 @@ func (r *Receiver) end(s *session, arrived bool) {
 	defer r.sessionMu.Unlock()
 	r.active = nil
 	r.taken = arrived
+	close(s.gone)
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // answer answers a query.

@@ -112,9 +112,32 @@ type toyTarget struct {
 	runs    *whoRuns
 	startOK error
 	paused  bool
+	step    func(string) error // called at each step of its life; nil: not
+}
+
+func (d *toyTarget) at(step string) error {
+	if d.step == nil {
+		return nil
+	}
+	return d.step(step)
+}
+
+func (d *toyTarget) PrepareState(state []byte) error {
+	return errors.Join(d.at("prepare"), d.heapTarget.PrepareState(state))
+}
+
+func (d *toyTarget) LoadState(ctx context.Context, state []byte) error {
+	return errors.Join(d.at("load"), d.heapTarget.LoadState(ctx, state))
+}
+
+func (d *toyTarget) Discard() error {
+	return errors.Join(d.at("discard"), d.heapTarget.Discard())
 }
 
 func (d *toyTarget) Start(ctx context.Context, paused bool) error {
+	if err := d.at("start"); err != nil {
+		return err
+	}
 	if d.startOK != nil {
 		return d.startOK
 	}
@@ -133,6 +156,7 @@ type fault struct {
 	flags    uint8  // of the frame, all of them set
 	after    bool
 	hang     bool // go silent instead of closing
+	pass     bool // do neither
 }
 
 func (f fault) String() string {
@@ -259,6 +283,9 @@ func (p *faultyProxy) strike(a, b net.Conn) bool {
 		p.onHit()
 		close(p.struck)
 	})
+	if p.fault.pass {
+		return false
+	}
 	if p.fault.hang {
 		<-p.stop
 		return true
@@ -298,6 +325,14 @@ type handoffRig struct {
 	mu      sync.Mutex  // guards dst, startOK
 	startOK error       // what Start of the next machine returns
 	dst     *toyTarget
+	step    func(string) error // of the next machine
+}
+
+// eachStep sets what the next machine calls at each step of its life.
+func (r *handoffRig) eachStep(f func(string) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.step = f
 }
 
 func (r *handoffRig) target() *toyTarget {
@@ -316,8 +351,9 @@ func newRigOf(t *testing.T, timeout time.Duration, slot0 int) *handoffRig {
 	rig.recv = NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
 		rig.mu.Lock()
 		defer rig.mu.Unlock()
-		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, slot0), make([]byte, 66*mempage.Size)}}, runs: runs, startOK: rig.startOK}
-		return rig.dst, nil
+		rig.dst = &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, slot0), make([]byte, 66*mempage.Size)}}, runs: runs,
+			startOK: rig.startOK, step: rig.step}
+		return rig.dst, rig.dst.at("build")
 	}), slog.New(lineHandler{slog.DiscardHandler, rig.lines}))
 	rig.recv.timeout = timeout
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -456,6 +492,99 @@ func faultAt(t *testing.T, f fault, patience time.Duration) (struck bool) {
 		<-rig.recv.Arrived()
 	}
 	return true
+}
+
+// A receiver that is stopped says so before its connections end: at each frame of the
+// exchange the source learns at once who runs the guest.
+func TestTheReceiverIsStoppedAtEveryFrame(t *testing.T) {
+	faults := []fault{{typ: frameRound, toSource: true}, {typ: frameRound, flags: flagLast}, {typ: frameRound, channel: 2, flags: flagLast}}
+	for _, typ := range []frameType{frameConfig, framePages, frameRound, frameState, frameCommit, frameHelloOK, frameReady, framePrepared, frameRunning} {
+		faults = append(faults, fault{toSource: typ >= frameHelloOK, typ: typ})
+	}
+	for _, f := range faults {
+		f.pass = true
+		for _, f.after = range []bool{false, true} {
+			t.Run(f.String(), func(t *testing.T) {
+				t.Parallel()
+				rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
+				proxy := startProxy(t, rig.addr, f, rig.stop)
+				_, err := New(rig.src, proxy.ln.Addr().String(), Options{PeerTimeout: patienceOfTests, Channels: 2}).Run(t.Context())
+				rig.settled(t, err)
+			})
+		}
+	}
+}
+
+// settled expects that the receiver was stopped, and that the source knows who runs the
+// guest.
+func (r *handoffRig) settled(t *testing.T, err error) {
+	t.Helper()
+	r.end()
+	source, destination := r.runs.is("source"), r.runs.is("destination")
+	if errors.Is(err, ErrHandoffUnknown) || source == destination || (err == nil) != destination {
+		t.Errorf("source runs: %v, destination runs: %v, %v", source, destination, err)
+	}
+	if err != nil && !strings.Contains(err.Error(), errEnding.Error()) {
+		t.Errorf("the source does not know why: %v", err)
+	}
+	if d := r.target(); d != nil && d.discarded == destination {
+		t.Errorf("discarded: %v, the destination runs: %v", d.discarded, destination)
+	}
+}
+
+// TestTheReceiverIsStoppedAtEveryStep does so while the destination works.
+func TestTheReceiverIsStoppedAtEveryStep(t *testing.T) {
+	for _, step := range []string{"build", "prepare", "load", "start"} {
+		t.Run(step, func(t *testing.T) {
+			rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
+			rig.eachStep(func(s string) error {
+				if s == step {
+					rig.stop()
+				}
+				return nil
+			})
+			_, err := New(rig.src, rig.addr, Options{PeerTimeout: patienceOfTests}).Run(t.Context())
+			rig.settled(t, err)
+			if step == "start" && !rig.runs.is("destination") {
+				t.Error("a guest that was being started does not run")
+			}
+		})
+	}
+}
+
+// A source may try again as soon as it knows that its migration has failed, also while
+// the destination still frees the machine.
+func TestTheNextMigrationWaitsForTheLastOnesEnd(t *testing.T) {
+	rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
+	freeing, freed := make(chan struct{}), make(chan struct{})
+	rig.eachStep(func(s string) error {
+		switch {
+		case s == "load" && !isClosed(freeing):
+			return errors.New("not today")
+		case s == "discard":
+			close(freeing)
+			<-freed
+		}
+		return nil
+	})
+	if _, err := New(rig.src, rig.addr, Options{PeerTimeout: patienceOfTests}).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "not today") {
+		t.Fatalf("%v", err)
+	}
+	<-freeing
+	second := make(chan error, 1)
+	go func() {
+		_, err := New(rig.src, rig.addr, Options{PeerTimeout: patienceOfTests}).Run(t.Context())
+		second <- err
+	}()
+	select {
+	case err := <-second:
+		t.Errorf("it did not wait: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(freed)
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
 }
 
 // A destination that cannot start gives the right back.

@@ -169,7 +169,7 @@ func (s *session) fail(err error, loss bool) {
 	}
 	end := func() {
 		s.conn.interrupt(err)
-		s.stopChannels()
+		s.stopChannels(err)
 	}
 	if !loss {
 		end()
@@ -195,8 +195,9 @@ func (s *session) landed() error {
 	return s.failure
 }
 
-// stopChannels closes the data connections.
-func (s *session) stopChannels() {
+// stopChannels makes the data connections receive nothing more. They stay open until
+// the source has been told why.
+func (s *session) stopChannels(why error) {
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
 	if !s.ended {
@@ -205,16 +206,19 @@ func (s *session) stopChannels() {
 	}
 	for _, in := range s.inlets {
 		if in != nil {
-			in.conn.Close()
+			in.conn.interrupt(why)
 		}
 	}
 }
 
-// endChannels closes the data connections and waits: afterwards nothing writes to
-// memory.
-func (s *session) endChannels() {
-	s.stopChannels()
-	s.lanes.Wait()
+// closeChannels closes the data connections of a session that is settled: afterwards
+// nothing writes to memory.
+func (s *session) closeChannels() {
+	for _, in := range s.inlets { // complete: no channel joins a session that has ended
+		if in != nil {
+			in.conn.Close()
+		}
+	}
 	s.ahead.end()
 }
 

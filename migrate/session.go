@@ -41,12 +41,14 @@ type session struct {
 	all   chan struct{}  // closed when no channel is missing
 	ready chan struct{}  // closed when the machine is built: pages may land
 	over  chan struct{}  // closed when the session ends
+	gone  chan struct{}  // closed when all of it has been freed, or its guest has arrived
 	lanes sync.WaitGroup // channels that are served
 
 	verdictMu sync.Mutex // guards state, target, paused
 	state     sessionState
 	target    Target
 	paused    bool
+	aborted   chan struct{} // closed when state is stateAborted for good
 }
 
 type sessionState uint8
@@ -61,7 +63,7 @@ const (
 func newSession(id sessionID, c *conn, channels int, timeout time.Duration) *session {
 	s := &session{id: id, conn: c, timeout: timeout, life: newLiveness(),
 		inlets: make([]*inlet, channels), missing: channels,
-		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{})}
+		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{}), aborted: make(chan struct{})}
 	c.life = s.life
 	return s
 }
@@ -255,5 +257,4 @@ func (s *session) tellFailure(err error) {
 		s.conn.writeTimeout = time.Second
 		_ = s.conn.writeControl(frameFailed, reason{clip(err.Error())}) // it may be gone
 	}
-	drain(s.conn)
 }

@@ -24,6 +24,10 @@ func (s *session) commit(ctx context.Context) error {
 	default:
 		return errors.New("the right to run was given up before COMMIT came")
 	}
+	if ctx.Err() != nil { // the guest is better off at the source
+		s.state = stateAborted
+		return errEnding
+	}
 	if err := s.target.Start(ctx, s.paused); err != nil {
 		s.state = stateAborted
 		return fmt.Errorf("start the guest: %w", err)
@@ -54,17 +58,29 @@ func (s *session) isState(want sessionState) bool {
 	return s.state == want
 }
 
-// finish ends the session. It returns the machine that runs, or nil after the abort
-// has become final and the machine has been discarded. By then nothing writes to its
-// memory.
+// settle makes the verdict of a session that has ended final. Afterwards no channel
+// writes to the control connection.
+func (s *session) settle() (aborted bool) {
+	s.verdictMu.Lock()
+	if aborted = s.state != stateRunning; aborted {
+		s.state = stateAborted
+		close(s.aborted)
+	}
+	s.verdictMu.Unlock()
+	s.stopChannels(errOver)
+	s.lanes.Wait()
+	return aborted
+}
+
+// finish ends the session, which is settled. It returns the machine that runs, or nil
+// when the machine has been discarded. By then nothing writes to its memory.
 func (s *session) finish() Target {
-	s.endChannels()
+	s.closeChannels()
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()
 	if s.state == stateRunning {
 		return s.target
 	}
-	s.state = stateAborted
 	if s.target != nil {
 		_ = s.target.Discard() // it never ran; its memory goes with the process at worst
 		s.target = nil
