@@ -97,6 +97,8 @@ type proc struct {
 	in   io.WriteCloser
 	done chan struct{}
 	exit int // valid after done
+	// mayFault says that the guest may make a triple fault, which resets it.
+	mayFault bool
 
 	reportAt int64 // where in guest memory report found it
 }
@@ -138,6 +140,9 @@ func (h *host) start(args ...string) *proc {
 	h.t.Cleanup(func() {
 		p.kill(syscall.SIGKILL)
 		<-p.done
+		if !p.mayFault && strings.Contains(p.err.tail(1000), "triple fault") {
+			h.t.Error("the guest has made a triple fault")
+		}
 		if h.t.Failed() {
 			h.t.Logf("--- govmm %s: exit %d\nstdout:\n%s\nstderr:\n%s", strings.Join(args, " "), p.exit, p.out.tail(25), p.err.tail(40))
 		}

@@ -69,16 +69,19 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// TestCrash: a crash of the guest ends govmm with status 1 and a line that says what
-// happened.
-func TestCrash(t *testing.T) {
+// TestTripleFaultResets: a triple fault resets the guest, as it does a PC, and is
+// logged with its place.
+func TestTripleFaultResets(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
 	p := h.start("run", "--memory", "64M", "--cmdline", "tick=1")
+	p.mayFault = true
 	p.out.awaitTick(t, 0, "any", func(tick) bool { return true })
 	p.typeLine("crash")
-	if p.wait() != 1 {
-		t.Errorf("a crash exits %d", p.exit)
+	p.out.awaitTick(t, p.out.len(), "1 again", func(k tick) bool { return k.n == 1 })
+	p.typeLine("poweroff")
+	if p.wait() != 0 {
+		t.Errorf("poweroff: exit %d", p.exit)
 	}
 	if all := p.err.tail(20); !strings.Contains(all, "triple fault") {
 		t.Errorf("it says %q", all)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/internal/vmtest"
@@ -96,5 +97,64 @@ func TestResetKeepsTheTap(t *testing.T) {
 	vm.ends(t, Stopped, "")
 	if _, err := stdnet.InterfaceByName(name); err == nil {
 		t.Error("the tap is left behind")
+	}
+}
+
+// faulty prints F and makes a triple fault.
+var faulty = []byte{
+	0x66, 0xba, 0xf8, 0x03, // mov $0x3f8,%dx
+	0xb0, 'F', // mov $'F',%al
+	0xee,                                     // out %al,(%dx)
+	0x0f, 0x01, 0x1d, 0x10, 0x00, 0x10, 0x00, // lidt 100010
+	0x0f, 0x0b, // ud2
+	0, 0, 0, 0, 0, 0, // 10: an IDT with nothing in it
+}
+
+// TestATripleFaultIsAReset: as on a PC. A guest that does nothing else starts again and
+// again, later and later, and can be paused and stopped meanwhile.
+func TestATripleFaultIsAReset(t *testing.T) {
+	said := make(chan string, 1000)
+	cfg := testConfig(1, vmtest.Obey)
+	cfg.Log = vmtest.LogTo(said)
+	vm := running(t, cfg, "B")
+	vm.con.Type("t")
+	vm.con.Await(t, "BB")
+	if line := <-said; !strings.Contains(line, "triple fault of vCPU 0") {
+		t.Errorf("it says %q", line)
+	}
+	vm.con.Type("x")
+	vm.con.Await(t, "BBx")
+
+	cfg = testConfig(1, faulty)
+	cfg.Log = vmtest.LogTo(said)
+	loop := running(t, cfg, strings.Repeat("F", freeResets+3))
+	check(t, loop.Pause(vmtest.Within(t)))
+	check(t, loop.Stop(vmtest.Within(t)))
+	loop.ends(t, Stopped, "")
+	if n := len(said); n > freeResets {
+		t.Errorf("%d lines about so many resets", n)
+	}
+}
+
+// TestResetsArePaced: a guest that resets itself without an end costs little, and says
+// little. One that lives is not held up.
+func TestResetsArePaced(t *testing.T) {
+	var r resets
+	var waited time.Duration
+	lines := 0
+	for range 10_000 {
+		wait, tell := r.next(shortLife / 20)
+		waited += wait
+		if tell {
+			lines++
+		}
+	}
+	if waited < 9_900*longestWait || lines > 20 {
+		t.Errorf("10,000 resets: %v waited, %d lines", waited, lines)
+	}
+	for range 3 {
+		if wait, tell := r.next(shortLife); wait != 0 || !tell {
+			t.Errorf("a guest that has lived waits %v, logged: %v", wait, tell)
+		}
 	}
 }

@@ -90,6 +90,7 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 	} else if err := m.Start(false); err != nil { // somebody may have paused it already
 		return Outcome{}, err
 	}
+	v.resets.began = time.Now()
 	for {
 		out, again, err := v.watch(ctx)
 		if err != nil || !again {
@@ -137,9 +138,6 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 	case machine.ExitCrash:
 		return Outcome{Kind: Crashed, Text: exit.Err.Error() + panicked}, false, nil
 	case machine.ExitReset:
-		if m.Panicked() {
-			v.log.Warn("the guest resets itself after its kernel had panicked: it starts again")
-		}
 		return Outcome{}, true, nil
 	default:
 		return v.stopped(), false, nil
@@ -152,23 +150,6 @@ func (v *VM) stopped() Outcome {
 		return Outcome{Kind: Stopped, Text: "stopped; it is not known whether the guest runs at " + o.addr}
 	}
 	return Outcome{Kind: Stopped, Text: "stopped"}
-}
-
-// reboot replaces a machine that asked for a reset by a new one.
-func (v *VM) reboot(ctx context.Context) error {
-	v.lifeMu.Lock()
-	old := v.machine
-	v.lifeMu.Unlock()
-	_ = old.Drain(ctx) // its last output before the new one's first, unless all is to end
-	m, err := old.Reset()
-	if err != nil {
-		return err
-	}
-	if err := m.Start(false); err != nil {
-		return errors.Join(fmt.Errorf("reset: %w", err), m.Close())
-	}
-	v.setMachine(m)
-	return nil
 }
 
 func (v *VM) setMachine(m *machine.Machine) {

@@ -23,6 +23,7 @@ type VM struct {
 	lines []serial.Backend // closed at the end
 	ends  machine.Ends
 
+	resets   resets            // of Run's goroutine
 	receiver *migrate.Receiver // nil for a VM that was not received
 	listener net.Listener
 

@@ -254,7 +254,7 @@ func TestDuringMigration(t *testing.T) {
 	t.Run("reset", func(t *testing.T) {
 		vm, m := start(t)
 		vm.con.Type("r")
-		if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "the guest asked for a reset") {
+		if r := result(t, m); r.Status != "failed" || !strings.Contains(r.Error, "the guest was reset") {
 			t.Errorf("%+v", r)
 		}
 		vm.con.Await(t, "BB")

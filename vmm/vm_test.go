@@ -114,8 +114,8 @@ func TestVMEnds(t *testing.T) {
 	})
 	t.Run("crash", func(t *testing.T) {
 		vm := obeying(t)
-		vm.con.Type("t")
-		vm.ends(t, Crashed, "triple fault of vCPU 0")
+		vm.con.Type("i")
+		vm.ends(t, Crashed, "emulation failure")
 	})
 	t.Run("stop", func(t *testing.T) {
 		vm := obeying(t)

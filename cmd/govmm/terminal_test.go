@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/internal/testenv"
+	"github.com/govmm/govmm/internal/vmtest"
 	"golang.org/x/sys/unix"
 )
 
@@ -136,7 +138,6 @@ func TestTerminal(t *testing.T) {
 	}{
 		{"keys", func(_ *cli, tm *terminal) { tm.write("\x01x") }, exitDone, "stopped"},
 		{"poweroff", func(_ *cli, tm *terminal) { tm.write("poweroff\r") }, exitDone, "powered off"},
-		{"crash", func(_ *cli, tm *terminal) { tm.write("crash\r") }, exitFailed, "triple fault"},
 		{"SIGTERM", func(_ *cli, tm *terminal) { _ = tm.cmd.Process.Signal(syscall.SIGTERM) }, exitDone, "stopped"},
 		{"SIGINT", func(_ *cli, tm *terminal) { _ = tm.cmd.Process.Signal(syscall.SIGINT) }, exitDone, "stopped"},
 		{"stop", func(c *cli, _ *terminal) { c.run("stop", "--force") }, exitDone, "stopped"},
@@ -162,6 +163,20 @@ func TestTerminal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A crash leaves the terminal as it was, too.
+func TestTerminalAfterACrash(t *testing.T) {
+	testenv.NeedKVM(t)
+	c := newCLI(t)
+	kernel := filepath.Join(c.dir, "kernel")
+	jump := []byte{0xb8, 0x00, 0x00, 0x00, 0xd0, 0xff, 0xe0} // mov $0xd0000000,%eax; jmp *%eax
+	if err := os.WriteFile(kernel, vmtest.Kernel(jump), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tm := c.open("run", "--memory", "32M", "--kernel", kernel)
+	tm.ended(exitFailed)
+	tm.await("the guest crashed")
 }
 
 // The demo passes, draws to its end, and leaves nothing behind.

@@ -18,7 +18,7 @@ func TestGuestEnds(t *testing.T) {
 		{"p", ExitPowerOff, nil},
 		{"r", ExitReset, nil},
 		{"k", ExitReset, nil},
-		{"t", ExitCrash, []string{"triple fault of vCPU 0"}},
+		{"t", ExitReset, []string{"triple fault of vCPU 0"}},
 		{"i", ExitCrash, []string{"KVM_EXIT_INTERNAL_ERROR, suberror 1: emulation failure", "RIP 0x100054 in ring 0, instruction bytes df 35 00 00 00 d0"}},
 	} {
 		t.Run(c.key, func(t *testing.T) {

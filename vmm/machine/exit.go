@@ -11,7 +11,8 @@ const (
 	ExitStopped ExitKind = iota
 	// ExitPowerOff: the guest switched itself off.
 	ExitPowerOff
-	// ExitReset: the guest asks to be started again.
+	// ExitReset: the guest asks to be started again, or a triple fault resets it, as it
+	// does a PC.
 	ExitReset
 	// ExitCrash: the guest, or KVM, cannot go on.
 	ExitCrash
@@ -25,7 +26,7 @@ func (k ExitKind) String() string {
 	case ExitPowerOff:
 		return "powered off"
 	case ExitReset:
-		return "asked for a reset"
+		return "was reset"
 	case ExitCrash:
 		return "crashed"
 	}
@@ -35,7 +36,7 @@ func (k ExitKind) String() string {
 // Exit is the end of a machine.
 type Exit struct {
 	Kind ExitKind
-	Err  error // why it crashed; nil for other kinds
+	Err  error // why it crashed, or the triple fault that resets it; otherwise nil
 }
 
 // EndedError is returned by calls that need a machine that has not ended.
@@ -49,5 +50,5 @@ func (e *EndedError) Error() string {
 	return fmt.Sprintf("the guest %v", e.Exit.Kind)
 }
 
-// Unwrap returns why it crashed.
+// Unwrap returns [Exit.Err].
 func (e *EndedError) Unwrap() error { return e.Exit.Err }

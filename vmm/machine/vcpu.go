@@ -108,7 +108,7 @@ func (c *vcpu) handle() {
 	case kvm.ExitDirtyRingFull:
 		c.ringFull()
 	case kvm.ExitShutdown:
-		c.crash(c.tripleFault())
+		c.machine.end(Exit{Kind: ExitReset, Err: c.tripleFault()})
 	case kvm.ExitInternalError:
 		c.crash(c.internalError(c.kvm.InternalError()))
 	case kvm.ExitFailEntry:
