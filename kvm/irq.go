@@ -89,11 +89,11 @@ type irqRoutingEntry struct {
 	union [8]uint32
 }
 
-// irqRouting is struct kvm_irq_routing with the largest number of entries.
+// irqRouting is struct kvm_irq_routing.
 type irqRouting struct {
 	n       uint32
 	flags   uint32
-	entries [maxIRQRoutes]irqRoutingEntry
+	entries [0]irqRoutingEntry
 }
 
 // SetGSIRouting replaces the whole routing table.
@@ -102,9 +102,12 @@ func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 	if len(routes) > maxIRQRoutes {
 		return opError(invalid("expected at most %d", maxIRQRoutes), op, "%d routes", len(routes))
 	}
-	table := &irqRouting{n: uint32(len(routes))}
+	const entries, size = unsafe.Offsetof(irqRouting{}.entries), unsafe.Sizeof(irqRoutingEntry{})
+	words := make([]uint64, (entries+uintptr(len(routes))*size)/8) // both are multiples of 8
+	table := unsafe.Pointer(&words[0])
+	(*irqRouting)(table).n = uint32(len(routes))
 	for i, r := range routes {
-		e := &table.entries[i]
+		e := (*irqRoutingEntry)(unsafe.Add(table, entries+uintptr(i)*size))
 		e.gsi = r.GSI
 		if r.MSI {
 			e.kind = routeMSI
@@ -114,7 +117,7 @@ func (vm *VM) SetGSIRouting(routes []IRQRoute) error {
 			e.union = [8]uint32{r.Chip, r.Pin}
 		}
 	}
-	_, err := vm.h.ioctl(reqSetGSIRouting, unsafe.Pointer(table))
+	_, err := vm.h.ioctl(reqSetGSIRouting, table)
 	return opError(err, op, "%d routes", len(routes))
 }
 
