@@ -9,11 +9,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
@@ -106,10 +104,6 @@ func (f *hostFlags) claim(name string) (*api.Claim, error) {
 	return api.ClaimName(api.Directory(), name)
 }
 
-// settled is how long after its start a process gives back the memory that the
-// start took.
-const settled = time.Second
-
 // process is one that holds a VM.
 type process struct {
 	claim  *api.Claim
@@ -125,6 +119,7 @@ func (p *process) say(format string, args ...any) {
 // run makes the VM, and serves its API while it runs. When run returns the terminal
 // is as it was before, and the last answer has been sent.
 func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error)) (vmm.Outcome, error) {
+	defer collectLate().Stop()
 	h := host{name: p.claim.Name(), log: newLog(p.stderr)}
 	var err error
 	if h.serial, err = serial.OpenBackend(f.serial, serial.Options{Quit: p.quit}); err != nil {
@@ -159,9 +154,6 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	} else {
 		p.say("%s runs; its API socket is %s", p.claim.Name(), p.claim.Socket())
 	}
-	// To build took memory for the kernel's content, more than once. It is given
-	// back once the guest is under way: a collection would compete with its start.
-	defer time.AfterFunc(settled, debug.FreeOSMemory).Stop()
 	outcome, err := vm.Run(ctx) // closes the backends, which restores the terminal
 	server.Shutdown()
 	return outcome, errors.Join(err, <-served)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"slices"
@@ -92,7 +93,7 @@ func (h host) room(b Backing) (room, error) {
 
 // general is what the host has of ordinary memory (proc_meminfo(5)).
 func (h host) general() (room, error) {
-	info, err := h.fields("proc/meminfo")
+	info, err := h.fields("proc/meminfo", "MemAvailable:", "MemTotal:", "CommitLimit:", "Committed_AS:")
 	if err != nil {
 		return room{}, err
 	}
@@ -218,6 +219,9 @@ func (h host) groups(files groupFiles) (all []room, err error) {
 	return all, nil
 }
 
+// noLimit is version 1's way to say that there is none: LONG_MAX in whole pages.
+const noLimit = math.MaxInt64 &^ (mempage.Size - 1)
+
 // left is what a limit of one control group has left.
 func (h host) left(dir string, l limitFiles) (r room, limited bool, err error) {
 	text, err := h.read(path.Join(dir, l.limit))
@@ -228,12 +232,15 @@ func (h host) left(dir string, l limitFiles) (r room, limited bool, err error) {
 	if err == nil {
 		limit, err = number(dir+"/"+l.limit, text)
 	}
+	if err == nil && limit >= noLimit {
+		return r, false, nil
+	}
 	if err == nil {
 		used, err = h.number(path.Join(dir, l.usage))
 	}
 	if err == nil && l.reclaimable != nil {
 		var stat map[string]uint64
-		stat, err = h.fields(path.Join(dir, "memory.stat"))
+		stat, err = h.fields(path.Join(dir, "memory.stat"), l.reclaimable...)
 		for _, key := range l.reclaimable {
 			used -= min(used, stat[key])
 		}
@@ -258,13 +265,16 @@ func (h host) groupMounts() (all []groupMount, err error) {
 	if err != nil {
 		return nil, err
 	}
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(string(text)) {
 		before, after, _ := strings.Cut(line, " - ")
+		if !strings.HasPrefix(after, "cgroup") {
+			continue
+		}
 		f, system := strings.Fields(before), strings.Fields(after)
 		if len(f) < 5 || len(system) < 3 || system[0] != "cgroup" && system[0] != "cgroup2" {
 			continue
 		}
+		unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 		all = append(all, groupMount{unescape.Replace(f[3]), strings.TrimPrefix(unescape.Replace(f[4]), "/"), system[0] == "cgroup2",
 			strings.Split(system[2], ",")})
 	}
@@ -308,17 +318,21 @@ func number(name string, text []byte) (uint64, error) {
 	return n, nil
 }
 
-// fields reads a file of lines of a word and a number.
-func (h host) fields(name string) (map[string]uint64, error) {
+// fields reads these words of a file of lines of a word and a number.
+func (h host) fields(name string, words ...string) (map[string]uint64, error) {
 	text, err := h.read(name)
 	if err != nil {
 		return nil, err
 	}
 	all := map[string]uint64{}
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) >= 2 {
-			if n, err := strconv.ParseUint(f[1], 10, 64); err == nil {
-				all[f[0]] = n
+		word, rest, _ := strings.Cut(line, " ")
+		if !slices.Contains(words, word) {
+			continue
+		}
+		if f := strings.Fields(rest); len(f) > 0 {
+			if n, err := strconv.ParseUint(f[0], 10, 64); err == nil {
+				all[word] = n
 			}
 		}
 	}
