@@ -241,3 +241,56 @@ func TestNetMoves(t *testing.T) {
 		t.Errorf("%d of %d pings were not answered, %d twice; the downtimes explain %d", lost, sent, twice, allowed)
 	}
 }
+
+// TestNetMovesOnOneHost: both processes are on one host, with taps of one bridge, or
+// with queues of one tap. While the guest runs at the source, the destination takes no
+// packet from it; no packet is answered twice, and none is lost but what the downtime
+// explains, also if the first destination dies on the way.
+func TestNetMovesOnOneHost(t *testing.T) {
+	needKVM(t)
+	for name, taps := range map[string][3]string{"taps": {"tap1", "tap2", "tap3"}, "queues": {"mq0", "mq0", "mq0"}} {
+		t.Run(name, func(t *testing.T) {
+			a, _ := newSites(t)
+			if name == "queues" {
+				a.inside("tuntap", "add", "mq0", "mode", "tap", "vnet_hdr", "multi_queue")
+			}
+			here := a.start("run", "e0", "--memory", "64M", "--net", "tap="+taps[0]+",bridge=br0", "--cmdline",
+				"fill=32M dirty=1M rate=50 verify=1 tick=0.5 ip="+guestIP)
+			here.out.awaitText(t, 0, "filled ")
+			pings := startPing(t, a, guestIP)
+			pings.await(3)
+			client := a.echo(t)
+			client.await(t, 5)
+			receive := func(name, tap string) (*proc, string) {
+				there := a.start("receive", name, "--listen", a.ip+":0", "--net", "tap="+tap+",bridge=br0")
+				line := there.err.awaitText(t, 0, "listening on ")
+				_, addr, _ := strings.Cut(there.err.snapshot()[line], "listening on ")
+				return there, strings.TrimSpace(addr)
+			}
+			dies, addr := receive("dies", taps[1])
+			from := client.await(t, 1)
+			mig := a.start("migrate", "e0", "--to", addr, "--bandwidth-limit", "2M", "--json")
+			a.awaitMigrating("e0", mib)
+			dies.kill(unix.SIGKILL)
+			if mig.wait() == 0 {
+				t.Fatal("migrated to one that was killed")
+			}
+			there, addr := receive("e1", taps[2])
+			r, exit := a.migrate("e0", "--to", addr, "--downtime-limit", "3s", "--bandwidth-limit", "16M")
+			if exit != 0 {
+				t.Fatalf("%+v", r)
+			}
+			here.wait()
+			to := client.await(t, 5)
+			there.out.awaitTick(t, 0, "the guest has announced itself", func(k tick) bool { return k.more["announced"] > 0 })
+			allowed := int(time.Duration(r.DowntimeMS*float64(time.Millisecond))/pingInterval) + 2
+			echoes := client.lost(from, to)
+			client.end()
+			sent, lost, twice := pings.end()
+			t.Logf("%d of %d pings and %d of %d packets were not answered, %d pings twice; the downtime explains %d", lost, sent, echoes, to-from, twice, allowed)
+			if lost > allowed || echoes > allowed || twice > 0 || client.unexpected > 0 {
+				t.Errorf("%d and %d were not answered, %d twice; the downtime explains %d of each", lost, echoes, twice, allowed)
+			}
+		})
+	}
+}

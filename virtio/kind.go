@@ -77,6 +77,15 @@ type Pathed interface {
 	MakeAbsolute() error
 }
 
+// Negotiated is a Spec that promises what the guest's driver has negotiated, not all
+// that the device has offered: what nobody uses is no reason to refuse a guest.
+type Negotiated interface {
+	// Negotiated returns the spec as it is sent when the guest moves to another
+	// host. features are those of the driver; all that were offered while it is
+	// about to choose, and none if there is no driver.
+	Negotiated(d Device, features uint64) Spec
+}
+
 // Exclusive is a Spec that needs something of the host which only one device of a
 // machine can use.
 type Exclusive interface {

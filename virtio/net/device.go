@@ -68,9 +68,17 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 	// guest goes on.
 	if !d.setOffloads(guest) || !d.setPairs(int(s.Pairs)) {
 		d.config.Lock()
+		s := d.state
 		s.Status &^= statusLinkUp
 		d.setState(s)
 		d.config.Unlock()
+	}
+	d.config.Lock()
+	arrived := d.arrived
+	d.arrived = false
+	d.config.Unlock()
+	if arrived {
+		n.ConfigChanged() // the link may differ from that of the other host
 	}
 	if features&FeatureCtrlVQ != 0 {
 		d.start(queues[2*pairs], (&controller{d: d, features: features}).serve)
@@ -90,7 +98,7 @@ func (d *Device) Reset() {
 	d.loop, d.receivers = nil, nil
 	d.config.Lock()
 	defer d.config.Unlock()
-	d.features, d.notifier = 0, nil
+	d.features, d.notifier, d.arrived = 0, nil, false
 	d.setState(d.fresh())
 }
 

@@ -67,8 +67,10 @@ func checkSent(p []byte, features uint64, maxPlain int) bool {
 }
 
 // checkReceived reports whether the guest accepts a frame from the host. A frame
-// may have waited there since before the guest set its offloads.
-func checkReceived(p []byte, guest uint64) bool {
+// may have waited there since before the guest set its offloads. most is the longest
+// frame, with its header, that need not be segmented: the tap's MTU may be larger than
+// what the guest was told.
+func checkReceived(p []byte, guest uint64, most int) bool {
 	if len(p) < HeaderBytes+etherHeader {
 		return false
 	}
@@ -79,8 +81,8 @@ func checkReceived(p []byte, guest uint64) bool {
 		p[headerFlags] &^= flagDataValid
 	}
 	gso := p[headerGSOType]
-	return gso == gsoNone ||
-		gsoNegotiated(gso, guest, FeatureGuestTSO4, FeatureGuestTSO6, FeatureGuestUSO4, FeatureGuestUSO6, FeatureGuestECN)
+	return gso == gsoNone && len(p) <= most ||
+		gso != gsoNone && gsoNegotiated(gso, guest, FeatureGuestTSO4, FeatureGuestTSO6, FeatureGuestUSO4, FeatureGuestUSO6, FeatureGuestECN)
 }
 
 // gsoNegotiated reports whether the features include a GSO type. UDP has one type

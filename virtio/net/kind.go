@@ -1,9 +1,11 @@
 package net
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/virtio"
@@ -26,8 +28,8 @@ func specOf(o Options, err error) (virtio.Spec, error) { return &Spec{Options: o
 // been told of it.
 type Spec struct {
 	Options
-	// Features are those that the guest was offered; 0: it has not been opened
-	// yet.
+	// Features are those that the guest's driver uses, or may be about to use, when it
+	// is migrated: a host that lacks one refuses the guest. Otherwise 0.
 	Features uint64 `cbor:"features"`
 }
 
@@ -55,12 +57,24 @@ func (s *Spec) Uses() []string {
 
 // Move implements [virtio.Mover]: tap, bridge and owner are the host's.
 func (s *Spec) Move(here virtio.Spec) error {
-	s.Owner = nil
+	s.Owner, s.Arriving = nil, true
 	if here != nil {
 		h := here.(*Spec)
 		s.Tap, s.Bridge, s.Owner = h.Tap, h.Bridge, h.Owner
 	}
 	return nil
+}
+
+// Negotiated implements [virtio.Negotiated]: what the driver has taken is what another
+// host must have, and what it has not taken nobody needs. That includes the MTU, unless
+// the user has asked for it.
+func (s *Spec) Negotiated(d virtio.Device, features uint64) virtio.Spec {
+	n, dev := *s, d.(*Device)
+	n.Features = features & dev.Features()
+	if n.Features&FeatureMTU != 0 {
+		n.MTU = dev.cfg.MTU
+	}
+	return &n
 }
 
 // Open implements [virtio.Spec].
@@ -69,39 +83,73 @@ func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := New(Config{Backend: tap, MAC: s.MAC, MTU: s.MTU, Log: log})
+	d, err := New(Config{Backend: tap, MAC: s.MAC, MTU: tap.MTU(), Log: log})
 	if err != nil {
 		return nil, errors.Join(err, tap.Close())
 	}
-	if missing := s.Features &^ d.Features(); missing != 0 {
-		err := fmt.Errorf("%s: this host's kernel lacks offloads that the guest was offered (features %#x)", tap.Name(), missing)
+	if err := s.lacks(d); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	if s.Features == 0 {
-		s.Features = d.Features()
+	tap.OnLink(d.SetLink)
+	return &backend{Device: d, spec: s, tap: tap}, nil
+}
+
+// lacks reports what the guest uses and a device of this host does not have.
+func (s *Spec) lacks(d *Device) error {
+	if missing := s.Features &^ d.Features(); missing != 0 {
+		return fmt.Errorf("%s: this host's kernel lacks what the guest's driver uses: %s", d.cfg.Backend.Name(), featureNames(missing))
 	}
-	return &backend{d, s, tap.Interface()}, nil
+	return nil
 }
 
 // backend is a device with its tap, as its machine's next life uses it again.
 type backend struct {
 	*Device
 	spec *Spec
-	tap  string // the host's name of it
+	tap  *Tap
+	held bool // the tap was taken before
 }
 
-func (b *backend) Attach(virtio.Guest) (virtio.Device, error) {
-	return offering{b.Device, b.spec.Features}, nil
+func (b *backend) Attach(virtio.Guest) (virtio.Device, error) { return b.Device, nil }
+
+// Lock implements [virtio.Locker]: the tap is the link of the side that has the right
+// to run the guest, and of no other. A guest whose tap fails when it is taken back goes
+// on without a link.
+func (b *backend) Lock() error {
+	if b.gone.Load() {
+		return nil
+	}
+	err := b.tap.Take()
+	if err != nil && b.held {
+		b.lost(err)
+		return nil
+	}
+	b.held = b.held || err == nil
+	return err
 }
 
-// offering is a device that offers a guest on this host what it was offered where
-// it was started.
-type offering struct {
-	*Device
-	features uint64
-}
+// Unlock implements [virtio.Locker].
+func (b *backend) Unlock(context.Context) error { return b.tap.Yield() }
 
-func (o offering) Features() uint64 { return o.features }
+// featureNames are the names of features, as in section 5.1.3.
+func featureNames(features uint64) string {
+	names := map[uint64]string{
+		FeatureCsum: "CSUM", FeatureGuestCsum: "GUEST_CSUM", FeatureCtrlGuestOffloads: "CTRL_GUEST_OFFLOADS", FeatureMTU: "MTU",
+		FeatureGuestTSO4: "GUEST_TSO4", FeatureGuestTSO6: "GUEST_TSO6", FeatureGuestECN: "GUEST_ECN",
+		FeatureHostTSO4: "HOST_TSO4", FeatureHostTSO6: "HOST_TSO6", FeatureHostECN: "HOST_ECN", FeatureMultiQueue: "MQ",
+		FeatureGuestUSO4: "GUEST_USO4", FeatureGuestUSO6: "GUEST_USO6", FeatureHostUSO: "HOST_USO",
+	}
+	var all []string
+	for bit := range 64 {
+		f := uint64(1) << bit
+		if name := names[f]; features&f != 0 && name != "" {
+			all = append(all, "VIRTIO_NET_F_"+name)
+		} else if features&f != 0 {
+			all = append(all, fmt.Sprintf("bit %d", bit))
+		}
+	}
+	return strings.Join(all, ", ")
+}
 
 // Info describes a network device. The counters are of this process, in frames
 // and bytes, received and sent by the guest.
@@ -109,7 +157,7 @@ type Info struct {
 	MAC       string `json:"mac"`
 	Tap       string `json:"tap"`              // the host's interface
 	Bridge    string `json:"bridge,omitempty"` // if govmm made the tap its port
-	MTU       uint16 `json:"mtu,omitempty"`    // 0: the tap's own
+	MTU       uint16 `json:"mtu,omitempty"`    // as the guest is told
 	Queues    int    `json:"queues"`           // pairs
 	RxFrames  uint64 `json:"rx_frames"`
 	RxBytes   uint64 `json:"rx_bytes"`
@@ -122,7 +170,7 @@ type Info struct {
 // Info implements [virtio.Backend].
 func (b *backend) Info() virtio.Info {
 	c, s := b.Counters(), b.spec
-	return &Info{MAC: s.MAC.String(), Tap: b.tap, Bridge: s.Bridge, MTU: s.MTU, Queues: s.Queues,
+	return &Info{MAC: s.MAC.String(), Tap: b.tap.Interface(), Bridge: s.Bridge, MTU: b.cfg.MTU, Queues: s.Queues,
 		RxFrames: c.RxFrames, RxBytes: c.RxBytes, RxDropped: c.RxDropped, TxFrames: c.TxFrames, TxBytes: c.TxBytes, TxDropped: c.TxDropped}
 }
 

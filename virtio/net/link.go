@@ -11,90 +11,245 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenTap attaches to the tap of the options, or makes it, and sets its MTU, its
-// bridge and its state "up". A tap that is made disappears with the VMM, unless it
-// has an owner. OpenTap changes only what differs, so that a tap that was prepared
-// for this user needs no privilege.
-func OpenTap(o Options) (*Tap, error) {
+// OpenTap opens the tap of the options, or makes it, and checks whether it can keep
+// what the options promise. A tap that is made disappears with the VMM, unless it has
+// an owner. Nothing of a tap that exists is changed before [Tap.Take], except that a
+// single queue is taken: others find the tap busy.
+func OpenTap(o Options) (_ *Tap, err error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	name, found := o.Tap, false
-	if name == "" {
-		name = "govmm%d"
-	} else {
-		link, err := netlink.LinkByName(name)
-		var none netlink.LinkNotFoundError
-		switch {
-		case errors.As(err, &none):
-		case err != nil:
-			return nil, tapError(name, err)
-		default:
-			if tap, ok := link.(*netlink.Tuntap); !ok || tap.Mode != netlink.TUNTAP_MODE_TAP {
-				return nil, fmt.Errorf("tap %s: the host's interface of that name is not a tap, but a %s", name, link.Type())
-			}
-			found = true
+	t := &Tap{name: o.Tap, opt: o, multi: o.Queues > 1, mtu: o.MTU, pairs: 1}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Close())
 		}
+	}()
+	if t.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, tapError(o.Tap, err)
 	}
-	t, err := openQueues(name, o.Queues)
-	if err != nil {
+	if t.watch, err = watchLinks(t.linkChanged); err != nil {
+		return nil, tapError(o.Tap, err)
+	}
+	shared := false
+	if o.Tap == "" {
+		t.name, t.made = "govmm%d", true
+	} else if shared, err = t.find(); err != nil {
 		return nil, err
 	}
-	if err := t.configure(o, !found); err != nil {
-		return nil, errors.Join(err, t.Close())
+	if _, err := t.bridge(); err != nil { // before it is too late to say so
+		return nil, err
 	}
-	return t, nil
+	if err := t.openQueues(shared); err != nil {
+		return nil, err
+	}
+	link, err := t.links.LinkByName(t.name)
+	if err != nil {
+		return nil, tapError(t.name, err)
+	}
+	t.index = link.Attrs().Index
+	if !t.made {
+		return t, nil
+	}
+	// The host's end needs an address other than the guest's. A bridge takes the
+	// smallest address of its ports, so this one begins high.
+	mac := o.MAC
+	mac[0] = 0xfe
+	if err := t.links.LinkSetHardwareAddr(link, stdnet.HardwareAddr(mac[:])); err != nil {
+		return nil, tapError(t.name, fmt.Errorf("set its address to %s: %w", mac, err))
+	}
+	if t.mtu == 0 {
+		t.mtu = mtuOf(link)
+	}
+	return t, t.configure(link)
 }
 
-// configure changes what differs from the options.
-func (t *Tap) configure(o Options, made bool) error {
-	if made && o.Owner != nil {
-		if err := t.setOwner(int(*o.Owner)); err != nil {
-			return tapError(t.name, err)
-		}
+// find looks for the tap of the options, and reports what cannot be changed about it.
+// shared says that others have queues of it.
+func (t *Tap) find() (shared bool, err error) {
+	link, err := t.links.LinkByName(t.name)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		t.made = true
+		return false, nil
+	} else if err != nil {
+		return false, tapError(t.name, err)
 	}
-	link, err := netlink.LinkByName(t.name)
+	tap, ok := link.(*netlink.Tuntap)
+	if !ok || tap.Mode != netlink.TUNTAP_MODE_TAP {
+		return false, fmt.Errorf("tap %s: the host's interface of that name is not a tap, but a %s", t.name, link.Type())
+	}
+	multi, shared := tap.Flags&netlink.TUNTAP_MULTI_QUEUE != 0, tap.Queues+tap.DisabledQueues > 0
+	const format = netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR
+	switch have := mtuOf(link); {
+	case !multi && t.opt.Queues > 1:
+		return false, fmt.Errorf("tap %s: expected one that can have %d queues, found one with a single queue (it was made without multi_queue)", t.name, t.opt.Queues)
+	case shared && multi && tap.Flags&format != format:
+		return false, fmt.Errorf("tap %s: another process uses it in another format (made without vnet_hdr)", t.name)
+	case t.mtu == 0:
+		t.mtu = have
+	case have < t.mtu && t.opt.Arriving:
+		return false, fmt.Errorf("tap %s: expected an MTU of %d, as the guest was told, found %d (ip link set %s mtu %d)", t.name, t.mtu, have, t.name, t.mtu)
+	}
+	t.multi = multi
+	return shared && multi, nil
+}
+
+func mtuOf(link netlink.Link) uint16 { return uint16(min(link.Attrs().MTU, 65535)) }
+
+// Take makes the tap the guest's link, when this process has got the right to run the
+// guest: it gets the MTU, the bridge and the state "up" of the options, a carrier, and
+// its queues. Only what differs is changed, so that a tap that was prepared for this
+// user needs no privilege. What has arrived before is discarded. To take it again does
+// nothing.
+func (t *Tap) Take() (err error) {
+	t.queues.Lock()
+	defer t.queues.Unlock()
+	if t.taken {
+		return nil
+	}
+	link, err := t.links.LinkByIndex(t.index)
 	if err != nil {
 		return tapError(t.name, err)
 	}
-	have := link.Attrs()
-	if o.MTU != 0 && have.MTU != int(o.MTU) {
-		if err := netlink.LinkSetMTU(link, int(o.MTU)); err != nil {
-			return tapError(t.name, fmt.Errorf("set its MTU to %d: %w", o.MTU, err))
-		}
-		have.MTU = int(o.MTU)
+	if err := t.attach(t.pairs); err != nil {
+		return errors.Join(tapError(t.name, err), t.attach(0))
 	}
-	t.mtu = uint16(min(have.MTU, 65535))
-	if made {
-		// The host's end needs an address other than the guest's. A bridge
-		// takes the smallest address of its ports, so this one begins high.
-		mac := o.MAC
-		mac[0] = 0xfe
-		if err := netlink.LinkSetHardwareAddr(link, stdnet.HardwareAddr(mac[:])); err != nil {
-			return tapError(t.name, fmt.Errorf("set its address to %s: %w", mac, err))
-		}
+	if err := t.plug(link); err != nil {
+		return errors.Join(err, t.attach(0))
 	}
-	if o.Bridge != "" {
-		bridge, err := netlink.LinkByName(o.Bridge)
-		var none netlink.LinkNotFoundError
-		switch {
-		case errors.As(err, &none):
-			return fmt.Errorf("tap %s: bridge %s does not exist (make it: ip link add %s type bridge; ip link set %s up)", t.name, o.Bridge, o.Bridge, o.Bridge)
-		case err != nil:
-			return tapError(t.name, err)
-		case bridge.Type() != "bridge":
-			return fmt.Errorf("tap %s: %s is not a bridge, but a %s", t.name, o.Bridge, bridge.Type())
-		}
-		if have.MasterIndex != bridge.Attrs().Index {
-			if err := netlink.LinkSetMaster(link, bridge); err != nil {
-				return tapError(t.name, fmt.Errorf("add it to bridge %s: %w", o.Bridge, err))
+	t.taken, t.ready = true, true
+	t.tellLink()
+	return nil
+}
+
+// OnLink has f called when the link goes up or down: the interface is up and has a
+// carrier, or not. It is up when f is set. Before the tap is taken there is no link
+// to tell of. f must not call methods of the tap.
+func (t *Tap) OnLink(f func(up bool)) {
+	t.queues.Lock()
+	defer t.queues.Unlock()
+	t.onLink, t.linkUp = f, true
+}
+
+func (t *Tap) linkChanged() {
+	t.queues.Lock()
+	defer t.queues.Unlock()
+	t.tellLink()
+}
+
+// tellLink calls onLink if the link has changed. queues is held.
+func (t *Tap) tellLink() {
+	if !t.taken || t.onLink == nil {
+		return
+	}
+	link, err := t.links.LinkByIndex(t.index)
+	up := err == nil && link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
+	if up != t.linkUp {
+		t.linkUp = up
+		t.onLink(up)
+	}
+}
+
+// plug does what is to be done once, and sets the carrier. queues is held.
+func (t *Tap) plug(link netlink.Link) error {
+	if !t.ready {
+		if t.made && t.opt.Owner != nil {
+			if err := t.setOwner(int(*t.opt.Owner)); err != nil {
+				return tapError(t.name, err)
 			}
+		}
+		if err := t.setHeader(); err != nil {
+			return tapError(t.name, err)
+		}
+		if !t.multi {
+			t.ports[0].discard(max(link.Attrs().TxQLen, 1024))
+		}
+		if err := t.configure(link); err != nil {
+			return err
+		}
+	}
+	if err := t.setCarrier(true); err != nil {
+		return tapError(t.name, err)
+	}
+	return nil
+}
+
+// Yield gives the tap to another process that shares it: its queues are detached,
+// since frames that go to them would be lost. A tap that nobody shares stays as it is.
+func (t *Tap) Yield() error {
+	t.queues.Lock()
+	defer t.queues.Unlock()
+	if !t.taken || !t.multi {
+		return nil
+	}
+	link, err := t.links.LinkByIndex(t.index)
+	if err != nil {
+		return nil // it is gone
+	}
+	if tap, ok := link.(*netlink.Tuntap); ok && tap.Queues+tap.DisabledQueues <= len(t.ports) {
+		return nil
+	}
+	if err := t.attach(0); err != nil {
+		return tapError(t.name, err)
+	}
+	t.taken = false
+	return nil
+}
+
+// configure changes what differs from the options.
+func (t *Tap) configure(link netlink.Link) error {
+	have, want := link.Attrs(), int(t.opt.MTU)
+	if want != 0 && have.MTU != want && !(t.opt.Arriving && have.MTU > want) {
+		if err := t.links.LinkSetMTU(link, want); err != nil {
+			return tapError(t.name, fmt.Errorf("set its MTU to %d: %w", want, err))
+		}
+	}
+	bridge, err := t.bridge()
+	if err != nil {
+		return err
+	}
+	if bridge != nil && have.MasterIndex != bridge.Attrs().Index {
+		if err := t.links.LinkSetMaster(link, bridge); err != nil {
+			return tapError(t.name, fmt.Errorf("add it to bridge %s: %w", t.opt.Bridge, err))
 		}
 	}
 	if have.Flags&stdnet.FlagUp == 0 {
-		if err := netlink.LinkSetUp(link); err != nil {
+		if err := t.links.LinkSetUp(link); err != nil {
 			return tapError(t.name, fmt.Errorf("set it up: %w", err))
 		}
+	}
+	return nil
+}
+
+// bridge is the bridge of the options; nil: none.
+func (t *Tap) bridge() (netlink.Link, error) {
+	name := t.opt.Bridge
+	if name == "" {
+		return nil, nil
+	}
+	bridge, err := t.links.LinkByName(name)
+	var none netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &none):
+		return nil, fmt.Errorf("tap %s: bridge %s does not exist (make it: ip link add %s type bridge; ip link set %s up)", t.name, name, name, name)
+	case err != nil:
+		return nil, tapError(t.name, err)
+	case bridge.Type() != "bridge":
+		return nil, fmt.Errorf("tap %s: %s is not a bridge, but a %s", t.name, name, bridge.Type())
+	}
+	return bridge, nil
+}
+
+// setHeader sets the length of the headers.
+func (t *Tap) setHeader() error {
+	fd := t.ports[0].fd
+	have, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ)
+	if err == nil && have != HeaderBytes {
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, HeaderBytes)
+	}
+	if err != nil {
+		return fmt.Errorf("set the length of headers: %w", err)
 	}
 	return nil
 }
@@ -124,7 +279,7 @@ func tapError(name string, err error) error {
 	case errors.Is(err, unix.EBUSY):
 		help = " (another process uses it)"
 	case errors.Is(err, unix.EINVAL):
-		help = " (was it made without multi_queue?)"
+		help = " (is it used in another way than as a tap for frames with headers?)"
 	}
 	return fmt.Errorf("tap %s: %w%s", name, err, help)
 }

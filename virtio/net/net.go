@@ -140,6 +140,8 @@ type Device struct {
 
 	config   sync.Mutex // guards the fields down to notifier
 	state    State
+	hostUp   bool // the host's end of the link is up
+	arrived  bool // the state was loaded, and the driver has not been told of what is new here
 	features uint64
 	notifier virtio.Notifier // nil when not active
 
@@ -181,7 +183,7 @@ func New(cfg Config) (*Device, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{cfg: cfg, ports: ports}
+	d := &Device{cfg: cfg, ports: ports, hostUp: true}
 	d.setState(d.fresh())
 	return d, nil
 }
@@ -193,11 +195,18 @@ const minMTU = 68
 // ways.
 func (d *Device) SetLink(up bool) {
 	d.changeConfig(func(s *State) {
-		s.Status &^= statusLinkUp
-		if up && !d.gone.Load() {
-			s.Status |= statusLinkUp
-		}
+		d.hostUp = up
+		s.Status = d.withLink(s.Status)
 	})
+}
+
+// withLink is a status with the link as it is on this host, now. config is held, or d
+// is new.
+func (d *Device) withLink(status uint16) uint16 {
+	if d.hostUp && !d.gone.Load() {
+		return status | statusLinkUp
+	}
+	return status &^ statusLinkUp
 }
 
 // MAC is the guest's current address.

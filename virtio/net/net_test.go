@@ -105,7 +105,7 @@ func TestSendCleansHeaders(t *testing.T) {
 // A frame of anything's size lands in the buffers that are there; the guest
 // sees whole frames, and every page that was written is marked.
 func TestReceive(t *testing.T) {
-	for _, features := range []uint64{plain, plain | packed} {
+	for _, features := range []uint64{plain &^ net.FeatureMTU, plain&^net.FeatureMTU | packed} {
 		r := newRig(t, 1, features)
 		rng := rand.New(rand.NewPCG(1, 1))
 		var room []virtiotest.Buffer
@@ -152,7 +152,7 @@ func TestReceive(t *testing.T) {
 // A frame waits for buffers; one that can never have enough does not stop those
 // behind it.
 func TestReceiveWithoutRoom(t *testing.T) {
-	r := newRig(t, 1, plain)
+	r := newRig(t, 1, plain&^net.FeatureMTU)
 	r.wire.inject(t, 0, frame(1000))
 	r.add(0, nil, []virtiotest.Buffer{{GPA: r.data, Len: 600}})
 	check(t, r.d.Pause(ctx(t)))
@@ -389,7 +389,7 @@ func TestStateRoundTrip(t *testing.T) {
 	check(t, err)
 	for range 200 {
 		raw, err := strictcbor.Marshal(net.State{
-			MAC: net.MAC{byte(rng.Uint32()) &^ 1, 2, byte(rng.Uint32())}, Status: uint16(rng.IntN(4)), Pairs: uint16(1 + rng.IntN(4)),
+			MAC: net.MAC{byte(rng.Uint32()) &^ 1, 2, byte(rng.Uint32())}, Status: uint16(1 + 2*rng.IntN(2)), Pairs: uint16(1 + rng.IntN(4)),
 			Offloads: rng.Uint64() & (net.FeatureGuestCsum | net.FeatureGuestTSO4 | net.FeatureGuestUSO6), OffloadsSet: rng.IntN(2) == 0,
 		})
 		check(t, err)
@@ -464,5 +464,71 @@ func TestPauseThatFails(t *testing.T) {
 	}
 	if n := r.d.Counters(); n.TxFrames != 20 {
 		t.Errorf("counted %+v", n)
+	}
+}
+
+// TestLinkIsOfThisHost: a guest that comes from a host where its link was down finds
+// the link of this one, and is told; so does one whose link was up.
+func TestLinkIsOfThisHost(t *testing.T) {
+	for _, up := range []bool{true, false} {
+		r := newRig(t, 1, plain)
+		r.d.SetLink(!up)
+		check(t, r.d.Pause(ctx(t)))
+		state, err := r.d.SaveState()
+		check(t, err)
+		r.d.Reset()
+		r.newDevice(r.wire)
+		r.d.SetLink(up)
+		check(t, r.d.LoadState(state))
+		if len(r.changed) != 0 {
+			t.Error("told before it runs")
+		}
+		check(t, r.d.Activate(r.features, r.queues, r))
+		want := uint16(0)
+		if up {
+			want = 1
+		}
+		if got := r.status(); got != want || len(r.changed) == 0 {
+			t.Errorf("the link is up: %v; the guest finds status %d, told %d times", up, got, len(r.changed))
+		}
+		if r.d.SetLink(!up); r.status() == want {
+			t.Error("the link does not change any more")
+		}
+	}
+}
+
+// TestNegotiated: what a guest takes along is what its driver uses: the tap's MTU if it
+// was told, and no offload that it never took.
+func TestNegotiated(t *testing.T) {
+	d, err := net.New(net.Config{Backend: newWire(t, 1), MAC: guestMAC, MTU: 9000})
+	check(t, err)
+	spec := &net.Spec{Options: net.Options{MAC: guestMAC, Queues: 1}}
+	for _, c := range []struct {
+		features, want uint64
+		mtu            uint16
+	}{
+		{0, 0, 0},
+		{virtio.FeatureVersion1 | net.FeatureMAC | net.FeatureCsum, net.FeatureMAC | net.FeatureCsum, 0},
+		{net.FeatureMTU | net.FeatureHostUSO, net.FeatureMTU | net.FeatureHostUSO, 9000},
+	} {
+		n := spec.Negotiated(d, c.features).(*net.Spec)
+		if n.Features != c.want || n.MTU != c.mtu || n.MAC != guestMAC || spec.Features != 0 || spec.MTU != 0 {
+			t.Errorf("features %#x: %+v", c.features, n)
+		}
+	}
+	// A host with an older kernel takes the guest that does not use UDP segmentation.
+	older := newWire(t, 1)
+	older.lacks = net.FeatureHostUSO | net.FeatureGuestUSO4 | net.FeatureGuestUSO6
+	there, err := net.New(net.Config{Backend: older, MAC: guestMAC, MTU: 9000})
+	check(t, err)
+	uses := d.Features() &^ older.lacks
+	check(t, spec.Negotiated(d, uses).(*net.Spec).Lacks(there))
+	err = spec.Negotiated(d, uses|net.FeatureHostUSO|net.FeatureMTU).(*net.Spec).Lacks(there)
+	if err == nil || err.Error() != "wire: this host's kernel lacks what the guest's driver uses: VIRTIO_NET_F_HOST_USO" {
+		t.Errorf("told %v", err)
+	}
+	spec.MTU = 1400
+	if n := spec.Negotiated(d, 0).(*net.Spec); n.MTU != 1400 {
+		t.Errorf("the MTU that the user asked for became %d", n.MTU)
 	}
 }

@@ -25,6 +25,9 @@ type Options struct {
 	// Owner is the user who gets a tap that is made, which then stays; nil: it
 	// goes away with the VMM. It is a user of this host and does not travel.
 	Owner *uint32 `cbor:"-"`
+	// Arriving says that the guest comes from another host, where it was told the
+	// MTU: an existing tap must have it, and is not changed for it.
+	Arriving bool `cbor:"-"`
 }
 
 // ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`.

@@ -33,6 +33,7 @@ type wire struct {
 	mu       sync.Mutex
 	pairs    int
 	offloads uint64
+	lacks    uint64 // offloads that it does not have
 	fail     error
 }
 
@@ -54,7 +55,7 @@ func newWire(t testing.TB, pairs int) *wire {
 
 func (w *wire) Name() string      { return "wire" }
 func (w *wire) Ports() []net.Port { return w.ports }
-func (w *wire) Offloads() uint64  { return offloads }
+func (w *wire) Offloads() uint64  { return offloads &^ w.lacks }
 func (w *wire) SetOffloads(guest uint64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -21,6 +21,7 @@ type receiver struct {
 	port  Port
 	queue *virtio.Queue
 	merge bool          // VIRTIO_NET_F_MRG_RXBUF
+	most  int           // bytes of a frame that is not to be segmented, with its header
 	guest atomic.Uint64 // Guest features that frames may use
 	idle  func()        // the queue's Notify
 
@@ -34,7 +35,8 @@ type receiver struct {
 }
 
 func newReceiver(d *Device, pair int, q *virtio.Queue, features uint64) *receiver {
-	return &receiver{d: d, port: d.ports[pair], queue: q, idle: q.Notify, merge: features&FeatureMergeableRxBuffers != 0}
+	return &receiver{d: d, port: d.ports[pair], queue: q, idle: q.Notify, merge: features&FeatureMergeableRxBuffers != 0,
+		most: HeaderBytes + d.maxPlain(features)}
 }
 
 func (r *receiver) task() virtio.Task {
@@ -58,7 +60,7 @@ func (r *receiver) ready() time.Duration {
 		case err != nil:
 			r.gone = true
 			r.d.lost(err)
-		case !r.d.linkUp.Load() || !checkReceived(r.buf[:n], r.guest.Load()):
+		case !r.d.linkUp.Load() || !checkReceived(r.buf[:n], r.guest.Load(), r.most):
 			r.d.counters.rxDropped.Add(1)
 		default:
 			r.frame = n

@@ -11,7 +11,7 @@ import (
 // are lost.
 type State struct {
 	MAC         MAC    `cbor:"mac"`
-	Status      uint16 `cbor:"status"`       // of section 5.1.4
+	Status      uint16 `cbor:"status"`       // of section 5.1.4; the link in it is always up, and nobody's
 	Pairs       uint16 `cbor:"pairs"`        // queue pairs that the driver uses
 	Offloads    uint64 `cbor:"offloads"`     // Guest features that the driver accepts, if OffloadsSet
 	OffloadsSet bool   `cbor:"offloads_set"` // the driver has set Offloads
@@ -21,11 +21,7 @@ var errState = errors.New("net state")
 
 // fresh is the state before a driver has changed it.
 func (d *Device) fresh() State {
-	s := State{MAC: d.cfg.MAC, Status: statusLinkUp, Pairs: 1}
-	if d.gone.Load() {
-		s.Status = 0
-	}
-	return s
+	return State{MAC: d.cfg.MAC, Status: d.withLink(0), Pairs: 1}
 }
 
 // SaveState returns a [State].
@@ -33,6 +29,7 @@ func (d *Device) SaveState() ([]byte, error) {
 	d.config.Lock()
 	s := d.state
 	d.config.Unlock()
+	s.Status |= statusLinkUp // the link is a matter of the host; v0.1.0 takes it from here
 	raw, err := strictcbor.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errState, err)
@@ -58,6 +55,8 @@ func (d *Device) LoadState(raw []byte) error {
 	}
 	d.config.Lock()
 	defer d.config.Unlock()
+	d.arrived = true
+	s.Status = d.withLink(s.Status)
 	d.setState(s)
 	return nil
 }

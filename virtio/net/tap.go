@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,14 +21,29 @@ const (
 
 // Tap is a tap device of the host, with struct virtio_net_hdr in front of each
 // frame (IFF_VNET_HDR). It implements [Backend].
+//
+// A tap that was opened gets no frames, and what others use of it stays as it is,
+// until [Tap.Take]. So the destination of a migration can open a tap, and report what
+// is wrong with it, while the guest runs elsewhere.
 type Tap struct {
 	name     string
+	index    int // of the interface
+	opt      Options
+	made     bool // by this process
+	multi    bool // several queues can be opened (IFF_MULTI_QUEUE)
 	mtu      uint16
 	offloads uint64
 	ports    []*tapPort
+	links    *netlink.Handle // of the network namespace that the tap is in
+	watch    *linkWatch
 
-	queues   sync.Mutex // guards attached, and orders attaching and detaching
-	attached int        // ports
+	queues   sync.Mutex // guards all below, and orders attaching and detaching
+	onLink   func(up bool)
+	linkUp   bool // as onLink was told
+	taken    bool
+	ready    bool // it has been taken before
+	pairs    int  // ports that are to be attached while it is taken
+	attached int  // ports that are
 }
 
 // tapPort is one queue of a tap (IFF_MULTI_QUEUE).
@@ -44,31 +60,40 @@ type tapPort struct {
 	err  error
 }
 
-// openQueues opens n queues of the tap called name, and makes the tap if it does
-// not exist. name may be a pattern such as tap%d.
-func openQueues(name string, n int) (*Tap, error) {
-	t := &Tap{name: name}
+// openQueues opens the queues of the tap, and makes the tap if it does not exist. Its
+// name may be a pattern such as tap%d. shared says that others have queues of it. If
+// it can have several, they stay detached: between its attachment and its detachment a
+// queue of a shared tap takes frames from others, so there is nothing in between that
+// need not be.
+func (t *Tap) openQueues(shared bool) error {
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if n > 1 {
+	if t.multi {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
-	for range n {
+	if !shared {
+		flags |= unix.IFF_NO_CARRIER // Linux 6.2; before, it has one until reserve
+	}
+	for i := range t.opt.Queues {
 		p, got, err := openQueue(t.name, flags)
-		if errors.Is(err, unix.EINVAL) && n == 1 {
-			// The tap exists and was made for several queues.
-			p, got, err = openQueue(t.name, flags|unix.IFF_MULTI_QUEUE)
-		}
 		if err != nil {
-			return nil, errors.Join(err, t.Close())
+			return err
 		}
 		t.name = got
-		t.ports = append(t.ports, p)
+		t.ports, t.attached = append(t.ports, p), i+1
+		if i == 0 && shared {
+			t.offloads, err = knownOffloads(p.fd)
+		} else if i == 0 {
+			err = t.reserve()
+		}
+		if err == nil && t.multi {
+			err = t.setQueue(i, unix.IFF_DETACH_QUEUE)
+			t.attached = 0
+		}
+		if err != nil {
+			return fmt.Errorf("tap %s: %w", t.name, err)
+		}
 	}
-	t.attached = n
-	if err := t.setUp(); err != nil {
-		return nil, errors.Join(fmt.Errorf("tap %s: %w", t.name, err), t.Close())
-	}
-	return t, nil
+	return nil
 }
 
 // openQueue opens one queue and returns the tap's name. Go's poller gets the file
@@ -83,9 +108,6 @@ func openQueue(name string, flags uint16) (*tapPort, string, error) {
 	if err == nil {
 		req.SetUint16(flags)
 		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
-	}
-	if err == nil {
-		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, HeaderBytes)
 	}
 	if err != nil {
 		return nil, "", errors.Join(tapError(name, err), unix.Close(fd))
@@ -109,15 +131,34 @@ func newPort(fd int, device string) (*tapPort, error) {
 	return p, nil
 }
 
-// setUp finds the offloads of the host and leaves one queue attached.
-func (t *Tap) setUp() error {
+// reserve finds the offloads of the host by trying them on a tap that nobody else
+// uses, and takes its carrier away.
+func (t *Tap) reserve() error {
 	all := []uint64{guestOffloads, guestOffloads &^ (FeatureGuestUSO4 | FeatureGuestUSO6), FeatureGuestCsum}
 	for _, guest := range all {
 		if t.SetOffloads(guest) == nil {
-			t.offloads = guest
+			t.offloads = withHost(guest)
 			break
 		}
 	}
+	return errors.Join(t.SetOffloads(0), t.setCarrier(false))
+}
+
+// knownOffloads are the offloads of this host's kernel, without trying them on a tap
+// that others use. UDP segmentation is of the same version as IFF_NO_CARRIER.
+func knownOffloads(fd int) (uint64, error) {
+	flags, err := unix.IoctlGetInt(fd, unix.TUNGETFEATURES)
+	if err != nil {
+		return 0, fmt.Errorf("TUNGETFEATURES: %w", err)
+	}
+	if flags&unix.IFF_NO_CARRIER == 0 {
+		return withHost(guestOffloads &^ (FeatureGuestUSO4 | FeatureGuestUSO6)), nil
+	}
+	return withHost(guestOffloads), nil
+}
+
+// withHost adds the Host features that go with Guest features.
+func withHost(offloads uint64) uint64 {
 	for _, pair := range []struct{ guest, host uint64 }{
 		{FeatureGuestCsum, FeatureCsum},
 		{FeatureGuestTSO4, FeatureHostTSO4},
@@ -125,14 +166,11 @@ func (t *Tap) setUp() error {
 		{FeatureGuestECN, FeatureHostECN},
 		{FeatureGuestUSO4, FeatureHostUSO},
 	} {
-		if t.offloads&pair.guest != 0 {
-			t.offloads |= pair.host
+		if offloads&pair.guest != 0 {
+			offloads |= pair.host
 		}
 	}
-	if err := t.SetOffloads(0); err != nil {
-		return err
-	}
-	return t.SetPairs(1)
+	return offloads
 }
 
 // Name is the name for users.
@@ -188,12 +226,25 @@ func (t *Tap) SetOffloads(guest uint64) error {
 	return nil
 }
 
-// SetPairs attaches the first n queues and detaches the others (TUNSETQUEUE).
+// SetPairs attaches the first n queues and detaches the others (TUNSETQUEUE), now or
+// when the tap is taken.
 func (t *Tap) SetPairs(n int) error {
 	t.queues.Lock()
 	defer t.queues.Unlock()
 	if n < 1 || n > len(t.ports) {
 		return fmt.Errorf("%d queues of %d", n, len(t.ports))
+	}
+	t.pairs = n
+	if !t.taken {
+		return nil
+	}
+	return t.attach(n)
+}
+
+// attach attaches the first n queues and no others. queues is held.
+func (t *Tap) attach(n int) error {
+	if !t.multi {
+		return nil
 	}
 	for t.attached < n {
 		if err := t.setQueue(t.attached, unix.IFF_ATTACH_QUEUE); err != nil {
@@ -222,11 +273,39 @@ func (t *Tap) setQueue(i int, flag uint16) error {
 	return nil
 }
 
+// setCarrier plugs the cable in or out. Kernels before 5.0 cannot: there it is always in.
+func (t *Tap) setCarrier(on bool) error {
+	v := 0
+	if on {
+		v = 1
+	}
+	if err := unix.IoctlSetPointerInt(t.ports[0].fd, unix.TUNSETCARRIER, v); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("TUNSETCARRIER %d: %w", v, err)
+	}
+	return nil
+}
+
+// discard drops the frames that wait in a port, and at most as many as could wait.
+func (t *tapPort) discard(most int) {
+	var p [HeaderBytes]byte
+	for range most {
+		if _, err := unix.Read(t.fd, p[:]); err != nil && err != unix.EINTR {
+			return
+		}
+	}
+}
+
 // Close closes the tap. A tap without an owner that was made here disappears.
 func (t *Tap) Close() error {
 	var errs []error
+	if t.watch != nil {
+		errs = append(errs, t.watch.close())
+	}
 	for _, p := range t.ports {
 		errs = append(errs, p.file.Close())
+	}
+	if t.links != nil {
+		t.links.Close()
 	}
 	return errors.Join(errs...)
 }

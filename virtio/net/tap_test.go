@@ -51,6 +51,7 @@ func openTap(t *testing.T, s string) *net.Tap {
 	t.Helper()
 	tap, err := net.OpenTap(options(t, s))
 	check(t, err)
+	check(t, tap.Take())
 	return tap
 }
 
@@ -240,7 +241,7 @@ func TestTapErrors(t *testing.T) {
 		"tap=t1,bridge=absent": "bridge absent does not exist",
 		"tap=t1,bridge=tap0":   "tap0 is not a bridge",
 		"tap=tap0":             "another process uses it",
-		"tap=tap0,queues=2":    "made without multi_queue",
+		"tap=tap0,queues=2":    "expected one that can have 2 queues, found one with a single queue (it was made without multi_queue)",
 	} {
 		tap, err := net.OpenTap(options(t, s))
 		if err == nil {

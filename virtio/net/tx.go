@@ -17,11 +17,17 @@ type sender struct {
 }
 
 func newSender(d *Device, pair int, features uint64) *sender {
-	s := &sender{d: d, pair: pair, port: d.ports[pair], features: features, maxPlain: maxFrame}
-	if d.cfg.MTU != 0 {
-		s.maxPlain = int(d.cfg.MTU) + etherHeader + 8
-	}
+	s := &sender{d: d, pair: pair, port: d.ports[pair], features: features, maxPlain: d.maxPlain(features)}
 	return s
+}
+
+// maxPlain is the longest frame that need not be segmented: with VIRTIO_NET_F_MTU that
+// of the MTU, with two VLAN tags (section 5.1.4).
+func (d *Device) maxPlain(features uint64) int {
+	if features&FeatureMTU != 0 {
+		return int(d.cfg.MTU) + etherHeader + 8
+	}
+	return maxFrame
 }
 
 // serve sends a frame, or drops it. The guest is not told, as on any network.

@@ -145,6 +145,20 @@ func (t *Transport) Function() *pci.Function { return t.function }
 // Device is the device behind the transport.
 func (t *Transport) Device() virtio.Device { return t.dev }
 
+// Negotiated are the features that the driver uses: all that were offered while it
+// is choosing, 0 if there is no driver.
+func (t *Transport) Negotiated() uint64 {
+	t.regs.Lock()
+	defer t.regs.Unlock()
+	switch status := t.status.Load(); {
+	case status&statusFeaturesOK != 0:
+		return t.driverFeatures
+	case status != 0:
+		return t.offered
+	}
+	return 0
+}
+
 // Close resets the device and gives everything back but what the device holds of
 // the host. The vCPUs have stopped.
 func (t *Transport) Close() error {

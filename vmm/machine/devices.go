@@ -19,7 +19,7 @@ type devices struct {
 	// and arrived. It is taken before the gate's locks.
 	quietMu sync.Mutex
 	isQuiet bool // the devices are paused
-	arrived bool // the state was loaded, and the guest has not run here yet
+	arrived bool // the right to run has come here, or was given away, and the guest has not run since
 
 	plugged   []plugged        // does not change once the machine is made
 	backends  backends         // the machine's to close; empty after a reset took them

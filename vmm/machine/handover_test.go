@@ -201,3 +201,50 @@ func TestDestinationNamesAll(t *testing.T) {
 	}
 	check(t, to.Discard())
 }
+
+// announcements counts them.
+type announcements int
+
+func (a *announcements) Announce() { *a++ }
+
+// TestTakenBackIsAnnounced: a guest that was given away and is taken back is announced,
+// as one that arrives is; one whose stop was undone is not.
+func TestTakenBackIsAnnounced(t *testing.T) {
+	m := fromSpec(t, testSpec(t, 1, vmtest.JustCount), nil)
+	var n announcements
+	m.devices.backends.announcers = append(m.devices.backends.announcers, &n)
+	check(t, m.Boot())
+	check(t, m.Start(false))
+	src := m.Source()
+	stop := func() {
+		t.Helper()
+		_, err := src.PauseForHandoff(vmtest.Within(t))
+		check(t, err)
+	}
+	expect := func(want announcements, when string) {
+		t.Helper()
+		if n != want {
+			t.Errorf("%s: announced %d times, want %d", when, n, want)
+		}
+	}
+	expect(0, "started here")
+	stop()
+	check(t, src.ResumeAfterAbort(vmtest.Within(t)))
+	expect(0, "a stop undone")
+	stop()
+	check(t, src.YieldForHandoff(vmtest.Within(t)))
+	expect(0, "given away")
+	check(t, src.ResumeAfterAbort(vmtest.Within(t)))
+	expect(1, "taken back")
+	check(t, m.Pause(vmtest.Within(t)))
+	check(t, m.Resume())
+	expect(1, "paused and resumed")
+
+	check(t, m.Pause(vmtest.Within(t)))
+	stop()
+	check(t, src.YieldForHandoff(vmtest.Within(t)))
+	check(t, src.ResumeAfterAbort(vmtest.Within(t)))
+	expect(1, "taken back, still paused")
+	check(t, m.Resume())
+	expect(2, "runs again")
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/migrate"
@@ -49,8 +50,12 @@ func (s *source) MigrationConfig() ([]byte, error) {
 		spec.Kernel = kernel
 	}
 	var made []virtio.Device
-	for _, d := range s.devices.plugged {
+	spec.Devices = slices.Clone(spec.Devices)
+	for i, d := range s.devices.plugged {
 		made = append(made, d.Device())
+		if n, ok := spec.Devices[i].(virtio.Negotiated); ok {
+			spec.Devices[i] = n.Negotiated(d.Device(), d.Negotiated())
+		}
 	}
 	return spec.encode(made)
 }
@@ -76,8 +81,14 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 	return before&holdUser == 0, nil
 }
 
-// YieldForHandoff flushes and unlocks the disks.
-func (s *source) YieldForHandoff(ctx context.Context) error { return s.devices.backends.unlock(ctx) }
+// YieldForHandoff flushes and unlocks the disks, and yields the taps. A guest that is
+// taken back afterwards is announced, like one that arrives.
+func (s *source) YieldForHandoff(ctx context.Context) error {
+	s.devices.quietMu.Lock()
+	s.devices.arrived = true
+	s.devices.quietMu.Unlock()
+	return s.devices.backends.unlock(ctx)
+}
 
 // ResumeAfterAbort locks the disks again and lets the guest go on, unless it was
 // paused before. A guest whose disk another process has taken meanwhile stays
