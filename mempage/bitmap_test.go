@@ -107,7 +107,11 @@ func TestSparseAgainstBitmap(t *testing.T) {
 				s.Or(w, src)
 				b[w:].Or(src)
 			case 5:
-				s.Clear()
+				got := NewBitmap(n)
+				s.TakeWords(func(w int, word uint64) { got[w] |= word })
+				if !slices.Equal(got, b) {
+					t.Fatalf("TakeWords: %x, want %x", got, b)
+				}
 				clear(b)
 			case 6:
 				s.Bitmap[w] &^= many

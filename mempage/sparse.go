@@ -48,18 +48,20 @@ func (s Sparse) SetRange(first, n uint64) {
 }
 
 // Clear clears every bit.
-func (s Sparse) Clear() {
+func (s Sparse) Clear() { s.TakeWords(func(int, uint64) {}) }
+
+// TakeWords calls f for every word that has bits, in order, and clears it before.
+func (s Sparse) TakeWords(f func(w int, word uint64)) {
 	end := s.groups.Bits()
 	for g := s.groups.NextSet(0, end); g < end; g = s.groups.NextSet(g+1, end) {
-		clear(s.group(g))
+		s.groups.ClearRange(g, 1)
+		for w := g * WordBits; w < min((g+1)*WordBits, uint64(len(s.Bitmap))); w++ {
+			if word := s.Bitmap[w]; word != 0 {
+				s.Bitmap[w] = 0
+				f(int(w), word)
+			}
+		}
 	}
-	clear(s.groups)
-}
-
-// group returns the words of a group.
-func (s Sparse) group(g uint64) Bitmap {
-	first := g * WordBits
-	return s.Bitmap[first:min(first+WordBits, uint64(len(s.Bitmap)))]
 }
 
 // NextSet returns the first set bit in [from, end), or end.

@@ -124,24 +124,31 @@ func (w *watcher) look() (pages uint64, err error) {
 	return w.pages, err
 }
 
-// fetch fetches both logs of every slot.
-func (w *watcher) fetch(kvm func(slot int, reported mempage.Bitmap) error, vmm func(slot, at int, word uint64)) error {
+// fetch fetches both logs of every slot: as a whole or word by word.
+func (w *watcher) fetch(whole func(slot int, reported mempage.Bitmap) error, word func(slot, at int, bits uint64)) error {
 	if w.bulk != nil {
 		if err := w.bulk.BeginSync(); err != nil {
 			return fmt.Errorf("fetch the dirty log: %w", err)
 		}
 	}
 	for slot, s := range w.slots {
-		if w.bulk == nil || !w.bulk.Unwritten(slot) {
-			b := w.bits[:mempage.Words(s.Pages)]
-			if err := w.log.FetchDirtyLog(slot, b); err != nil {
-				return fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, err)
-			}
-			if err := kvm(slot, b); err != nil {
-				return err
+		each := func(at int, bits uint64) { word(slot, at, bits) }
+		var done bool
+		var err error
+		if w.bulk != nil {
+			done, err = w.bulk.TakeDirtyLog(slot, each)
+		}
+		if b := w.bits[:mempage.Words(s.Pages)]; err == nil && !done {
+			if err = w.log.FetchDirtyLog(slot, b); err == nil {
+				if err := whole(slot, b); err != nil {
+					return err
+				}
 			}
 		}
-		if err := w.log.FetchVMMDirty(slot, func(at int, word uint64) { vmm(slot, at, word) }); err != nil {
+		if err != nil {
+			return fmt.Errorf("fetch KVM's dirty log of slot %d: %w", slot, err)
+		}
+		if err := w.log.FetchVMMDirty(slot, each); err != nil {
 			return fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, err)
 		}
 	}

@@ -82,12 +82,12 @@ type DirtyLog interface {
 // BulkLog is a [DirtyLog] that can do for all slots at once, or avoid, what takes long in a large guest.
 type BulkLog interface {
 	DirtyLog
-	// BeginSync comes before the slots of one sync are fetched, each at most once. What it collects for all of them need
-	// not be collected again by FetchDirtyLog.
+	// BeginSync comes before the slots of one sync are fetched, each at most once. What it collects, it collects for all
+	// of them.
 	BeginSync() error
-	// Unwritten reports that nothing was written to any page of the slot since the log was started, so there is nothing
-	// to fetch. It may report false if that is not known.
-	Unwritten(slot int) bool
+	// TakeDirtyLog does what FetchDirtyLog does, and calls each for every word that has bits: word is the log of pages
+	// 64*w and following. If done is false it has done nothing, since the words of this slot are not known.
+	TakeDirtyLog(slot int, each func(w int, word uint64)) (done bool, err error)
 }
 
 // Source is a machine that can be sent. It may also be a [Hinting] and a [Throttler]. The

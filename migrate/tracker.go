@@ -85,8 +85,14 @@ func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 	t := &tracker{log: log, shift: shift, manual: log.ManualProtect(), slots: make([]slotBits, len(slots))}
 	t.bulk, _ = log.(BulkLog)
 	t.cleared.L = &t.mu
-	t.bookVMM = t.bookWord
-	t.bookKVM = func(w int, _ uint64) { t.bookWord(w, 0) }
+	t.bookKVM = func(w int, word uint64) { t.bookWord(w, word, 0) }
+	t.bookVMM = func(w int, word uint64) {
+		var kvm uint64 // of the same pages, so that they count once
+		if w < len(t.kvm) {
+			kvm, t.kvm[w] = t.kvm[w], 0
+		}
+		t.bookWord(w, kvm, word)
+	}
 	var longest uint64
 	for i, slot := range slots {
 		if slot.Pages == 0 || slot.Pages > maxSlotPages {
@@ -214,13 +220,20 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	if !t.tracking {
 		return 0, fmt.Errorf("fetch the dirty log of slot %d: %w", slot, errNotTracking)
 	}
-	t.into, t.kvm, t.newly = s, t.kvmBits[:len(s.fetched)], 0
+	t.into, t.kvm, t.newly = s, nil, 0
+	var done bool
 	var kvmErr error
-	if t.bulk != nil && t.bulk.Unwritten(slot) {
-		t.kvm = nil
-	} else if kvmErr = t.log.FetchDirtyLog(slot, t.kvm); kvmErr != nil {
+	if t.bulk != nil {
+		done, kvmErr = t.bulk.TakeDirtyLog(slot, t.bookKVM)
+	}
+	if !done && kvmErr == nil {
+		t.kvm = t.kvmBits[:len(s.fetched)]
+		kvmErr = t.log.FetchDirtyLog(slot, t.kvm)
+	}
+	if kvmErr != nil {
 		// A GET that clears may have cleared bits that it failed to return; one that
 		// does not clear has changed nothing.
+		t.kvm = t.kvmBits[:len(s.fetched)]
 		clear(t.kvm)
 		if !t.manual {
 			t.kvm.SetRange(0, s.pages)
@@ -230,7 +243,7 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	vmmErr := t.log.FetchVMMDirty(slot, t.bookVMM)
 	if vmmErr != nil {
 		for w := range s.fetched {
-			t.bookWord(w, ^uint64(0))
+			t.bookVMM(w, ^uint64(0))
 		}
 		vmmErr = fmt.Errorf("fetch the VMM's dirty log of slot %d: %w", slot, vmmErr)
 	}
@@ -239,21 +252,17 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	return t.newly, errors.Join(kvmErr, vmmErr)
 }
 
-// bookWord ORs a word of the VMM's log, and what KVM reported of the same pages, into
-// the slot's bitmaps. newly grows by the pages that are reported for the first time
-// since they were armed. It needs mu.
-func (t *tracker) bookWord(at int, vmm uint64) {
+// bookWord ORs words of KVM's log and of the VMM's, of the same pages, into the slot's
+// bitmaps. newly grows by the pages that are reported for the first time since they were
+// armed. It needs mu.
+func (t *tracker) bookWord(at int, kvm, vmm uint64) {
 	s, w := t.into, uint64(at)
 	if w >= uint64(len(s.fetched)) {
 		return
 	}
 	inside := mempage.WordMask(w, 0, s.pages)
+	kvm &= inside
 	vmm &= inside
-	var kvm uint64
-	if t.kvm != nil {
-		kvm = t.kvm[w] & inside
-		t.kvm[w] = 0
-	}
 	all := kvm | vmm
 	t.newly += uint64(bits.OnesCount64(kvm&^s.fetched[w] | vmm))
 	added := uint64(bits.OnesCount64(all &^ s.toSend.Bitmap[w]))

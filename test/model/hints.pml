@@ -336,7 +336,7 @@ inline copy() {		/* sender.sendSpan, for w. What is sent lands in order. */
 	picked = 0
 }
 
-/* Tracker.Pick. Between its steps the guest writes; the mutex is held. */
+/* Tracker.Pick. Between its steps the guest writes, and during the CLEAR hints are applied, since the mutex is free. */
 inline pick() {
 #ifdef NO_R1
 	atomic { !mutex && toSend && !picked -> mutex = 1; choose(); picked = (p == w) };
@@ -346,20 +346,20 @@ inline pick() {
 	atomic { !mutex && toSend && !picked -> mutex = 1; choose(); look() };
 	atomic { clearBegins(p / 2) };
 #else
-	atomic { !mutex && toSend && !picked -> mutex = 1; choose(); clearBegins(p / 2) };
+	atomic { !mutex && toSend && !picked -> choose(); clearBegins(p / 2) };
 #endif
 #ifdef NO_R1_RETURN
 	atomic { if :: p == w -> look(); copy() :: else fi };
 #endif
 	atomic {
 		clearReturns(p / 2);
+#if !defined(NO_R1) && !defined(NO_R1_RETURN)
+		picked = (p == w && (toSend & W));	/* a hint may have taken it out */
+#endif
 #ifdef NO_R4_LATE
 		toSend = toSend & (~BIT(p) | W);
 #else
 		toSend = toSend & ~BIT(p);
-#endif
-#if !defined(NO_R1) && !defined(NO_R1_RETURN)
-		picked = (p == w);
 #endif
 		p = 0;
 		mutex = 0 }

@@ -92,21 +92,22 @@ type dirtyRings struct {
 	vm    ringVM
 	vcpus []ringVCPU
 
-	// ringMu guards pending and entries, and keeps collecting and resetting apart.
+	// ringMu guards all below, and keeps collecting and resetting apart.
 	// A vCPU's thread takes it when its ring is full, so nobody who holds it waits
 	// for a vCPU.
-	ringMu  sync.Mutex
-	pages   []uint64   // of each slot
-	pending [][]uint64 // of each slot: collected, reset, and not fetched yet
-	entries uint64     // collected so far
+	ringMu    sync.Mutex
+	pages     []uint64         // of each slot
+	pending   []mempage.Sparse // of each slot: collected, reset, and not taken yet
+	collected []bool           // of each slot: by a collect, after which it was not taken
+	entries   uint64           // collected so far
 }
 
 func newDirtyRings(vm ringVM, slots []memory.Slot) *dirtyRings {
-	r := &dirtyRings{vm: vm}
+	r := &dirtyRings{vm: vm, collected: make([]bool, len(slots))}
 	for _, s := range slots {
 		n := s.Size / mempage.Size
 		r.pages = append(r.pages, n)
-		r.pending = append(r.pending, make([]uint64, mempage.Words(n)))
+		r.pending = append(r.pending, mempage.NewSparse(n))
 	}
 	return r
 }
@@ -137,22 +138,36 @@ func (r *dirtyRings) harvestLocked() error {
 // has; a page out of bounds is ignored.
 func (r *dirtyRings) note(slot uint32, page uint64) {
 	if uint64(slot) < uint64(len(r.pages)) && page < r.pages[slot] {
-		r.pending[slot][page/64] |= 1 << (page % 64)
+		r.pending[slot].Set(page)
 	}
 }
 
-// fetch harvests and hands over what is pending of one slot.
-func (r *dirtyRings) fetch(slot int, bitmap []uint64) error {
+// collect harvests for one sync of all slots: the next take of each does not.
+func (r *dirtyRings) collect() error {
 	r.ringMu.Lock()
 	defer r.ringMu.Unlock()
-	if slot < 0 || slot >= len(r.pending) || len(bitmap) < len(r.pending[slot]) {
-		return fmt.Errorf("fetch the dirty rings: slot %d with %d words does not fit", slot, len(bitmap))
+	err := r.harvestLocked()
+	for i := range r.collected {
+		r.collected[i] = err == nil
 	}
-	if err := r.harvestLocked(); err != nil {
-		return err
+	return err
+}
+
+// take hands over what is pending of one slot, after a harvest, unless collect has made
+// it. After an error nothing has been handed over.
+func (r *dirtyRings) take(slot int, each func(w int, word uint64)) error {
+	r.ringMu.Lock()
+	defer r.ringMu.Unlock()
+	if slot < 0 || slot >= len(r.pending) {
+		return fmt.Errorf("fetch the dirty rings: slot %d of %d", slot, len(r.pending))
 	}
-	clear(bitmap[copy(bitmap, r.pending[slot]):])
-	clear(r.pending[slot])
+	if !r.collected[slot] {
+		if err := r.harvestLocked(); err != nil {
+			return err
+		}
+	}
+	r.collected[slot] = false
+	r.pending[slot].TakeWords(each)
 	return nil
 }
 
@@ -162,8 +177,9 @@ func (r *dirtyRings) drop() error {
 	r.ringMu.Lock()
 	defer r.ringMu.Unlock()
 	err := r.harvestLocked()
-	for _, p := range r.pending {
-		clear(p)
+	for i, p := range r.pending {
+		p.Clear()
+		r.collected[i] = false
 	}
 	return err
 }

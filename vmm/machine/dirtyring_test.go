@@ -2,6 +2,7 @@ package machine
 
 import (
 	"errors"
+	"maps"
 	"math/bits"
 	"sync"
 	"testing"
@@ -30,6 +31,7 @@ type fakeRings struct {
 	armed   map[[2]uint64]bool
 	broken  error
 	resets  int
+	looks   int // calls of CollectDirty
 }
 
 func newFakeRings(pages []uint64) *fakeRings {
@@ -54,6 +56,7 @@ func (k *fakeRings) write(slot, page uint64) {
 func (k *fakeRings) CollectDirty(f func(uint32, uint64)) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.looks++
 	n := len(k.entries)
 	for _, e := range k.entries {
 		f(uint32(e[0]), e[1])
@@ -78,6 +81,12 @@ func (k *fakeRings) ResetDirtyRings() (int, error) {
 	return n, nil
 }
 
+// fetchRings takes a slot's log into a bitmap.
+func fetchRings(r *dirtyRings, slot int, bitmap []uint64) error {
+	clear(bitmap)
+	return r.take(slot, func(w int, word uint64) { bitmap[w] = word })
+}
+
 // TestDirtyRingsReportEveryWrite: in any order of writes, full rings and fetches, a
 // fetch reports every page that was written since the last fetch of the slot, and each
 // page that it reports is armed when it returns.
@@ -90,7 +99,7 @@ func TestDirtyRingsReportEveryWrite(t *testing.T) {
 		owed := map[[2]uint64]bool{} // written and not reported since
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			slot := rapid.IntRange(0, len(pages)-1).Draw(t, "slot")
-			switch rapid.IntRange(0, 5).Draw(t, "step") {
+			switch rapid.IntRange(0, 6).Draw(t, "step") {
 			case 0: // a ring is full
 				if err := r.harvest(); err != nil {
 					t.Fatal(err)
@@ -100,7 +109,7 @@ func TestDirtyRingsReportEveryWrite(t *testing.T) {
 				for i := range bitmap {
 					bitmap[i] = ^uint64(0) // left over from an earlier use
 				}
-				if err := r.fetch(slot, bitmap); err != nil {
+				if err := fetchRings(r, slot, bitmap); err != nil {
 					t.Fatal(err)
 				}
 				for w, word := range bitmap {
@@ -125,6 +134,37 @@ func TestDirtyRingsReportEveryWrite(t *testing.T) {
 					t.Fatal(err)
 				}
 				clear(owed)
+			case 3: // a sync of all slots, during which the guest writes
+				before, looks := maps.Clone(owed), k.looks
+				if err := r.collect(); err != nil {
+					t.Fatal(err)
+				}
+				for slot, n := range pages {
+					page := rapid.Uint64Range(0, n-1).Draw(t, "meanwhile")
+					k.write(uint64(slot), page)
+					late := [2]uint64{uint64(slot), page}
+					owed[late] = true
+					if err := r.take(slot, func(w int, word uint64) {
+						for ; word != 0; word &= word - 1 {
+							p := [2]uint64{uint64(slot), uint64(w*64 + bits.TrailingZeros64(word))}
+							if !before[p] {
+								t.Fatalf("page %v was not written and is reported", p)
+							}
+							delete(before, p)
+							if p != late { // which was written again
+								delete(owed, p)
+							}
+						}
+					}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if len(before) > 0 {
+					t.Fatalf("writes before the sync are lost: %v", before)
+				}
+				if k.looks != looks+1 {
+					t.Fatalf("a sync of %d slots looked into the rings %d times", len(pages), k.looks-looks)
+				}
 			default:
 				page := rapid.Uint64Range(0, pages[slot]-1).Draw(t, "page")
 				k.write(uint64(slot), page)
@@ -142,32 +182,29 @@ func TestDirtyRingsStayInBounds(t *testing.T) {
 	r.vcpus = []ringVCPU{k}
 	k.entries = [][2]uint64{{0, 64}, {0, 1 << 63}, {1, 0}, {1 << 16, 0}, {0, 5}}
 	bitmap := make([]uint64, 1)
-	check(t, r.fetch(0, bitmap))
+	check(t, fetchRings(r, 0, bitmap))
 	if bitmap[0] != 1<<5 {
 		t.Errorf("bitmap %#x", bitmap)
 	}
 	if k.resets != 1 {
 		t.Errorf("%d resets", k.resets)
 	}
-	check(t, r.fetch(0, bitmap))
+	check(t, fetchRings(r, 0, bitmap))
 	if bitmap[0] != 0 || k.resets != 1 {
 		t.Errorf("nothing was written: bitmap %#x, %d resets", bitmap, k.resets)
 	}
 	for _, slot := range []int{-1, 1} {
-		if r.fetch(slot, bitmap) == nil {
+		if fetchRings(r, slot, bitmap) == nil {
 			t.Errorf("slot %d was fetched", slot)
 		}
 	}
-	if r.fetch(0, nil) == nil {
-		t.Error("a bitmap that is too short was taken")
-	}
 	k.write(0, 9)
 	k.broken = errors.New("broken on purpose")
-	if err := r.fetch(0, bitmap); !errors.Is(err, k.broken) {
+	if err := fetchRings(r, 0, bitmap); !errors.Is(err, k.broken) {
 		t.Errorf("fetch: %v", err)
 	}
 	k.broken = nil
-	check(t, r.fetch(0, bitmap))
+	check(t, fetchRings(r, 0, bitmap))
 	if bitmap[0] != 1<<9 {
 		t.Errorf("after a failed reset: bitmap %#x", bitmap)
 	}

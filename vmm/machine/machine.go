@@ -46,6 +46,10 @@ type kernel struct {
 	caps  caps
 	msrs  []uint32    // that the state of a vCPU carries
 	rings *dirtyRings // nil: the dirty log is a bitmap
+
+	// untouched says of each slot, while the dirty log is on, that it began empty and that
+	// the slot has had no populated page at any fetch. It belongs to the user of the log.
+	untouched []bool
 }
 
 // caps is which optional parts of KVM this host's kernel has.

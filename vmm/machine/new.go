@@ -130,12 +130,15 @@ func (m *Machine) enableCaps() (ring bool, err error) {
 // setSlots registers all memory with these flags, or changes its flags.
 func (m *Machine) setSlots(flags uint32) error {
 	for i, s := range m.mem.Slots() {
-		err := m.kernel.vm.SetUserMemoryRegion(kvm.MemorySlot{Slot: uint32(i), Flags: flags, GPA: s.GPA, Size: s.Size, HVA: s.HVA})
-		if err != nil {
+		if err := m.setSlot(i, s, flags); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (m *Machine) setSlot(i int, s memory.Slot, flags uint32) error {
+	return m.kernel.vm.SetUserMemoryRegion(kvm.MemorySlot{Slot: uint32(i), Flags: flags, GPA: s.GPA, Size: s.Size, HVA: s.HVA})
 }
 
 // Reset closes a machine that has ended and returns one made from the same spec,

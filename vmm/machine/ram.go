@@ -2,6 +2,7 @@ package machine
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/govmm/govmm/kvm"
@@ -9,6 +10,8 @@ import (
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/memory"
 )
+
+var _ migrate.BulkLog = (*source)(nil)
 
 // guestRAM is the machine's memory as package migrate uses it, at both ends.
 type guestRAM struct{ *memory.Memory }
@@ -26,17 +29,57 @@ func (r guestRAM) Slots() []migrate.Slot {
 // Bytes returns memory itself, see [migrate.RAM].
 func (r guestRAM) Bytes(slot int, first, n uint64) []byte { return r.SlotBytes(slot, first, n) }
 
+// sparseShare: a slot of which no more than one page of so many is populated is
+// write-protected when its log starts. The work is for the pages that the guest has mapped,
+// where clearing the bits of a full log is work for every page that the slot has.
+const sparseShare = 64
+
 // StartDirtyLog turns logging on. With KVM_DIRTY_LOG_INITIALLY_SET, which was
 // enabled when the VM was made, every page then counts as dirty, and is
-// write-protected when it is cleared, not now. With rings every page is
-// write-protected here, and none counts as dirty.
+// write-protected when it is cleared, not now. With rings, and in slots that are mostly
+// holes, every page is write-protected here, and none counts as dirty.
 func (s *source) StartDirtyLog() error {
 	if s.kernel.rings != nil {
 		if err := s.kernel.rings.drop(); err != nil {
 			return err
 		}
+		return s.setSlots(kvm.MemLogDirtyPages)
 	}
-	return s.setSlots(kvm.MemLogDirtyPages)
+	slots, flags := s.mem.Slots(), s.kernel.caps.dirtyLog
+	sparse := make([]bool, len(slots))
+	for i, slot := range slots {
+		var err error
+		if sparse[i], err = s.mem.AtMostPopulated(i, slot.Size/mempage.Size/sparseShare); err != nil {
+			return err
+		}
+	}
+	s.kernel.untouched = slices.Clone(sparse) // TakeDirtyLog looks closer
+	manualProtect := func(flags int) error {
+		if s.kernel.caps.dirtyLog&kvm.DirtyLogInitiallySet == 0 {
+			return nil
+		}
+		return s.kernel.vm.EnableCap(kvm.CapManualDirtyLogProtect2, uint64(flags))
+	}
+	start := func(which bool) error {
+		for i, slot := range slots {
+			if sparse[i] == which {
+				if err := s.setSlot(i, slot, kvm.MemLogDirtyPages); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	// KVM looks at INITIALLY_SET when a slot's log starts. A CLEAR splits huge pages only
+	// while it is set.
+	err := manualProtect(flags &^ kvm.DirtyLogInitiallySet)
+	if err == nil {
+		err = start(true)
+	}
+	if err = errors.Join(err, manualProtect(flags)); err == nil {
+		err = start(false)
+	}
+	return err
 }
 
 // StopDirtyLog turns logging off.
@@ -45,16 +88,42 @@ func (s *source) StopDirtyLog() error {
 	if s.kernel.rings != nil {
 		err = errors.Join(err, s.kernel.rings.drop())
 	}
+	s.kernel.untouched = nil
 	return err
 }
 
+// BeginSync collects from the rings, for all slots, see [migrate.BulkLog]. The vCPUs leave
+// the guest once before: processors that buffer what was written (Intel's PML) hand it
+// over then.
+func (s *source) BeginSync() error {
+	if s.kernel.rings == nil {
+		return nil
+	}
+	s.gate.flush(flushTime)
+	return s.kernel.rings.collect()
+}
+
+// TakeDirtyLog knows the words of a slot's log if the log is in rings, or if nothing was
+// written: the guest's first write to a page populates it, so where no page is populated
+// and the log began empty, it is empty. A page that was populated and punched out since is
+// in the VMM's log.
+func (s *source) TakeDirtyLog(slot int, each func(w int, word uint64)) (done bool, err error) {
+	if s.kernel.rings != nil {
+		return true, s.kernel.rings.take(slot, each)
+	}
+	if slot < 0 || slot >= len(s.kernel.untouched) || !s.kernel.untouched[slot] {
+		return false, nil
+	}
+	// Once touched it is not asked again: the log is then read as long as it is on.
+	s.kernel.untouched[slot], err = s.mem.AtMostPopulated(slot, 0)
+	return err == nil && s.kernel.untouched[slot], err
+}
+
 // FetchDirtyLog reads KVM's log of a slot, see [migrate.DirtyLog].
-// With rings the vCPUs leave the guest once before: processors that
-// buffer what was written (Intel's PML) hand it over then.
 func (s *source) FetchDirtyLog(slot int, bitmap []uint64) error {
 	if s.kernel.rings != nil {
-		s.gate.flush(flushTime)
-		return s.kernel.rings.fetch(slot, bitmap)
+		clear(bitmap)
+		return s.kernel.rings.take(slot, func(w int, word uint64) { bitmap[w] = word })
 	}
 	return s.kernel.vm.GetDirtyLog(uint32(slot), bitmap)
 }

@@ -28,7 +28,10 @@ func (m *Memory) Populated(index int, first, n uint64, bitmap []uint64) error {
 	if n == 0 {
 		return nil
 	}
-	return m.eachPopulated(s, first, n, func(at, count uint64) { mempage.Bitmap(bitmap).SetRange(at, count) })
+	return m.eachPopulated(s, first, n, func(at, count uint64) bool {
+		mempage.Bitmap(bitmap).SetRange(at, count)
+		return true
+	})
 }
 
 // NextPopulated returns the first page of [first, first+n) of the slot that may hold
@@ -54,32 +57,41 @@ func (m *Memory) NextPopulated(index int, first, n uint64) (page uint64, err err
 	return first + min(uint64(data-start)>>mempage.Shift, n), nil
 }
 
-// Untouched returns true if every page of the slot is a hole. It also returns false
-// if finding out would take long, on a kernel without PAGEMAP_SCAN.
-func (m *Memory) Untouched(index int) (bool, error) {
-	s, err := m.pageRange(index, 0, 0)
-	if err != nil || m.pagemap != nil && !m.pagemap.scan {
-		return false, err
-	}
-	next, err := m.NextPopulated(index, 0, s.pages())
-	return err == nil && next == s.pages(), err
-}
-
 // PopulatedPages returns the number of guest pages that occupy host memory or swap.
 func (m *Memory) PopulatedPages() (uint64, error) {
 	total := uint64(0)
 	for i := range m.slots {
 		s := &m.slots[i]
-		if err := m.eachPopulated(s, 0, s.pages(), func(_, n uint64) { total += n }); err != nil {
+		err := m.eachPopulated(s, 0, s.pages(), func(_, n uint64) bool {
+			total += n
+			return true
+		})
+		if err != nil {
 			return 0, err
 		}
 	}
 	return total, nil
 }
 
+// AtMostPopulated returns whether no more than most pages of the slot are populated. It
+// looks no further than that takes. It also returns false if finding out would take long,
+// on a kernel without PAGEMAP_SCAN.
+func (m *Memory) AtMostPopulated(index int, most uint64) (bool, error) {
+	s, err := m.pageRange(index, 0, 0)
+	if err != nil || m.pagemap != nil && !m.pagemap.scan {
+		return false, err
+	}
+	total := uint64(0)
+	err = m.eachPopulated(s, 0, s.pages(), func(_, n uint64) bool {
+		total += n
+		return total <= most
+	})
+	return err == nil && total <= most, err
+}
+
 // eachPopulated calls found for each range of populated pages in [first, first+n)
-// of the slot, in order. found's page numbers count from first.
-func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64)) error {
+// of the slot, in order, until it returns false. found's page numbers count from first.
+func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64) bool) error {
 	if m.backing == Memfd {
 		return m.bySeek(s, first, n, found)
 	}
@@ -90,7 +102,7 @@ func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64
 
 // bySeek finds ranges by lseek in the memfd. Pages in swap are data there. Nothing
 // else uses the file's position, so concurrent calls do not affect each other.
-func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) error {
+func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64) bool) error {
 	start := int64(s.off + first<<mempage.Shift)
 	end := start + int64(n<<mempage.Shift)
 	for at := start; at < end; {
@@ -114,8 +126,8 @@ func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64)) erro
 		// The last hole may start at the end of the file, and the data may be
 		// punched out between the two calls.
 		hole = min(hole, end)
-		if hole > data {
-			found(uint64(data-start)>>mempage.Shift, uint64(hole-data+mempage.Size-1)>>mempage.Shift)
+		if hole > data && !found(uint64(data-start)>>mempage.Shift, uint64(hole-data+mempage.Size-1)>>mempage.Shift) {
+			return nil
 		}
 		at = max(hole, data)
 		if hole == data {

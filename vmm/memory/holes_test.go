@@ -337,9 +337,13 @@ func TestNextPopulated(t *testing.T) {
 	const pages = 8 << 20 / mempage.Size
 	eachVariant(t, 8<<20, func(t *testing.T, v variant, make func(testing.TB) *Memory) {
 		m := make(t)
-		if ok, err := m.Untouched(0); err != nil || ok == v.entries {
-			t.Fatalf("untouched: %v, %v", ok, err)
+		few := func(most uint64, want bool) {
+			t.Helper()
+			if ok, err := m.AtMostPopulated(0, most); err != nil || ok != want && !v.entries || ok && v.entries {
+				t.Fatalf("at most %d pages are populated: %v, %v", most, ok, err)
+			}
 		}
+		few(0, true)
 		check := func() {
 			t.Helper()
 			bitmap := mempage.NewBitmap(pages)
@@ -363,9 +367,12 @@ func TestNextPopulated(t *testing.T) {
 			}
 			check()
 		}
-		if ok, err := m.Untouched(0); err != nil || ok {
-			t.Fatalf("untouched after a write: %v, %v", ok, err)
+		n, err := m.PopulatedPages()
+		if err != nil || n < 2 {
+			t.Fatalf("%d pages are populated, %v", n, err)
 		}
+		few(n-1, false)
+		few(n, true)
 		if err := m.Punch(0, pages*mempage.Size); err != nil {
 			t.Fatal(err)
 		}

@@ -91,8 +91,9 @@ func (p *pagemap) close() error {
 }
 
 // populated calls found for each range of populated pages in the n pages at host
-// virtual address hva, in order. found's page numbers count from hva.
-func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64)) error {
+// virtual address hva, in order, until it returns false. found's page numbers count from
+// hva.
+func (p *pagemap) populated(hva uintptr, n uint64, found func(first, n uint64) bool) error {
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	if p.scan {
@@ -114,21 +115,17 @@ func (p *pagemap) next(hva uintptr, n uint64) (uint64, error) {
 		}
 		return (s.regions[0].start - start) >> mempage.Shift, nil
 	}
-	// In steps, so that what is far behind the first one is not read.
-	const step = uint64(len(s.entries) / 8)
-	for done := uint64(0); done < n; done += step {
-		at := n
-		err := p.byEntries(s, uint64(hva)+done<<mempage.Shift, min(step, n-done), func(first, _ uint64) { at = min(at, done+first) })
-		if err != nil || at < n {
-			return at, err
-		}
-	}
-	return n, nil
+	at := n
+	err := p.byEntries(s, uint64(hva), n, func(first, _ uint64) bool {
+		at = first
+		return false
+	})
+	return at, err
 }
 
 // byScan finds ranges with PAGEMAP_SCAN. The kernel holds mmap_lock for reading
 // during the scan, so khugepaged cannot move pages.
-func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64)) error {
+func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64) bool) error {
 	end := start + n<<mempage.Shift
 	for at := start; at < end; {
 		count, err := p.scanOnce(s, at, end, 0)
@@ -136,7 +133,9 @@ func (p *pagemap) byScan(s *scratch, start, n uint64, found func(first, n uint64
 			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): %w", at, end, err)
 		}
 		for _, r := range s.regions[:count] {
-			found((r.start-start)>>mempage.Shift, (r.end-r.start)>>mempage.Shift)
+			if !found((r.start-start)>>mempage.Shift, (r.end-r.start)>>mempage.Shift) {
+				return nil
+			}
 		}
 		if s.arg.walkEnd <= at {
 			return fmt.Errorf("PAGEMAP_SCAN of guest memory at [%#x,%#x): no progress", at, end)
@@ -177,7 +176,7 @@ func (p *pagemap) scanOnce(s *scratch, start, end, most uint64) (int, error) {
 // byEntries finds ranges by reading the pagemap. It cannot distinguish the shared
 // zero page from others, because frame numbers are hidden without CAP_SYS_ADMIN: a
 // page that was read but never written counts as populated.
-func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uint64)) error {
+func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uint64) bool) error {
 	const entrySize = 8
 	for done := uint64(0); done < n; {
 		buf := s.entries[:min(uint64(len(s.entries)), (n-done)*entrySize)]
@@ -193,8 +192,8 @@ func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uin
 		}
 		pages := uint64(got / entrySize)
 		for i := uint64(0); i < pages; i++ {
-			if binary.NativeEndian.Uint64(buf[i*entrySize:])&(entryPresent|entrySwapped) != 0 {
-				found(done+i, 1)
+			if binary.NativeEndian.Uint64(buf[i*entrySize:])&(entryPresent|entrySwapped) != 0 && !found(done+i, 1) {
+				return nil
 			}
 		}
 		done += pages

@@ -34,7 +34,10 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 			return fmt.Errorf("MADV_DONTNEED of %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 		}
 	case Hugetlb:
-		err := m.eachPopulated(s, first, n, func(at, n uint64) { clear(ram[at<<mempage.Shift : (at+n)<<mempage.Shift]) })
+		err := m.eachPopulated(s, first, n, func(at, n uint64) bool {
+			clear(ram[at<<mempage.Shift : (at+n)<<mempage.Shift])
+			return true
+		})
 		if err != nil {
 			return fmt.Errorf("zero %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 		}
