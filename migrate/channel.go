@@ -46,6 +46,7 @@ func (l *link) openChannels(m *Migration, ok helloOK) error {
 		}
 	})
 	for i, c := range conns {
+		l.pulse.add(c.flow)
 		l.watchers.Go(func() { l.watch(i+1, c) })
 	}
 	return nil
@@ -108,9 +109,9 @@ func (l *link) endPages(s *sender, round int) error {
 
 // sent is the number of bytes that went out on all connections.
 func (l *link) sent() uint64 {
-	n := l.conn.sent.Load()
+	n := l.conn.flow.sent.Load()
 	for _, c := range l.data {
-		n += c.sent.Load()
+		n += c.flow.sent.Load()
 	}
 	return n
 }
@@ -119,7 +120,7 @@ func (l *link) sent() uint64 {
 func (l *link) channelBytes() []uint64 {
 	out := make([]uint64, len(l.data))
 	for i, c := range l.data {
-		out[i] = c.sent.Load()
+		out[i] = c.flow.sent.Load()
 	}
 	return out
 }
@@ -128,7 +129,7 @@ func (l *link) channelBytes() []uint64 {
 // kernel has not yet acknowledged; ok is false where that cannot be known.
 func (l *link) queued() (n int, ok bool) {
 	for _, c := range l.data {
-		q, known := c.queued()
+		q, known := c.flow.queued()
 		if !known {
 			return 0, false
 		}

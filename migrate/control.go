@@ -13,6 +13,7 @@ type (
 	helloOK struct {
 		Version  uint16 `cbor:"version"`
 		Channels uint16 `cbor:"channels"` // data connections
+		Alive    uint16 `cbor:"alive"`    // milliseconds from one ALIVE of the source to the next; 0: the default
 	}
 	// configMsg is the payload of CONFIG.
 	configMsg struct {

@@ -98,11 +98,12 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 // serveConn serves one connection.
 func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
-	c := newConn(nc, r.timeout, r.timeout)
-	stop := context.AfterFunc(ctx, func() { c.interrupt(errEnding) })
+	c := newConn(nc)
+	stop := context.AfterFunc(ctx, c.interrupt)
 	defer stop()
 	peer := nc.RemoteAddr()
 	var b [helloSize]byte
+	_ = c.SetDeadline(time.Now().Add(r.timeout)) // for the hello as a whole, and for the answer to a query
 	if err := c.readFull(b[:]); err != nil {
 		if ctx.Err() == nil {
 			r.log.Warn("connection refused", "peer", peer, "err", fmt.Errorf("the peer did not say hello: %w", err))
@@ -114,12 +115,17 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		r.log.Warn("connection refused", "peer", peer, "err", clip(err.Error()))
 		return
 	}
+	if h.purpose == purposeQuery && err == nil {
+		r.answer(ctx, c, h.session)
+		return
+	}
+	_ = c.SetDeadline(time.Time{})
+	if ctx.Err() != nil { // the deadline may have been the end's
+		return
+	}
 	var in *inlet
 	switch {
 	case err != nil:
-	case h.purpose == purposeQuery:
-		r.answer(ctx, c, h.session)
-		return
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
 	case h.purpose == purposeProbe:
@@ -163,9 +169,8 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 		drain(c)
 		return
 	}
-	stop := context.AfterFunc(ctx, func() { s.fail(errEnding, false) })
-	err = s.receive(ctx, r)
-	stop()
+	defer s.close()
+	err = s.receive(ctx, r, h.alive)
 	if s.settle() {
 		// First the source, whose guest may stand still: it takes time to free a large
 		// machine, and a connection that closes without a reason leaves a question open.
@@ -211,7 +216,7 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 	case r.verdicts[h.session] != nil:
 		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, h.session)
 	}
-	s := newSession(h.session, c, int(h.granted()), r.timeout)
+	s := newSession(ctx, h.session, c, int(h.granted()), r.timeout)
 	r.active = s
 	r.verdicts[s.id] = s
 	r.order = append(r.order, s.id)

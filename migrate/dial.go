@@ -36,13 +36,14 @@ func (d *dialer) connect(ctx context.Context, h hello) (*conn, error) {
 		}
 		return nil, fmt.Errorf("connect to %s: %w", d.address, err)
 	}
-	c := newConn(nc, 0, d.timeout)
+	c := newConn(nc)
 	b := h.encode()
-	if err := c.writev(net.Buffers{b[:]}); err != nil {
+	_ = c.SetWriteDeadline(time.Now().Add(d.timeout)) // without one, the context's end closes the connection
+	if _, err := c.Write(b[:]); err != nil {
 		c.Close()
 		return nil, fmt.Errorf("send hello to %s: %w", d.address, err)
 	}
-	c.midFrame = false
+	_ = c.SetWriteDeadline(time.Time{})
 	return c, nil
 }
 

@@ -163,7 +163,7 @@ func TestProbeIsBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.readTimeout = time.Minute
+		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 		if f, err := c.readHeader(); err != nil || f.typ != frameHelloOK {
 			t.Fatalf("%v, %v", f, err)
 		} else if _, err := c.readPayload(f, maxControl); err != nil {
@@ -171,7 +171,7 @@ func TestProbeIsBounded(t *testing.T) {
 		}
 		b := make([]byte, headerSize)
 		h.encode(b)
-		if err := c.writev(net.Buffers{b}); err != nil {
+		if _, err := c.Write(b); err != nil {
 			t.Fatal(err)
 		}
 		if f, err := c.readHeader(); err != nil || f.typ != frameRefused {

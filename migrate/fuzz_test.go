@@ -344,20 +344,23 @@ func FuzzDestination(f *testing.F) {
 func FuzzHello(f *testing.F) {
 	control, _ := goodStream()
 	f.Add(control.Bytes())
+	f.Add(start().frame(header{typ: frameAlive}, nil).frame(header{typ: frameAlive}, []byte{1}).Bytes())
 	f.Add(new(stream).hello(newHello(purposeQuery, sessionID{1})).Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) { serveBytes(t, in, noPages()) })
 }
 
 // FuzzReplies feeds a source what a hostile destination may answer.
 func FuzzReplies(f *testing.F) {
-	s := new(stream).control(frameHelloOK, helloOK{Version, 1})
+	s := new(stream).control(frameHelloOK, helloOK{Version, 1, 2000})
 	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).control(framePrepared, tookMsg{5})
 	f.Add(s.control(frameRunning, tookMsg{6}).Bytes())
+	f.Add(new(stream).frame(header{typ: frameAlive, flags: flagIdle}, nil).frame(header{typ: frameAlive}, []byte{1}).Bytes())
 	f.Add(new(stream).control(frameRefused, refused{[]string{"a", "b"}}).Bytes())
 	f.Add(new(stream).control(frameFailed, reason{"a"}).Bytes())
 	f.Add(new(stream).control(frameVerdict, verdictMsg{verdictRunning}).Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) {
-		l := &link{conn: newConn(byteConn{bytes.NewReader(in)}, 0, time.Second)}
+		c := newConn(byteConn{bytes.NewReader(in)})
+		l := &link{conn: c, pulse: &pulse{control: c}}
 		for {
 			r, err := l.readReply()
 			if err != nil {
@@ -376,7 +379,7 @@ func FuzzReplies(f *testing.F) {
 
 // A header that announces much allocates no memory until the bytes arrive.
 func TestPayloadGrowsWithWhatArrives(t *testing.T) {
-	c := newConn(byteConn{bytes.NewReader(make([]byte, 10))}, 0, 0)
+	c := newConn(byteConn{bytes.NewReader(make([]byte, 10))})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	if _, err := c.readPayload(header{typ: frameConfig, length: maxConfig}, maxConfig); !errors.Is(err, io.ErrUnexpectedEOF) {

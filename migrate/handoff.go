@@ -49,7 +49,7 @@ func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) 
 		// It may have left nevertheless.
 		return false, l.explain(err)
 	}
-	r, err := l.await(l.ctx, frameRunning, m.opt.PeerTimeout)
+	r, err := l.awaitWithin(l.ctx, frameRunning, startPatience*m.opt.PeerTimeout)
 	if err != nil {
 		return false, err
 	}
@@ -57,6 +57,10 @@ func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) 
 	w.parts.Resume, _ = decodeTook(r)
 	return true, nil
 }
+
+// startPatience times PeerTimeout is how long a destination that lives may take to start
+// the guest before the source says that it does not know who has it.
+const startPatience = 6
 
 // Pauses between two queries.
 const (
@@ -103,7 +107,8 @@ func (m *Migration) ask(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	c.readTimeout = m.opt.PeerTimeout
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	_ = c.SetDeadline(time.Now().Add(m.opt.PeerTimeout)) // where it has no effect, ctx ends it
 	r, err := c.readHeader()
 	if err != nil {
 		return "", fmt.Errorf("ask %s for its verdict: %w", m.peer.address, err)

@@ -313,6 +313,10 @@ func (h lineHandler) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
+func newLineLog(lines chan<- string) *slog.Logger {
+	return slog.New(lineHandler{slog.DiscardHandler, lines})
+}
+
 // handoffRig is a source and a destination.
 type handoffRig struct {
 	runs    *whoRuns

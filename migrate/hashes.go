@@ -59,17 +59,14 @@ func hashSpan(ram RAM, slot int, first, n uint64, out []byte) error {
 }
 
 // compareHashes records the pages that differ from the source.
-func (s *session) compareHashes(target Target, f header) error {
+func (s *session) compareHashes(target Target, f reply) error {
 	if err := f.span(s.slots); err != nil {
 		return err
 	}
 	if !slices.Contains(s.features, featureVerifyPages) || int(f.length) != int(f.count)*hashSize {
-		return s.unexpected(f, "what CONFIG names")
+		return s.unexpected(f.header, "what CONFIG names")
 	}
-	theirs, err := s.conn.readPayload(f, maxSpan*hashSize)
-	if err != nil {
-		return err
-	}
+	theirs := f.payload
 	ours := make([]byte, len(theirs))
 	if err := hashSpan(target, int(f.slot), f.first, uint64(f.count), ours); err != nil {
 		return err

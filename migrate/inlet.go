@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -13,7 +14,8 @@ import (
 type inlet struct {
 	conn    *conn
 	session *session
-	number  int // from 1
+	number  int         // from 1
+	idle    atomic.Bool // it waits for other channels, or has ended
 
 	meta     spanMeta
 	iov      [][]byte
@@ -42,7 +44,7 @@ func (s *session) join(number int, c *conn) (*inlet, error) {
 		return nil, fmt.Errorf("%w: data channel %d is connected already", ErrProtocol, number)
 	}
 	in := &inlet{conn: c, session: s, number: number}
-	c.life = s.life
+	s.pulse.add(c.flow)
 	s.inlets[number-1] = in
 	s.lanes.Add(1)
 	if s.missing--; s.missing == 0 {
@@ -52,14 +54,14 @@ func (s *session) join(number int, c *conn) (*inlet, error) {
 }
 
 // awaitChannels waits until all data connections have come.
-func (s *session) awaitChannels(ctx context.Context) error {
+func (s *session) awaitChannels() error {
 	t := time.NewTimer(s.timeout)
 	defer t.Stop()
 	select {
 	case <-s.all:
 		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
 	case <-t.C:
 	}
 	s.dataMu.Lock()
@@ -67,13 +69,19 @@ func (s *session) awaitChannels(ctx context.Context) error {
 	return fmt.Errorf("%d of %d data channels did not come within %v", s.missing, len(s.inlets), s.timeout)
 }
 
+// waits reports whether the channel waits for the source.
+func (in *inlet) waits() bool { return in.idle.Load() || in.conn.flow.reads.under() }
+
 // serve receives from a data connection until its last ROUND, or the session's end.
 func (in *inlet) serve() {
 	s := in.session
 	defer s.lanes.Done()
 	defer in.unpacker.close()
+	defer in.idle.Store(true)
+	in.idle.Store(true)
 	select {
 	case <-s.ready:
+		in.idle.Store(false)
 	case <-s.over:
 		return
 	}
@@ -94,7 +102,7 @@ func (in *inlet) receive(target Target) error {
 		case f.typ == frameRound && f.length == 0 && f.flags == flagLast:
 			return nil
 		case f.typ == frameRound && f.length == 0 && f.flags&^flagQuiet == 0:
-			err = in.session.endRound(f.first, f.flags&flagQuiet != 0)
+			err = in.endRound(f.first, f.flags&flagQuiet != 0)
 		default:
 			err = in.session.unexpected(f, "PAGES, PACKED or ROUND")
 		}
@@ -106,7 +114,8 @@ func (in *inlet) receive(target Target) error {
 
 // endRound returns when the ROUND of every channel has come. The last channel confirms
 // the round to the source.
-func (s *session) endRound(number uint64, quiet bool) error {
+func (in *inlet) endRound(number uint64, quiet bool) error {
+	s := in.session
 	s.dataMu.Lock()
 	if s.arrived == 0 {
 		s.round = roundWait{number: number, quiet: quiet, open: make(chan struct{})}
@@ -130,20 +139,13 @@ func (s *session) endRound(number uint64, quiet bool) error {
 		close(round.open)
 		return err
 	}
-	t := time.NewTicker(s.timeout)
-	defer t.Stop()
-	for {
-		select {
-		case <-round.open:
-			return nil
-		case <-s.over:
-			return errOver
-		case <-t.C:
-			// The other channels are slow, or dead.
-			if s.life.idle() >= s.timeout {
-				return fmt.Errorf("round %d did not end by every channel: the peer has been silent for %v", number, s.timeout)
-			}
-		}
+	in.idle.Store(true)
+	defer in.idle.Store(false)
+	select {
+	case <-round.open:
+		return nil
+	case <-s.over:
+		return errOver
 	}
 }
 
@@ -159,45 +161,39 @@ func isLoss(err error) bool {
 // source gets a moment to say why, by the control connection.
 func (s *session) fail(err error, loss bool) {
 	s.dataMu.Lock()
-	first := s.failure == nil && !s.ended
-	if first {
+	if s.failure == nil {
 		s.failure = err
 	}
 	s.dataMu.Unlock()
-	if !first {
-		return
-	}
-	end := func() {
-		s.conn.interrupt(err)
-		s.stopChannels(err)
-	}
 	if !loss {
-		end()
+		s.cancel(err)
 		return
 	}
-	time.AfterFunc(reasonGrace, func() {
-		select {
-		case <-s.over:
-		default:
-			end()
-		}
-	})
+	time.AfterFunc(reasonGrace, func() { s.cancel(err) })
 }
 
 // landed returns when the last ROUND of every data connection has come, or one failed.
 func (s *session) landed() error {
+	s.idle.Store(true)
 	s.lanes.Wait()
-	if err := s.ahead.reclaim(); err != nil {
-		return err
-	}
+	s.idle.Store(false)
 	s.dataMu.Lock()
-	defer s.dataMu.Unlock()
-	return s.failure
+	failure := s.failure
+	s.dataMu.Unlock()
+	if failure == nil {
+		return s.ahead.reclaim()
+	}
+	select {
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	case <-s.frames: // the source goes on, and gives no reason
+		return failure
+	}
 }
 
 // stopChannels makes the data connections receive nothing more. They stay open until
 // the source has been told why.
-func (s *session) stopChannels(why error) {
+func (s *session) stopChannels() {
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
 	if !s.ended {
@@ -206,7 +202,7 @@ func (s *session) stopChannels(why error) {
 	}
 	for _, in := range s.inlets {
 		if in != nil {
-			in.conn.interrupt(why)
+			in.conn.interrupt()
 		}
 	}
 }
@@ -224,12 +220,12 @@ func (s *session) closeChannels() {
 
 // received is the number of bytes that arrived on all connections.
 func (s *session) received() uint64 {
-	n := s.conn.received.Load()
+	n := s.conn.flow.received.Load()
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
 	for _, in := range s.inlets {
 		if in != nil {
-			n += in.conn.received.Load()
+			n += in.conn.flow.received.Load()
 		}
 	}
 	return n

@@ -20,6 +20,9 @@ type link struct {
 	cancel context.CancelCauseFunc
 	rtt    time.Duration
 
+	pulse    *pulse
+	awaiting atomic.Int32 // replies that are awaited
+
 	// data are the connections that carry pages, set by openChannels.
 	data     []*conn
 	flushed  atomic.Bool    // the last frame of every data connection is on its way
@@ -35,9 +38,10 @@ type reply struct {
 	payload []byte
 }
 
-func newLink(parent context.Context, c *conn) *link {
+func newLink(parent context.Context, c *conn, timeout time.Duration) *link {
 	l := &link{conn: c, replies: make(chan reply), done: make(chan struct{}), closed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(parent)
+	l.pulse = startPulse(c, timeout, func() bool { return l.awaiting.Load() > 0 }, func(err error) { l.cancel(fmt.Errorf("destination lost: %w", err)) })
 	// A write that hangs gets time to finish its frame.
 	context.AfterFunc(l.ctx, func() { time.AfterFunc(endGrace, func() { c.Close() }) })
 	go l.read()
@@ -64,9 +68,15 @@ func (l *link) read() {
 	}
 }
 
-// readReply reads one frame. A frame that ends the migration is an error.
+// readReply reads one frame that is no ALIVE. A frame that ends the migration is an error.
 func (l *link) readReply() (reply, error) {
 	h, err := l.conn.readHeader()
+	for err == nil && h.typ == frameAlive {
+		if err := l.pulse.took(h); err != nil {
+			return reply{}, err
+		}
+		h, err = l.conn.readHeader()
+	}
 	if err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = errors.New("it closed the connection")
@@ -99,10 +109,11 @@ type failedError struct{ reason string }
 
 func (e *failedError) Error() string { return "the destination gave up: " + e.reason }
 
-// await returns the next reply, which must be of type want.
-func (l *link) await(ctx context.Context, want frameType, timeout time.Duration) (reply, error) {
-	t := time.NewTimer(timeout)
-	defer t.Stop()
+// await returns the next reply, which must be of type want. It waits for as long as the
+// destination lives.
+func (l *link) await(ctx context.Context, want frameType) (reply, error) {
+	l.awaiting.Add(1)
+	defer l.awaiting.Add(-1)
 	select {
 	case r := <-l.replies:
 		if r.typ != want {
@@ -111,12 +122,15 @@ func (l *link) await(ctx context.Context, want frameType, timeout time.Duration)
 		return r, nil
 	case <-ctx.Done():
 		return reply{}, context.Cause(ctx)
-	case <-t.C:
-		return reply{}, fmt.Errorf("%w: no %v within %v", errNoReply, want, timeout)
 	}
 }
 
-var errNoReply = errors.New("the destination is silent")
+// awaitWithin is await for a reply that takes the destination no work.
+func (l *link) awaitWithin(ctx context.Context, want frameType, timeout time.Duration) (reply, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("the destination is silent: no %v within %v", want, timeout))
+	defer cancel()
+	return l.await(ctx, want)
+}
 
 // explain returns the reason why the link ended, if it did: the reader's error says
 // more than the writer's broken pipe.
@@ -133,10 +147,7 @@ func (l *link) end(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); !ok || len(joined.Unwrap()) < 2 {
 		err = l.explain(err)
 	}
-	if !l.conn.midFrame {
-		l.conn.writeTimeout = endGrace
-		_ = l.conn.writeControl(frameAbort, reason{clip(err.Error())}) // it may be gone
-	}
+	l.conn.writeLast(frameAbort, reason{clip(err.Error())}, endGrace)
 	l.close()
 	return err
 }
@@ -154,6 +165,7 @@ func (l *link) close() {
 		c.Close()
 	}
 	l.cancel(net.ErrClosed)
+	l.pulse.end()
 	<-l.done
 	l.watchers.Wait()
 }

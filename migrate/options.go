@@ -35,11 +35,11 @@ type Options struct {
 	Compression Compression
 	// VerifyPages compares hashes of all pages in the stop, which takes that much longer. It is for tests.
 	VerifyPages bool
-	// PeerTimeout is how long the peer may make no progress before it counts as dead. 0: 10 s.
+	// PeerTimeout is how long the peer may be silent before it counts as dead. One that lives says so, and a slow link
+	// is only slow. 0: 10 s.
 	PeerTimeout time.Duration
 	// Dial makes each connection, to the address that New was given. nil: TCP to host:port; the name is resolved once,
-	// so all connections go to one peer. Deadlines must work. After a write that timed out with progress the rest is
-	// written, which a crypto/tls.Conn refuses: over TLS a peer that is slow for PeerTimeout counts as dead.
+	// so all connections go to one peer. Deadlines must work; one is set only to end a connection.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 

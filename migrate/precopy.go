@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -242,7 +241,7 @@ func (p *precopy) barrier(ctx context.Context, n int) error {
 		return err
 	}
 	asked := time.Now()
-	r, err := p.awaitLanded(ctx, frameRound)
+	r, err := p.link.await(ctx, frameRound)
 	if err != nil {
 		return err
 	}
@@ -251,23 +250,6 @@ func (p *precopy) barrier(ctx context.Context, n int) error {
 		return fmt.Errorf("%w: the destination confirmed round %d instead of %d", ErrProtocol, r.first, n)
 	}
 	return nil
-}
-
-// awaitLanded waits for a reply to what may still be in socket buffers. While they
-// drain, the destination is slow and not dead.
-func (p *precopy) awaitLanded(ctx context.Context, want frameType) (reply, error) {
-	queued, _ := p.link.queued()
-	for {
-		r, err := p.link.await(ctx, want, p.m.opt.PeerTimeout)
-		if !errors.Is(err, errNoReply) {
-			return r, err
-		}
-		left, ok := p.link.queued()
-		if !ok || left >= queued {
-			return reply{}, err
-		}
-		queued = left
-	}
 }
 
 // estimate is the downtime if the guest stopped now.

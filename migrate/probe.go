@@ -86,9 +86,9 @@ func openProbe(ctx context.Context, d *dialer) (*prober, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &prober{link: newLink(ctx, c), timeout: d.timeout, buf: make([]byte, maxProbeFrame)}
+	p := &prober{link: newLink(ctx, c, 0), timeout: d.timeout, buf: make([]byte, maxProbeFrame)}
 	asked := time.Now()
-	if _, err := p.link.await(p.link.ctx, frameHelloOK, d.timeout); err != nil {
+	if _, err := p.link.awaitWithin(p.link.ctx, frameHelloOK, d.timeout); err != nil {
 		p.link.close()
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (p *prober) send(n int, d time.Duration) (sent int, err error) {
 	if err := p.link.conn.writeFrame(header{typ: frameRound, first: p.round}); err != nil {
 		return sent, err
 	}
-	_, err = p.link.await(p.link.ctx, frameRound, p.timeout)
+	_, err = p.link.awaitWithin(p.link.ctx, frameRound, maxProbeTime)
 	return sent, err
 }
 

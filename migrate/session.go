@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,9 +23,15 @@ type session struct {
 	id   sessionID
 	conn *conn // control
 
+	ctx    context.Context // ends with the first failure, which is its cause
+	cancel context.CancelCauseFunc
+	pulse  *pulse
+	frames chan reply     // from the control connection
+	reader sync.WaitGroup // of the control connection
+	idle   atomic.Bool    // receive waits for the source
+
 	features []string // of the protocol, in use; set before a channel is served
 	timeout  time.Duration
-	life     *liveness
 	slots    []Slot
 	ahead    *ahead // nil: memory is not populated ahead
 	wrong    []string
@@ -60,12 +67,84 @@ const (
 	stateAborted
 )
 
-func newSession(id sessionID, c *conn, channels int, timeout time.Duration) *session {
-	s := &session{id: id, conn: c, timeout: timeout, life: newLiveness(),
+func newSession(ctx context.Context, id sessionID, c *conn, channels int, timeout time.Duration) *session {
+	s := &session{id: id, conn: c, timeout: timeout, frames: make(chan reply),
 		inlets: make([]*inlet, channels), missing: channels,
 		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{}), aborted: make(chan struct{})}
-	c.life = s.life
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.pulse = startPulse(c, timeout, s.waits, s.cancel)
+	s.reader.Go(s.read)
+	context.AfterFunc(s.ctx, s.stopChannels)
 	return s
+}
+
+// waits reports whether this side waits for the source, and does nothing else.
+func (s *session) waits() bool {
+	if !s.idle.Load() {
+		return false
+	}
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	for _, in := range s.inlets {
+		if in != nil && !in.waits() {
+			return false
+		}
+	}
+	return true
+}
+
+// read reads the control connection, so that ALIVE, ABORT and its end are noticed
+// whatever this side is at.
+func (s *session) read() {
+	for config := true; ; config = false {
+		f, err := s.readFrame(config)
+		if err != nil {
+			s.cancel(closedBySource(err))
+			return
+		}
+		select {
+		case s.frames <- f:
+		case <-s.ctx.Done():
+			return
+		}
+	}
+}
+
+// readFrame reads one frame that is no ALIVE. ABORT is an error. A CONFIG may come first
+// only.
+func (s *session) readFrame(config bool) (reply, error) {
+	for {
+		h, err := s.conn.readHeader()
+		if err != nil {
+			return reply{}, err
+		}
+		most := 0
+		switch h.typ {
+		case frameAlive:
+			if err := s.pulse.took(h); err != nil {
+				return reply{}, err
+			}
+			continue
+		case frameAbort:
+			most = maxControl
+		case frameConfig:
+			if config {
+				most = maxConfig
+			}
+		case frameHashes:
+			most = maxSpan * hashSize
+		case frameState:
+			most = maxState
+		}
+		b, err := s.conn.readPayload(h, most)
+		if err == nil && h.typ == frameAbort {
+			var r reason
+			if err = decodeControl(h.typ, b, &r); err == nil {
+				err = toldError{fmt.Errorf("the source gave up: %s", clip(r.Reason))}
+			}
+		}
+		return reply{h, b}, err
+	}
 }
 
 // machine is the machine under construction.
@@ -82,11 +161,13 @@ func (e toldError) Unwrap() error { return e.error }
 
 // receive runs the migration. What became of it is the session's state, which finish
 // reads, and not the error.
-func (s *session) receive(ctx context.Context, r *Receiver) error {
-	if err := s.conn.writeControl(frameHelloOK, helloOK{Version: Version, Channels: uint16(len(s.inlets))}); err != nil {
+func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error {
+	ok := helloOK{Version: Version, Channels: uint16(len(s.inlets)), Alive: aliveInterval(s.timeout)}
+	if err := s.conn.writeControl(frameHelloOK, ok); err != nil {
 		return err
 	}
-	target, err := s.build(ctx, r)
+	s.pulse.beat(alive)
+	target, err := s.build(r)
 	if err != nil {
 		return err
 	}
@@ -95,7 +176,7 @@ func (s *session) receive(ctx context.Context, r *Receiver) error {
 		return err
 	}
 	began := time.Now()
-	if err := target.LoadState(ctx, state); err != nil {
+	if err := target.LoadState(s.ctx, state); err != nil {
 		return fmt.Errorf("load the machine's state: %w", err)
 	}
 	s.prepared()
@@ -107,7 +188,7 @@ func (s *session) receive(ctx context.Context, r *Receiver) error {
 		return fmt.Errorf("prepared, but COMMIT did not come: %w", err)
 	}
 	if f.typ != frameCommit || f.length != 0 {
-		return s.unexpected(f, "COMMIT")
+		return s.unexpected(f.header, "COMMIT")
 	}
 	began = time.Now()
 	if err := s.commit(ctx); err != nil {
@@ -123,26 +204,22 @@ func took(began time.Time) tookMsg {
 }
 
 // build receives the configuration and makes the machine.
-func (s *session) build(ctx context.Context, r *Receiver) (Target, error) {
+func (s *session) build(r *Receiver) (Target, error) {
 	f, err := s.next()
 	if err != nil {
 		return nil, err
 	}
 	if f.typ != frameConfig {
-		return nil, s.unexpected(f, "CONFIG")
-	}
-	b, err := s.conn.readPayload(f, maxConfig)
-	if err != nil {
-		return nil, closedBySource(err)
+		return nil, s.unexpected(f.header, "CONFIG")
 	}
 	var config configMsg
-	if err := decodeControl(f.typ, b, &config); err != nil {
+	if err := decodeControl(f.typ, f.payload, &config); err != nil {
 		return nil, err
 	}
 	var target Target
 	if err = checkFeatures(config.Features, r.known); err == nil {
 		s.features = config.Features
-		target, err = r.builder.Build(ctx, config.Machine)
+		target, err = r.builder.Build(s.ctx, config.Machine)
 	}
 	if err != nil {
 		reasons := reasonsOf(err)
@@ -155,7 +232,7 @@ func (s *session) build(ctx context.Context, r *Receiver) (Target, error) {
 	s.target = target
 	s.verdictMu.Unlock()
 	s.slots = target.Slots()
-	if err := s.awaitChannels(ctx); err != nil {
+	if err := s.awaitChannels(); err != nil {
 		return nil, err
 	}
 	s.ahead = newAhead(target, len(s.inlets))
@@ -174,24 +251,20 @@ func closedBySource(err error) error {
 	return err
 }
 
-// next reads a header; ABORT and the end of the connection are errors.
-func (s *session) next() (header, error) {
-	f, err := s.conn.readHeader()
-	if err != nil {
-		return f, closedBySource(err)
+// next returns the next frame of the control connection.
+func (s *session) next() (reply, error) {
+	s.idle.Store(true)
+	defer s.idle.Store(false)
+	select {
+	case f := <-s.frames:
+		return f, nil
+	case <-s.ctx.Done():
+		return reply{}, context.Cause(s.ctx)
 	}
-	if f.typ == frameAbort {
-		var r reason
-		if err := s.conn.readControl(f, &r); err != nil {
-			return f, closedBySource(err)
-		}
-		return f, toldError{fmt.Errorf("the source gave up: %s", clip(r.Reason))}
-	}
-	return f, nil
 }
 
-func (s *session) unexpected(f header, want string) error {
-	return fmt.Errorf("%w: the source sent %v (%d bytes) instead of %s", ErrProtocol, f.typ, f.length, want)
+func (s *session) unexpected(h header, want string) error {
+	return fmt.Errorf("%w: the source sent %v (%d bytes) instead of %s", ErrProtocol, h.typ, h.length, want)
 }
 
 // receiveState receives what comes by control while pages come by the data
@@ -208,15 +281,11 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 				err = s.compareHashes(target, f)
 			}
 		case f.typ == frameState:
-			state, err := s.conn.readPayload(f, maxState)
-			if err != nil {
-				return nil, closedBySource(err)
-			}
-			if err := target.PrepareState(state); err != nil {
+			if err := target.PrepareState(f.payload); err != nil {
 				return nil, fmt.Errorf("load the machine's state: %w", err)
 			}
 			if err := s.landed(); err != nil {
-				return nil, s.reason(err)
+				return nil, err
 			}
 			if s.nWrong > 0 {
 				return nil, fmt.Errorf("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
@@ -224,37 +293,35 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 			s.verdictMu.Lock()
 			s.paused = f.flags&flagPaused != 0
 			s.verdictMu.Unlock()
-			return state, nil
+			return f.payload, nil
 		default:
-			return nil, s.unexpected(f, "STATE")
+			return nil, s.unexpected(f.header, "STATE")
 		}
 		if err != nil {
-			return nil, closedBySource(err)
+			return nil, err
 		}
 	}
 }
 
-// reason waits a moment for the source to say why a data connection was lost, which
-// nobody read from the control connection meanwhile.
-func (s *session) reason(err error) error {
-	if isLoss(err) { // fail has set the end of this wait
-		if _, said := s.next(); errors.As(said, new(toldError)) {
-			return said
-		}
-	}
-	return closedBySource(err)
-}
-
-// echo confirms a round. Nothing else is written to the control connection while
-// pages come.
+// echo confirms a round.
 func (s *session) echo(round uint64) error {
 	return s.conn.writeFrame(header{typ: frameRound, first: round})
 }
 
 // tellFailure tells the source why the migration ended, after the verdict is final.
 func (s *session) tellFailure(err error) {
-	if told := (toldError{}); !errors.As(err, &told) && !s.conn.midFrame {
-		s.conn.writeTimeout = time.Second
-		_ = s.conn.writeControl(frameFailed, reason{clip(err.Error())}) // it may be gone
+	s.cancel(err)
+	s.conn.interrupt()
+	s.reader.Wait()
+	if told := (toldError{}); !errors.As(err, &told) {
+		s.conn.writeLast(frameFailed, reason{clip(err.Error())}, endGrace)
 	}
+}
+
+// close ends what is left of a session that is over.
+func (s *session) close() {
+	s.cancel(errOver)
+	s.conn.Close()
+	s.reader.Wait()
+	s.pulse.end()
 }

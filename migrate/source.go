@@ -201,15 +201,15 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	h := newHello(purposeMigrate, m.session)
-	h.dataChannels = uint16(m.opt.Channels)
+	h.dataChannels, h.alive = uint16(m.opt.Channels), aliveInterval(m.opt.PeerTimeout)
 	c, err := m.peer.connect(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	l := newLink(ctx, c)
-	m.meter.update(func(mt *meter) { mt.wire = c.sent.Load })
+	l := newLink(ctx, c, m.opt.PeerTimeout)
+	m.meter.update(func(mt *meter) { mt.wire = c.flow.sent.Load })
 	asked := time.Now()
-	r, err := l.await(l.ctx, frameHelloOK, m.opt.PeerTimeout)
+	r, err := l.awaitWithin(l.ctx, frameHelloOK, m.opt.PeerTimeout)
 	if err != nil {
 		return nil, l.end(err)
 	}
@@ -221,6 +221,7 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if ok.Version != Version {
 		return nil, l.end(fmt.Errorf("%w: the destination chose version %d", ErrProtocol, ok.Version))
 	}
+	l.pulse.beat(ok.Alive)
 	if err := l.openChannels(m, ok); err != nil {
 		return nil, l.end(err)
 	}
@@ -231,10 +232,6 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	})
 	return l, nil
 }
-
-// setupPatience times PeerTimeout is how long the destination may take to build
-// the machine.
-const setupPatience = 6
 
 // setup sends the configuration and waits until the machine is built.
 func (m *Migration) setup(ctx context.Context, l *link) error {
@@ -258,6 +255,6 @@ func (m *Migration) setup(ctx context.Context, l *link) error {
 	if err := l.conn.writeFrame(header{typ: frameConfig}, config); err != nil {
 		return err
 	}
-	_, err = l.await(ctx, frameReady, setupPatience*m.opt.PeerTimeout)
+	_, err = l.await(ctx, frameReady)
 	return err
 }

@@ -80,12 +80,10 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	if err := p.link.endPages(p.sender, n); err != nil {
 		return err
 	}
-	timeout := m.opt.PeerTimeout
 	if m.opt.VerifyPages {
 		if err := p.sender.sendHashes(ctx, p.link.conn); err != nil {
 			return err
 		}
-		timeout += time.Duration(m.Result().RAMBytes / hashRate * uint64(time.Second))
 	}
 	if state != nil {
 		if err := p.sendState(state); err != nil {
@@ -94,7 +92,7 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	}
 	m.meter.endRound()
 	p.watch.lap(&p.watch.parts.Pages)
-	r, err := p.link.await(ctx, framePrepared, timeout)
+	r, err := p.link.await(ctx, framePrepared)
 	if err != nil {
 		return err
 	}
@@ -110,9 +108,6 @@ func (p *precopy) sendState(state []byte) error {
 	}
 	return p.link.conn.writeFrame(h, state)
 }
-
-// hashRate is a lower bound of how many bytes a second a machine hashes.
-const hashRate = 50 << 20
 
 // sync fetches the dirty log while the guest stands still.
 func (p *precopy) sync() error {

@@ -67,7 +67,7 @@ func (s *session) settle() (aborted bool) {
 		close(s.aborted)
 	}
 	s.verdictMu.Unlock()
-	s.stopChannels(errOver)
+	s.stopChannels()
 	s.lanes.Wait()
 	return aborted
 }

@@ -63,6 +63,7 @@ type hello struct {
 	channel         uint16 // a data connection's number, from 1; otherwise 0
 	session         sessionID
 	dataChannels    uint16 // data connections that the source asks for
+	alive           uint16 // milliseconds from one ALIVE of the destination to the next; 0: the default
 }
 
 // newHello is a hello of this version.
@@ -80,6 +81,7 @@ func (h hello) encode() [helloSize]byte {
 	le.PutUint16(b[14:], h.channel)
 	copy(b[24:40], h.session[:])
 	le.PutUint16(b[40:], h.dataChannels)
+	le.PutUint16(b[42:], h.alive)
 	return b
 }
 
@@ -99,6 +101,7 @@ func decodeHello(b *[helloSize]byte) (hello, error) {
 		channel:      le.Uint16(b[14:]),
 		session:      sessionID(b[24:40]),
 		dataChannels: le.Uint16(b[40:]),
+		alive:        le.Uint16(b[42:]),
 	}
 	if h.session == (sessionID{}) {
 		return h, fmt.Errorf("%w: hello without a session", ErrProtocol)
@@ -137,8 +140,21 @@ const (
 	frameVerdict                        // destination: the answer to a query
 )
 
-// frameProbe carries bytes that the receiver of a probe throws away.
-const frameProbe frameType = 32
+const (
+	// frameProbe carries bytes that the receiver of a probe throws away.
+	frameProbe frameType = 32
+	// frameAlive says that a side lives, on the control connection, whatever it is at.
+	frameAlive frameType = 33
+)
+
+// last reports whether no frame follows one of this type.
+func (t frameType) last() bool {
+	switch t {
+	case frameCommit, frameAbort, frameRefused, frameRunning, frameFailed, frameVerdict:
+		return true
+	}
+	return false
+}
 
 func (t frameType) String() string {
 	switch t {
@@ -160,6 +176,8 @@ func (t frameType) String() string {
 		return "PACKED"
 	case frameProbe:
 		return "PROBE"
+	case frameAlive:
+		return "ALIVE"
 	case frameHelloOK:
 		return "HELLO_OK"
 	case frameRefused:
@@ -182,6 +200,7 @@ const (
 	flagPaused uint8 = 1 << 0 // STATE: the guest was paused at the source and stays so
 	flagLast   uint8 = 1 << 0 // ROUND: nothing follows on this data connection
 	flagQuiet  uint8 = 1 << 1 // ROUND: the destination does not confirm it
+	flagIdle   uint8 = 1 << 0 // ALIVE: it waits for the peer, and nothing moves
 )
 
 // header begins every frame: 24 bytes.
