@@ -65,7 +65,7 @@ type RAM interface {
 // kernel wrote, and the VMM's, of what devices and loaders wrote.
 type DirtyLog interface {
 	StartDirtyLog() error // for all slots; the log then reports no page of a slot, or every page (KVM_DIRTY_LOG_INITIALLY_SET)
-	StopDirtyLog() error  // also if it is off
+	StopDirtyLog() error  // also if it is off; not called once the guest has moved away
 	ManualProtect() bool  // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 	// FetchDirtyLog stores KVM's log of the slot, every word of it (KVM_GET_DIRTY_LOG). With manual protection it clears nothing; without,
 	// it clears and re-arms what it reports.

@@ -76,6 +76,10 @@ func (v *VM) arrived() {
 	v.arriving = false
 }
 
+// Moved is closed when the guest has moved away and its disks, taps and sockets are
+// free here. What is still to be freed then is memory, which takes time.
+func (v *VM) Moved() <-chan struct{} { return v.moved }
+
 // Ended is closed when the VM has ended and everything is freed; [VM.Info] then
 // says whether the guest has moved away.
 func (v *VM) Ended() <-chan struct{} { return v.ended }

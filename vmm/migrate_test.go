@@ -26,6 +26,7 @@ func TestMigrate(t *testing.T) {
 			t.Fatalf("%+v, %v", r, err)
 		}
 		next.is(t, StateRunning)
+		<-vm.Moved()
 		vm.ends(t, Migrated, "the guest runs at "+next.Addr().String())
 		_, err = vm.Migrate(t.Context(), next.Addr().String(), migrate.Options{})
 		refused(t, err, "moved away")

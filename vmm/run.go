@@ -185,6 +185,12 @@ func (v *VM) free(end life) error {
 		errs = append(errs, l.Close())
 	}
 	if m != nil {
+		_ = m.Disconnect() // Close has its error
+	}
+	if end == lifeMigrated {
+		close(v.moved)
+	}
+	if m != nil {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)

@@ -31,6 +31,7 @@ type VM struct {
 	stopping chan struct{} // closed by Stop, and when Run's context ends
 	ended    chan struct{} // closed at the end of Run
 	left     chan struct{} // closed when the guest has moved away
+	moved    chan struct{} // closed when nothing with a name is left of it here
 
 	// lifeMu guards all below. It is not held while a vCPU, a peer or a disk is
 	// waited for.
@@ -60,7 +61,7 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 		log = slog.New(slog.DiscardHandler)
 	}
 	v := &VM{name: name, log: log, stopping: make(chan struct{}),
-		ended: make(chan struct{}), left: make(chan struct{}), changed: make(chan struct{})}
+		ended: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
 	if port != nil {
 		v.ends.Serial, v.lines = port, append(v.lines, port)
 	}

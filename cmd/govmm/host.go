@@ -154,8 +154,19 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	} else {
 		p.say("%s runs; its API socket is %s", p.claim.Name(), p.claim.Socket())
 	}
+	over := make(chan struct{})
+	var leaving sync.WaitGroup
+	leaving.Go(func() {
+		select {
+		case <-vm.Moved(): // govmm migrate waits for the name, and not for memory to be freed
+		case <-over:
+		}
+		server.Shutdown()
+		p.claim.Release()
+	})
 	outcome, err := vm.Run(ctx) // closes the backends, which restores the terminal
-	server.Shutdown()
+	close(over)
+	leaving.Wait()
 	return outcome, errors.Join(err, <-served)
 }
 

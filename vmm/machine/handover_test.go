@@ -248,3 +248,20 @@ func TestTakenBackIsAnnounced(t *testing.T) {
 	check(t, m.Resume())
 	expect(2, "runs again")
 }
+
+// TestDisconnect: a machine that is disconnected holds no lock of its disks, and has its
+// memory still.
+func TestDisconnect(t *testing.T) {
+	path := vmtest.Image(t, "a.img", 1<<20)
+	m := fromSpec(t, allDevices(t, path), nil)
+	check(t, m.Boot())
+	check(t, m.Start(false))
+	check(t, m.Disconnect())
+	other, err := disk(path).Open(vmtest.Log(t))
+	check(t, err)
+	check(t, other.(virtio.Locker).Lock())
+	check(t, other.Close())
+	word(t, m, 1<<20)
+	check(t, m.Disconnect())
+	check(t, m.Close())
+}

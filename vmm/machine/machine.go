@@ -74,10 +74,12 @@ type ending struct {
 	exitMu sync.Mutex // guards exit
 	exit   *Exit
 
-	threads   sync.WaitGroup // of vCPUs
-	done      chan struct{}  // closed when it has ended and no vCPU runs
-	closeOnce sync.Once
-	closeErr  error
+	threads        sync.WaitGroup // of vCPUs
+	done           chan struct{}  // closed when it has ended and no vCPU runs
+	disconnectOnce sync.Once
+	disconnectErr  error
+	closeOnce      sync.Once
+	closeErr       error
 }
 
 // Acquire takes what only the side that has the right to run the guest may hold:

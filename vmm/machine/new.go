@@ -166,16 +166,25 @@ func (m *Machine) Reset() (*Machine, error) {
 // Close stops the machine and frees everything. Nobody may use its memory any
 // more: a migration of it has ended.
 func (m *Machine) Close() error {
+	m.ending.closeOnce.Do(func() { m.ending.closeErr = errors.Join(m.Disconnect(), m.free()) })
+	return m.ending.closeErr
+}
+
+// Disconnect ends the vCPUs, and gives up all that has a name on this host: disks, taps,
+// sockets, the ends of lines. What stays until Close is memory.
+func (m *Machine) Disconnect() error {
 	m.Kill()
 	m.gate.throttle(0, 0)
 	m.gate.join()
 	m.ending.threads.Wait()
-	m.ending.closeOnce.Do(func() { m.ending.closeErr = m.free() })
-	return m.ending.closeErr
+	m.ending.disconnectOnce.Do(func() {
+		m.ending.disconnectErr = errors.Join(m.closeSerial(), m.devices.unplug(), m.devices.backends.close())
+	})
+	return m.ending.disconnectErr
 }
 
 func (m *Machine) free() error {
-	errs := []error{m.closeSerial(), m.devices.unplug(), m.devices.backends.close()}
+	var errs []error
 	for _, c := range m.vcpus {
 		errs = append(errs, c.kvm.Close())
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -22,8 +23,24 @@ import (
 // overcommit lifts the rule, except where nothing can be overcommitted: a pool of huge
 // pages, and what the kernel and the VMM need for their own tables.
 func Admit(size uint64, b Backing, overcommit bool) error {
-	return host{os.DirFS("/")}.admit(size, b, overcommit)
+	h := host{os.DirFS("/")}
+	err := h.admit(size, b, overcommit)
+	if err == nil {
+		return nil
+	}
+	info, _ := h.fields("proc/meminfo", "MemTotal:")
+	for began := time.Now(); err != nil && size <= info["MemTotal:"]<<10 && time.Since(began) < admitPatience; {
+		time.Sleep(admitPause)
+		err = h.admit(size, b, overcommit)
+	}
+	return err
 }
+
+// A VM that has just ended, or moved away, may still be freeing its memory.
+const (
+	admitPatience = time.Second
+	admitPause    = 50 * time.Millisecond
+)
 
 // Available returns how many bytes of memory of this backing a guest can have on this
 // host.
