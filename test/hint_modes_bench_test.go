@@ -1,0 +1,131 @@
+package test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/govmm/govmm/mempage"
+	"github.com/govmm/govmm/test/kernel"
+	"golang.org/x/sys/unix"
+)
+
+// hintLinks are bandwidth limits; "": none.
+var hintLinks = []string{"", "20M", "100M", "500M"}
+
+// BenchmarkHintModes migrates a guest in the modes off, on and auto of --hints, over
+// loopback and with three bandwidth limits. In mode auto it takes at most 1.05 of the
+// better of the other two; and where the guest names its pages faster than the link
+// carries them, so that on is the faster of the two, it spares 90% of the bytes that on
+// spares.
+func BenchmarkHintModes(b *testing.B) {
+	needKVM(b)
+	b.Run("demo", func(b *testing.B) {
+		hintModes(b, func() *linuxMoves {
+			m := &linuxMoves{h: newHost(b)}
+			m.at = m.h.start("run", "at0", "--memory", "512M", "--cmdline", "fill=192M dirty=4M rate=1000 tick=1 pool=192M keep=1M reports=0")
+			m.at.out.awaitTick(b, 0, "the pool is filled", func(k tick) bool { return k.up > 2 })
+			return m
+		})
+	})
+	b.Run("Linux", func(b *testing.B) {
+		l := linuxHints(kernel.NoACPI, "init_on_alloc=0", "--prefill")
+		l.prepare(b)
+		hintModes(b, func() *linuxMoves { return l.boot(b) })
+	})
+}
+
+// hintModes measures the guests that start makes. A guest moves without hints first, so
+// that its whole memory has content where it is, and then in another mode: what hints
+// keep off the wire are holes where it arrives.
+func hintModes(b *testing.B, start func() *linuxMoves) {
+	type measured struct{ ms, bytes []float64 }
+	got := map[string]*measured{}
+	add := func(link, mode string, r result) {
+		k := link + mode
+		if got[k] == nil {
+			got[k] = new(measured)
+		}
+		got[k].ms = append(got[k].ms, float64(r.TotalMS))
+		got[k].bytes = append(got[k].bytes, float64(r.BytesSent))
+	}
+	for b.Loop() {
+		for _, link := range hintLinks {
+			for _, mode := range []string{"on", "auto"} {
+				m, first := start(), ""
+				if mode == "on" {
+					first = link
+				}
+				add(first, "off", m.measure(b, "off", first))
+				add(link, mode, m.measure(b, mode, link))
+				m.end()
+			}
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, link := range hintLinks {
+		off, on, auto := got[link+"off"], got[link+"on"], got[link+"auto"]
+		best := min(median(off.ms), median(on.ms))
+		ratio := median(auto.ms) / best
+		spared := (median(off.bytes) - median(auto.bytes)) / (median(off.bytes) - median(on.bytes))
+		name := link
+		if link == "" {
+			name = "loopback"
+		}
+		b.Logf("%-8s off %6.0f ms, %6.1f MB; on %6.0f ms, %6.1f MB; auto %6.0f ms, %6.1f MB: %.2f of the better, spares %.2f of what on spares (medians of %d, %d, %d)",
+			name, median(off.ms), median(off.bytes)/1e6, median(on.ms), median(on.bytes)/1e6, median(auto.ms), median(auto.bytes)/1e6,
+			ratio, spared, len(off.ms), len(on.ms), len(auto.ms))
+		b.ReportMetric(ratio, "of-better-"+name)
+		b.ReportMetric(spared, "spared-"+name)
+		if !emulated() && ratio > 1.05 {
+			b.Errorf("%s: auto takes %.2f of the better of on and off: at most 1.05 is promised", name, ratio)
+		}
+		if !emulated() && median(on.ms) < median(off.ms) && spared < 0.9 {
+			b.Errorf("%s: auto spares %.2f of the bytes that on spares: at least 0.9 is promised", name, spared)
+		}
+	}
+}
+
+// measure migrates the guest, in a mode of --hints and with a bandwidth limit.
+func (m *linuxMoves) measure(b *testing.B, mode, link string) result {
+	b.Helper()
+	there, addr := m.h.receive(fmt.Sprintf("at%d", m.n+1))
+	args := []string{fmt.Sprintf("at%d", m.n), "--to", addr, "--hints", mode}
+	if link != "" {
+		args = append(args, "--bandwidth-limit", link)
+	}
+	warm(b)
+	r, exit := m.h.migrate(args...)
+	if exit != 0 || r.Status != "completed" {
+		b.Fatalf("exit %d, %+v", exit, r)
+	}
+	m.at.wait()
+	m.n++
+	m.at = there
+	b.Logf("%s %s: %d ms, of them %d waiting; %d bytes; %d pages named, %d hinted, %d late; %d sent; stopped for %.1f ms",
+		mode, link, r.TotalMS, r.HintWaitMS, r.BytesSent, r.HintsReceived, r.PagesHinted, r.HintsLate, r.PagesSent, r.DowntimeMS)
+	return r
+}
+
+// end ends the guest.
+func (m *linuxMoves) end() {
+	m.at.kill(unix.SIGKILL)
+	m.at.wait()
+}
+
+// warm touches memory and frees it again. Where the machine is itself a guest whose host
+// takes free memory back, what is allocated next is then as cheap for one as for the other.
+func warm(tb testing.TB) {
+	tb.Helper()
+	const size = 2 << 30
+	p, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	_ = unix.Madvise(p, unix.MADV_HUGEPAGE) // where there are none, small pages do
+	for i := 0; i < size; i += mempage.Size {
+		p[i] = 1
+	}
+	if err := unix.Munmap(p); err != nil {
+		tb.Fatal(err)
+	}
+}
