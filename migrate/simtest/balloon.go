@@ -17,8 +17,12 @@ type Driver struct {
 	Silent  bool // it does not answer
 	Endless bool // it does not say that its answer is over
 	Zeroes  bool // it fills a page with zeros before it hints it (init_on_alloc)
+	// Late is how long it takes before it begins its answer.
+	Late time.Duration
 	// Pace is how long it takes for each 64 pages.
 	Pace time.Duration
+	// Rest is how long it does nothing after it has hinted so many pages, if set.
+	Rest func(pages uint64) time.Duration
 	// Skip is how many pages at the start of each slot it does not hint.
 	Skip uint64
 	// TakeBack is how many of 1000 pages it takes back and writes right after it
@@ -220,6 +224,10 @@ func (b *Balloon) drive() {
 // answer hints all pages, and ends early if another command comes. It returns false if
 // the guest has stopped.
 func (b *Balloon) answer(id uint32) bool {
+	if !b.rest(b.Driver.Late) {
+		return false
+	}
+	var hinted uint64
 	if !b.send(func(s mempage.HintSink) {
 		if b.current(id) {
 			s.HintStart(id)
@@ -233,7 +241,11 @@ func (b *Balloon) answer(id uint32) bool {
 			if command, _ := b.read(); command != id {
 				break
 			}
-			if !b.hint(id, slot, first, min(64, s.Pages-first)) {
+			n := min(64, s.Pages-first)
+			if !b.hint(id, slot, first, n) {
+				return false
+			}
+			if hinted += n; b.Driver.Rest != nil && !b.rest(b.Driver.Rest(hinted)) {
 				return false
 			}
 		}
@@ -268,12 +280,17 @@ func (b *Balloon) hint(id uint32, slot int, first, n uint64) bool {
 			m.GuestWrite(slot, page)
 		}
 	}
-	if b.Driver.Pace == 0 {
-		return sent
+	return b.rest(b.Driver.Pace) && sent
+}
+
+// rest does nothing for a time. It returns false if the guest has stopped.
+func (b *Balloon) rest(d time.Duration) bool {
+	if d == 0 {
+		return true
 	}
 	select {
-	case <-time.After(b.Driver.Pace):
-		return sent
+	case <-time.After(d):
+		return true
 	case <-b.quit:
 		return false
 	}
