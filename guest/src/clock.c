@@ -1,6 +1,7 @@
 /*
- * Time is the TSC's. Its frequency and the LAPIC timer's are measured once with channel 0 of the 8254, whose count can be
- * read. Channel 2, which others use, needs port 0x61, which not every virtual machine has.
+ * Time is the TSC's. KVM says its frequency, through its paravirtual clock; the LAPIC timer's is then measured by it. On
+ * other hypervisors both are measured with channel 0 of the 8254, whose count can be read. Channel 2, which others use,
+ * needs port 0x61, which not every virtual machine has, and not every one has an 8254.
  */
 #include "guest.h"
 
@@ -50,24 +51,96 @@ static bool pit_10ms(struct moment *passed)
 		now = read_clocks();
 		if (now.pit > start.pit || start.pit - now.pit >= PIT_10MS)
 			break;
+		if (polls == 1000 && now.pit == start.pit)
+			break; /* there is none */
 	}
 	*passed = (struct moment){now.tsc - start.tsc, start.timer - now.timer, start.pit - now.pit};
 	return now.pit < start.pit && passed->pit >= PIT_10MS;
 }
 
+/* Linux's Documentation/virt/kvm/x86/msr.rst, struct pvclock_vcpu_time_info. */
+static volatile struct {
+	u32 version, unused;
+	u64 tsc, nanoseconds;
+	u32 multiplier;
+	signed char shift;
+	u8 flags, more[2];
+} __attribute__((aligned(32))) kvmclock;
+
+/* Asks KVM for the TSC's frequency; false if there is no KVM or its clock is off. */
+static bool ask_kvm(void)
+{
+	u32 a = 0x40000000, b, c, d;
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
+	if (b != 0x4b4d564b || c != 0x564b4d56 || d != 0x4d) /* KVMKVMKVM */
+		return false;
+	a = 0x40000001;
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d));
+	if (!(a & 1 << 3)) /* KVM_FEATURE_CLOCKSOURCE2 */
+		return false;
+	service(SERVICE_KVMCLOCK, (u32)(u64)&kvmclock | 1);
+	/* KVM fills it when it enters the guest the next time. */
+	for (u32 polls = 0; polls < 1000 && (!kvmclock.multiplier || kvmclock.version & 1); polls++)
+		outb(0x80, 0);
+	service(SERVICE_KVMCLOCK, 0); /* it would go on writing to memory */
+	if (!kvmclock.multiplier)
+		return false;
+	/* Nanoseconds are cycles << shift, times multiplier, >> 32. */
+	tsc_hz = mul_div(1000000000, 1UL << 32, kvmclock.multiplier);
+	tsc_hz = kvmclock.shift < 0 ? tsc_hz << -kvmclock.shift : tsc_hz >> kvmclock.shift;
+	return true;
+}
+
+static bool tsc_known(void)
+{
+	static bool asked, known;
+	if (!asked)
+		known = ask_kvm();
+	asked = true;
+	return known;
+}
+
+/* Reads the TSC and the LAPIC timer; again if something came between. */
+static struct moment read_timer(void)
+{
+	struct moment m;
+	for (int attempt = 0; attempt < 10; attempt++) {
+		m.tsc = tsc();
+		m.timer = timer_count();
+		if (tsc() - m.tsc < tsc_hz / 20000)
+			break;
+	}
+	return m;
+}
+
 void clock_delay_10ms(void)
 {
+	if (tsc_known()) {
+		u64 start = tsc();
+		while (tsc() - start < tsc_hz / 100)
+			;
+		return;
+	}
 	struct moment unused;
 	pit_10ms(&unused);
 }
 
 /*
- * Uses the shortest of three runs: a run is longer if the host was busy with something else between two readings.
+ * With the 8254, uses the shortest of three runs: a run is longer if the host was busy with something else between two readings.
  */
 void clock_calibrate(void)
 {
 	struct moment best = {0, 0, ~0U};
 	timer_calibrating();
+	if (tsc_known()) {
+		struct moment start = read_timer();
+		clock_delay_10ms();
+		struct moment end = read_timer();
+		timer_hz = mul_div(start.timer - end.timer, tsc_hz, end.tsc - start.tsc);
+		if (!timer_hz)
+			timer_hz = 1000000000; /* KVM's */
+		return;
+	}
 	for (int run = 0; run < 3; run++) {
 		struct moment one;
 		if (pit_10ms(&one) && one.pit < best.pit)

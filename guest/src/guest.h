@@ -65,7 +65,7 @@ static inline u64 mul_div(u64 a, u64 b, u64 c)
 }
 
 /* boot.S, trap.S */
-void service(u32 number);
+void service(u32 number, u32 value);
 extern u32 ap_index;
 extern volatile u8 serial_interrupted;
 extern u64 pdpt[512], pd_0[512], pd_3[512];

@@ -37,6 +37,7 @@
 /* Ring 3's requests to ring 0, in eax at the UD2 named service_ud2. */
 #define SERVICE_SLEEP 0
 #define SERVICE_TRIPLE_FAULT 1
+#define SERVICE_KVMCLOCK 2 /* with MSR_KVM_SYSTEM_TIME_NEW's new value in esi */
 
 /* The address where application processors start in real mode: any free page below 1 MiB. */
 #define TRAMPOLINE 0x8000

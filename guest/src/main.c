@@ -6,7 +6,8 @@
 #include "words.h"
 #include "work.h"
 
-#define POLL_MS 250    /* the console is polled at this interval too */
+#define POLL_MS 1000   /* the console is polled at this interval too */
+#define UNKNOWN_MS 250 /* or at this one, where no table says that it has an interrupt */
 #define BAD_LINES 10   /* for each tick */
 
 static struct line l;
@@ -144,7 +145,7 @@ static void announce_fill(u64 now)
 
 static void chores(u64 *next)
 {
-	u64 now = tsc(), poll = clock_ms(POLL_MS);
+	u64 now = tsc(), poll = clock_ms(machine.table_found ? POLL_MS : UNKNOWN_MS);
 	if (serial_interrupted || is_due(now, &poll_due, poll)) {
 		serial_interrupted = 0;
 		poll_due = now + poll;
@@ -205,7 +206,7 @@ static void boot(u64 start_info)
 	clock_calibrate();
 	booted = tsc();
 	if (clock_guessed) {
-		put(&l, "the 8254 does not count: time is estimated");
+		put(&l, "neither KVM's clock nor an 8254: time is estimated");
 		serial_line(&l);
 	}
 	devices_init();
@@ -226,7 +227,7 @@ void cpu_main(u64 cpu, u64 start_info)
 		lapic_init();
 		cpus_running++;
 		while (!cpus_may_go || cpu >= machine.cpus)
-			service(SERVICE_SLEEP);
+			service(SERVICE_SLEEP, 0);
 	}
 	for (;;) {
 		u64 next = tsc() + tsc_hz;
@@ -259,5 +260,5 @@ __attribute__((noreturn)) void trap_report(const u64 *frame, u64 cr2)
 	put(&report, "; triple fault\r\n");
 	serial_urgent(&report);
 	for (;;)
-		service(SERVICE_TRIPLE_FAULT);
+		service(SERVICE_TRIPLE_FAULT, 0);
 }

@@ -30,7 +30,7 @@ void power_off(void)
 	wait_for_the_end();
 	say("no power switch at port 0x604: triple fault");
 	for (;;)
-		service(SERVICE_TRIPLE_FAULT);
+		service(SERVICE_TRIPLE_FAULT, 0);
 }
 
 void reboot(void)
@@ -43,5 +43,5 @@ void reboot(void)
 	wait_for_the_end();
 	say("no reset at ports 0xcf9 and 0x64: triple fault");
 	for (;;)
-		service(SERVICE_TRIPLE_FAULT);
+		service(SERVICE_TRIPLE_FAULT, 0);
 }

@@ -53,6 +53,8 @@ trap:
 	jne fatal
 	cmpq $service_ud2, 16(%rsp)
 	jne fatal
+	cmpl $SERVICE_KVMCLOCK, %eax
+	je kvmclock
 	cmpl $SERVICE_SLEEP, %eax
 	jne triple_fault
 
@@ -68,9 +70,16 @@ trap:
 	hlt
 	cli
 1:	movb $0, CPU_WOKEN(%rax)
-	addq $16, %rsp
+served:	addq $16, %rsp
 	addq $2, (%rsp) /* after the UD2 */
 	iretq
+
+kvmclock:
+	movl $0x4b564d01, %ecx /* MSR_KVM_SYSTEM_TIME_NEW */
+	movl %esi, %eax
+	xorl %edx, %edx
+	wrmsr
+	jmp served
 
 /*
  * Any other trap: trap_report prints it, in ring 3 with interrupts off, and requests the triple fault. Another trap on
@@ -103,7 +112,7 @@ triple_fault:
 	movb (%rax), %al
 	jmp triple_fault
 
-/* void service(unsigned number): the only intended entry from ring 3 to ring 0; clobbers rax. */
+/* void service(unsigned number, unsigned value): the only intended entry from ring 3 to ring 0. */
 	.globl service, service_ud2
 service:
 	movl %edi, %eax

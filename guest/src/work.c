@@ -224,5 +224,5 @@ void worker_sleep(struct worker *w, u64 until)
 		w->timer = wait;
 		timer_set(wait);
 	}
-	service(SERVICE_SLEEP);
+	service(SERVICE_SLEEP, 0);
 }
