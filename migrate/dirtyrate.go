@@ -179,6 +179,15 @@ func populatedPages(ctx context.Context, ram RAM) (data, zero uint64, err error)
 			if err := context.Cause(ctx); err != nil {
 				return 0, 0, err
 			}
+			if finder, ok := ram.(HoleFinder); ok {
+				next, err := finder.NextPopulated(slot, first, s.Pages-first)
+				if err != nil {
+					return 0, 0, err
+				}
+				if first = next &^ (maxSpan - 1); next == s.Pages {
+					break
+				}
+			}
 			n := min(maxSpan, s.Pages-first)
 			words := populated[:mempage.Words(n)]
 			if err := ram.Populated(slot, first, n, words); err != nil {

@@ -61,6 +61,13 @@ type RAM interface {
 	Zero(slot int, first, n uint64) error
 }
 
+// HoleFinder is a [RAM] that finds large holes quickly.
+type HoleFinder interface {
+	// NextPopulated returns the first page of [first, first+n) that may hold data, as Populated reports it, or first+n if
+	// there is none.
+	NextPopulated(slot int, first, n uint64) (page uint64, err error)
+}
+
 // DirtyLog is the record of writes to a [RAM]: KVM's log, of what vCPUs and the
 // kernel wrote, and the VMM's, of what devices and loaders wrote.
 type DirtyLog interface {

@@ -43,19 +43,18 @@ type sender struct {
 	// admit is called before each pick, if set. It may wait, and returns how many pages may
 	// be picked at most.
 	admit func(context.Context) (most uint64, err error)
-	// turn holds one while a worker uses cursor: while it waits to be admitted and while it
+	// turn holds one while a worker uses stage: while it waits to be admitted and while it
 	// picks, not while it sends.
-	turn   chan struct{}
-	cursor cursor
-}
+	turn  chan struct{}
+	stage *stage // where the pass is
 
-// cursor is the position of a pass over memory.
-type cursor struct {
-	slot  int
-	from  uint64 // page in the slot
-	begun bool   // before has been called for the slot
-	// before is called for each slot before its first page is picked, if set.
-	before func(slot int) error
+	// Of the goroutine that prepares stages.
+	preparing sync.WaitGroup
+	before    func(slot int) error // called for each slot before its first page is picked, if set
+	stretch   uint64               // pages of a stage, a power of two: a chunk if it is not very small or large
+	holes     HoleFinder           // nil: there is none
+	leaps     bool                 // this pass leaves out large holes, with the help of holes
+	picked    [maxClear / mempage.WordBits]uint64
 }
 
 // newSender makes a sender over the link's data connections, with a worker for each.
@@ -63,7 +62,9 @@ type cursor struct {
 // write.
 func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, error) {
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
-		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded, turn: make(chan struct{}, 1)}
+		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded, turn: make(chan struct{}, 1),
+		stretch: min(maxClear, max(maxSpan, uint64(1)<<opt.ClearBitmapShift))}
+	s.holes, s.leaps = ram.(HoleFinder)
 	for _, slot := range s.slots {
 		s.sent = append(s.sent, mempage.NewBitmap(slot.Pages))
 	}
@@ -99,7 +100,10 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 func (s *sender) send(ctx context.Context, limit *limiter, before func(slot int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s.cursor = cursor{before: before}
+	s.before = before
+	s.stage = s.prepare(ctx, 0, 0)
+	defer func() { s.leaps = false }()
+	defer s.preparing.Wait()
 	var all sync.WaitGroup
 	for _, w := range s.workers {
 		all.Go(func() {
@@ -128,28 +132,34 @@ func (s *sender) next(ctx context.Context, picked []uint64) (slot int, first, n 
 		}
 		batch = min(batch, most)
 	}
-	at := &s.cursor
-	for at.slot < len(s.slots) {
-		if !at.begun && at.before != nil {
-			if err := at.before(at.slot); err != nil {
-				return 0, 0, 0, err
-			}
+	for {
+		st := s.stage
+		select {
+		case <-st.ready:
+		case <-ctx.Done():
+			return 0, 0, 0, context.Cause(ctx)
 		}
-		at.begun = true
+		if st.err != nil || st.slot == len(s.slots) {
+			return 0, 0, 0, st.err
+		}
 		// Spans end at multiples of the batch, so that no two of them share a huge
 		// page, here or at the destination.
-		most := batch - at.from&^(mempage.WordBits-1)%batch
-		first, n, err := s.tracker.Pick(at.slot, at.from, most, picked)
+		most := batch - st.from&^(mempage.WordBits-1)%batch
+		first, n, err := s.tracker.PickBefore(st.slot, st.from, st.end, most, picked)
 		if err != nil {
 			return 0, 0, 0, err
 		}
-		if n > 0 {
-			at.from = first + n
-			return at.slot, first, n, nil
+		st.from = first + n
+		// Not sooner than necessary: what the guest writes between a fetch and the sending
+		// of a page is sent twice.
+		if st.next == nil && (st.end-st.from <= s.stretch/8 || s.tracker.NextToSend(st.slot, st.from, st.end) == st.end) {
+			st.next = s.prepare(ctx, st.slot, st.end)
 		}
-		at.slot, at.from, at.begun = at.slot+1, 0, false
+		if n > 0 {
+			return st.slot, first, n, nil
+		}
+		s.stage = st.next
 	}
-	return 0, 0, 0, nil
 }
 
 // flush ends a round on every connection. The destination confirms the round when

@@ -341,6 +341,30 @@ func (m *model) pick(slot int, from, words uint64) (next uint64, err error) {
 	return b.first + b.n, nil
 }
 
+// leaveHoles picks pages and puts those back that are to be sent: what the sender does with
+// large holes. The guest writes between the steps.
+func (m *model) leaveHoles(slot int, from, words uint64) error {
+	picked := make([]uint64, words)
+	first, n, err := m.tracker.Pick(slot, from, words*64, picked)
+	if err != nil || n == 0 {
+		return err
+	}
+	for i := range n {
+		if m.random.IntN(16) == 0 {
+			m.guestWrite(slot, first+m.random.Uint64N(n))
+		}
+		next, err := m.src.NextPopulated(slot, first+i, 1)
+		if err != nil {
+			return err
+		}
+		if next > first+i && !m.sent[slot][first+i] {
+			picked[i/64] &^= 1 << (i % 64)
+		}
+	}
+	m.tracker.PutBack(slot, first, picked)
+	return nil
+}
+
 // checkBatch checks the range that Pick returned against its documentation.
 func checkBatch(b *batch, from, pages uint64) error {
 	words := uint64(len(b.picked))

@@ -23,6 +23,7 @@ const (
 	actSync
 	actSyncSlot
 	actPick
+	actLeaveHoles
 	actRead
 	actAnnounce
 	actSee
@@ -38,7 +39,7 @@ const (
 // weights say how often an action is drawn.
 var weights = []action{
 	actGuestWrite, actGuestWrite, actGuestWrite, actGuestWrite, actGuestZero, actKernelWrite, actDeviceWrite, actMark, actMark,
-	actPunch, actSync, actSync, actSyncSlot, actPick, actPick, actPick, actRead, actRead, actRead,
+	actPunch, actSync, actSync, actSyncSlot, actPick, actPick, actPick, actLeaveHoles, actRead, actRead, actRead,
 	actAnnounce, actSee, actHint, actHint, actHint, actTakeBack, actTakeBack, actTakeBack, actProcessHint, actProcessHint, actProcessHint, actRepeatHint, actEndEpoch, actFail,
 }
 
@@ -100,6 +101,8 @@ func (m *model) step(st step) error {
 	case actPick:
 		_, err := m.pick(slot, page, 1+st.Size%4)
 		return err
+	case actLeaveHoles:
+		return m.leaveHoles(slot, page, 1+st.Size%4)
 	case actRead:
 		return m.read(i, 1+st.Size, func(slot int, page uint64) {
 			switch m.random.IntN(8) {

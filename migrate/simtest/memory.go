@@ -140,6 +140,17 @@ func (m *Memory) Populated(slot int, first, n uint64, bitmap []uint64) error {
 	return nil
 }
 
+// NextPopulated implements [migrate.HoleFinder].
+func (m *Memory) NextPopulated(slot int, first, n uint64) (page uint64, err error) {
+	var populated [1]uint64
+	for page = first; page < first+n; page++ {
+		if err := m.Populated(slot, page, 1, populated[:]); err != nil || populated[0] != 0 {
+			return page, err
+		}
+	}
+	return page, nil
+}
+
 // Zero implements [migrate.RAM]: the pages become holes. Unlike [Memory.Punch] it marks
 // no log.
 func (m *Memory) Zero(slot int, first, n uint64) error {

@@ -11,7 +11,10 @@ import (
 	"github.com/govmm/govmm/vmm/memory"
 )
 
-var _ migrate.BulkLog = (*source)(nil)
+var (
+	_ migrate.BulkLog    = (*source)(nil)
+	_ migrate.HoleFinder = (*source)(nil)
+)
 
 // guestRAM is the machine's memory as package migrate uses it, at both ends.
 type guestRAM struct{ *memory.Memory }
