@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/govmm/govmm/internal/strictcbor"
@@ -155,7 +156,7 @@ func (c *conn) readPayload(h header, limit int) ([]byte, error) {
 	for left > 0 {
 		n := min(left, max(step, len(buf))) // at most doubles what has arrived
 		at := len(buf)
-		buf = append(buf, make([]byte, n)...)
+		buf = slices.Grow(buf, n)[:at+n]
 		if err := c.readFull(buf[at:]); err != nil {
 			return nil, fmt.Errorf("read %v: %w", h.typ, err)
 		}

@@ -41,6 +41,7 @@ const (
 	verdictUnknown = "unknown" // it does not know the session: the guest may run or not
 	verdictRunning = "running"
 	verdictAborted = "aborted"
+	verdictPending = "pending" // it is being decided: the guest is being started
 )
 
 func decodeControl(t frameType, b []byte, v any) error {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -15,27 +17,20 @@ import (
 // Receiver is the destination: it takes migrations until one completes, and from
 // then on answers queries about it.
 type Receiver struct {
-	builder Builder
-	log     *slog.Logger
-	timeout time.Duration // for a silent source
-	known   []string      // features
-	arrived chan Target
+	builder   Builder
+	log       *slog.Logger
+	warnings  *sparingLog
+	timeout   time.Duration // for a silent source
+	known     []string      // features
+	arrived   chan Target
+	newcomers newcomers
 
-	sessionMu sync.Mutex // guards active, taken, probes, verdicts, order
+	sessionMu sync.Mutex // guards the fields below
 	active    *session   // the migration under way
 	taken     bool       // a guest has arrived: no further migration
 	probes    int        // under way
-	verdicts  map[sessionID]*session
-	order     []sessionID // of verdicts, oldest first
+	verdicts  verdicts
 }
-
-const (
-	// maxConns bounds the connections that are served at one time: twice those of a
-	// migration.
-	maxConns = 2 * (MaxChannels + 1)
-	// keptVerdicts is how many sessions are remembered.
-	keptVerdicts = 1024
-)
 
 // NewReceiver returns a receiver that builds machines with b. It logs each attempt
 // that is refused, fails or completes; nil: nothing is logged.
@@ -43,8 +38,8 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{builder: b, log: log, timeout: defaultPeerTimeout, known: knownFeatures,
-		arrived: make(chan Target, 1), verdicts: map[sessionID]*session{}}
+	return &Receiver{builder: b, log: log, warnings: newSparingLog(log), timeout: defaultPeerTimeout, known: knownFeatures,
+		arrived: make(chan Target, 1), verdicts: verdicts{ran: map[sessionID]bool{}}}
 }
 
 // Arrived delivers the machine that got the right to run, once.
@@ -56,6 +51,7 @@ func (r *Receiver) Arrived() <-chan Target { return r.arrived }
 func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 	ending := ctx
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer r.warnings.end()
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel(errEnding)
@@ -64,7 +60,6 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 		cancel(errEnding)
 	})
 	defer stop()
-	slots := make(chan struct{}, maxConns)
 	for {
 		nc, err := ln.Accept()
 		if err != nil {
@@ -82,22 +77,17 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 			}
 			return fmt.Errorf("accept on %v: %w", ln.Addr(), err)
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			nc.Close() // a peer that behaves does not open so many
-			continue
-		}
-		conns.Go(func() {
-			defer func() { <-slots }()
-			r.serveConn(ctx, nc)
-		})
+		conns.Go(func() { r.serveConn(ctx, nc) })
 	}
 }
 
 // serveConn serves one connection.
 func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
+	if r.newcomers.enter(nc) {
+		r.warnings.warn("connection closed", nil, errCrowded)
+	}
+	defer r.newcomers.leave(nc)
 	c := newConn(nc)
 	stop := context.AfterFunc(ctx, c.interrupt)
 	defer stop()
@@ -105,17 +95,22 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	var b [helloSize]byte
 	_ = c.SetDeadline(time.Now().Add(r.timeout)) // for the hello as a whole, and for the answer to a query
 	if err := c.readFull(b[:]); err != nil {
-		if ctx.Err() == nil {
-			r.log.Warn("connection refused", "peer", peer, "err", fmt.Errorf("the peer did not say hello: %w", err))
+		switch {
+		case ctx.Err() != nil, !r.newcomers.leave(nc): // or it was closed for another one
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			r.warnings.warn("connection refused", peer, fmt.Errorf("the peer did not say hello within %v", r.timeout))
+		default:
+			r.warnings.warn("connection refused", peer, fmt.Errorf("the peer did not say hello: %w", err))
 		}
 		return
 	}
 	h, err := decodeHello(&b)
 	if errors.Is(err, errNotGovmm) {
-		r.log.Warn("connection refused", "peer", peer, "err", clip(err.Error()))
+		r.warnings.warn("connection refused", peer, err)
 		return
 	}
 	if h.purpose == purposeQuery && err == nil {
+		r.newcomers.leave(nc) // it is answered, however many come meanwhile
 		r.answer(ctx, c, h.session)
 		return
 	}
@@ -136,18 +131,24 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		err = fmt.Errorf("%w: hello with unknown purpose %d", ErrProtocol, h.purpose)
 	}
 	if err != nil {
-		r.log.Warn("connection refused", "peer", peer, "err", err)
+		r.warnings.warn("connection refused", peer, err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
 		return
 	}
 	stop() // from here on the session ends its connections, when the source knows why
 	if in != nil {
+		r.newcomers.leave(nc)
 		in.serve()
 		return
 	}
-	r.takeMigration(ctx, c, h)
+	if r.takeMigration(ctx, c, h) {
+		debug.FreeOSMemory() // a session takes much more than a receiver at rest
+	}
 }
+
+// errCrowded is why the oldest of many connections that say nothing is closed.
+var errCrowded = fmt.Errorf("more than %d connections have not said what they are for", maxNewcomers)
 
 // errEnding is why everything ends when the context of Serve does.
 var errEnding = errors.New("the receiver is being stopped")
@@ -159,16 +160,17 @@ func drain(c *conn) {
 	_, _ = io.CopyN(io.Discard, c.Conn, 64<<20)
 }
 
-// takeMigration receives one migration.
-func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
+// takeMigration receives one migration. failed is false also if it was refused.
+func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) (failed bool) {
 	peer := c.RemoteAddr()
 	s, err := r.begin(ctx, h, c)
 	if err != nil {
-		r.log.Warn("migration refused", "peer", peer, "err", err)
+		r.warnings.warn("migration refused", peer, err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
-		return
+		return false
 	}
+	r.newcomers.leave(c.flow.Conn)
 	defer s.close()
 	err = s.receive(ctx, r, h.alive)
 	if s.settle() {
@@ -181,14 +183,16 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) {
 	if target != nil {
 		r.log.Info("the guest runs here now", "peer", peer)
 		r.arrived <- target
-		return
+		return false
 	}
 	if ctx.Err() != nil {
-		r.log.Warn("migration failed", "peer", peer, "err", err)
+		r.warnings.warn("migration failed", peer, err)
 	} else {
-		r.log.Warn("migration failed, still listening", "peer", peer, "err", err)
+		r.warnings.warn("migration failed, still listening", peer, err)
 	}
+	r.newcomers.enter(c.flow.Conn) // the place is free, and this may take a second
 	drain(c)
+	return true
 }
 
 // begin makes the session the active one. One that has failed and is still being freed
@@ -213,17 +217,11 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 		return nil, errors.New("a guest has arrived here already")
 	case r.active != nil:
 		return nil, errors.New("another migration to this destination is under way")
-	case r.verdicts[h.session] != nil:
+	case r.verdicts.of(h.session) != verdictUnknown:
 		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, h.session)
 	}
 	s := newSession(ctx, h.session, c, int(h.granted()), r.timeout)
 	r.active = s
-	r.verdicts[s.id] = s
-	r.order = append(r.order, s.id)
-	if len(r.order) > keptVerdicts {
-		delete(r.verdicts, r.order[0])
-		r.order = r.order[1:]
-	}
 	return s, nil
 }
 
@@ -245,6 +243,9 @@ func (r *Receiver) end(s *session, arrived bool) {
 	defer r.sessionMu.Unlock()
 	r.active = nil
 	r.taken = arrived
+	if s.wasPrepared {
+		r.verdicts.keep(s.id, arrived)
+	}
 	close(s.gone)
 }
 
@@ -260,10 +261,9 @@ func isClosed(c <-chan struct{}) bool {
 // answer answers a query.
 func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) {
 	r.sessionMu.Lock()
-	s := r.verdicts[id]
+	s, verdict := r.active, r.verdicts.of(id)
 	r.sessionMu.Unlock()
-	verdict := verdictUnknown
-	if s != nil {
+	if s != nil && subtle.ConstantTimeCompare(s.id[:], id[:]) == 1 {
 		verdict = s.queried(ctx)
 	}
 	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // the source will ask again

@@ -90,6 +90,8 @@ func (m *Migration) askUntilKnown(ctx context.Context, unheard error) (running b
 			return true, nil
 		case verdict == verdictAborted:
 			return false, errAborted
+		case verdict == verdictPending:
+			unheard = fmt.Errorf("%s is starting the guest", m.peer.address)
 		default:
 			unheard = fmt.Errorf("%s does not know this migration", m.peer.address)
 		}

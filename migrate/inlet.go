@@ -109,6 +109,7 @@ func (in *inlet) receive(target Target) error {
 		if err != nil {
 			return err
 		}
+		in.session.whole.Add(1)
 	}
 }
 
@@ -218,9 +219,9 @@ func (s *session) closeChannels() {
 	s.ahead.end()
 }
 
-// received is the number of bytes that arrived on all connections.
+// received is the number of bytes that arrived on all connections, without ALIVE.
 func (s *session) received() uint64 {
-	n := s.conn.flow.received.Load()
+	n := s.conn.flow.received.Load() - s.conn.flow.aliveIn.Load()
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
 	for _, in := range s.inlets {

@@ -41,7 +41,7 @@ type reply struct {
 func newLink(parent context.Context, c *conn, timeout time.Duration) *link {
 	l := &link{conn: c, replies: make(chan reply), done: make(chan struct{}), closed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(parent)
-	l.pulse = startPulse(c, timeout, func() bool { return l.awaiting.Load() > 0 }, func(err error) { l.cancel(fmt.Errorf("destination lost: %w", err)) })
+	l.pulse = startPulse(c, timeout, func() bool { return l.awaiting.Load() > 0 }, nil, func(err error) { l.cancel(fmt.Errorf("destination lost: %w", err)) })
 	// A write that hangs gets time to finish its frame.
 	context.AfterFunc(l.ctx, func() { time.AfterFunc(endGrace, func() { c.Close() }) })
 	go l.read()

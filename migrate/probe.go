@@ -133,6 +133,7 @@ func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
 		return err
 	}
 	defer r.endProbe()
+	r.newcomers.leave(c.flow.Conn)
 	late := time.AfterFunc(maxProbeTime, func() { c.Close() })
 	defer late.Stop()
 	if err := c.writeControl(frameHelloOK, helloOK{Version: Version}); err != nil {

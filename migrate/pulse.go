@@ -23,6 +23,9 @@ type pulse struct {
 	timeout time.Duration
 	waits   func() bool // this side waits for something to come; for room, the flows know
 	dead    func(error) // called once
+	// limit is called at each tick, with whether this side waits; its error ends the
+	// session too. nil: there is none.
+	limit func(waits bool) error
 
 	flowsMu sync.Mutex // guards flows
 	flows   []*flow
@@ -47,8 +50,8 @@ func aliveInterval(timeout time.Duration) uint16 {
 }
 
 // startPulse begins to look. Nothing is said before beat.
-func startPulse(control *conn, timeout time.Duration, waits func() bool, dead func(error)) *pulse {
-	p := &pulse{control: control, timeout: timeout, waits: waits, dead: dead, flows: []*flow{control.flow}, stop: make(chan struct{})}
+func startPulse(control *conn, timeout time.Duration, waits func() bool, limit func(bool) error, dead func(error)) *pulse {
+	p := &pulse{control: control, timeout: timeout, waits: waits, limit: limit, dead: dead, flows: []*flow{control.flow}, stop: make(chan struct{})}
 	p.ended.Go(p.watch)
 	return p
 }
@@ -130,7 +133,11 @@ func (p *pulse) watch() {
 		}
 		p.idle.Store(min(waited, still) >= 2)
 		var err error
+		if p.limit != nil {
+			err = p.limit(waited > 0)
+		}
 		switch {
+		case err != nil:
 		case min(waited, silent) >= pulseTicks:
 			err = fmt.Errorf("the peer has been silent for %v", p.timeout)
 		case min(waited, still) >= pulseTicks && p.peerIdle.Load():

@@ -13,9 +13,9 @@ import (
 
 // session is one migration at the destination. Its state only moves forward:
 //
-//	receiving -> prepared -> running
-//	     \            \----> aborted
-//	      \----------------> aborted
+//	receiving -> prepared -> starting -> running
+//	     \            \           \----> aborted
+//	      \------------\--------------> aborted
 //
 // The step out of prepared is made under verdictMu, before any vCPU enters the guest,
 // and is never undone.
@@ -29,6 +29,7 @@ type session struct {
 	frames chan reply     // from the control connection
 	reader sync.WaitGroup // of the control connection
 	idle   atomic.Bool    // receive waits for the source
+	whole  atomic.Uint64  // frames that have arrived, without ALIVE
 
 	features []string // of the protocol, in use; set before a channel is served
 	timeout  time.Duration
@@ -55,7 +56,10 @@ type session struct {
 	state     sessionState
 	target    Target
 	paused    bool
+	decided   chan struct{} // closed when the state is the last one
 	aborted   chan struct{} // closed when state is stateAborted for good
+
+	wasPrepared bool // PREPARED may have been sent
 }
 
 type sessionState uint8
@@ -63,6 +67,7 @@ type sessionState uint8
 const (
 	stateReceiving sessionState = iota
 	statePrepared
+	stateStarting // by COMMIT, or a query
 	stateRunning
 	stateAborted
 )
@@ -70,9 +75,12 @@ const (
 func newSession(ctx context.Context, id sessionID, c *conn, channels int, timeout time.Duration) *session {
 	s := &session{id: id, conn: c, timeout: timeout, frames: make(chan reply),
 		inlets: make([]*inlet, channels), missing: channels,
-		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{}), aborted: make(chan struct{})}
+		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{}), aborted: make(chan struct{}), decided: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
-	s.pulse = startPulse(c, timeout, s.waits, s.cancel)
+	place := newPlaceLimit(timeout)
+	s.pulse = startPulse(c, timeout, s.waits, func(waits bool) error {
+		return place.look(isClosed(s.ready), waits, s.received(), s.whole.Load())
+	}, s.cancel)
 	s.reader.Go(s.read)
 	context.AfterFunc(s.ctx, s.stopChannels)
 	return s
@@ -137,6 +145,7 @@ func (s *session) readFrame(config bool) (reply, error) {
 			most = maxState
 		}
 		b, err := s.conn.readPayload(h, most)
+		s.whole.Add(1)
 		if err == nil && h.typ == frameAbort {
 			var r reason
 			if err = decodeControl(h.typ, b, &r); err == nil {
@@ -216,6 +225,7 @@ func (s *session) build(r *Receiver) (Target, error) {
 	if err := decodeControl(f.typ, f.payload, &config); err != nil {
 		return nil, err
 	}
+	f.payload = nil // it may be large, and has been copied
 	var target Target
 	if err = checkFeatures(config.Features, r.known); err == nil {
 		s.features = config.Features

@@ -4,44 +4,106 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
+
+// verdicts are those on sessions that are over. Only a session that was prepared has one:
+// nobody asks about another, since no COMMIT was sent. The verdict that a guest runs is
+// the last one, after which nothing is forgotten.
+type verdicts struct {
+	ran   map[sessionID]bool
+	order []sessionID // oldest first
+}
+
+// keptVerdicts is how many verdicts are remembered.
+const keptVerdicts = 1 << 14
+
+func (v *verdicts) keep(id sessionID, ran bool) {
+	v.ran[id] = ran
+	v.order = append(v.order, id)
+	if len(v.order) > keptVerdicts {
+		delete(v.ran, v.order[0])
+		v.order = v.order[1:]
+	}
+}
+
+func (v *verdicts) of(id sessionID) string {
+	switch ran, known := v.ran[id]; {
+	case !known:
+		return verdictUnknown
+	case ran:
+		return verdictRunning
+	}
+	return verdictAborted
+}
 
 func (s *session) prepared() {
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()
 	s.state = statePrepared
+	s.wasPrepared = true
 }
 
 // commit takes the right to run. After an error it has not been taken and never will
 // be.
 func (s *session) commit(ctx context.Context) error {
-	s.verdictMu.Lock()
-	defer s.verdictMu.Unlock()
-	switch s.state {
-	case stateRunning:
-		return nil // a query came first
-	case statePrepared:
-	default:
+	if s.claim() {
+		return s.start(ctx)
+	}
+	if s.isState(stateStarting) { // a query came first
+		<-s.decided
+	}
+	if !s.isState(stateRunning) {
 		return errors.New("the right to run was given up before COMMIT came")
 	}
-	if ctx.Err() != nil { // the guest is better off at the source
-		s.state = stateAborted
-		return errEnding
-	}
-	if err := s.target.Start(ctx, s.paused); err != nil {
-		s.state = stateAborted
-		return fmt.Errorf("start the guest: %w", err)
-	}
-	s.state = stateRunning
 	return nil
+}
+
+// claim makes the one who gets true start the guest.
+func (s *session) claim() bool {
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	if s.state != statePrepared {
+		return false
+	}
+	s.state = stateStarting
+	return true
+}
+
+// start starts the guest, or gives up the right to run.
+func (s *session) start(ctx context.Context) (err error) {
+	if ctx.Err() != nil { // the guest is better off at the source
+		err = errEnding
+	} else if err = s.target.Start(ctx, s.paused); err != nil {
+		err = fmt.Errorf("start the guest: %w", err)
+	}
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	s.state = stateRunning
+	if err != nil {
+		s.state = stateAborted
+	}
+	close(s.decided)
+	return err
 }
 
 // queried answers a query. A source asks only after it has sent COMMIT, so for a
 // session that is prepared the query stands for the COMMIT that has not arrived.
 func (s *session) queried(ctx context.Context) string {
-	if s.isState(statePrepared) {
-		_ = s.commit(ctx) // the state has the result
-		s.conn.Close()    // wake the reader that waits for COMMIT
+	if s.claim() {
+		_ = s.start(ctx) // the state has the result
+		s.conn.Close()   // wake the reader that waits for COMMIT
+	}
+	if s.isState(stateStarting) {
+		t := time.NewTimer(s.timeout / 2) // the source must hear from us
+		defer t.Stop()
+		select {
+		case <-s.decided:
+		case <-t.C:
+			return verdictPending
+		case <-ctx.Done():
+			return verdictPending
+		}
 	}
 	switch {
 	case s.isState(stateRunning):
@@ -62,11 +124,15 @@ func (s *session) isState(want sessionState) bool {
 // writes to the control connection.
 func (s *session) settle() (aborted bool) {
 	s.verdictMu.Lock()
-	if aborted = s.state != stateRunning; aborted {
+	if s.state == stateReceiving || s.state == statePrepared {
 		s.state = stateAborted
-		close(s.aborted)
+		close(s.decided)
 	}
 	s.verdictMu.Unlock()
+	<-s.decided
+	if aborted = !s.isState(stateRunning); aborted {
+		close(s.aborted)
+	}
 	s.stopChannels()
 	s.lanes.Wait()
 	return aborted
@@ -77,13 +143,14 @@ func (s *session) settle() (aborted bool) {
 func (s *session) finish() Target {
 	s.closeChannels()
 	s.verdictMu.Lock()
-	defer s.verdictMu.Unlock()
-	if s.state == stateRunning {
-		return s.target
+	target, runs := s.target, s.state == stateRunning
+	s.target = nil
+	s.verdictMu.Unlock()
+	if runs {
+		return target
 	}
-	if s.target != nil {
-		_ = s.target.Discard() // it never ran; its memory goes with the process at worst
-		s.target = nil
+	if target != nil {
+		_ = target.Discard() // it never ran; its memory goes with the process at worst
 	}
 	return nil
 }
