@@ -40,6 +40,22 @@ func codecFeature(codec uint8) string {
 // maxPlain is the most bytes of page content in one PACKED frame.
 const maxPlain = maxSpan * mempage.Size
 
+const (
+	// packSpan is the most pages of a span that is compressed, a huge page. A larger one
+	// would hardly become shorter, and each packer has three times its size in buffers.
+	packSpan = 512
+	// packersPerChannel bounds what packers take: less than 8 MiB each, so 16 MiB a channel.
+	packersPerChannel = 2
+)
+
+// compressors returns how many workers compress and write for so many channels, and how
+// many of them compress at one time: at most on half of the processors, so that the other
+// half is the guest's.
+func compressors(processors, channels int) (workers, atOnce int) {
+	atOnce = max(1, processors/2)
+	return min(channels+atOnce, channels*packersPerChannel), atOnce
+}
+
 // packer compresses the data pages of spans. It belongs to one goroutine.
 type packer struct {
 	codec  uint8
@@ -50,7 +66,8 @@ type packer struct {
 }
 
 func newPacker(c Compression) (*packer, error) {
-	p := &packer{plain: make([]byte, 0, maxPlain), packed: make([]byte, maxPlain)}
+	const size = packSpan * mempage.Size
+	p := &packer{plain: make([]byte, 0, size), packed: make([]byte, size)}
 	switch c {
 	case CompressLZ4:
 		p.codec = codecLZ4
@@ -60,7 +77,7 @@ func newPacker(c Compression) (*packer, error) {
 		// No checksum: the transport has one. Frames are short, so a window of their
 		// length is enough.
 		p.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
-			zstd.WithEncoderCRC(false), zstd.WithWindowSize(maxPlain))
+			zstd.WithEncoderCRC(false), zstd.WithWindowSize(size), zstd.WithLowerEncoderMem(true))
 		if err != nil {
 			return nil, fmt.Errorf("prepare zstd: %w", err)
 		}

@@ -36,6 +36,7 @@ type sender struct {
 	conns   []*conn
 	idle    chan *conn // those of conns that no worker writes to
 	workers []*worker
+	packing chan struct{} // holds one for each worker that compresses
 	// ended is called when a connection breaks. It returns the best known reason.
 	ended func(error) error
 	moved moved
@@ -58,8 +59,7 @@ type sender struct {
 }
 
 // newSender makes a sender over the link's data connections, with a worker for each.
-// With compression there is one more for each processor: they compress while others
-// write.
+// With compression there are more: they compress while others write.
 func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, error) {
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
 		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded, turn: make(chan struct{}, 1),
@@ -75,7 +75,10 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 	}
 	n := len(s.conns)
 	if opt.Compression != CompressNone {
-		n += runtime.GOMAXPROCS(0)
+		var atOnce int
+		n, atOnce = compressors(runtime.GOMAXPROCS(0), n)
+		s.packing = make(chan struct{}, atOnce)
+		s.batch = min(s.batch, packSpan)
 	}
 	for range n {
 		w := &worker{sender: s}
@@ -226,7 +229,13 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 	h := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(n),
 		length: uint32(uint64(len(meta)) + data*mempage.Size)}
 	if w.packer != nil && data > 0 {
+		select {
+		case w.packing <- struct{}{}:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
 		packed, err := w.packer.pack(span, w.meta.data[:words])
+		<-w.packing
 		if err != nil {
 			return 0, err
 		}
