@@ -76,6 +76,7 @@ type coverage struct {
 	epochs      int // ids announced
 	took        int // hints that took a page out
 	leftWritten int // hints that left a page, written since the announcement
+	underWay    int // hints of a page that was being sent
 	late        int // hints that reached the tracker after their id had ended
 	dropped     int // hints that the hint thread dropped
 	takenBack   int // hinted pages that were written again
@@ -85,9 +86,9 @@ type coverage struct {
 }
 
 func (c coverage) String() string {
-	return fmt.Sprintf("%d ids announced; hints: %d took a page out, %d left one that was written since, %d late, %d dropped; "+
+	return fmt.Sprintf("%d ids announced; hints: %d took a page out, %d left one that was written since, %d of one on its way, %d late, %d dropped; "+
 		"%d hinted pages written again; %d moves during the tracker's calls, %d of other threads during a CLEAR; %d pages never sent",
-		c.epochs, c.took, c.leftWritten, c.late, c.dropped, c.takenBack, c.inCalls, c.inClears, c.spared)
+		c.epochs, c.took, c.leftWritten, c.underWay, c.late, c.dropped, c.takenBack, c.inCalls, c.inClears, c.spared)
 }
 
 // names are pages in words, those that take part.
@@ -143,6 +144,7 @@ func (c *coverage) add(d coverage) {
 	c.epochs += d.epochs
 	c.took += d.took
 	c.leftWritten += d.leftWritten
+	c.underWay += d.underWay
 	c.late += d.late
 	c.dropped += d.dropped
 	c.takenBack += d.takenBack
@@ -156,7 +158,7 @@ func (c coverage) check(t *testing.T) {
 	t.Helper()
 	for what, n := range map[string]int{
 		"id announced": c.epochs, "hint that took a page out": c.took, "hint that left a page": c.leftWritten,
-		"late hint": c.late, "dropped hint": c.dropped, "hinted page written again": c.takenBack,
+		"hint of a page on its way": c.underWay, "late hint": c.late, "dropped hint": c.dropped, "hinted page written again": c.takenBack,
 		"move during a call of the tracker": c.inCalls, "hint or fetch during a CLEAR": c.inClears, "page never sent": c.spared,
 	} {
 		if n == 0 {

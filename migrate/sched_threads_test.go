@@ -130,6 +130,8 @@ func (w *world) apply(h taken) error {
 		w.seenBy.took++
 	case after && w.content[h.page] > w.given[h.page]:
 		w.seenBy.leftWritten++
+	case w.underWay(h.page):
+		w.seenBy.underWay++
 	}
 	if h.id != w.config {
 		w.seenBy.late++

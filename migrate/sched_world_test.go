@@ -3,6 +3,7 @@ package migrate_test
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -286,6 +287,13 @@ func (w *world) can(m move) bool {
 		return w.inCall
 	}
 	return false
+}
+
+// underWay reports whether the page was picked and has not landed.
+func (w *world) underWay(page uint8) bool {
+	p := w.hot[page]
+	return w.batch[p.slot][p.page/64]>>(p.page%64)&1 != 0 ||
+		slices.ContainsFunc(w.wire, func(s sent) bool { return s.page == page })
 }
 
 func (w *world) reading() bool {
