@@ -39,7 +39,7 @@ func packedFrame(t testing.TB, c Compression, n int, fill byte) (header, []byte)
 }
 
 func endOfControl() []byte {
-	return new(stream).frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes()
+	return new(stream).state("state").frame(header{typ: frameCommit}, nil).Bytes()
 }
 
 func goodChannels(t testing.TB) [2][]byte {

@@ -14,6 +14,8 @@ type (
 		Version  uint16 `cbor:"version"`
 		Channels uint16 `cbor:"channels"` // data connections
 		Alive    uint16 `cbor:"alive"`    // milliseconds from one ALIVE of the source to the next; 0: the default
+		// Features are those that the destination knows.
+		Features []string `cbor:"features,omitempty"`
 	}
 	// configMsg is the payload of CONFIG.
 	configMsg struct {
@@ -27,9 +29,11 @@ type (
 		Reason string `cbor:"reason"`
 	}
 	// tookMsg is the payload of PREPARED and RUNNING: how long loading the state,
-	// or starting the guest, took.
+	// or starting the guest, took, and how long comparing the storage took when the
+	// pages had landed.
 	tookMsg struct {
 		Microseconds uint64 `cbor:"us"`
+		Storage      uint64 `cbor:"storage_us,omitempty"`
 	}
 	verdictMsg struct {
 		Verdict string `cbor:"verdict"`
@@ -52,10 +56,13 @@ func decodeControl(t frameType, b []byte, v any) error {
 }
 
 // decodeTook returns what a PREPARED or RUNNING says.
-func decodeTook(r reply) (time.Duration, error) {
-	var took tookMsg
-	err := decodeControl(r.typ, r.payload, &took)
-	return time.Duration(min(took.Microseconds, uint64(forever/time.Microsecond))) * time.Microsecond, err
+func decodeTook(r reply) (took, storage time.Duration, err error) {
+	var m tookMsg
+	err = decodeControl(r.typ, r.payload, &m)
+	microseconds := func(n uint64) time.Duration {
+		return time.Duration(min(n, uint64(forever/time.Microsecond))) * time.Microsecond
+	}
+	return microseconds(m.Microseconds), microseconds(m.Storage), err
 }
 
 // clip bounds text for or from the peer and removes control characters: it ends up

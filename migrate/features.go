@@ -14,9 +14,11 @@ const (
 	featureVerifyPages = "verify-pages"  // HASHES
 	featureZstd        = "compress-zstd" // PACKED by zstd
 	featureLZ4         = "compress-lz4"  // PACKED by LZ4
+	// featureStorage is used where both sides know it, which HELLO_OK says.
+	featureStorage = "compare-storage" // STORAGE
 )
 
-var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4}
+var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage}
 
 // features are those that a migration under these options uses.
 func (o Options) features() []string {

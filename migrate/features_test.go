@@ -40,6 +40,7 @@ func TestPeersThatDifferByAFeature(t *testing.T) {
 		{name: "newer to older, in use", used: true, known: knownFeatures, refusedBy: later},
 		{name: "newer to older, not in use", known: knownFeatures},
 		{name: "older to newer", known: append(slices.Clone(knownFeatures), later)},
+		{name: "a destination that does not compare storage", known: []string{featureVerifyPages}},
 		{name: "newer to newer, in use", used: true, known: append(slices.Clone(knownFeatures), later)},
 		{name: "a compression that is not known", known: []string{featureVerifyPages, featureLZ4}, compress: CompressZstd, refusedBy: featureZstd},
 	} {

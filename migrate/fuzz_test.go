@@ -65,6 +65,16 @@ func (h *heapTarget) Prefault(slot int, first, n uint64) error {
 	return nil
 }
 
+func (h *heapTarget) CompareStorage(_ context.Context, session [16]byte, b []byte) error {
+	if session == (sessionID{}) {
+		h.t.Error("the storage is compared without a nonce")
+	}
+	if string(b) == "other" {
+		return errors.New("this is another disk")
+	}
+	return nil
+}
+
 func (h *heapTarget) PrepareState(b []byte) error {
 	if string(b) == "worse" {
 		return errors.New("this state cannot be read")
@@ -154,6 +164,11 @@ func (s *stream) config(machine string, features ...string) *stream {
 	return s.control(frameConfig, configMsg{features, []byte(machine)})
 }
 
+// state is what a source sends in the stop by its control connection.
+func (s *stream) state(b string) *stream {
+	return s.frame(header{typ: frameStorage}, []byte("disk")).frame(header{typ: frameState}, []byte(b))
+}
+
 func start() *stream { return new(stream).hello(goodHello()).config("config", knownFeatures...) }
 
 // goodStream is a whole, small migration: the bytes of the control connection, and of the
@@ -163,7 +178,7 @@ func goodStream() (control, data *stream) {
 	data.frame(round(0, 0), nil)
 	data.frame(header{typ: framePages, slot: 1, first: 64, count: 2}, pagesPayload(2, 0b10, 0b01))
 	data.frame(round(1, flagLast), nil)
-	control = start().frame(header{typ: frameState}, []byte("state"))
+	control = start().state("state")
 	return control.frame(header{typ: frameCommit}, nil), data
 }
 
@@ -255,7 +270,7 @@ func TestDestinationRefusesHostileFrames(t *testing.T) {
 		return s.Bytes()
 	}
 	tail := func(s *stream) []byte {
-		return s.frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes()
+		return s.state("state").frame(header{typ: frameCommit}, nil).Bytes()
 	}
 	one := new(stream).frame(header{typ: framePages, count: 1}, pagesPayload(1, 1, 0)).frame(round(0, flagLast), nil).Bytes()
 	for name, in := range map[string][]byte{
@@ -267,11 +282,17 @@ func TestDestinationRefusesHostileFrames(t *testing.T) {
 		"round by control":      tail(start().frame(header{typ: frameRound}, nil)),
 		"reply as a request":    tail(start().frame(header{typ: frameRunning}, nil)),
 		"unknown frame":         tail(start().frame(header{typ: 200}, nil)),
+		"storage of 4 GiB":      raw(start(), header{typ: frameStorage, length: 1<<32 - 1}),
+		"storage twice":         tail(start().frame(header{typ: frameStorage}, []byte("disk"))),
+		"storage not named":     tail(new(stream).hello(goodHello()).config("config")),
+		"state before storage":  start().frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameStorage}, nil).frame(header{typ: frameCommit}, nil).Bytes(),
+		"no storage":            start().frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes(),
+		"other storage":         start().frame(header{typ: frameStorage}, []byte("other")).frame(header{typ: frameState}, []byte("state")).frame(header{typ: frameCommit}, nil).Bytes(),
 		"state before config":   tail(new(stream).hello(goodHello())),
-		"state refused":         start().frame(header{typ: frameState}, []byte("bad")).frame(header{typ: frameCommit}, nil).Bytes(),
+		"state refused":         start().state("bad").frame(header{typ: frameCommit}, nil).Bytes(),
 		"config refused":        tail(new(stream).hello(goodHello()).config("bad")),
 		"unknown feature":       tail(new(stream).hello(goodHello()).config("config", "warp")),
-		"commit with a payload": start().frame(header{typ: frameState}, []byte("s")).frame(header{typ: frameCommit}, []byte{1}).Bytes(),
+		"commit with a payload": start().state("s").frame(header{typ: frameCommit}, []byte{1}).Bytes(),
 		"commit without state":  start().frame(header{typ: frameCommit}, nil).Bytes(),
 		"abort":                 start().control(frameAbort, reason{"enough"}).Bytes(),
 		"wrong hashes":          tail(start().frame(header{typ: frameHashes, count: 1}, make([]byte, hashSize))),
@@ -322,7 +343,7 @@ func TestDestinationRefusesHostileFrames(t *testing.T) {
 	}
 	later := goodHello()
 	later.version = Version + 1
-	if !serveBytes(t, tail(new(stream).hello(later).config("config")), noPages()).started {
+	if !serveBytes(t, tail(new(stream).hello(later).config("config", knownFeatures...)), noPages()).started {
 		t.Error("a later version that speaks this one, too, is refused")
 	}
 }
@@ -351,9 +372,9 @@ func FuzzHello(f *testing.F) {
 
 // FuzzReplies feeds a source what a hostile destination may answer.
 func FuzzReplies(f *testing.F) {
-	s := new(stream).control(frameHelloOK, helloOK{Version, 1, 2000})
-	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).control(framePrepared, tookMsg{5})
-	f.Add(s.control(frameRunning, tookMsg{6}).Bytes())
+	s := new(stream).control(frameHelloOK, helloOK{Version: Version, Channels: 1, Alive: 2000})
+	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).control(framePrepared, tookMsg{5, 1})
+	f.Add(s.control(frameRunning, tookMsg{Microseconds: 6}).Bytes())
 	f.Add(new(stream).frame(header{typ: frameAlive, flags: flagIdle}, nil).frame(header{typ: frameAlive}, []byte{1}).Bytes())
 	f.Add(new(stream).control(frameRefused, refused{[]string{"a", "b"}}).Bytes())
 	f.Add(new(stream).control(frameFailed, reason{"a"}).Bytes())

@@ -54,7 +54,7 @@ func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) 
 		return false, err
 	}
 	// It runs there, also if the payload is wrong.
-	w.parts.Resume, _ = decodeTook(r)
+	w.parts.Resume, _, _ = decodeTook(r)
 	return true, nil
 }
 

@@ -67,6 +67,10 @@ type toySource struct {
 	yieldOK error
 }
 
+func (s *toySource) SampleStorage(_ context.Context, session [16]byte) ([]byte, error) {
+	return session[:], nil
+}
+
 func newToySource(t testing.TB, runs *whoRuns) *toySource {
 	s := &toySource{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}, runs: runs}
 	for i := range s.mem[0] {

@@ -122,6 +122,21 @@ type Throttler interface {
 	Throttle(percent int) error // of the time vCPUs stay out of the guest, 0 to 99
 }
 
+// Sampler is a [Source] whose guest has data that does not travel, since both sides reach it: disks. Its [Target] is a
+// [Comparer].
+type Sampler interface {
+	// SampleStorage describes some of that data as the storage has it, which the session's nonce chooses. It is called
+	// after PauseForHandoff, at the same time as SaveState. It returns when ctx ends.
+	SampleStorage(ctx context.Context, session [16]byte) ([]byte, error)
+}
+
+// Comparer is the [Target] of a [Sampler].
+type Comparer interface {
+	// CompareStorage fails if the data that is reached here is not that of which SampleStorage has told, with how they
+	// differ. It is called while pages land. It returns when ctx ends.
+	CompareStorage(ctx context.Context, session [16]byte, samples []byte) error
+}
+
 // Builder makes the destination's machine, which does not run yet.
 type Builder interface {
 	// Build makes the machine from what MigrationConfig returned. Its error is sent to the source, one of errors.Join

@@ -26,6 +26,7 @@ type precopy struct {
 	stopped   bool         // PauseForHandoff has been called and not undone
 	wasPaused bool         // the user had paused the guest before
 	watch     *stopwatch   // of the stop under way
+	samples   *samples     // of the storage; nil: the destination does not compare it
 	expected  expectedStop // when that stop was decided on
 }
 

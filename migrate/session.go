@@ -37,6 +37,7 @@ type session struct {
 	ahead    *ahead // nil: memory is not populated ahead
 	wrong    []string
 	nWrong   uint64
+	compared time.Duration // what comparing the storage took after the pages had landed
 
 	dataMu  sync.Mutex // guards the six below
 	inlets  []*inlet   // by number less one; nil: has not come yet
@@ -141,6 +142,8 @@ func (s *session) readFrame(config bool) (reply, error) {
 			}
 		case frameHashes:
 			most = maxSpan * hashSize
+		case frameStorage:
+			most = maxStorage
 		case frameState:
 			most = maxState
 		}
@@ -171,7 +174,7 @@ func (e toldError) Unwrap() error { return e.error }
 // receive runs the migration. What became of it is the session's state, which finish
 // reads, and not the error.
 func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error {
-	ok := helloOK{Version: Version, Channels: uint16(len(s.inlets)), Alive: aliveInterval(s.timeout)}
+	ok := helloOK{Version: Version, Channels: uint16(len(s.inlets)), Alive: aliveInterval(s.timeout), Features: r.known}
 	if err := s.conn.writeControl(frameHelloOK, ok); err != nil {
 		return err
 	}
@@ -180,7 +183,7 @@ func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error 
 	if err != nil {
 		return err
 	}
-	state, err := s.receiveState(target)
+	state, err := s.receiveState(ctx, target)
 	if err != nil {
 		return err
 	}
@@ -189,7 +192,9 @@ func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error 
 		return fmt.Errorf("load the machine's state: %w", err)
 	}
 	s.prepared()
-	if err := s.conn.writeControl(framePrepared, took(began)); err != nil {
+	prepared := took(began)
+	prepared.Storage = uint64(s.compared.Microseconds())
+	if err := s.conn.writeControl(framePrepared, prepared); err != nil {
 		return err
 	}
 	f, err := s.next()
@@ -209,7 +214,7 @@ func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error 
 
 // took is the payload of PREPARED or RUNNING, for a step that began then.
 func took(began time.Time) tookMsg {
-	return tookMsg{uint64(time.Since(began).Microseconds())}
+	return tookMsg{Microseconds: uint64(time.Since(began).Microseconds())}
 }
 
 // build receives the configuration and makes the machine.
@@ -279,7 +284,9 @@ func (s *session) unexpected(h header, want string) error {
 
 // receiveState receives what comes by control while pages come by the data
 // connections, and returns the state when the last page has landed.
-func (s *session) receiveState(target Target) (state []byte, err error) {
+func (s *session) receiveState(ctx context.Context, target Target) (state []byte, err error) {
+	storage := s.newComparison(ctx, target)
+	defer storage.end()
 	for {
 		f, err := s.next()
 		if err != nil {
@@ -290,11 +297,16 @@ func (s *session) receiveState(target Target) (state []byte, err error) {
 			if err = s.landed(); err == nil {
 				err = s.compareHashes(target, f)
 			}
-		case f.typ == frameState:
+		case f.typ == frameStorage && storage.due():
+			storage.begin(f.payload)
+		case f.typ == frameState && !storage.due():
 			if err := target.PrepareState(f.payload); err != nil {
 				return nil, fmt.Errorf("load the machine's state: %w", err)
 			}
 			if err := s.landed(); err != nil {
+				return nil, err
+			}
+			if s.compared, err = storage.result(); err != nil {
 				return nil, err
 			}
 			if s.nWrong > 0 {

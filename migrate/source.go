@@ -222,6 +222,7 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 		return nil, l.end(fmt.Errorf("%w: the destination chose version %d", ErrProtocol, ok.Version))
 	}
 	l.pulse.beat(ok.Alive)
+	m.compareStorage(ok.Features)
 	if err := l.openChannels(m, ok); err != nil {
 		return nil, l.end(err)
 	}

@@ -9,6 +9,7 @@ import (
 type stopwatch struct {
 	began, last time.Time
 	parts       Downtime
+	compared    time.Duration // by the destination, after the pages had landed
 }
 
 func startWatch() *stopwatch {
@@ -26,6 +27,13 @@ func (w *stopwatch) lap(part *time.Duration) {
 // sofar is how long the guest has been stopped.
 func (w *stopwatch) sofar() time.Duration { return time.Since(w.began) }
 
+// move counts d of what a part has for another one.
+func (w *stopwatch) move(from, to *time.Duration, d time.Duration) {
+	d = min(d, *from)
+	*from -= d
+	*to += d
+}
+
 // finish ends the watch when RUNNING has come. What the destination measured is bounded
 // by how long the source waited.
 func (w *stopwatch) finish() (total time.Duration, parts Downtime) {
@@ -34,7 +42,9 @@ func (w *stopwatch) finish() (total time.Duration, parts Downtime) {
 	waited := p.Wire + now.Sub(w.last)
 	p.Load = min(max(p.Load, 0), waited)
 	p.Resume = min(max(p.Resume, 0), waited-p.Load)
-	p.Wire = waited - p.Load - p.Resume
+	compared := min(w.compared, waited-p.Load-p.Resume)
+	p.Storage += compared
+	p.Wire = waited - p.Load - p.Resume - compared
 	return now.Sub(w.began), p
 }
 
@@ -68,6 +78,7 @@ func (e expectedStop) note(took time.Duration, parts Downtime) string {
 		{"the last sync of the dirty log", parts.LastSync, e.parts.LastSync},
 		{"sending the last pages", parts.Pages + parts.Wire, e.parts.Pages + e.parts.Wire},
 		{"loading the state at the destination", parts.Load, e.parts.Load},
+		{"flushing the disks and comparing some blocks", parts.Storage, e.parts.Storage},
 		{"flushing the disks", parts.Yield, e.parts.Yield},
 		{"resuming at the destination", parts.Resume, e.parts.Resume},
 	} {

@@ -55,12 +55,12 @@ func TestTook(t *testing.T) {
 		"\xa1\x62us\x19\x05\xdc":                         1500 * time.Microsecond,
 		"\xa1\x62us\x1b\xff\xff\xff\xff\xff\xff\xff\xff": forever,
 	} {
-		if d, err := decodeTook(reply{header{typ: framePrepared}, []byte(payload)}); d != want || err != nil {
+		if d, _, err := decodeTook(reply{header{typ: framePrepared}, []byte(payload)}); d != want || err != nil {
 			t.Errorf("%q: %v, %v", payload, d, err)
 		}
 	}
 	for _, payload := range []string{"", "nonsense"} {
-		if _, err := decodeTook(reply{header{typ: framePrepared}, []byte(payload)}); err == nil {
+		if _, _, err := decodeTook(reply{header{typ: framePrepared}, []byte(payload)}); err == nil {
 			t.Errorf("%q was taken", payload)
 		}
 	}

@@ -43,6 +43,7 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 	m.meter.beginRound(n, p.tracker.Remaining())
 	p.hints.done() // DONE is part of the state
 	early := !m.opt.VerifyPages
+	p.samples = m.sampleStorage(ctx)
 	saved := p.save(ctx, early)
 	err = p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.Pages)
@@ -50,6 +51,7 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 	// ABORT must not be sent.
 	s := <-saved
 	p.watch.lap(&p.watch.parts.State)
+	p.watch.move(&p.watch.parts.State, &p.watch.parts.Storage, s.sampled)
 	if err = errors.Join(err, s.err); err != nil {
 		return false, err
 	}
@@ -97,11 +99,15 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 		return err
 	}
 	p.watch.lap(&p.watch.parts.Wire) // with the loading, which is taken out at the end
-	p.watch.parts.Load, err = decodeTook(r)
+	p.watch.parts.Load, p.watch.compared, err = decodeTook(r)
 	return err
 }
 
+// sendState sends the samples of the storage, if there are any, and the state.
 func (p *precopy) sendState(state []byte) error {
+	if err := p.sendSamples(); err != nil {
+		return err
+	}
 	h := header{typ: frameState}
 	if p.wasPaused {
 		h.flags |= flagPaused
@@ -117,8 +123,9 @@ func (p *precopy) sync() error {
 
 // savedState is a machine's state, or why there is none.
 type savedState struct {
-	state []byte
-	err   error
+	state   []byte
+	err     error
+	sampled time.Duration // how long the state waited for the samples of the storage
 }
 
 // save saves the state in the background, and sends it if it may overtake the last
@@ -128,6 +135,9 @@ func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 	saved := make(chan savedState, 1)
 	go func() {
 		state, err := p.m.src.SaveState(ctx)
+		began := time.Now()
+		p.samples.wait()
+		sampled := time.Since(began)
 		switch {
 		case err != nil:
 			err = fmt.Errorf("save the machine's state: %w", err)
@@ -136,7 +146,7 @@ func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
 		case send:
 			err = p.sendState(state)
 		}
-		saved <- savedState{state, err}
+		saved <- savedState{state, err, sampled}
 	}()
 	return saved
 }

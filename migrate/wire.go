@@ -25,6 +25,8 @@ const (
 	maxControl = 64 << 10
 	// maxConfig bounds CONFIG, which contains the kernel's image.
 	maxConfig = 512 << 20
+	// maxStorage bounds STORAGE.
+	maxStorage = 1 << 20
 	// maxState bounds STATE.
 	maxState = 64 << 20
 	// maxReasons and maxReason bound what a refusal may say.
@@ -122,16 +124,17 @@ func (h hello) granted() uint16 { return min(max(h.dataChannels, 1), MaxChannels
 type frameType uint8
 
 const (
-	frameConfig frameType = iota + 1 // source: the machine, opaque
-	framePages                       // source: data and zero pages of one span
-	frameRound                       // source: a round ended; destination: all before it has landed
-	frameHashes                      // source: hashes of the pages of one span
-	frameState                       // source: devices and vCPUs, opaque
-	frameCommit                      // source: the right to run
-	frameAbort                       // source: the migration ends, and why
-	framePacked                      // source: as PAGES, its data pages compressed together
+	frameConfig  frameType = iota + 1 // source: the machine, opaque
+	framePages                        // source: data and zero pages of one span
+	frameRound                        // source: a round ended; destination: all before it has landed
+	frameHashes                       // source: hashes of the pages of one span
+	frameState                        // source: devices and vCPUs, opaque
+	frameCommit                       // source: the right to run
+	frameAbort                        // source: the migration ends, and why
+	framePacked                       // source: as PAGES, its data pages compressed together
+	frameStorage                      // source: what the guest's disks are known by, opaque
 
-	frameHelloOK  frameType = iota + 56 // 64.. destination: version and channels
+	frameHelloOK  frameType = iota + 55 // 64.. destination: version and channels
 	frameRefused                        // destination: every reason
 	frameReady                          // destination: the machine is built
 	framePrepared                       // destination: pages and state are loaded
@@ -174,6 +177,8 @@ func (t frameType) String() string {
 		return "ABORT"
 	case framePacked:
 		return "PACKED"
+	case frameStorage:
+		return "STORAGE"
 	case frameProbe:
 		return "PROBE"
 	case frameAlive:

@@ -75,6 +75,8 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 			here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
 				"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 			awaitDisk(t, here.out, 0, 2*mib/mempage.Size)
+			h.must("pause", "here")
+			copyImage(t, image, elsewhere) // or it would not be taken for the guest's
 			there, addr := h.receive("there", "--disk", elsewhere)
 			third := &takeAt{image: elsewhere, typ: m.typ}
 			proxy := newWireProxy(t, addr, third.hook)
@@ -82,9 +84,10 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 			if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, elsewhere) || !strings.Contains(r.Error, "another process or disk uses it") {
 				t.Fatalf("exit %d, %+v; expected an error that names the disk", exit, r)
 			}
-			if s := h.info("here").State; s != "running" {
+			if s := h.info("here").State; s != "paused" {
 				t.Errorf("the source is %q", s)
 			}
+			h.must("resume", "here")
 			if !locks(here.cmd.Process.Pid, image) {
 				t.Error("the guest that stayed has lost its disk's lock")
 			}

@@ -108,7 +108,8 @@ type Featured interface {
 // machine that is reset. Its methods are called one at a time; Info at any time.
 //
 // A backend that only one process may use at a time is also a [Locker]; one with
-// data on its way to storage a [Syncer]; one that the network knows an [Announcer].
+// data on its way to storage a [Syncer]; one with data that both sides of a migration
+// reach a [Sampler]; one that the network knows an [Announcer].
 type Backend interface {
 	// Attach makes the device for a machine. After a reset of the machine it is
 	// called again; the device before has been reset by then.
@@ -140,6 +141,19 @@ type Locker interface {
 // that little is left for Unlock.
 type Syncer interface {
 	Sync() error
+}
+
+// Sampler is a [Backend] with data that does not travel, since both sides of a
+// migration reach it, and that must be the same at both. Both calls return when ctx
+// ends; what storage still does for them then touches nothing else.
+type Sampler interface {
+	// Sample makes what the guest wrote durable, and describes some of the data as
+	// the storage has it. nonce, which nobody knows before, chooses what. The device
+	// is paused.
+	Sample(ctx context.Context, nonce [16]byte) ([]byte, error)
+	// Compare fails if the data is not that of which Sample has told at the source.
+	// sample comes from a peer.
+	Compare(ctx context.Context, nonce [16]byte, sample []byte) error
 }
 
 // Announcer is a [Backend] that tells others where the guest is now.

@@ -1,9 +1,11 @@
 package vmm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -127,6 +129,45 @@ func TestRelativeDiskMigrates(t *testing.T) {
 	}
 	if got := next.Info().Devices.Of("disk").(*blk.Info).Path; got != image {
 		t.Errorf("the disk at the destination is %s, want %s", got, image)
+	}
+}
+
+// TestOtherDiskIsNoticed: a destination that reaches another disk of the same size gives
+// the guest back, and both sides say why. A copy of a disk that nobody writes will do.
+func TestOtherDiskIsNoticed(t *testing.T) {
+	needKVM(t)
+	rw, ro := vmtest.Image(t, "rw.img", 1<<20), vmtest.Image(t, "ro.img", 1<<20)
+	zeros, changed := vmtest.Image(t, "zeros.img", 1<<20), vmtest.Image(t, "changed.img", 1<<20)
+	check(t, os.WriteFile(changed, bytes.Repeat([]byte("changed."), 1<<17), 0o600))
+	con, cfg := vmtest.NewTape(), testConfig(1, vmtest.Obey)
+	second := disk(ro)
+	second.ReadOnly = true
+	cfg.Devices, cfg.Serial, cfg.Log = []virtio.Spec{disk(rw), second}, con, vmtest.Log(t)
+	vm, err := NewVM(cfg)
+	check(t, err)
+	r := run(t, vm, con)
+	said := "B"
+	r.con.Await(t, said)
+	for _, c := range []struct{ rw, ro, says string }{
+		{changed, ro, "disk " + changed + ": expected the file of the source, \"" + rw + "\", found another one with other bytes at offset 0"},
+		{rw, changed, "disk " + changed + ": expected the content of the source's disk, \"" + ro + "\", found other bytes at offset 0"},
+		{rw, zeros, ""},
+	} {
+		next := receiving(t, ReceiveConfig{Devices: []virtio.Spec{disk(c.rw), disk(c.ro)}})
+		res, err := r.Migrate(t.Context(), next.Addr().String(), migrate.Options{DowntimeLimit: patience})
+		if c.says == "" {
+			check(t, err)
+			next.con.Type("y")
+			next.con.Await(t, "y")
+			break
+		}
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%+v, %v, want %q", res, err, c.says)
+		}
+		r.is(t, StateRunning)
+		said += "x"
+		r.con.Type("x")
+		r.con.Await(t, said)
 	}
 }
 

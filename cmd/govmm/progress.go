@@ -120,7 +120,7 @@ func printResult(out io.Writer, r migrate.Result) error {
 func downtimeText(r migrate.Result) string {
 	d := r.DowntimeParts
 	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, disks %s, load %s, resume %s, wire %s", formatMS(d.Pause),
-		formatMS(d.LastSync), formatMS(d.Pages), formatMS(d.State), formatMS(d.Yield), formatMS(d.Load), formatMS(d.Resume), formatMS(d.Wire))
+		formatMS(d.LastSync), formatMS(d.Pages), formatMS(d.State), formatMS(d.Storage+d.Yield), formatMS(d.Load), formatMS(d.Resume), formatMS(d.Wire))
 	if r.StopsUndone > 0 {
 		parts += fmt.Sprintf("; %d earlier stops undone", r.StopsUndone)
 	}

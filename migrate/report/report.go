@@ -95,6 +95,7 @@ type Downtime struct {
 	LastSync time.Duration `json:"last_sync_ms"` // fetching the dirty log
 	Pages    time.Duration `json:"pages_ms"`     // writing the last pages to the connections
 	State    time.Duration `json:"state_ms"`     // saving the state, as far as the last pages did not hide it
+	Storage  time.Duration `json:"storage_ms"`   // flushing the disks and comparing some of their blocks, as far as pages and state did not hide it
 	Yield    time.Duration `json:"yield_ms"`     // flushing and unlocking the disks at the source
 	Load     time.Duration `json:"load_ms"`      // loading the state, as the destination measured it
 	Resume   time.Duration `json:"resume_ms"`    // from COMMIT to vCPUs that run, as the destination measured it
@@ -103,7 +104,7 @@ type Downtime struct {
 
 // Sum is the time of all parts together.
 func (d Downtime) Sum() time.Duration {
-	return d.Pause + d.LastSync + d.Pages + d.State + d.Yield + d.Load + d.Resume + d.Wire
+	return d.Pause + d.LastSync + d.Pages + d.State + d.Storage + d.Yield + d.Load + d.Resume + d.Wire
 }
 
 // ReceiveProgress is a snapshot of what a destination has received.

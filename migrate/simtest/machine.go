@@ -39,7 +39,9 @@ type Steps struct {
 	Flush   func(context.Context) error // before the stop
 	Pause   func(context.Context) error // after the vCPUs have stopped
 	Save    func() error
+	Sample  func() error // the storage, at the source; at the same time as Save
 	Yield   func() error // before COMMIT
+	Compare func() error // the storage, at the destination; some pages may not have landed
 	Prepare func() error // some pages may not have landed
 	Load    func() error
 	Start   func() error // before any vCPU enters the guest
@@ -54,6 +56,9 @@ type Machine struct {
 	Steps Steps
 	// Balloon is nil unless the configuration has one.
 	Balloon *Balloon
+	// Storage is what is on the disk that the machine reaches. It is set before the
+	// machine is used.
+	Storage string
 
 	config Config
 	world  *World
@@ -84,6 +89,8 @@ var (
 	_ migrate.Source    = (*Machine)(nil)
 	_ migrate.Target    = (*Machine)(nil)
 	_ migrate.Throttler = (*Machine)(nil)
+	_ migrate.Sampler   = (*Machine)(nil)
+	_ migrate.Comparer  = (*Machine)(nil)
 )
 
 // NewMachine makes the machine on which the guest of a world begins, paused.
@@ -256,6 +263,25 @@ func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err err
 		}
 	}
 	return wasRunning, nil
+}
+
+// SampleStorage implements [migrate.Sampler].
+func (m *Machine) SampleStorage(_ context.Context, session [16]byte) ([]byte, error) {
+	if err := call(m.Steps.Sample); err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "%x %s", session, m.Storage), nil
+}
+
+// CompareStorage implements [migrate.Comparer].
+func (m *Machine) CompareStorage(_ context.Context, session [16]byte, samples []byte) error {
+	if err := call(m.Steps.Compare); err != nil {
+		return err
+	}
+	if here := fmt.Sprintf("%x %s", session, m.Storage); here != string(samples) {
+		return fmt.Errorf("compare the storage of a simulated machine: expected %.100q, found %.100q", samples, here)
+	}
+	return nil
 }
 
 // YieldForHandoff implements [migrate.Source]: the right to run goes once, with

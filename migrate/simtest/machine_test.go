@@ -141,6 +141,8 @@ func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
 			{name: "build", destination: Builder{Refuse: []error{broken}}},
 			{name: "pause", source: Steps{Pause: func(context.Context) error { return broken }}},
 			{name: "save", source: Steps{Save: fail}},
+			{name: "sample", source: Steps{Sample: fail}},
+			{name: "compare", destination: Builder{Steps: Steps{Compare: fail}}},
 			{name: "prepare", destination: Builder{Steps: Steps{Prepare: fail}}},
 			{name: "load", destination: Builder{Steps: Steps{Load: fail}}},
 			{name: "start", destination: Builder{Steps: Steps{Start: fail}}},
@@ -171,6 +173,59 @@ func TestAFailedStepLeavesTheGuestAtTheSource(t *testing.T) {
 			})
 		}
 	})
+}
+
+// The destination reaches other storage than the source: the guest goes on at the source,
+// which says how they differ.
+func TestOtherStorageIsRefused(t *testing.T) {
+	w := newWorld(t)
+	m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Storage = "root"
+	if err := m.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	err = send(t, transports[0], w, m, &Builder{World: w, Storage: "data"})
+	if err == nil || !strings.Contains(err.Error(), "the destination gave up: compare the storage of a simulated machine: expected") {
+		t.Fatalf("error %v", err)
+	}
+	if !m.Running() || m.Logging() || w.Arrivals() != 0 {
+		t.Fatalf("runs at the source: %v, logs: %v, %d arrivals", m.Running(), m.Logging(), w.Arrivals())
+	}
+	if err := send(t, transports[0], w, m, &Builder{World: w, Storage: "root"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Err(); err != nil || w.Arrivals() != 1 {
+		t.Errorf("%d arrivals, error %v", w.Arrivals(), err)
+	}
+}
+
+// A destination of a version that does not compare storage still takes guests.
+func TestStorageIsComparedWhereBothSidesCan(t *testing.T) {
+	for _, can := range []bool{true, false} {
+		w := newWorld(t)
+		m, err := NewMachine(w, busyGuest(Layout{ManualProtect: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compared := false
+		b := &Builder{World: w, Steps: Steps{Compare: func() error { compared = true; return nil }}}
+		src := migrate.Source(m)
+		if !can {
+			src = struct {
+				migrate.Source
+				migrate.Throttler
+			}{m, m}
+		}
+		if err := send(t, transports[0], w, src, b); err != nil {
+			t.Fatal(err)
+		}
+		if compared != can {
+			t.Errorf("the source can be compared: %v; it was: %v", can, compared)
+		}
+	}
 }
 
 // deafSource does not report what its devices write.

@@ -115,6 +115,8 @@ type Builder struct {
 	Refuse []error
 	// Steps are those of every machine that is built.
 	Steps Steps
+	// Storage is what they reach, see [Machine].
+	Storage string
 }
 
 var _ migrate.Builder = (*Builder)(nil)
@@ -132,6 +134,6 @@ func (b *Builder) Build(ctx context.Context, config []byte) (migrate.Target, err
 	if err != nil {
 		return nil, err
 	}
-	m.Steps = b.Steps
+	m.Steps, m.Storage = b.Steps, b.Storage
 	return m, ctx.Err()
 }

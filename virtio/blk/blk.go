@@ -84,6 +84,7 @@ type Device struct {
 	flushes flushes
 
 	counters counters
+	written  written
 }
 
 // Open opens the disk's image, which is not locked yet. A file in a format such

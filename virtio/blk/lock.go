@@ -96,6 +96,13 @@ func (l *lock) unclaim() {
 	}
 }
 
+// inUse reports whether somebody else has the image, as far as locks tell.
+func (im *image) inUse() bool {
+	other := unix.Flock_t{Type: unix.F_WRLCK, Whence: unix.SEEK_SET}
+	err := unix.FcntlFlock(uintptr(im.fd), unix.F_OFD_GETLK, &other)
+	return err == nil && other.Type != unix.F_UNLCK
+}
+
 func (im *image) setLock(kind int16) error {
 	_, err := retry(func() (int, error) {
 		return 0, unix.FcntlFlock(uintptr(im.fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Whence: unix.SEEK_SET})

@@ -159,6 +159,7 @@ func (w *worker) out(c *virtio.Chain, sector uint64) byte {
 		w.d.hostError("write", sector, int64(n), err)
 		return statusIOErr
 	}
+	w.d.written.add(uint64(off) / sampleBlock)
 	w.d.counters.writes.Add(1)
 	w.d.counters.writtenBytes.Add(uint64(n))
 	return statusOK
@@ -251,8 +252,10 @@ func (w *worker) writeZeroes(s span) error {
 	}
 	if err != nil {
 		w.d.hostError("write of zeros", s.sector, n, err)
+		return err
 	}
-	return err
+	w.d.written.add(s.sector * SectorSize / sampleBlock)
+	return nil
 }
 
 // collect sets w.bufs to n bytes of the segments, starting at off.

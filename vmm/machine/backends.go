@@ -3,8 +3,11 @@ package machine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -15,6 +18,7 @@ type backends struct {
 	all        []virtio.Backend // in the order of the devices
 	lockers    []virtio.Locker
 	syncers    []*syncer
+	samplers   []virtio.Sampler
 	announcers []virtio.Announcer
 }
 
@@ -35,6 +39,9 @@ func openBackends(devices []virtio.Spec, log *slog.Logger) (b backends, err erro
 		}
 		if s, ok := opened.(virtio.Syncer); ok {
 			b.syncers = append(b.syncers, &syncer{Syncer: s})
+		}
+		if s, ok := opened.(virtio.Sampler); ok {
+			b.samplers = append(b.samplers, s)
 		}
 		if a, ok := opened.(virtio.Announcer); ok {
 			b.announcers = append(b.announcers, a)
@@ -123,6 +130,43 @@ func (s *syncer) idle(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// sample describes the data of devices that does not travel, for compare at the
+// destination.
+func (b backends) sample(ctx context.Context, nonce [16]byte) ([]byte, error) {
+	samples := make([][]byte, len(b.samplers))
+	err := b.eachSampler(func(i int, s virtio.Sampler) (err error) {
+		samples[i], err = s.Sample(ctx, nonce)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return strictcbor.Marshal(samples)
+}
+
+// compare fails if the data is not that of the samples, which a peer has sent.
+func (b backends) compare(ctx context.Context, nonce [16]byte, encoded []byte) error {
+	var samples [][]byte
+	if err := strictcbor.Unmarshal(encoded, &samples); err != nil {
+		return fmt.Errorf("decode the samples of the guest's storage: %w", err)
+	}
+	if len(samples) != len(b.samplers) {
+		return fmt.Errorf("samples of the guest's storage: expected %d, found %d", len(b.samplers), len(samples))
+	}
+	return b.eachSampler(func(i int, s virtio.Sampler) error { return s.Compare(ctx, nonce, samples[i]) })
+}
+
+// eachSampler calls f for each of the samplers, for all at once.
+func (b backends) eachSampler(f func(int, virtio.Sampler) error) error {
+	errs := make([]error, len(b.samplers))
+	var all sync.WaitGroup
+	for i, s := range b.samplers {
+		all.Go(func() { errs[i] = f(i, s) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // announce tells others where the guest is now.

@@ -107,7 +107,10 @@ type Target struct {
 	prepared *machineState // by PrepareState
 }
 
-var _ migrate.Target = (*Target)(nil)
+var (
+	_ migrate.Target   = (*Target)(nil)
+	_ migrate.Comparer = (*Target)(nil)
+)
 
 // Slots lists the memory slots.
 func (t *Target) Slots() []migrate.Slot { return t.guestRAM.Slots() }
@@ -123,6 +126,11 @@ func (t *Target) PrepareState(state []byte) error {
 	}
 	t.prepared = s
 	return nil
+}
+
+// CompareStorage compares the disks with the source's, see [migrate.Comparer].
+func (t *Target) CompareStorage(ctx context.Context, session [16]byte, samples []byte) error {
+	return t.devices.backends.compare(ctx, session, samples)
 }
 
 // LoadState loads what has been prepared.

@@ -20,6 +20,7 @@ type source struct {
 var (
 	_ migrate.Source  = (*source)(nil)
 	_ migrate.Hinting = (*source)(nil)
+	_ migrate.Sampler = (*source)(nil)
 )
 
 // Source returns the machine for [migrate.New]. It is not closed before the
@@ -79,6 +80,11 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 	}
 	s.stopInput()
 	return before&holdUser == 0, nil
+}
+
+// SampleStorage describes the disks, see [migrate.Sampler].
+func (s *source) SampleStorage(ctx context.Context, session [16]byte) ([]byte, error) {
+	return s.devices.backends.sample(ctx, session)
 }
 
 // YieldForHandoff flushes and unlocks the disks, and yields the taps. A guest that is
