@@ -56,6 +56,17 @@ if [ ! -f "$out/vmlinux" ]; then
 	sed -i 's/^\tint3_selftest();$/\t\/\* int3_selftest(): not here \*\//' $patched
 	grep -q 'int3_selftest(): not here' $patched || die "$patched has no call of int3_selftest"
 
+	# BLAKE2s tests itself with 2 million instructions of ring 0, which there are emulated.
+	patched=lib/crypto/blake2s.c
+	sed -i 's/WARN_ON(!blake2s_selftest())/0 \/* blake2s_selftest(): not here *\//' $patched
+	grep -q 'blake2s_selftest(): not here' $patched || die "$patched has no call of blake2s_selftest"
+
+	# A tick that takes longer than a tick's time, on a slow machine, is followed by all that
+	# were missed: the processor never gets out of that, and boots no further. Drop them.
+	patched=kernel/time/tick-common.c
+	sed -i 's/next = ktime_add_ns(next, TICK_NSEC)/next = ktime_add_ns(ktime_get(), TICK_NSEC)/' $patched
+	[ "$(grep -c 'ktime_add_ns(ktime_get(), TICK_NSEC)' $patched)" = 2 ] || die "$patched has not the two places to change"
+
 	# Magic SysRq over the serial line by ^O and a key, as on hvc0, in the place
 	# of a line break, which is not to be had everywhere.
 	patched=include/linux/serial_core.h
