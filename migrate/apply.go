@@ -24,19 +24,21 @@ func (in *inlet) apply(target Target, f header) error {
 	}
 	span := target.Bytes(int(f.slot), f.first, uint64(f.count))
 	in.session.ahead.span(f, in.meta.data[:spanWords(f.count)], pages)
-	if f.typ == framePacked {
-		err = in.unpack(f, span, int(f.length)-len(meta), pages)
-	} else if pages > 0 {
-		in.iov = in.iov[:0]
-		forRuns(in.meta.data[:spanWords(f.count)], func(start, end int) {
-			in.iov = append(in.iov, span[start*mempage.Size:end*mempage.Size])
-		})
-		err = in.conn.readv(in.iov)
-	}
-	if err != nil {
-		return err
-	}
-	return in.applyZero(target, f, span)
+	return guard(target, int(f.slot), f.first, span, func() (err error) {
+		if f.typ == framePacked {
+			err = in.unpack(f, span, int(f.length)-len(meta), pages)
+		} else if pages > 0 {
+			in.iov = in.iov[:0]
+			forRuns(in.meta.data[:spanWords(f.count)], func(start, end int) {
+				in.iov = append(in.iov, span[start*mempage.Size:end*mempage.Size])
+			})
+			err = in.conn.readv(in.iov)
+		}
+		if err != nil {
+			return err
+		}
+		return in.applyZero(target, f, span)
+	})
 }
 
 // unpack reads n packed bytes, and puts their pages into the span if there are exactly

@@ -194,15 +194,21 @@ func populatedPages(ctx context.Context, ram RAM) (data, zero uint64, err error)
 				return 0, 0, err
 			}
 			span := ram.Bytes(slot, first, n)
-			forRuns(slices.Clone(words), func(start, end int) {
-				for page := start; page < end; page++ {
-					if isZero(span[page*mempage.Size:][:mempage.Size]) {
-						zero++
-					} else {
-						data++
+			err := guard(ram, slot, first, span, func() error {
+				forRuns(slices.Clone(words), func(start, end int) {
+					for page := start; page < end; page++ {
+						if isZero(span[page*mempage.Size:][:mempage.Size]) {
+							zero++
+						} else {
+							data++
+						}
 					}
-				}
+				})
+				return nil
 			})
+			if err != nil {
+				return 0, 0, err
+			}
 		}
 	}
 	return data, zero, nil

@@ -47,15 +47,17 @@ func hashSpan(ram RAM, slot int, first, n uint64, out []byte) error {
 		return err
 	}
 	span := ram.Bytes(slot, first, n)
-	for i := range int(n) {
-		var sum uint64
-		if page := span[i*mempage.Size:][:mempage.Size]; populated[i/64]>>(i%64)&1 != 0 && !isZero(page) {
-			h := sha256.Sum256(page)
-			sum = binary.LittleEndian.Uint64(h[:])
+	return guard(ram, slot, first, span, func() error {
+		for i := range int(n) {
+			var sum uint64
+			if page := span[i*mempage.Size:][:mempage.Size]; populated[i/64]>>(i%64)&1 != 0 && !isZero(page) {
+				h := sha256.Sum256(page)
+				sum = binary.LittleEndian.Uint64(h[:])
+			}
+			binary.LittleEndian.PutUint64(out[i*hashSize:], sum)
 		}
-		binary.LittleEndian.PutUint64(out[i*hashSize:], sum)
-	}
-	return nil
+		return nil
+	})
 }
 
 // compareHashes records the pages that differ from the source.

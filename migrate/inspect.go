@@ -65,7 +65,15 @@ func (x *inspection) begin(h *hinter) error {
 			if err := h.ram.Populated(slot, first, min(mempage.WordBits, s.Pages-first), x.before[slot][i:i+1]); err != nil {
 				return err
 			}
-			if word := x.before[slot][i]; word != 0 && !isZero(h.ram.Bytes(slot, first+uint64(bits.TrailingZeros64(word)), 1)) {
+			word := x.before[slot][i]
+			if word == 0 {
+				continue
+			}
+			zero, err := pageIsZero(h.ram, slot, first+uint64(bits.TrailingZeros64(word)))
+			if err != nil {
+				return err
+			}
+			if !zero {
 				x.content[slot].Set(uint64(i))
 			}
 		}
@@ -143,7 +151,11 @@ func (x *inspection) worse(h *hinter) (bool, error) {
 			continue
 		}
 		back++
-		if isZero(h.ram.Bytes(p.slot, p.first, 1)) {
+		isZero, err := pageIsZero(h.ram, p.slot, p.first)
+		if err != nil {
+			return false, err
+		}
+		if isZero {
 			zero++
 			if i, _ := x.recorded(p.first); x.before[p.slot][i]>>(p.first%inspectBlock)&1 == 0 {
 				holes++

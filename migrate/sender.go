@@ -2,11 +2,13 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/bits"
 	"net"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/govmm/govmm/mempage"
@@ -216,6 +218,17 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 		return 0, err
 	}
 	span := w.ram.Bytes(slot, first, n)
+	err = guard(w.ram, slot, first, span, func() (err error) {
+		bytes, err = w.sendPages(ctx, slot, first, span)
+		return err
+	})
+	return bytes, err
+}
+
+// sendPages is sendSpan, for pages that the host may not be able to access.
+func (w *worker) sendPages(ctx context.Context, slot int, first uint64, span []byte) (bytes uint64, err error) {
+	n := uint64(len(span) / mempage.Size)
+	words := spanWords(uint32(n))
 	data, zero, hole := w.classify(span, w.sent[slot][first/64:], words)
 	w.meter.span(data, zero, hole)
 	if data+zero == 0 {
@@ -253,7 +266,9 @@ func (w *worker) sendSpan(ctx context.Context, slot int, first, n uint64) (bytes
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
 	}
-	if err := c.writeSpan(h, meta, w.bufs); err != nil {
+	if err := c.writeSpan(h, meta, w.bufs); errors.Is(err, syscall.EFAULT) {
+		return 0, err // guard names the page
+	} else if err != nil {
 		return 0, w.ended(err)
 	}
 	w.idle <- c

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // Loop serves the queues of a device: it waits for a kick, takes requests, has
@@ -18,6 +20,8 @@ import (
 //     Serve or Gather fails is dropped, with all that its server has kept; the
 //     driver is told by NeedsReset, and no queue of the loop is served until
 //     the driver resets the device.
+//   - A page of the guest's memory that the host cannot access is an error like
+//     one that the driver provokes.
 //   - Between any two requests a task checks for Pause, Stop, Call and
 //     ResetQueue. They return if each Ready, Serve and Gather does. A function
 //     that works for long checks [Loop.Urgent] now and then, and leaves out the
@@ -358,12 +362,16 @@ func (t *running) release(f func(*server)) {
 	})
 }
 
+// locked calls f. Memory that the host cannot access is an error of the device, as in
+// turn.
 func (t *running) locked(f func()) {
 	if t.Lock != nil {
 		t.Lock.Lock()
 		defer t.Lock.Unlock()
 	}
-	f()
+	if err := mempage.Guard(func() error { f(); return nil }); err != nil {
+		t.loop.fail(err)
+	}
 }
 
 // say notifies the driver of the requests that were given back.
@@ -383,9 +391,10 @@ func (t *running) turn() bool {
 		if t.Lock != nil {
 			t.Lock.Lock()
 		}
-		served, err := t.servers[i].serve()
+		s, served := &t.servers[i], false
+		err := mempage.Guard(func() (err error) { served, err = s.serve(); return err })
 		if err != nil {
-			t.servers[i].drop()
+			s.drop()
 		}
 		if t.Lock != nil {
 			t.Lock.Unlock()

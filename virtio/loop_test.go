@@ -3,11 +3,14 @@ package virtio_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
@@ -322,4 +325,38 @@ func TestLoopInParallel(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestLoopWithoutAPage: memory that the host cannot access, of a request or of the
+// rings, makes the driver reset the device. Nothing hangs, and the process lives.
+func TestLoopWithoutAPage(t *testing.T) {
+	for _, where := range []string{"readable", "writable", "rings"} {
+		t.Run(where, func(t *testing.T) {
+			eachLayout(t, func(t *testing.T, features uint64) {
+				l := newLooped(t, features, virtio.Task{Lock: new(sync.Mutex), Servers: []virtio.Server{{Serve: func(c *virtio.Chain) (uint32, error) {
+					var p [4]byte
+					c.ReadAt(p[:], 0)
+					return uint32(c.WriteAt(p[:], 0)), nil
+				}}}})
+				in, out := l.buffers()+16<<10, l.buffers()+32<<10
+				l.driver.Add([]virtiotest.Buffer{{GPA: in, Len: 4}}, []virtiotest.Buffer{{GPA: out, Len: 4}})
+				l.mem.Break(t, map[string]uint64{"readable": in, "writable": out, "rings": ramBase}[where])
+				l.queue.Signal()
+				select {
+				case err := <-l.broken:
+					if fault := (*mempage.Fault)(nil); !errors.As(err, &fault) {
+						t.Errorf("told %v", err)
+					}
+				case <-time.After(testenv.Patience):
+					t.Fatal("the driver is not told")
+				}
+				check(t, l.l.Pause(t.Context()))
+				l.l.Resume()
+				l.l.Stop()
+				if l.out() {
+					t.Error("a chain is out")
+				}
+			})
+		})
+	}
 }

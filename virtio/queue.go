@@ -319,13 +319,19 @@ func (q *Queue) Drop(c *Chain) error {
 // Notify interrupts the driver if it asks for that because of what was used
 // since the last Notify.
 func (q *Queue) Notify() {
-	q.ring.Lock()
-	interrupt := q.layout != nil && q.s.Unsignalled > 0 && q.layout.interrupts()
-	if q.layout != nil {
-		q.s.Unsignalled = 0
-	}
-	q.ring.Unlock()
-	if interrupt {
+	if q.interrupts() {
 		q.interrupt()
 	}
+}
+
+// interrupts reports whether the driver wants an interrupt now.
+func (q *Queue) interrupts() bool {
+	q.ring.Lock()
+	defer q.ring.Unlock()
+	if q.layout == nil {
+		return false
+	}
+	wants := q.s.Unsignalled > 0 && q.layout.interrupts()
+	q.s.Unsignalled = 0
+	return wants
 }

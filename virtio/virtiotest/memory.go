@@ -8,8 +8,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/govmm/govmm/mempage"
+	"golang.org/x/sys/unix"
 )
 
 // Memory is guest RAM from gpa Base on. It implements virtio.Memory.
@@ -102,4 +104,22 @@ func (m *Memory) Unmarked(before []byte) []uint64 {
 		}
 	}
 	return lost
+}
+
+// Break makes the page at gpa one that the host cannot access.
+func (m *Memory) Break(t testing.TB, gpa uint64) {
+	t.Helper()
+	page, err := m.Slice(gpa&^(mempage.Size-1), mempage.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.MemfdCreate("empty", unix.MFD_CLOEXEC) // beyond the end of a file is SIGBUS
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	at := unsafe.Pointer(unsafe.SliceData(page))
+	if _, err := unix.MmapPtr(fd, 0, at, mempage.Size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -1,27 +1,43 @@
 package memory
 
+import (
+	"fmt"
+
+	"github.com/govmm/govmm/mempage"
+)
+
 // ReadAt copies guest memory at gpa into p. It fails, and copies nothing, unless the
-// whole range is contiguous RAM.
+// whole range is contiguous RAM; and it fails at a page that the host cannot access.
 func (m *Memory) ReadAt(p []byte, gpa uint64) error {
 	off, err := m.offset(gpa, uint64(len(p)))
 	if err != nil {
 		return err
 	}
-	copy(p, m.ram[off:])
+	if err := guard(func() { copy(p, m.ram[off:]) }); err != nil {
+		return fmt.Errorf("read %d bytes of guest memory at gpa %#x: %w", len(p), gpa, err)
+	}
 	return nil
 }
 
 // WriteAt copies p to guest memory at gpa and sets the pages' bits in the VMM's
 // dirty bitmap. It fails, and copies nothing, unless the whole range is contiguous
-// RAM.
+// RAM; and it fails at a page that the host cannot access.
 func (m *Memory) WriteAt(p []byte, gpa uint64) error {
 	off, err := m.offset(gpa, uint64(len(p)))
 	if err != nil {
 		return err
 	}
-	copy(m.ram[off:], p)
+	err = guard(func() { copy(m.ram[off:], p) })
 	m.mark(off, uint64(len(p)))
+	if err != nil {
+		return fmt.Errorf("write %d bytes of guest memory at gpa %#x: %w", len(p), gpa, err)
+	}
 	return nil
+}
+
+// guard turns a fault of an access into an error: see [mempage.Guard].
+func guard(access func()) error {
+	return mempage.Guard(func() error { access(); return nil })
 }
 
 // Slice returns guest memory [gpa, gpa+n), not a copy. It fails unless the whole

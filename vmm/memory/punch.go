@@ -34,10 +34,13 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 			return fmt.Errorf("MADV_DONTNEED of %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 		}
 	case Hugetlb:
-		err := m.eachPopulated(s, first, n, func(at, n uint64) bool {
-			clear(ram[at<<mempage.Shift : (at+n)<<mempage.Shift])
-			return true
-		})
+		var err error
+		if ferr := m.eachPopulated(s, first, n, func(at, n uint64) bool {
+			err = guard(func() { clear(ram[at<<mempage.Shift : (at+n)<<mempage.Shift]) })
+			return err == nil
+		}); ferr != nil {
+			err = ferr
+		}
 		if err != nil {
 			return fmt.Errorf("zero %d pages at page %#x of memory slot %d: %w", n, first, index, err)
 		}
