@@ -397,42 +397,6 @@ func TestWildHints(t *testing.T) {
 	}
 }
 
-// A guest with init_on_alloc writes zeros to what it hints. For pages that were in use,
-// zeros are cheaper than their content; pages that never were only become populated, and
-// auto stops asking.
-func TestAGuestThatZeroesWhatItHints(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		mode migrate.HintMode
-		fill uint64
-		stop bool
-	}{
-		{"hardly used", migrate.HintsAuto, 1024, true},
-		{"used", migrate.HintsAuto, 1 << 20, false},
-		{"hardly used, but asked for", migrate.HintsOn, 1024, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := newHintRig(t, simtest.Driver{Skip: 1024, Zeroes: true, Pace: time.Millisecond}, func(s *simtest.Config) {
-				s.Fill = c.fill
-				s.Slots = []migrate.Slot{{Pages: 16 << 10}}
-			})
-			r.opt.Hints = c.mode
-			r.opt.BandwidthLimit = 16 << 20       // there is time to answer
-			r.opt.DowntimeLimit = 5 * time.Second // rounds are not what is looked at
-			got := r.run()
-			if stopped := strings.Contains(got.HintsOff, "init_on_alloc"); stopped != c.stop {
-				t.Errorf("stopped: %v, %+v", stopped, got)
-			}
-			if c.stop && got.HintsReceived > 15<<10 {
-				t.Errorf("it was stopped after %d pages", got.HintsReceived)
-			}
-			if got.PagesSent > 4096 {
-				t.Errorf("%d pages were sent: %+v", got.PagesSent, got)
-			}
-		})
-	}
-}
-
 // In a later round the guest hints what has become free since.
 func TestHintsInLaterRounds(t *testing.T) {
 	r := newHintRig(t, simtest.Driver{Skip: 64}, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -52,21 +53,28 @@ func (c *scriptedConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// overScriptedLink moves a guest of 32 MiB, all of it with content and an eighth in use, in
-// simulated time.
-func overScriptedLink(t *testing.T, mode migrate.HintMode, rate float64, driver simtest.Driver) (r migrate.Result) {
+// scriptedPages is the size of the guest that is moved over a scripted link. The first
+// eighth of it is in use.
+const scriptedPages = 16 << 10
+
+// overScriptedLink moves a guest in simulated time, which only links, guests and waits
+// take. The first pages of it have content, as many as fill; prepare, if set, changes it.
+func overScriptedLink(t *testing.T, mode migrate.HintMode, rate float64, driver simtest.Driver, fill uint64, prepare func(*simtest.Machine)) (r migrate.Result) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		const pages = 8 << 10
-		driver.Skip = pages / 8
+		driver.Skip = scriptedPages / 8
 		w := simtest.NewWorld()
 		m, err := simtest.NewMachine(w, simtest.Config{
-			Layout: simtest.Layout{Slots: []migrate.Slot{{Pages: pages}}, ManualProtect: true, InitiallySet: true},
-			CPUs:   1, Seed: 3, Dirty: 64, Rate: 1000, Fill: pages, Balloon: true,
+			Layout: simtest.Layout{Slots: []migrate.Slot{{Pages: scriptedPages}}, ManualProtect: true, InitiallySet: true},
+			CPUs:   1, Seed: 3, Dirty: 64, Rate: 1000, Fill: fill, Balloon: true,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		m.Balloon.Driver = driver
+		if prepare != nil {
+			prepare(m)
+		}
 		if err := m.Resume(); err != nil {
 			t.Fatal(err)
 		}
@@ -123,16 +131,16 @@ func TestHintsNeverCostTime(t *testing.T) {
 			return 0
 		}}, true},
 		{"a guest that stops halfway", 20 * mb, simtest.Driver{Pace: pace(500 * mb), Rest: func(n uint64) time.Duration {
-			if n == 4096 {
+			if n == scriptedPages/2 {
 				return time.Hour
 			}
 			return 0
 		}}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			on := overScriptedLink(t, migrate.HintsOn, c.link, c.driver)
-			off := overScriptedLink(t, migrate.HintsOff, c.link, c.driver)
-			auto := overScriptedLink(t, migrate.HintsAuto, c.link, c.driver)
+			on := overScriptedLink(t, migrate.HintsOn, c.link, c.driver, scriptedPages, nil)
+			off := overScriptedLink(t, migrate.HintsOff, c.link, c.driver, scriptedPages, nil)
+			auto := overScriptedLink(t, migrate.HintsAuto, c.link, c.driver, scriptedPages, nil)
 			t.Logf("off %v, %d pages sent; on %v, %d sent, %d hinted; auto %v (waited %v), %d sent, %d hinted", off.Total.Round(ms), off.PagesSent,
 				on.Total.Round(ms), on.PagesSent, on.PagesHinted, auto.Total.Round(ms), auto.HintWait.Round(ms), auto.PagesSent, auto.PagesHinted)
 			if best := min(on.Total, off.Total); auto.Total > best*105/100+5*ms {
@@ -143,6 +151,48 @@ func TestHintsNeverCostTime(t *testing.T) {
 			}
 			if on.PagesHinted == 0 != c.driver.Silent {
 				t.Errorf("on spares %d pages", on.PagesHinted)
+			}
+		})
+	}
+}
+
+// A page that was zero costs nothing on the wire, so nobody waits for its hint.
+func TestAutoDoesNotWaitForZeros(t *testing.T) {
+	driver := simtest.Driver{Pace: time.Millisecond} // 262 MB a second
+	got := overScriptedLink(t, migrate.HintsAuto, 20e6, driver, scriptedPages/8, func(m *simtest.Machine) {
+		for page := uint64(scriptedPages / 8); page < scriptedPages; page++ {
+			m.GuestZero(0, page)
+		}
+	})
+	if got.HintsReceived < scriptedPages*3/4 || got.HintWait > 20*time.Millisecond { // until the first block is known
+		t.Errorf("%+v", got)
+	}
+}
+
+// A guest with init_on_alloc writes zeros to what it hints. For pages that were in use,
+// zeros are cheaper than their content; pages that never were only become populated, and
+// auto stops asking.
+func TestAGuestThatZeroesWhatItHints(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mode migrate.HintMode
+		fill uint64
+		stop bool
+	}{
+		{"hardly used", migrate.HintsAuto, scriptedPages / 8, true},
+		{"used", migrate.HintsAuto, scriptedPages, false},
+		{"hardly used, but asked for", migrate.HintsOn, scriptedPages / 8, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := overScriptedLink(t, c.mode, 20e6, simtest.Driver{Zeroes: true, Pace: time.Millisecond}, c.fill, nil)
+			if stopped := strings.Contains(got.HintsOff, "init_on_alloc"); stopped != c.stop {
+				t.Errorf("stopped: %v, %+v", stopped, got)
+			}
+			if c.stop && got.HintsReceived > scriptedPages*7/8 {
+				t.Errorf("it was stopped after %d pages", got.HintsReceived)
+			}
+			if got.PagesSent > scriptedPages/4 {
+				t.Errorf("%d pages were sent: %+v", got.PagesSent, got)
 			}
 		})
 	}
