@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -93,6 +94,11 @@ func (d *patientTarget) Start(ctx context.Context, paused bool) error {
 // migrateSlowly migrates over a network in a bubble, and returns what the source and the
 // destination say.
 func migrateSlowly(t *testing.T, n *slowNet, busy bool, takes map[string]time.Duration, opt Options) (r Result, line string, err error) {
+	opt.Dial = n.Dial
+	return migrateOver(t, n, n, busy, takes, opt)
+}
+
+func migrateOver(t *testing.T, n *slowNet, ln net.Listener, busy bool, takes map[string]time.Duration, opt Options) (r Result, line string, err error) {
 	runs := &whoRuns{t: t, who: map[string]bool{}}
 	src := &patientSource{toySource: newToySource(t, runs), takes: takes, busy: busy, state: []byte("state")}
 	var target *patientTarget
@@ -105,8 +111,7 @@ func migrateSlowly(t *testing.T, n *slowNet, busy bool, takes map[string]time.Du
 	}), newLineLog(lines))
 	ctx, cancel := context.WithCancel(context.Background())
 	var served sync.WaitGroup
-	served.Go(func() { _ = recv.Serve(ctx, n) })
-	opt.Dial = n.Dial
+	served.Go(func() { _ = recv.Serve(ctx, ln) })
 	m := New(src, "there", opt)
 	_, err = m.Run(context.Background())
 	line = <-lines

@@ -232,11 +232,11 @@ func TestHostilePeers(t *testing.T) {
 		},
 		"too new":       func() []byte { return hello(7, 6) },
 		"version 0":     func() []byte { return hello(0, 0) },
-		"truncated":     func() []byte { return hello(1, 1)[:40] },
-		"huge config":   func() []byte { return append(hello(1, 1), frame(frameConfig, math.MaxUint32, 0, 0)...) },
-		"bad config":    func() []byte { return append(hello(1, 1), frame(frameConfig, 3, 0, 0, 0xbf, 0xff, 0x00)...) },
-		"cut config":    func() []byte { return append(hello(1, 1), frame(frameConfig, 1<<28, 0, 0, 1, 2, 3)...) },
-		"pages too far": func() []byte { return append(hello(1, 1), frame(framePages, math.MaxUint32, 1<<63, 1024)...) },
+		"truncated":     func() []byte { return hello(3, 3)[:40] },
+		"huge config":   func() []byte { return append(hello(3, 3), frame(frameConfig, math.MaxUint32, 0, 0)...) },
+		"bad config":    func() []byte { return append(hello(3, 3), frame(frameConfig, 3, 0, 0, 0xbf, 0xff, 0x00)...) },
+		"cut config":    func() []byte { return append(hello(3, 3), frame(frameConfig, 1<<28, 0, 0, 1, 2, 3)...) },
+		"pages too far": func() []byte { return append(hello(3, 3), frame(framePages, math.MaxUint32, 1<<63, 1024)...) },
 	} {
 		from := dst.err.len()
 		c, err := net.Dial("tcp", addr)
