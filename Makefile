@@ -51,7 +51,7 @@ model: ## spin visits every state of hints and handoff (a few minutes, under 2 G
 fuzz: ## every fuzz target for FUZZTIME seconds
 	test/fuzz.sh $(FUZZTIME)
 
-bench: ## speeds: compare two of one run, quote the ratio; TURNS of each of the long ones
+bench: ## speeds, beside the peers that are here (docs/benchmarks.md); TURNS of each of the long ones
 	go test -run '^$$' -bench . -skip 'MigrateIdle|Start|Linux|CompareHints' -benchtime $(TURNS)x -timeout 180m ./test
 	go test -run '^$$' -bench 'MigrateIdle|Start' -benchtime 20x -timeout 60m ./test
 	go test -run '^$$' -bench 'Linux' -benchtime 1x -timeout 60m ./test

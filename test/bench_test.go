@@ -152,110 +152,35 @@ func BenchmarkCompression(b *testing.B) {
 }
 
 // BenchmarkMigrateFilled migrates a guest of 3 GiB whose memory is full and
-// that slowly rewrites 4 MiB of it, by one and by two connections; in turn with
-// it go raw TCP, and QEMU with the same guest.
+// that slowly rewrites 4 MiB of it, by one and by two connections, beside its peers.
 func BenchmarkMigrateFilled(b *testing.B) {
-	needKVM(b)
-	h := newHost(b)
 	size := filledMiB()
-	cmdline := fmt.Sprintf("fill=%dM dirty=4M rate=1000 tick=1", size)
-	src := h.start("run", "m0", "--memory", fmt.Sprintf("%dM", size+128), "--cmdline", cmdline)
-	src.out.awaitText(b, 0, "filled ")
-	raw := newSender(b, "send", "receive", size, size)
-	qsrc := startQEMU(b, size+128, 1, cmdline, false)
-	qsrc.out.awaitText(b, 0, "filled ")
-	t := newTurns(b)
-	n := 0
-	for b.Loop() {
-		for _, channels := range []int{1, 2} {
-			t.add(fmt.Sprintf("raw TCP, %d", channels), raw.send(channels))
-			_, addr := h.receive(fmt.Sprintf("m%d", n+1))
-			r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr, "--channels", strconv.Itoa(channels))
-			if exit != 0 {
-				b.Fatalf("%+v", r)
-			}
-			n++
-			t.add(fmt.Sprintf("govmm, %d", channels), time.Duration(r.TotalMS)*time.Millisecond)
-			qdst := startQEMU(b, size+128, 1, cmdline, true)
-			t.add(fmt.Sprintf("QEMU, %d", channels), qsrc.migrate(qdst, channels).Total)
-			qsrc.end()
-			qsrc = qdst
-		}
-	}
-	for _, c := range []string{"1", "2"} {
-		t.ratio("govmm, "+c, "raw TCP, "+c, "of-raw-"+c)
-		t.ratio("govmm, "+c, "QEMU, "+c, "of-QEMU-"+c)
-	}
-	t.report(size)
+	migrations(b, size+128, fmt.Sprintf("fill=%dM dirty=4M rate=1000 tick=1", size), "filled ", downtimeLimit*time.Millisecond, 1, 2)
 }
 
-// besideQEMU migrates our guest and QEMU's in turn. Both have the same command line
-// and memory. It calls each with the results of each turn, and with the output of our
-// guest at its destination.
-func besideQEMU(b *testing.B, memMiB int, cmdline string, each func(ours result, guest *lines, theirs qemuResult)) {
-	b.Helper()
-	h := newHost(b)
-	src := h.start("run", "m0", "--memory", fmt.Sprintf("%dM", memMiB), "--cmdline", cmdline)
-	src.out.awaitText(b, 0, "filled ")
-	qsrc := startQEMU(b, memMiB, 1, cmdline, false)
-	qsrc.out.awaitText(b, 0, "filled ")
-	for n := 0; b.Loop(); n++ {
-		dst, addr := h.receive(fmt.Sprintf("m%d", n+1))
-		r, exit := h.migrate(fmt.Sprintf("m%d", n), "--to", addr)
-		if exit != 0 {
-			b.Fatalf("%+v", r)
-		}
-		qdst := startQEMU(b, memMiB, 1, cmdline, true)
-		each(r, dst.out, qsrc.migrate(qdst, 1))
-		qsrc.end()
-		qsrc = qdst
-	}
-}
-
-// BenchmarkMigrateBusy migrates a guest of 1 GiB that rewrites 64 MiB flat out
-// with a downtime limit of 300 ms, in turn with QEMU. QEMU's downtime is from
-// STOP to RESUME. Ours is reported with the longest gap that the guest measured by its
-// TSC in the second of the move (the TSC of QEMU's guest stands still during the move).
+// BenchmarkMigrateBusy migrates a guest of 1 GiB that rewrites 64 MiB flat out with a
+// downtime limit of 300 ms, by one and by two connections, beside its peers.
 func BenchmarkMigrateBusy(b *testing.B) {
-	needKVM(b)
-	t := newTurns(b)
-	var down, gap, bytes []float64
-	besideQEMU(b, 1024, "fill=900M dirty=64M rate=0 tick=1", func(r result, guest *lines, q qemuResult) {
-		t.add("govmm", time.Duration(r.TotalMS)*time.Millisecond)
-		t.add("QEMU", q.Total)
-		k, _ := guest.awaitTick(b, 0, "the first", func(tick) bool { return true })
-		gap = append(gap, k.gap/r.DowntimeMS)
-		down = append(down, r.DowntimeMS/max(float64(q.Downtime.Milliseconds()), 1))
-		bytes = append(bytes, float64(r.BytesSent)/float64(q.Bytes))
-	})
-	t.ratio("govmm", "QEMU", "of-QEMU")
-	b.ReportMetric(median(down), "downtime-of-QEMU")
-	b.ReportMetric(median(gap), "gap-of-downtime")
-	b.ReportMetric(median(bytes), "bytes-of-QEMU")
-	t.report(1024)
-	if !emulated() && (median(down) > 1 || median(bytes) > 1) {
-		b.Errorf("%.2f of QEMU's downtime and %.2f of its bytes: no more than its own is promised", median(down), median(bytes))
+	c := migrations(b, 1024, "fill=900M dirty=64M rate=0 tick=1", "filled ", downtimeLimit*time.Millisecond, 1, 2)
+	ours, _ := c.of("govmm", "stop-ms 1")
+	if theirs, here := c.of("QEMU", "stop-ms 1"); here && !emulated() && ours > theirs {
+		b.Errorf("a downtime of %.1f ms, QEMU's %.1f: no more than that is promised", ours, theirs)
 	}
 }
 
-// BenchmarkMigrateIdle is the downtime of a guest that does nothing, in turn
-// with QEMU. Ours is what govmm reports, from the order to stop to the message that
-// the guest runs there; QEMU's is from STOP to RESUME. The downtime that QEMU reports
-// ends when the source has sent all; it is printed too.
+// BenchmarkMigrateTight is BenchmarkMigrateBusy with a downtime limit of 20 ms, by one
+// connection.
+func BenchmarkMigrateTight(b *testing.B) {
+	migrations(b, 1024, "fill=900M dirty=64M rate=0 tick=1", "filled ", 20*time.Millisecond, 1)
+}
+
+// BenchmarkMigrateIdle is the downtime of a guest that does nothing, beside its peers.
 func BenchmarkMigrateIdle(b *testing.B) {
-	needKVM(b)
-	var ours, theirs, sent []float64
-	besideQEMU(b, 512, "fill=16M tick=0", func(r result, _ *lines, q qemuResult) {
-		ours = append(ours, r.DowntimeMS)
-		theirs = append(theirs, float64(q.Downtime.Microseconds())/1000)
-		sent = append(sent, float64(q.Sent.Milliseconds()))
-	})
-	b.ReportMetric(0, "ns/op")
-	b.ReportMetric(median(sent), "QEMU-says-ms")
-	b.ReportMetric(median(ours), "downtime-ms")
-	b.ReportMetric(median(theirs), "QEMU-downtime-ms")
-	if !emulated() && (median(ours) > 10 || median(ours) > median(theirs)) {
-		b.Errorf("a downtime of %.1f ms, QEMU's %.1f: promised are 10, and no more than that", median(ours), median(theirs))
+	c := migrations(b, 512, "fill=16M tick=0", "filled ", downtimeLimit*time.Millisecond, 1)
+	ours, _ := c.of("govmm", "stop-ms 1")
+	theirs, here := c.of("QEMU", "stop-ms 1")
+	if !emulated() && (ours > 10 || here && ours > theirs) {
+		b.Errorf("a downtime of %.1f ms, QEMU's %.1f: promised are 10, and no more than that", ours, theirs)
 	}
 }
 

@@ -17,13 +17,9 @@ import (
 // with its entropy source and balloon besides.
 func BenchmarkLinuxBoots(b *testing.B) {
 	needKVM(b)
-	const firmware = "/usr/share/qemu/qboot.rom"
-	_, err := exec.LookPath("qemu-system-x86_64")
-	if err == nil {
-		_, err = os.Stat(firmware)
-	}
-	if err != nil {
-		b.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
+	qemu := qemuBinary()
+	if qemu == "" {
+		b.Skip("NO QEMU HERE, NOT COMPARED")
 	}
 	l := linux{variant: kernel.NoACPI, cpus: 1, memory: "192M", program: "memhog", words: "size=1M"}
 	f := l.prepare(b)
@@ -34,7 +30,7 @@ func BenchmarkLinuxBoots(b *testing.B) {
 		n++
 		t.add("govmm", untilInit(b, h.command("run", fmt.Sprintf("b%d", n), "--cpus", "1", "--memory", l.memory,
 			"--kernel", f.kernel, "--initrd", f.initrd, "--cmdline", l.cmdline(f))))
-		t.add("QEMU microvm", untilInit(b, exec.Command("qemu-system-x86_64", "-M", "microvm,acpi=off", "-bios", firmware,
+		t.add("QEMU microvm", untilInit(b, exec.Command(qemu, "-M", "microvm,acpi=off", "-bios", "qboot.rom",
 			"-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", l.memory, "-smp", "1", "-nodefaults", "-display", "none",
 			"-no-reboot", "-serial", "stdio", "-kernel", f.kernel, "-initrd", f.initrd, "-append", l.cmdline(f))))
 	}

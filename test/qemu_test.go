@@ -26,7 +26,8 @@ type qemu struct {
 	dec *json.Decoder
 	end func() // kills it
 
-	bandwidth int64 // that migrate may use, in bytes a second; 0: all
+	bandwidth int64         // that migrate may use, in bytes a second; 0: all
+	limit     time.Duration // of the downtime; 0: the default
 
 	events map[string]time.Time // of each name, the last that do has read
 }
@@ -43,8 +44,9 @@ func qemuAccel() string {
 // command line.
 func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, more ...string) *qemu {
 	tb.Helper()
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		tb.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
+	binary := qemuBinary()
+	if binary == "" {
+		tb.Skip("NO QEMU HERE, NOT COMPARED")
 	}
 	dir, err := os.MkdirTemp("", "gq")
 	if err != nil {
@@ -66,7 +68,7 @@ func startQEMU(tb testing.TB, memMiB, cpus int, cmdline string, incoming bool, m
 		args = append(args, "-incoming", "defer")
 	}
 	args = append(args, more...)
-	q := &qemu{tb: tb, cmd: exec.Command("qemu-system-x86_64", args...), out: newLines(), events: map[string]time.Time{}}
+	q := &qemu{tb: tb, cmd: exec.Command(binary, args...), out: newLines(), events: map[string]time.Time{}}
 	q.cmd.Stderr = os.Stderr
 	stdout, err := q.cmd.StdoutPipe()
 	if err != nil {
@@ -147,7 +149,6 @@ type qemuResult struct {
 }
 
 // migrate moves the guest to dst by n connections: more than one is multifd.
-// The downtime is limited to 300 ms.
 func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	q.tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -160,8 +161,12 @@ func (q *qemu) migrate(dst *qemu, n int) qemuResult {
 	if bandwidth == 0 {
 		bandwidth = 1 << 40
 	}
+	limit := q.limit.Milliseconds()
+	if limit == 0 {
+		limit = downtimeLimit
+	}
 	for _, end := range []*qemu{dst, q} {
-		parameters := map[string]any{"downtime-limit": downtimeLimit, "max-bandwidth": bandwidth}
+		parameters := map[string]any{"downtime-limit": limit, "max-bandwidth": bandwidth}
 		// Turn it off too: a guest that came by multifd has it on.
 		end.do("migrate-set-capabilities", map[string]any{"capabilities": []any{map[string]any{"capability": "multifd", "state": n > 1}}})
 		if n > 1 {

@@ -3,15 +3,11 @@ package test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"github.com/govmm/govmm/guest"
 )
 
 // idleGuest owns no memory and says nothing after its first lines.
@@ -21,9 +17,9 @@ const idleGuest = "tick=0"
 // guest's memory.
 const idleMemory = 200 * mib
 
-// residence is how much of a process is in memory (Rss of proc_pid_smaps(5)), in bytes:
-// of the guest's memory, and of all else.
-func residence(t testing.TB, pid int) (ram, beyond uint64) {
+// residence is how much of a process is in memory (proc_pid_smaps(5)), in bytes: of the
+// guest's memory, of all else (Rss), and of that what is the process's own (Anonymous).
+func residence(t testing.TB, pid int) (ram, beyond, private uint64) {
 	t.Helper()
 	smaps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
@@ -45,12 +41,17 @@ func residence(t testing.TB, pid int) (ram, beyond uint64) {
 			} else {
 				beyond += kib << 10
 			}
+		} else if value, ok := strings.CutPrefix(line, "Anonymous:"); ok && !inside {
+			if _, err := fmt.Sscan(value, &kib); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			private += kib << 10
 		}
 	}
 	if found != 1 {
 		t.Fatalf("%d mappings are as long as the guest's memory, not 1:\n%s", found, smaps)
 	}
-	return ram, beyond
+	return ram, beyond, private
 }
 
 // cpuTime is the processor time of a process with its vCPUs (utime and stime of
@@ -99,7 +100,7 @@ func TestSizeOfTheVMM(t *testing.T) {
 		"devices": {"--disk", "path=" + image, "--console", "null", "--vsock", "path=" + filepath.Join(h.dir, "v")},
 	} {
 		vm := h.idle(name, args...)
-		ram, beyond := residence(t, vm.cmd.Process.Pid)
+		ram, beyond, _ := residence(t, vm.cmd.Process.Pid)
 		t.Logf("%s: %.1f MiB of the guest's memory, %.1f MiB beyond", name, float64(ram)/mib, float64(beyond)/mib)
 		if ram == 0 || ram > idleMemory/2 {
 			t.Errorf("%s: %d bytes of the guest's memory are there", name, ram)
@@ -138,7 +139,7 @@ func switches(t testing.TB, pid int) (n uint64) {
 }
 
 // TestIdleVMMSleeps: nothing in the VMM of an idle guest polls. The demo guest
-// wakes four times a second by itself. Start-up and a busy host add context
+// wakes once a second by itself. Start-up and a busy host add context
 // switches, so the test waits for a second with few of them; with a thread that
 // polls there is none. BenchmarkIdle measures the share of a processor.
 func TestIdleVMMSleeps(t *testing.T) {
@@ -160,107 +161,77 @@ func TestIdleVMMSleeps(t *testing.T) {
 	}
 }
 
-// startMicroVM starts the demo guest in QEMU's machine for small guests, for comparison
-// of start-up and size.
-func startMicroVM(b *testing.B, elf string) (cmd *exec.Cmd, out *lines, end func()) {
-	b.Helper()
-	const bios = "/usr/share/qemu/qboot.rom"
-	if _, err := os.Stat(bios); err != nil {
-		b.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
-	}
-	cmd = exec.Command("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-M", "microvm,acpi=off", "-bios", bios,
-		"-m", fmt.Sprintf("%dM", idleMemory/mib), "-smp", "1", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
-		"-kernel", elf, "-append", idleGuest)
-	cmd.Stderr = os.Stderr
-	stdout, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		b.Skipf("NO QEMU HERE, NOT COMPARED: %v", err)
-	}
-	out = newLines()
-	read := make(chan struct{})
-	go func() {
-		out.from(stdout)
-		close(read)
-	}()
-	return cmd, out, func() {
-		_ = cmd.Process.Kill()
-		<-read
-		_ = cmd.Wait() // killed
-	}
-}
-
-func demoELF(b *testing.B) string {
-	b.Helper()
-	elf := filepath.Join(b.TempDir(), "demo.elf")
-	if err := os.WriteFile(elf, guest.ELF, 0o600); err != nil {
-		b.Fatal(err)
-	}
-	return elf
-}
-
-// BenchmarkStart is the time from the start of a process to the demo guest's
-// first line, of govmm and of QEMU's microvm in turn.
+// BenchmarkStart is the time from the start of a process to the demo guest's first byte
+// on the serial port, of govmm and its peers in turn, with the processor time until then.
 func BenchmarkStart(b *testing.B) {
-	needKVM(b)
-	h, elf, t, n := newHost(b), demoELF(b), newTurns(b), 0
+	c := compare(b)
 	for b.Loop() {
-		n++
-		began := time.Now()
-		vm := h.start("run", fmt.Sprintf("start%d", n), "--memory", fmt.Sprintf("%dM", idleMemory/mib), "--cmdline", idleGuest)
-		vm.out.awaitText(b, 0, "govmm demo guest")
-		t.add("govmm", time.Since(began))
-		vm.kill(syscall.SIGKILL)
-		vm.wait()
-
-		began = time.Now()
-		_, out, end := startMicroVM(b, elf)
-		out.awaitText(b, 0, "govmm demo guest")
-		t.add("microvm", time.Since(began))
-		end()
+		for _, p := range c.peers {
+			cmd := p.command(idleMemory/mib, idleGuest)
+			took, end := firstByte(b, cmd)
+			end()
+			c.add(p, "ms", float64(took.Microseconds())/1000)
+		}
 	}
-	b.ReportMetric(0, "ns/op")
-	ours, theirs := median(t.took["govmm"])*1000, median(t.took["microvm"])*1000
-	b.ReportMetric(ours, "ms")
-	b.ReportMetric(theirs, "microvm-ms")
-	t.ratio("govmm", "microvm", "of-microvm")
-	if ours > theirs || !emulated() && ours > 30 {
-		b.Errorf("%.1f ms to the guest's first line, QEMU's microvm %.1f: promised are 30, and less than that", ours, theirs)
+	c.report("ms")
+	ours, _ := c.of("govmm", "ms")
+	if theirs, here := c.of("QEMU", "ms"); here && ours > theirs || !emulated() && ours > 30 {
+		b.Errorf("%.1f ms to the guest's first byte, QEMU's microvm %.1f: promised are 30, and less than that", ours, theirs)
 	}
 }
 
-// BenchmarkIdle is the cost of an idle VM, memory beyond the guest's and share of a
-// processor, beside QEMU's microvm with the same guest.
+// BenchmarkIdle is the cost of an idle VM, of govmm and its peers at the same time:
+// memory beyond the guest's, that of it which no other process shares, and the share of
+// a core.
 func BenchmarkIdle(b *testing.B) {
-	needKVM(b)
-	h := newHost(b)
-	vm := h.idle("idle")
-	cmd, out, end := startMicroVM(b, demoELF(b))
-	defer end()
-	out.awaitText(b, 0, "owns ")
+	c := compare(b)
+	pids := map[string]int{}
+	for _, p := range c.peers {
+		cmd := p.command(idleMemory/mib, idleGuest)
+		_, end := firstByte(b, cmd)
+		defer end()
+		pids[p.name] = cmd.Process.Pid
+	}
 	const d = 5 * time.Second
-	time.Sleep(time.Second) // what start-up leaves behind
-	pids := map[string]int{"": vm.cmd.Process.Pid, "microvm-": cmd.Process.Pid}
-	shares := map[string][]float64{}
+	time.Sleep(3 * time.Second) // what start-up leaves behind
 	for b.Loop() {
 		before := map[string]time.Duration{}
 		for name, pid := range pids {
-			before[name] = cpuTime(b, pid)
+			before[name] = runTime(b, pid)
 		}
 		time.Sleep(d)
-		for name, pid := range pids {
-			shares[name] = append(shares[name], 100*float64(cpuTime(b, pid)-before[name])/float64(d))
+		for _, p := range c.peers {
+			pid := pids[p.name]
+			_, beyond, private := residence(b, pid)
+			c.add(p, "%-of-a-core", 100*float64(runTime(b, pid)-before[p.name])/float64(d))
+			c.add(p, "MiB-beyond-RAM", float64(beyond)/mib)
+			c.add(p, "private-MiB", float64(private)/mib)
 		}
 	}
-	b.ReportMetric(0, "ns/op")
-	for name, pid := range pids {
-		_, beyond := residence(b, pid)
-		b.ReportMetric(float64(beyond)/mib, name+"MiB-beyond-RAM")
-		b.ReportMetric(median(shares[name]), name+"%-of-a-core")
-	}
-	if share := median(shares[""]); !emulated() && share > 1 {
+	c.report("%-of-a-core", "MiB-beyond-RAM", "private-MiB")
+	if share, _ := c.of("govmm", "%-of-a-core"); !emulated() && share > 1 {
 		b.Errorf("an idle VM takes %.2f%% of a core: promised is 1", share)
 	}
+}
+
+// runTime is the time that the threads of a process have run, in nanoseconds
+// (sched-stats.rst): cpuTime counts in hundredths of a second.
+func runTime(t testing.TB, pid int) (all time.Duration) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("threads of %d: %d, %v", pid, len(files), err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			continue // the thread has ended
+		}
+		var ns int64
+		if _, err := fmt.Sscan(string(text), &ns); err != nil {
+			t.Fatalf("%s: %q", f, text)
+		}
+		all += time.Duration(ns)
+	}
+	return all
 }

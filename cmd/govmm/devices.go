@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm/machine"
 	"github.com/spf13/pflag"
@@ -48,7 +50,8 @@ func (f *deviceFlags) add(flags *pflag.FlagSet, k virtio.Kind, usage string, par
 			return []virtio.Spec{s}, err
 		})
 	default:
-		values := flags.StringArray(k.Name, nil, usage)
+		values := new(texts)
+		flags.Var(values, k.Name, usage)
 		*f = append(*f, func() (specs []virtio.Spec, err error) {
 			for _, v := range *values {
 				s, err := parse(v)
@@ -73,3 +76,18 @@ func (f *deviceFlags) devices() (all []virtio.Spec, err error) {
 	}
 	return all, nil
 }
+
+// texts is the value of a flag that may be given several times.
+type texts []string
+
+// String implements [pflag.Value].
+func (t *texts) String() string { return strings.Join(*t, " ") }
+
+// Set implements [pflag.Value].
+func (t *texts) Set(s string) error {
+	*t = append(*t, s)
+	return nil
+}
+
+// Type implements [pflag.Value]; usage texts name the value themselves.
+func (t *texts) Type() string { return "string" }

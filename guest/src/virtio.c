@@ -41,7 +41,7 @@ enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_DEVICE = 4 };
 #define USED_NO_NOTIFY 1
 
 #define LOOK_MS 20  /* poll interval of a device without MSI-X */
-#define TRUST_MS 250 /* and of a device with MSI-X */
+#define TRUST_MS 1000 /* and of a device with MSI-X */
 
 static bool find_capabilities(struct virtio *d)
 {

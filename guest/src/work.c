@@ -8,7 +8,7 @@
 #define FILL_BATCH 64
 
 /* The longest sleep, also after a lost wake-up. */
-#define IDLE_MS 250
+#define IDLE_MS 1000
 
 struct settings settings;
 struct worker workers[MAX_CPUS];
