@@ -2,11 +2,13 @@ package machine
 
 import (
 	"fmt"
+	"math/bits"
 	"runtime"
 	"testing"
 	"time"
 
 	"github.com/govmm/govmm/internal/vmtest"
+	"github.com/govmm/govmm/mempage"
 )
 
 // BenchmarkBoot is the time from nothing to the guest's first byte.
@@ -33,10 +35,49 @@ func BenchmarkPauseResume(b *testing.B) {
 	}
 }
 
+// BenchmarkRingSync is a sync of 64 slots of 16 GiB with dirty rings: one look into each
+// vCPU's ring, in which there are 16 pages.
+func BenchmarkRingSync(b *testing.B) {
+	var pages []uint64
+	for range 64 {
+		pages = append(pages, 16<<30/mempage.Size)
+	}
+	for _, cpus := range []int{1, 8, 32, 128, 254} {
+		b.Run(fmt.Sprintf("vcpus=%d", cpus), func(b *testing.B) {
+			r := newDirtyRings(newFakeRings(nil), slotsOf(pages...))
+			rings := make([]*fakeRings, cpus)
+			for i := range rings {
+				rings[i] = newFakeRings(nil)
+				r.vcpus = append(r.vcpus, rings[i])
+			}
+			looks, found := 0, 0
+			for b.Loop() {
+				b.StopTimer()
+				for i, k := range rings {
+					k.looks, k.taken = 0, nil
+					for n := range uint64(16) {
+						k.entries = append(k.entries, [2]uint64{n * 4, uint64(i)<<12 + n})
+					}
+				}
+				b.StartTimer()
+				check(b, r.collect())
+				for slot := range pages {
+					check(b, r.take(slot, func(_ int, word uint64) { found += bits.OnesCount64(word) }))
+				}
+				for _, k := range rings {
+					looks += k.looks
+				}
+			}
+			b.ReportMetric(float64(looks)/float64(b.N), "looks/op")
+			b.ReportMetric(float64(found)/float64(b.N), "pages/op")
+		})
+	}
+}
+
 // BenchmarkState saves, encodes, decodes and loads vCPUs, on one processor and
 // on all that there are: what a migration adds to the downtime besides memory.
 func BenchmarkState(b *testing.B) {
-	for _, cpus := range []int{2, 8, 32} {
+	for _, cpus := range []int{2, 8, 32, 128} {
 		for _, procs := range []int{1, runtime.GOMAXPROCS(0)} {
 			b.Run(fmt.Sprintf("vcpus=%d/processors=%d", cpus, procs), func(b *testing.B) {
 				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
