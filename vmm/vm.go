@@ -63,10 +63,12 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 	v := &VM{name: name, log: log, stopping: make(chan struct{}),
 		ended: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
 	if port != nil {
-		v.ends.Serial, v.lines = port, append(v.lines, port)
+		l := &line{Backend: port, name: "serial port", log: log}
+		v.ends.Serial, v.lines = l, append(v.lines, l)
 	}
 	if console != nil {
-		v.ends.Console, v.lines = console, append(v.lines, console)
+		l := &line{Backend: console, name: "console", log: log}
+		v.ends.Console, v.lines = l, append(v.lines, l)
 	}
 	return v
 }

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -32,7 +31,7 @@ type hostFlags struct {
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH, unix:PATH or null")
+	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH[,max=SIZE] (64M; then it becomes PATH.1), unix:PATH or null")
 	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: nowhere, and govmm run then makes no such device")
 	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
@@ -42,26 +41,21 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 
 // check reports the first flag that makes no sense.
 func (f *hostFlags) check() error {
-	if !validLine(f.serial) {
-		return fmt.Errorf("--serial %q: expected stdio, file:PATH, unix:PATH or null", f.serial)
+	if err := serial.CheckBackend(f.serial); err != nil {
+		return fmt.Errorf("--serial: %w", err)
+	}
+	if f.console != "none" {
+		if err := serial.CheckBackend(f.console); err != nil {
+			return fmt.Errorf("--console: %w", err)
+		}
 	}
 	if _, err := machine.ParseDirtyTracking(f.tracking); err != nil {
 		return fmt.Errorf("--dirty-tracking: %w", err)
 	}
-	switch {
-	case f.console != "none" && !validLine(f.console):
-		return fmt.Errorf("--console %q: expected stdio, file:PATH, unix:PATH, null or none", f.console)
-	case f.console == f.serial && f.console != "null":
+	if f.console == f.serial && f.console != "null" {
 		return fmt.Errorf("--console %s: the serial port leads there already; use --serial null, or another place", f.console)
 	}
 	return nil
-}
-
-// validLine says whether where is a place that a serial port or console can lead
-// to.
-func validLine(where string) bool {
-	kind, path, _ := strings.Cut(where, ":")
-	return where == "stdio" || where == "null" || kind == "file" && path != "" || kind == "unix" && path != ""
 }
 
 // host is what a VM needs of its process.

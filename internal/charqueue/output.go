@@ -36,7 +36,7 @@ type Output struct {
 	queueMu sync.Mutex
 	queue   []byte        // not yet given to w
 	writing int           // bytes in the Write under way
-	last    time.Time     // when the last Write ended
+	last    time.Time     // when the last Write ended, or that under way began
 	due     bool          // the line that has begun is written now
 	held    bool          // the line that has begun stays
 	closed  bool          // the goroutine ends; what is put is dropped
@@ -141,6 +141,9 @@ func (o *Output) take(buf []byte) (n int, wait time.Duration, ok bool) {
 	n = copy(buf, o.queue[:n])
 	o.queue = o.queue[:copy(o.queue, o.queue[n:])]
 	o.writing = n
+	if n > 0 {
+		o.last = time.Now()
+	}
 	o.due = o.due && len(o.queue) > 0
 	return n, 0, true
 }
@@ -196,7 +199,8 @@ func (o *Output) Line() []byte {
 }
 
 // Drain waits until the writer has taken everything, except for a line that
-// Hold keeps, or until ctx ends.
+// Hold keeps, or until ctx ends. It does not wait for a writer that has taken nothing
+// for longer than the time until ctx ends.
 func (o *Output) Drain(ctx context.Context) error {
 	o.queueMu.Lock()
 	o.due = !o.held && len(o.queue) > 0
@@ -204,6 +208,10 @@ func (o *Output) Drain(ctx context.Context) error {
 	if left == 0 {
 		o.queueMu.Unlock()
 		return nil
+	}
+	if end, ok := ctx.Deadline(); ok && o.writing > 0 && time.Since(o.last) > time.Until(end) {
+		o.queueMu.Unlock()
+		return fmt.Errorf("%d bytes of output that the backend does not take: %w", left, context.DeadlineExceeded)
 	}
 	if o.empty == nil {
 		o.empty = make(chan struct{})

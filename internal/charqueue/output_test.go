@@ -1,6 +1,8 @@
 package charqueue
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"sync"
 	"testing"
@@ -78,6 +80,44 @@ func TestIdleLineIsWrittenAtOnce(t *testing.T) {
 			t.Errorf("5000 bytes in 5 ms: %d writes", n)
 		}
 		w.mu.Unlock()
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// stuckWriter takes nothing until it is released.
+type stuckWriter chan struct{}
+
+func (w stuckWriter) Write(p []byte) (int, error) {
+	<-w
+	return len(p), nil
+}
+
+// A writer that has been stuck for longer than Drain may wait is not waited for at all:
+// the guest may stand still meanwhile. One that became slow just now is.
+func TestDrainDoesNotWaitForTheStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := make(stuckWriter)
+		o := NewOutput(w, 1, func() {})
+		o.Put([]byte("line\n"))
+		for _, expected := range []time.Duration{50 * time.Millisecond, 0} {
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			began := time.Now()
+			synctest.Wait() // it is written
+			if err := o.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v", err)
+			}
+			if waited := time.Since(began); waited != expected {
+				t.Errorf("waited for %v, want %v", waited, expected)
+			}
+			cancel()
+			time.Sleep(time.Millisecond)
+		}
+		close(w)
+		if err := o.Drain(t.Context()); err != nil {
+			t.Error(err)
+		}
 		if err := o.Close(); err != nil {
 			t.Error(err)
 		}

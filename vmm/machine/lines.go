@@ -126,15 +126,13 @@ func (m *Machine) stopInput() {
 // Drain waits until the other ends of the machine's lines have taken what the
 // guest sent, or until ctx ends, whose error it returns then.
 func (m *Machine) Drain(ctx context.Context) error {
-	if err := m.lines.uart.Drain(ctx); err != nil {
-		return err
+	errs := make([]error, len(m.lines.drainers)+1)
+	var all sync.WaitGroup
+	for i, d := range append([]virtio.Drainer{m.lines.uart}, m.lines.drainers...) {
+		all.Go(func() { errs[i] = d.Drain(ctx) })
 	}
-	for _, d := range m.lines.drainers {
-		if err := d.Drain(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // closeSerial ends the serial port, and all input. It waits for a Write of its

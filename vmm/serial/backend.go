@@ -32,7 +32,8 @@ type Options struct {
 //	stdio      this process's input and output. A terminal is in raw mode from the
 //	           first ReadInput until Close; Ctrl-A x quits, Ctrl-A h prints help,
 //	           Ctrl-A Ctrl-A sends Ctrl-A
-//	file:PATH  output is appended to a file, made with mode 0600; no input
+//	file:PATH  output is appended to a file, made with mode 0600; no input. At 64 MiB,
+//	           or what file:PATH,max=SIZE says, it becomes PATH.1 and a new one begins
 //	unix:PATH  a unix socket, mode 0600, that one client at a time may connect to
 //	null       output is dropped; no input
 func OpenBackend(spec string, opt Options) (Backend, error) {
@@ -47,7 +48,24 @@ func OpenBackend(spec string, opt Options) (Backend, error) {
 	case kind == "unix" && path != "":
 		return openUnix(path)
 	}
-	return nil, fmt.Errorf("serial port %q: use stdio, file:PATH, unix:PATH or null", spec)
+	return nil, errSpec(spec)
+}
+
+// CheckBackend reports what is wrong with a spec. It opens nothing.
+func CheckBackend(spec string) error {
+	kind, path, _ := strings.Cut(spec, ":")
+	switch {
+	case spec == "null", spec == "stdio", kind == "unix" && path != "":
+		return nil
+	case kind == "file" && path != "":
+		_, err := parseFile(path)
+		return err
+	}
+	return errSpec(spec)
+}
+
+func errSpec(spec string) error {
+	return fmt.Errorf("%.80q: expected stdio, file:PATH[,max=SIZE], unix:PATH or null", spec)
 }
 
 // null is the backend null.
@@ -56,26 +74,3 @@ type null struct{}
 func (null) Write(p []byte) (int, error)                    { return len(p), nil }
 func (null) ReadInput(context.Context, []byte) (int, error) { return 0, io.EOF }
 func (null) Close() error                                   { return nil }
-
-// file is the backend file:PATH. It appends, because both ends of a migration may
-// write to one file, and to keep the output of earlier runs.
-type file struct {
-	f *os.File
-}
-
-func openFile(path string) (*file, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("serial port to a file: %w", err)
-	}
-	return &file{f: f}, nil
-}
-
-// Write appends to the file.
-func (b *file) Write(p []byte) (int, error) { return b.f.Write(p) }
-
-// ReadInput returns io.EOF.
-func (b *file) ReadInput(context.Context, []byte) (int, error) { return 0, io.EOF }
-
-// Close closes the file.
-func (b *file) Close() error { return b.f.Close() }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/govmm/govmm/internal/unixsock"
+	"github.com/govmm/govmm/virtio"
 )
 
 // maxBacklog is how many of the last bytes of output are kept while no client
@@ -43,6 +44,10 @@ type client struct {
 }
 
 func openUnix(path string) (*unixSocket, error) {
+	path, err := virtio.Absolute(path) // it is removed at the end
+	if err != nil {
+		return nil, err
+	}
 	ln, err := unixsock.Listen(path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
