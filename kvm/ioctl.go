@@ -45,6 +45,7 @@ var (
 	reqTranslate     = gokvm.IIOWR(0x85, unsafe.Sizeof(Translation{}))
 	reqGetMSRs       = gokvm.IIOWR(0x88, msrHeaderSize)
 	reqSetMSRs       = gokvm.IIOW(0x89, msrHeaderSize)
+	reqSetSignalMask = gokvm.IIOW(0x8b, unsafe.Sizeof(signalMask{}.length))
 	reqGetLAPIC      = gokvm.IIOR(0x8e, unsafe.Sizeof(LAPICState{}))
 	reqSetLAPIC      = gokvm.IIOW(0x8f, unsafe.Sizeof(LAPICState{}))
 	reqSetCPUID2     = gokvm.IIOW(0x90, cpuidHeaderSize)

@@ -73,6 +73,7 @@ func (l *layout) requests() {
 		"KVM_TRANSLATE":              reqTranslate,
 		"KVM_GET_MSRS":               reqGetMSRs,
 		"KVM_SET_MSRS":               reqSetMSRs,
+		"KVM_SET_SIGNAL_MASK":        reqSetSignalMask,
 		"KVM_GET_LAPIC":              reqGetLAPIC,
 		"KVM_SET_LAPIC":              reqSetLAPIC,
 		"KVM_SET_CPUID2":             reqSetCPUID2,

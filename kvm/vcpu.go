@@ -30,6 +30,11 @@ type VCPU struct {
 	// vCPU. It is not held in KVM_RUN.
 	kickMu sync.Mutex
 	tid    int // thread that runs the vCPU, 0 if none
+
+	// These are for the thread that runs the vCPU, see sigbus.go.
+	catches atomic.Bool // SIGBUS is kept for fault
+	waits   [3]uint64   // arguments of rt_sigtimedwait
+	siginfo [16]uint64  // siginfo_t
 }
 
 // Errors that Run returns for a kick. They are variables so that a kick does not
@@ -96,7 +101,8 @@ func (v *VCPU) ID() int { return v.id }
 // [VCPU.ExitReason] says why; unix.EINTR if a signal or immediate exit ended it;
 // unix.EAGAIN if a vCPU that waits for INIT was woken. After these two errors,
 // which are not wrapped, the exit reason has no meaning and Run may be called
-// again. Run allocates only for other errors.
+// again. Run allocates only for other errors. A page of the guest's that the host cannot
+// access is a [*mempage.Fault] on a thread that is bound.
 //
 // The next Run completes the port or MMIO access of the last exit, also with
 // immediate exit set.
@@ -106,6 +112,9 @@ func (v *VCPU) Run() error {
 	case 0:
 		return nil
 	case unix.EINTR:
+		if f := v.fault(); f != nil {
+			return opError(f, "KVM_RUN", "%s", v.what)
+		}
 		return errInterrupted
 	case unix.EAGAIN:
 		return errAgain
@@ -144,6 +153,7 @@ func (v *VCPU) BindThread() {
 	v.kickMu.Lock()
 	defer v.kickMu.Unlock()
 	v.tid = unix.Gettid()
+	v.catchFaults()
 }
 
 // UnbindThread undoes BindThread, on the same thread. Afterwards Kick sends no
@@ -153,6 +163,7 @@ func (v *VCPU) UnbindThread() {
 	defer v.kickMu.Unlock()
 	if v.tid == unix.Gettid() {
 		v.tid = 0
+		v.ignoreFaults()
 	}
 }
 

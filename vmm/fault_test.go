@@ -54,3 +54,23 @@ func TestPageThatTheHostHasLost(t *testing.T) {
 		t.Error("the page can be read")
 	}
 }
+
+// TestGuestTouchesAPageThatIsLost: the VM ends as one that crashed, with the page's
+// name; the process goes on.
+func TestGuestTouchesAPageThatIsLost(t *testing.T) {
+	needKVM(t)
+	con := vmtest.NewTape()
+	vm, err := NewVM(Config{Memory: 64 << 20, Serial: con, Log: vmtest.Log(t), Cmdline: "fill=32M"})
+	check(t, err)
+	const from, to, step = 10 << 20, 60 << 20, 2 << 20 // the guest fills some of it
+	for gpa := uint64(from); gpa < to; gpa += step {
+		vmtest.Poison(t, vm.machine.Memory().SlotBytes(0, gpa/mempage.Size, 1))
+	}
+	r := run(t, vm, con)
+	r.ends(t, Crashed, "the host cannot access the page")
+	out := <-r.out
+	var gpa uint64
+	if _, err := fmt.Sscanf(out.Text, "vCPU 0: guest memory at gpa 0x%x: ", &gpa); err != nil || gpa < from || gpa >= to || gpa%step != 0 {
+		t.Errorf("told %q", out.Text)
+	}
+}

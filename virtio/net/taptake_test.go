@@ -261,3 +261,37 @@ func TestTapsLink(t *testing.T) {
 		}
 	}
 }
+
+// TestTapThatIsGoneWhenItIsTaken: a guest does not start where its tap has gone while it
+// was on its way; one that had it and takes it back goes on, without a link.
+func TestTapThatIsGoneWhenItIsTaken(t *testing.T) {
+	namespace(t)
+	open := func(name string) virtio.Backend {
+		t.Helper()
+		b, err := (&net.Spec{Options: net.Options{Tap: name, MAC: guestMAC, Queues: 1}}).Open(nil)
+		check(t, err)
+		return b
+	}
+	b := open("tap0")
+	check(t, netlink.LinkDel(tapLink(t, "tap0")))
+	if err := b.(virtio.Locker).Lock(); err == nil || !strings.Contains(err.Error(), "tap tap0") {
+		t.Errorf("told %v", err)
+	}
+	check(t, b.(virtio.Locker).Unlock(t.Context()))
+	check(t, b.Close())
+
+	prepare(t, "mq0", 1500, netlink.TUNTAP_MULTI_QUEUE)
+	b, other := open("mq0"), openTap(t, "tap=mq0")
+	check(t, b.(virtio.Locker).Lock())
+	check(t, b.(virtio.Locker).Unlock(t.Context())) // it is shared, so its queue is detached
+	check(t, netlink.LinkDel(tapLink(t, "mq0")))
+	check(t, b.(virtio.Locker).Lock())
+	d, err := b.Attach(virtio.Guest{})
+	check(t, err)
+	var status [2]byte
+	if d.ReadConfig(6, status[:]); status[0] != 0 {
+		t.Error("the link is up")
+	}
+	check(t, b.Close())
+	check(t, other.Close())
+}

@@ -83,6 +83,25 @@ func TestNegotiation(t *testing.T) {
 	}
 }
 
+// TestNegotiated: what a driver uses is what it has chosen; while it chooses, it may
+// choose any.
+func TestNegotiated(t *testing.T) {
+	g := newGuest(t)
+	if got := g.device.Negotiated(); got != 0 {
+		t.Errorf("without a driver: %#x", got)
+	}
+	g.write(common+20, 1, 3) // ACKNOWLEDGE, DRIVER
+	if got := g.device.Negotiated(); got != allFeatures {
+		t.Errorf("while it chooses: %#x", got)
+	}
+	if !g.negotiate(virtio.FeatureVersion1 | virtio.FeatureIndirectDesc) {
+		t.Fatal("refused")
+	}
+	if got := g.device.Negotiated(); got != virtio.FeatureVersion1|virtio.FeatureIndirectDesc {
+		t.Errorf("chosen: %#x", got)
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	for _, sizes := range [][]uint16{nil, {0}, {3}, {8, 65535}, make([]uint16, 2000)} {
 		e := &virtiotest.Echo{Queues: sizes}

@@ -6,6 +6,8 @@ import (
 	"runtime"
 
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/mempage"
+	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/cpu"
 	"golang.org/x/sys/unix"
 )
@@ -95,6 +97,13 @@ func (c *vcpu) loop() {
 
 // crash ends the machine.
 func (c *vcpu) crash(err error) {
+	if fault := (*mempage.Fault)(nil); errors.As(err, &fault) {
+		for _, s := range c.machine.mem.Slots() {
+			if off := uint64(fault.Addr - s.HVA); off < s.Size {
+				err = fmt.Errorf("vCPU %d: %w", c.kvm.ID(), &migrate.PageError{GPA: s.GPA + off&^(mempage.Size-1)})
+			}
+		}
+	}
 	c.machine.end(Exit{Kind: ExitCrash, Err: err})
 }
 
