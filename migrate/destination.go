@@ -84,9 +84,7 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 // serveConn serves one connection.
 func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
-	if r.newcomers.enter(nc) {
-		r.warnings.warn("connection closed", nil, errCrowded)
-	}
+	r.enter(nc)
 	defer r.newcomers.leave(nc)
 	c := newConn(nc)
 	stop := context.AfterFunc(ctx, c.interrupt)
@@ -147,6 +145,14 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	}
 }
 
+// enter makes a connection a newcomer.
+func (r *Receiver) enter(nc net.Conn) {
+	if oldest := r.newcomers.enter(nc); oldest != nil {
+		oldest.Close()
+		r.warnings.warn("connection closed", oldest.RemoteAddr(), errCrowded)
+	}
+}
+
 // errCrowded is why the oldest of many connections that say nothing is closed.
 var errCrowded = fmt.Errorf("more than %d connections have not said what they are for", maxNewcomers)
 
@@ -190,7 +196,7 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) (failed 
 	} else {
 		r.warnings.warn("migration failed, still listening", peer, err)
 	}
-	r.newcomers.enter(c.flow.Conn) // the place is free, and this may take a second
+	r.enter(c.flow.Conn) // the place is free, and this may take a second
 	drain(c)
 	return true
 }

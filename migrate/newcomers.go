@@ -18,16 +18,16 @@ type newcomers struct {
 // maxNewcomers bounds the newcomers.
 const maxNewcomers = 128
 
-// enter adds a connection. full says that another one was closed for it.
-func (n *newcomers) enter(c net.Conn) (full bool) {
+// enter adds a connection. It returns the one that has to be closed for it, or nil.
+func (n *newcomers) enter(c net.Conn) (oldest net.Conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if full = len(n.conns) == maxNewcomers; full {
-		n.conns[0].Close()
+	if len(n.conns) == maxNewcomers {
+		oldest = n.conns[0]
 		n.conns = slices.Delete(n.conns, 0, 1)
 	}
 	n.conns = append(n.conns, c)
-	return full
+	return oldest
 }
 
 // leave removes a connection. It returns false if that was closed for another one.

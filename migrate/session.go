@@ -166,10 +166,16 @@ func (s *session) machine() Target {
 	return s.target
 }
 
-// toldError marks an error that the source has been told, or has told.
+// toldError marks an error that the source has told.
 type toldError struct{ error }
 
 func (e toldError) Unwrap() error { return e.error }
+
+// refusedError is why the source is refused.
+type refusedError struct {
+	error
+	reasons []string
+}
 
 // receive runs the migration. What became of it is the session's state, which finish
 // reads, and not the error.
@@ -238,10 +244,7 @@ func (s *session) build(r *Receiver) (Target, error) {
 	}
 	if err != nil {
 		reasons := reasonsOf(err)
-		if werr := s.conn.writeControl(frameRefused, refused{reasons}); werr != nil {
-			return nil, errors.Join(err, werr)
-		}
-		return nil, toldError{fmt.Errorf("the machine cannot run here: %s", strings.Join(reasons, "; "))}
+		return nil, &refusedError{fmt.Errorf("the machine cannot run here: %s", strings.Join(reasons, "; ")), reasons}
 	}
 	s.verdictMu.Lock()
 	s.target = target
@@ -335,7 +338,11 @@ func (s *session) tellFailure(err error) {
 	s.cancel(err)
 	s.conn.interrupt()
 	s.reader.Wait()
-	if told := (toldError{}); !errors.As(err, &told) {
+	var refuses *refusedError
+	switch {
+	case errors.As(err, &refuses):
+		s.conn.writeLast(frameRefused, refused{refuses.reasons}, endGrace)
+	case !errors.As(err, new(toldError)):
 		s.conn.writeLast(frameFailed, reason{clip(err.Error())}, endGrace)
 	}
 }
