@@ -49,6 +49,7 @@ func (b *Builder) Build(ctx context.Context, config []byte) (migrate.Target, err
 
 // BuildTarget is Build with the type of what it makes.
 func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error) {
+	go rehearse()
 	spec, err := decodeSpec(config, b.Kinds)
 	if err != nil {
 		return nil, err

@@ -42,6 +42,7 @@ func (s *source) HintSource() migrate.HintSource {
 // MigrationConfig is the spec, with the features that are in use, and with the kernel
 // unpacked: the destination does not unpack what a peer sends.
 func (s *source) MigrationConfig() ([]byte, error) {
+	go rehearse()
 	spec := s.spec
 	kernel, err := spec.kernel()
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -230,6 +231,42 @@ func encodeState(s *machineState) ([]byte, error) {
 		return nil, fmt.Errorf("encode the machine's state: %w", err)
 	}
 	return b, nil
+}
+
+// rehearse encodes and decodes a state of everything once. The first time in a process
+// takes several times as long, since all types are looked at; that is not to be while
+// the guest stands still.
+var rehearse = sync.OnceFunc(func() {
+	s := new(machineState)
+	fill(reflect.ValueOf(s).Elem())
+	s.Version = stateVersion
+	if b, err := encodeState(s); err == nil {
+		_, _ = decodeState(b)
+	}
+})
+
+// fill gives each slice in v one element.
+func fill(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Slice:
+		if v.CanSet() {
+			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+			fill(v.Index(0))
+		}
+	case reflect.Pointer:
+		if v.CanSet() {
+			v.Set(reflect.New(v.Type().Elem()))
+			fill(v.Elem())
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(v.Field(i))
+		}
+	case reflect.Array:
+		if v.Len() > 0 && v.Type().Elem().Kind() == reflect.Struct {
+			fill(v.Index(0))
+		}
+	}
 }
 
 // decodeState decodes what an untrusted peer may have sent. The kernel checks what

@@ -416,3 +416,18 @@ func TestStateOfEverything(t *testing.T) {
 	check(t, err)
 	same(t, "state", still(before), still(after))
 }
+
+// TestRehearsedStateIsWhole: the state that is rehearsed can be encoded and decoded, and
+// has an element of everything.
+func TestRehearsedStateIsWhole(t *testing.T) {
+	s := new(machineState)
+	fill(reflect.ValueOf(s).Elem())
+	s.Version = stateVersion
+	b, err := encodeState(s)
+	check(t, err)
+	got, err := decodeState(b)
+	check(t, err)
+	if len(got.VCPUs) != 1 || len(got.VCPUs[0].MSRs) != 1 || len(got.Virtio.Devices) != 1 || len(got.Virtio.Devices[0].Queues) != 1 {
+		t.Errorf("%+v", got)
+	}
+}
