@@ -294,3 +294,23 @@ func TestNetMovesOnOneHost(t *testing.T) {
 		})
 	}
 }
+
+// TestTapGoneAtTheSource: a guest whose tap was deleted has no link, and has one again
+// where it moves to a tap that is there.
+func TestTapGoneAtTheSource(t *testing.T) {
+	needKVM(t)
+	a, _ := newSites(t)
+	here := a.start("run", "g0", "--memory", "64M", "--net", "tap=tap1,bridge=br0", "--cmdline", "fill=8M tick=0.5 ip="+guestIP)
+	here.out.awaitText(t, 0, "tick 1 ")
+	client := a.echo(t)
+	client.await(t, 3)
+	a.inside("link", "del", "tap1")
+	here.err.awaitText(t, 0, "the guest's link is down")
+	there := a.start("receive", "g1", "--listen", a.ip+":0", "--net", "tap=tap2,bridge=br0")
+	line := there.err.awaitText(t, 0, "listening on ")
+	_, addr, _ := strings.Cut(there.err.snapshot()[line], "listening on ")
+	if r, exit := a.migrate("g0", "--to", strings.TrimSpace(addr), "--downtime-limit", "3s"); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	client.await(t, 3)
+}
