@@ -209,10 +209,14 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 	for r.active != nil && isClosed(r.active.aborted) {
 		gone := r.active.gone
 		r.sessionMu.Unlock()
+		t := time.NewTimer(aliveSpan(h.alive))
 		select {
 		case <-gone:
 		case <-ctx.Done():
+		case <-t.C:
+			c.writeAlive(false)
 		}
+		t.Stop()
 		r.sessionMu.Lock()
 		if ctx.Err() != nil {
 			return nil, errEnding

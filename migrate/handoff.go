@@ -59,7 +59,8 @@ func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) 
 }
 
 // startPatience times PeerTimeout is how long a destination that lives may take to start
-// the guest before the source says that it does not know who has it.
+// the guest before the source says that it does not know who has it, and to free the last
+// session's machine before it says HELLO_OK.
 const startPatience = 6
 
 // Pauses between two queries.

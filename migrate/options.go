@@ -46,8 +46,8 @@ type Options struct {
 // Bounds of [Options].
 const (
 	MaxChannels       = 16
-	MaxHintWait       = defaultPeerTimeout / 2 // half of what a destination takes for silence
-	MinBandwidthLimit = 64 << 10               // a frame has at least 64 pages, and takes less than PeerTimeout then
+	MaxHintWait       = 5 * time.Second // so long answers are not worth waiting for
+	MinBandwidthLimit = 64 << 10        // a frame has at least 64 pages
 
 	minClearBitmapShift = 6  // KVM clears whole 64-page words
 	maxClearBitmapShift = 31 // as in QEMU
@@ -119,7 +119,7 @@ func (o Options) Validate() error {
 		bad("hints %q: must be %s, %s or %s", o.Hints, HintsAuto, HintsOn, HintsOff)
 	}
 	if o.HintWait < 0 || o.HintWait > MaxHintWait {
-		bad("hint wait %v: must be between 0s and %v, since the destination hears nothing meanwhile", o.HintWait, MaxHintWait)
+		bad("hint wait %v: must be between 0s and %v", o.HintWait, MaxHintWait)
 	}
 	if o.PeerTimeout < 0 {
 		bad("peer timeout %v: must not be negative", o.PeerTimeout)

@@ -23,11 +23,12 @@ const (
 	// maxProbeTime bounds a probe as a whole.
 	maxProbeTime = 30 * time.Second
 
-	// probeTime and probeBytes bound what the source sends, after probeWarm, with
-	// which the connection gets up to speed.
+	// probeTime and probeBytes bound what the source sends to measure the link, after
+	// batches from probeFirst to probeWarm with which the connection gets up to speed.
 	probeTime  = 400 * time.Millisecond
 	probeBytes = 256 << 20
-	probeWarm  = 4 << 20
+	probeFirst = 16 << 10
+	probeWarm  = 8 << 20
 )
 
 // linkSpeed is the result of a probe.
@@ -101,23 +102,33 @@ func openProbe(ctx context.Context, d *dialer) (*prober, error) {
 
 // measure returns how many bytes a second land.
 func (p *prober) measure() (bandwidth float64, err error) {
-	if _, err := p.send(probeWarm, probeTime); err != nil {
-		return 0, p.link.explain(err)
+	for n := probeFirst; ; n *= 8 {
+		if n > probeWarm {
+			n = probeBytes
+		}
+		began := time.Now()
+		sent, err := p.send(n, probeTime)
+		if err != nil {
+			return 0, p.link.explain(err)
+		}
+		took := time.Since(began)
+		if n == probeBytes {
+			return float64(sent) / max(took.Seconds(), 1e-6), nil
+		}
+		if took -= p.rtt; took >= probeTime/2 { // so slow a link that buffers would hold a whole batch
+			return float64(sent) / took.Seconds(), nil
+		}
 	}
-	began := time.Now()
-	n, err := p.send(probeBytes, probeTime)
-	if err != nil {
-		return 0, p.link.explain(err)
-	}
-	return float64(n) / max(time.Since(began).Seconds(), 1e-6), nil
 }
 
 // send sends n bytes, but no longer than d, and returns how many have landed.
 func (p *prober) send(n int, d time.Duration) (sent int, err error) {
-	for began := time.Now(); sent < n && time.Since(began) < d; sent += len(p.buf) {
-		if err := p.link.conn.writeFrame(header{typ: frameProbe}, p.buf); err != nil {
+	for began := time.Now(); sent < n && time.Since(began) < d; {
+		b := p.buf[:min(n-sent, len(p.buf))]
+		if err := p.link.conn.writeFrame(header{typ: frameProbe}, b); err != nil {
 			return sent, err
 		}
+		sent += len(b)
 	}
 	p.round++
 	if err := p.link.conn.writeFrame(header{typ: frameRound, first: p.round}); err != nil {

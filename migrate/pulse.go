@@ -49,6 +49,14 @@ func aliveInterval(timeout time.Duration) uint16 {
 	return uint16(max(min(aliveEvery, timeout/5)/time.Millisecond, 1))
 }
 
+// aliveSpan is the time between two ALIVE frames that a peer has asked for.
+func aliveSpan(milliseconds uint16) time.Duration {
+	if milliseconds == 0 {
+		return aliveEvery
+	}
+	return min(max(time.Duration(milliseconds)*time.Millisecond, 10*time.Millisecond), aliveEvery)
+}
+
 // startPulse begins to look. Nothing is said before beat.
 func startPulse(control *conn, timeout time.Duration, waits func() bool, limit func(bool) error, dead func(error)) *pulse {
 	p := &pulse{control: control, timeout: timeout, waits: waits, limit: limit, dead: dead, flows: []*flow{control.flow}, stop: make(chan struct{})}
@@ -65,12 +73,8 @@ func (p *pulse) add(f *flow) {
 
 // beat begins to say ALIVE as often as the peer asked for.
 func (p *pulse) beat(milliseconds uint16) {
-	every := aliveEvery
-	if milliseconds > 0 {
-		every = min(max(time.Duration(milliseconds)*time.Millisecond, 10*time.Millisecond), aliveEvery)
-	}
 	p.ended.Go(func() {
-		t := time.NewTicker(every)
+		t := time.NewTicker(aliveSpan(milliseconds))
 		defer t.Stop()
 		for {
 			select {

@@ -462,3 +462,41 @@ func TestWarningsAreSparing(t *testing.T) {
 		count(1, "err=a b ")
 	})
 }
+
+// A source that comes while the machine of the last session is still being freed, which
+// may take long, hears that the receiver lives.
+func TestAReceiverThatFreesAMachineLives(t *testing.T) {
+	inBubble(t, func(b *bubble) {
+		control, data := b.begin(1)
+		b.target.step = func(step string) error {
+			if step == "discard" {
+				time.Sleep(50 * time.Second)
+			}
+			return nil
+		}
+		control.Close()
+		data.Close()
+		time.Sleep(time.Second)
+		b.migrates()
+	})
+}
+
+// A probe of a slow link sends little, and measures it.
+func TestProbeOfASlowLink(t *testing.T) {
+	for _, rate := range []int{100e3 / 8, 1e6, 50e6} {
+		synctest.Test(t, func(t *testing.T) {
+			n := newSlowNet(rate, 4<<20)
+			recv := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) { return nil, nil }), nil)
+			ctx, cancel := context.WithCancel(context.Background())
+			var served sync.WaitGroup
+			served.Go(func() { _ = recv.Serve(ctx, n) })
+			speed, err := probeLinks(context.Background(), newDialer("", Options{Dial: n.Dial}.withDefaults()), 2)
+			if err != nil || speed.bandwidth < 0.8*float64(rate) || speed.bandwidth > 1.2*float64(rate) {
+				t.Errorf("%d bytes a second: measured %v, %v", rate, speed.bandwidth, err)
+			}
+			cancel()
+			served.Wait()
+			n.carriers.Wait()
+		})
+	}
+}

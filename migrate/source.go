@@ -209,7 +209,7 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	l := newLink(ctx, c, m.opt.PeerTimeout)
 	m.meter.update(func(mt *meter) { mt.wire = c.flow.sent.Load })
 	asked := time.Now()
-	r, err := l.awaitWithin(l.ctx, frameHelloOK, m.opt.PeerTimeout)
+	r, err := l.awaitWithin(l.ctx, frameHelloOK, startPatience*m.opt.PeerTimeout)
 	if err != nil {
 		return nil, l.end(err)
 	}
