@@ -72,7 +72,8 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	defer quit()
 	// A reader of the guest's output that goes away (govmm run | head) must not
 	// kill the process during a migration, or while its terminal is raw.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	// So must not a file that has reached the limit of the process (ulimit -f).
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE, syscall.SIGXFSZ)
 
 	claim, err := f.claim(nameOf(args))
 	if err != nil {
@@ -116,11 +117,12 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	defer collectLate().Stop()
 	h := host{name: p.claim.Name(), log: newLog(p.stderr)}
 	var err error
-	if h.serial, err = serial.OpenBackend(f.serial, serial.Options{Quit: p.quit}); err != nil {
+	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}
+	if h.serial, err = serial.OpenBackend(f.serial, opt); err != nil {
 		return vmm.Outcome{}, err
 	}
 	if f.console != "none" {
-		if h.console, err = serial.OpenBackend(f.console, serial.Options{Quit: p.quit}); err != nil {
+		if h.console, err = serial.OpenBackend(f.console, opt); err != nil {
 			return vmm.Outcome{}, errors.Join(err, h.serial.Close())
 		}
 	}

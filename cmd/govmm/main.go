@@ -12,6 +12,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"github.com/govmm/govmm/vmm/serial"
 )
 
 // Exit statuses.
@@ -21,7 +23,19 @@ const (
 	exitUsage  = 2
 )
 
-func main() { os.Exit(govmm(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == watchTerminal {
+		if serial.WatchTerminal() != nil {
+			os.Exit(exitFailed)
+		}
+		os.Exit(exitDone)
+	}
+	os.Exit(govmm(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// watchTerminal is the argument of the process that restores the terminal of a VM's
+// process which cannot do so itself.
+const watchTerminal = "__watch-terminal"
 
 // govmm runs one command line and returns the exit status.
 func govmm(args []string, stdout, stderr io.Writer) int {

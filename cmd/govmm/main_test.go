@@ -7,7 +7,9 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -17,6 +19,12 @@ const runAsGovmm = "GOVMM_TEST_RUN_AS_GOVMM"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(runAsGovmm) != "" {
+		panics := make(chan os.Signal, 1)
+		signal.Notify(panics, syscall.SIGUSR1)
+		go func() {
+			<-panics
+			panic("on purpose")
+		}()
 		main()
 	}
 	os.Exit(m.Run())
@@ -39,8 +47,12 @@ func newCLI(t *testing.T) *cli {
 
 func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, os.Args[0], args...)
-	cmd.Env = append(os.Environ(), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
+	cmd.Env = c.environ()
 	return cmd
+}
+
+func (c *cli) environ() []string {
+	return append(os.Environ(), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
 }
 
 // run runs one command to its end.

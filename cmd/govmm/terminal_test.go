@@ -32,6 +32,12 @@ type terminal struct {
 // open starts govmm on a new terminal, as its session's leader.
 func (c *cli) open(args ...string) *terminal {
 	c.t.Helper()
+	return c.openCommand(c.command(c.t.Context(), args...))
+}
+
+// openCommand starts any command so.
+func (c *cli) openCommand(cmd *exec.Cmd) *terminal {
+	c.t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {
 		c.t.Fatal(err)
@@ -51,7 +57,8 @@ func (c *cli) open(args ...string) *terminal {
 	}
 	defer func() { _ = slave.Close() }()
 	tm.before = tm.termios()
-	tm.cmd = c.command(c.t.Context(), args...)
+	tm.cmd = cmd
+	cmd.Env = c.environ()
 	tm.cmd.Stdin, tm.cmd.Stdout, tm.cmd.Stderr = slave, slave, slave
 	tm.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := tm.cmd.Start(); err != nil {
@@ -163,6 +170,121 @@ func TestTerminal(t *testing.T) {
 			}
 		})
 	}
+}
+
+// However the process ends, the terminal is as it was: after SIGKILL in a moment, since
+// another process does it, and otherwise when the process has ended.
+func TestTerminalWhateverHappens(t *testing.T) {
+	testenv.NeedKVM(t)
+	for _, tc := range []struct {
+		name   string
+		signal syscall.Signal
+		exit   int
+		says   string
+	}{
+		{"SIGQUIT", syscall.SIGQUIT, 2, "SIGQUIT: quit"},
+		{"SIGABRT", syscall.SIGABRT, 2, "SIGABRT: abort"},
+		{"panic in a goroutine", syscall.SIGUSR1, 2, "panic: on purpose"},
+		{"SIGKILL", syscall.SIGKILL, -1, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newCLI(t)
+			tm := c.open("run", "--memory", "32M", "--cmdline", "fill=1M tick=1")
+			tm.await("tick 1 ")
+			tm.awaitRaw(true)
+			_ = tm.cmd.Process.Signal(tc.signal)
+			if tc.signal == syscall.SIGKILL {
+				_ = tm.cmd.Wait()
+				tm.awaitRaw(false)
+			}
+			tm.ended(tc.exit)
+			tm.await(tc.says)
+			for deadline := vmtest.Within(t); len(watchers(t, c)) > 0; time.Sleep(time.Millisecond) {
+				if deadline.Err() != nil {
+					t.Fatal("the process that watches the terminal is still there")
+				}
+			}
+		})
+	}
+}
+
+// awaitRaw waits until the terminal is raw, or as it was.
+func (tm *terminal) awaitRaw(raw bool) {
+	tm.t.Helper()
+	for deadline := vmtest.Within(tm.t); ; time.Sleep(time.Millisecond) {
+		now := tm.termios()
+		if raw && now.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) == 0 || !raw && now == tm.before {
+			return
+		}
+		if deadline.Err() != nil {
+			_ = tm.cmd.Process.Kill()
+			tm.t.Fatalf("the terminal does not become raw: %v", raw)
+		}
+	}
+}
+
+// watchers lists the processes that watch a terminal of c's.
+func watchers(t *testing.T, c *cli) (pids []string) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		line, _ := os.ReadFile(p + "/cmdline")
+		env, _ := os.ReadFile(p + "/environ")
+		if bytes.Contains(line, []byte(watchTerminal)) && bytes.Contains(env, []byte("XDG_RUNTIME_DIR="+c.dir+"\x00")) {
+			pids = append(pids, p)
+		}
+	}
+	return pids
+}
+
+// A process that is stopped gives the terminal back, and takes it again when it goes on.
+func TestTerminalStopAndContinue(t *testing.T) {
+	testenv.NeedKVM(t)
+	c := newCLI(t)
+	tm := c.open("run", "--memory", "32M", "--cmdline", "fill=1M tick=1")
+	tm.await("tick 1 ")
+	for range 3 {
+		tm.awaitRaw(true)
+		_ = tm.cmd.Process.Signal(syscall.SIGTSTP)
+		tm.awaitRaw(false)
+		var status unix.WaitStatus
+		if _, err := unix.Wait4(tm.cmd.Process.Pid, &status, unix.WUNTRACED, nil); err != nil || !status.Stopped() {
+			t.Fatalf("%v, %v", status, err)
+		}
+		_ = tm.cmd.Process.Signal(syscall.SIGCONT)
+	}
+	tm.awaitRaw(true)
+	tm.write("help\r")
+	tm.await("poweroff, reboot")
+	tm.write("\x01x")
+	tm.ended(exitDone)
+}
+
+// Started in the background the guest runs, and the terminal is the shell's; brought to
+// the front, it gets the keys.
+func TestTerminalFromTheBackground(t *testing.T) {
+	testenv.NeedKVM(t)
+	c := newCLI(t)
+	script := `set -m; "$0" run --memory 32M --cmdline "fill=1M tick=1" & read line; echo "the shell read $line"; fg; read line; echo "then $line"`
+	tm := c.openCommand(exec.CommandContext(t.Context(), "/bin/sh", "-c", script, os.Args[0]))
+	tm.await("tick 2 ") // it is not stopped
+	if tm.termios() != tm.before {
+		t.Error("a background job changed the terminal")
+	}
+	tm.write("word\r")
+	tm.await("the shell read word")
+	tm.awaitRaw(true)
+	tm.write("help\r")
+	tm.await("poweroff, reboot")
+	tm.write("\x01x")
+	tm.await("stopped")
+	tm.awaitRaw(false)
+	tm.write("end\r")
+	tm.await("then end")
+	tm.ended(exitDone)
 }
 
 // A crash leaves the terminal as it was, too.

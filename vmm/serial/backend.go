@@ -25,13 +25,18 @@ type Options struct {
 	// The backend stdio uses Stdin, Stdout and Stderr; nil means those of the
 	// process. Stderr gets the help text of Ctrl-A h.
 	Stdin, Stdout, Stderr *os.File
+	// Watcher is the command of a process that calls [WatchTerminal]. The backend stdio
+	// starts it when it makes a terminal raw, so that the terminal is restored however
+	// this process ends: after a panic, or SIGKILL. nil: it is not, then.
+	Watcher []string
 }
 
 // OpenBackend makes the backend that spec names:
 //
 //	stdio      this process's input and output. A terminal is in raw mode from the
 //	           first ReadInput until Close; Ctrl-A x quits, Ctrl-A h prints help,
-//	           Ctrl-A Ctrl-A sends Ctrl-A
+//	           Ctrl-A Ctrl-A sends Ctrl-A. While this process is a background job of
+//	           the terminal, or is stopped, the terminal is not raw and is not read
 //	file:PATH  output is appended to a file, made with mode 0600; no input. At 64 MiB,
 //	           or what file:PATH,max=SIZE says, it becomes PATH.1 and a new one begins
 //	unix:PATH  a unix socket, mode 0600, that one client at a time may connect to

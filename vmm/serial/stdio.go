@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -63,7 +64,7 @@ func openStdio(opt Options) (*stdio, error) {
 		}
 	}
 	b.out = nonblocking(int(out.Fd()))
-	b.tty = newTerminal(b.in)
+	b.tty = newTerminal(in, opt.Watcher, func() { signalEvent(b.wakeIn) })
 	return b, nil
 }
 
@@ -95,7 +96,7 @@ func (b *stdio) Write(p []byte) (int, error) {
 	defer b.inUse.RUnlock()
 	done := 0
 	for done < len(p) {
-		switch ready, err := b.wait(b.out.fd, unix.POLLOUT, b.wakeOut); {
+		switch ready, err := b.wait(b.out.fd, unix.POLLOUT, b.wakeOut, -1); {
 		case err != nil:
 			return done, err
 		case !ready:
@@ -135,14 +136,6 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if b.tty != nil {
-		if b.tty.background() {
-			return 0, io.EOF // reading would stop the process (SIGTTIN)
-		}
-		if err := b.tty.makeRaw(); err != nil {
-			return 0, err
-		}
-	}
 	signalled := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(signalled)
@@ -157,17 +150,29 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		switch ready, err := b.wait(b.in, unix.POLLIN, b.wakeIn); {
+		mine, err := b.takeTerminal()
+		if err != nil {
+			return 0, err
+		}
+		fd, timeout := b.in, -1
+		if !mine {
+			fd, timeout = -1, int(foregroundEvery.Milliseconds())
+		}
+		switch ready, err := b.wait(fd, unix.POLLIN, b.wakeIn, timeout); {
 		case errors.Is(err, os.ErrClosed):
 			return 0, io.EOF
 		case err != nil:
 			return 0, err
 		case !ready:
-			continue // ctx has ended, or one of an earlier call
+			continue // ctx has ended, or one of an earlier call; or the terminal may be back
+		case b.tty != nil && b.tty.background():
+			continue // these keys are another job's
 		}
 		n, err := unix.Read(b.in, p)
 		switch {
 		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.EIO) && b.tty != nil && b.tty.background():
 			continue
 		case errors.Is(err, unix.EIO) || err == nil && n == 0:
 			return 0, io.EOF // EIO: the terminal has gone
@@ -183,6 +188,22 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
+// foregroundEvery is how often a background job looks whether it has the terminal:
+// a shell that brings it to the front does not say so.
+const foregroundEvery = 200 * time.Millisecond
+
+// takeTerminal puts a terminal into raw mode, and reports whether the input is ours: a
+// background job leaves it alone.
+func (b *stdio) takeTerminal() (mine bool, err error) {
+	if b.tty == nil {
+		return true, nil
+	}
+	if b.tty.background() {
+		return false, b.tty.restore() // notes that the mode is another job's
+	}
+	return true, b.tty.makeRaw()
+}
+
 // command carries out a command: the key after Ctrl-A.
 func (b *stdio) command(key byte) {
 	switch key {
@@ -193,15 +214,16 @@ func (b *stdio) command(key byte) {
 	}
 }
 
-// wait waits until fd is ready (true), or until wake is signalled, which it resets
-// (false), or until the backend is closed (an error).
-func (b *stdio) wait(fd int, events int16, wake int) (bool, error) {
+// wait waits until fd is ready (true), or until wake is signalled, which it resets, or
+// so many milliseconds have passed, if timeout is not -1 (false), or until the backend is
+// closed (an error). fd may be -1.
+func (b *stdio) wait(fd int, events int16, wake, timeout int) (bool, error) {
 	for {
 		if b.closed.Load() {
 			return false, fmt.Errorf("serial port on stdio: %w", os.ErrClosed)
 		}
 		fds := []unix.PollFd{{Fd: int32(fd), Events: events}, {Fd: int32(wake), Events: unix.POLLIN}}
-		_, err := unix.Poll(fds, -1)
+		n, err := unix.Poll(fds, timeout)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
@@ -210,6 +232,8 @@ func (b *stdio) wait(fd int, events int16, wake int) (bool, error) {
 		case fds[1].Revents != 0:
 			var count [8]byte
 			_, _ = unix.Read(wake, count[:])
+			return false, nil
+		case n == 0:
 			return false, nil
 		default:
 			return true, nil // also on an error of fd, which the call then returns
@@ -231,15 +255,12 @@ func (b *stdio) Close() error {
 	// First, because a write that is stuck must not keep the terminal raw.
 	var err error
 	if b.tty != nil {
-		err = b.tty.restore()
+		err = b.tty.close()
 	}
 	signalEvent(b.wakeIn)
 	signalEvent(b.wakeOut)
 	b.inUse.Lock()
 	defer b.inUse.Unlock()
-	if b.tty != nil { // a ReadInput that had begun may have made it raw again
-		err = errors.Join(err, b.tty.restore())
-	}
 	b.closeDescriptors()
 	return err
 }

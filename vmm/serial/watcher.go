@@ -1,0 +1,123 @@
+package serial
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime/debug"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process that panics, or is killed, cannot restore its terminal. A small process of
+// its own does it then: it has the terminal, and the ends of two pipes. The first one
+// brings the modes, and ends with the process. To the second one the runtime writes what
+// it prints when it gives up; its size is less than that, so the process does not end
+// before the watcher has begun to read, and by then the terminal is as it was.
+
+// Descriptors of the watcher: exec.Cmd's ExtraFiles begin at 3.
+const (
+	watcherModes = 3 + iota
+	watcherCrash
+	watcherTerminal
+)
+
+// modes are what a watcher is told: the mode to restore, and the one that it replaces.
+type modes struct{ Before, Raw unix.Termios }
+
+// watcher is the process's end of the pipes.
+type watcher struct{ modes, crash *os.File }
+
+// startWatcher starts the process that command names, which calls WatchTerminal.
+func startWatcher(command []string, terminal *os.File) (_ *watcher, err error) {
+	modesR, modesW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer modesR.Close()
+	crashR, crashW, err := os.Pipe()
+	if err != nil {
+		_ = modesW.Close()
+		return nil, err
+	}
+	defer crashR.Close()
+	w := &watcher{modesW, crashW}
+	_, _ = unix.FcntlInt(crashW.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.ExtraFiles = []*os.File{modesR, crashR, terminal}
+	// In a session of its own no key, no other process's job control and no end of the
+	// terminal's session reaches it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err = cmd.Start(); err == nil {
+		go func() { _ = cmd.Wait() }()
+		err = debug.SetCrashOutput(crashW, debug.CrashOptions{})
+	}
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	debug.SetTraceback("all") // which is more than a page
+	return w, nil
+}
+
+// tell says what is to be restored from now on.
+func (w *watcher) tell(before, raw *unix.Termios) error {
+	return binary.Write(w.modes, binary.NativeEndian, modes{*before, *raw})
+}
+
+// close ends the watcher. The terminal is not raw.
+func (w *watcher) close() {
+	_ = debug.SetCrashOutput(nil, debug.CrashOptions{})
+	_ = w.modes.Close()
+	_ = w.crash.Close()
+}
+
+// WatchTerminal is what the process of [Options.Watcher] does: it restores the terminal
+// of the process that has started it when that one ends in a way in which it cannot do
+// so itself, and returns.
+func WatchTerminal() error {
+	crashed := make(chan struct{})
+	crash := os.NewFile(watcherCrash, "crash")
+	go func() {
+		defer close(crashed)
+		_, _ = crash.Read(make([]byte, 1))
+	}()
+	told := make(chan modes)
+	go func() {
+		defer close(told)
+		pipe := os.NewFile(watcherModes, "modes")
+		for {
+			var m modes
+			if binary.Read(pipe, binary.NativeEndian, &m) != nil {
+				return
+			}
+			told <- m
+		}
+	}()
+	var last *modes
+	for more := true; more; {
+		select {
+		case m, ok := <-told:
+			if more = ok; ok {
+				last = &m
+			}
+		case <-crashed:
+			more = false
+		}
+	}
+	defer func() { _, _ = io.Copy(io.Discard, crash) }() // to the end of the process
+	if last == nil {
+		return nil
+	}
+	now, err := unix.IoctlGetTermios(watcherTerminal, unix.TCGETS)
+	if err == nil && *now == last.Raw { // another program may have it by now
+		err = unix.IoctlSetTermios(watcherTerminal, unix.TCSETS, &last.Before)
+	}
+	if err != nil {
+		return fmt.Errorf("restore the terminal's mode: %w", err)
+	}
+	return nil
+}
