@@ -115,12 +115,18 @@ func (p *pagemap) next(hva uintptr, n uint64) (uint64, error) {
 		}
 		return (s.regions[0].start - start) >> mempage.Shift, nil
 	}
-	at := n
-	err := p.byEntries(s, uint64(hva), n, func(first, _ uint64) bool {
-		at = first
-		return false
-	})
-	return at, err
+	// In steps that grow: where the first page is near, little is read.
+	for done, step := uint64(0), uint64(64); done < n; done, step = done+step, 2*step {
+		at := n
+		err := p.byEntries(s, uint64(hva)+done<<mempage.Shift, min(step, n-done), func(first, _ uint64) bool {
+			at = done + first
+			return false
+		})
+		if err != nil || at < n {
+			return at, err
+		}
+	}
+	return n, nil
 }
 
 // byScan finds ranges with PAGEMAP_SCAN. The kernel holds mmap_lock for reading
