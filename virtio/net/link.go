@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	stdnet "net"
+	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -84,6 +85,8 @@ func (t *Tap) find() (shared bool, err error) {
 	switch have := mtuOf(link); {
 	case !multi && t.opt.Queues > 1:
 		return false, fmt.Errorf("tap %s: expected one that can have %d queues, found one with a single queue (it was made without multi_queue)", t.name, t.opt.Queues)
+	case shared && multi && tap.Owner != 0 && int(tap.Owner) != os.Geteuid() && !isNetAdmin():
+		return false, tapError(t.name, unix.EPERM)
 	case shared && multi && tap.Flags&format != format:
 		return false, fmt.Errorf("tap %s: another process uses it in another format (made without vnet_hdr)", t.name)
 	case t.mtu == 0:
@@ -93,6 +96,13 @@ func (t *Tap) find() (shared bool, err error) {
 	}
 	t.multi = multi
 	return shared && multi, nil
+}
+
+// isNetAdmin reports whether this thread has CAP_NET_ADMIN.
+func isNetAdmin() bool {
+	var data [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	return err == nil && data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
 }
 
 func mtuOf(link netlink.Link) uint16 { return uint16(min(link.Attrs().MTU, 65535)) }

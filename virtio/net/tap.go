@@ -48,9 +48,9 @@ type Tap struct {
 
 // tapPort is one queue of a tap (IFF_MULTI_QUEUE).
 type tapPort struct {
-	file *os.File
-	raw  syscall.RawConn
 	fd   int
+	file *os.File // of fd; nil until it is a queue
+	raw  syscall.RawConn
 
 	// The Read under way.
 	read func(fd uintptr) bool
@@ -60,29 +60,32 @@ type tapPort struct {
 	err  error
 }
 
+const tunDevice = "/dev/net/tun"
+
 // openQueues opens the queues of the tap, and makes the tap if it does not exist. Its
-// name may be a pattern such as tap%d. shared says that others have queues of it. If
-// it can have several, they stay detached: between its attachment and its detachment a
-// queue of a shared tap takes frames from others, so there is nothing in between that
-// need not be.
+// name may be a pattern such as tap%d. If the tap can have several queues, they stay
+// detached. shared says that others have queues of it: then ours become queues of the
+// tap only when it is taken, since to be attached for a moment takes frames from the
+// others.
 func (t *Tap) openQueues(shared bool) error {
-	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if t.multi {
-		flags |= unix.IFF_MULTI_QUEUE
-	}
-	if !shared {
-		flags |= unix.IFF_NO_CARRIER // Linux 6.2; before, it has one until reserve
-	}
 	for i := range t.opt.Queues {
-		p, got, err := openQueue(t.name, flags)
+		fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if err != nil {
+			return tapError(t.name, &os.PathError{Op: "open", Path: tunDevice, Err: err})
+		}
+		p := &tapPort{fd: fd}
+		t.ports = append(t.ports, p)
+		if shared {
+			if t.offloads, err = knownOffloads(fd); err != nil {
+				return tapError(t.name, err)
+			}
+			continue
+		}
+		if err := t.join(p, unix.IFF_NO_CARRIER); err != nil { // Linux 6.2; before, it has one until reserve
 			return err
 		}
-		t.name = got
-		t.ports, t.attached = append(t.ports, p), i+1
-		if i == 0 && shared {
-			t.offloads, err = knownOffloads(p.fd)
-		} else if i == 0 {
+		t.attached = i + 1
+		if i == 0 {
 			err = t.reserve()
 		}
 		if err == nil && t.multi {
@@ -96,39 +99,50 @@ func (t *Tap) openQueues(shared bool) error {
 	return nil
 }
 
-// openQueue opens one queue and returns the tap's name. Go's poller gets the file
-// after TUNSETIFF, because it cannot be polled before.
-func openQueue(name string, flags uint16) (*tapPort, string, error) {
-	const device = "/dev/net/tun"
-	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, "", tapError(name, &os.PathError{Op: "open", Path: device, Err: err})
+// join makes a port a queue of the tap, which is attached then.
+func (t *Tap) join(p *tapPort, flags uint16) error {
+	flags |= unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+	if t.multi {
+		flags |= unix.IFF_MULTI_QUEUE
 	}
-	req, err := unix.NewIfreq(name)
+	req, err := unix.NewIfreq(t.name)
 	if err == nil {
 		req.SetUint16(flags)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+		err = unix.IoctlIfreq(p.fd, unix.TUNSETIFF, req)
+	}
+	if err == nil {
+		t.name = req.Name()
+		err = p.start(tunDevice)
 	}
 	if err != nil {
-		return nil, "", errors.Join(tapError(name, err), unix.Close(fd))
+		return tapError(t.name, err)
 	}
-	p, err := newPort(fd, device)
-	if err != nil {
-		return nil, "", tapError(name, err)
-	}
-	return p, req.Name(), nil
+	return nil
 }
 
 // newPort takes over fd, which does not block and reads and writes one frame per
 // call.
 func newPort(fd int, device string) (*tapPort, error) {
-	p := &tapPort{file: os.NewFile(uintptr(fd), device), fd: fd}
-	p.read = p.readOnce
-	var err error
-	if p.raw, err = p.file.SyscallConn(); err != nil {
-		return nil, errors.Join(err, p.file.Close())
+	p := &tapPort{fd: fd}
+	if err := p.start(device); err != nil {
+		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
+}
+
+// start gives the descriptor to Go's poller: a queue cannot be polled before it is one.
+func (p *tapPort) start(device string) (err error) {
+	p.file = os.NewFile(uintptr(p.fd), device)
+	p.read = p.readOnce
+	p.raw, err = p.file.SyscallConn()
+	return err
+}
+
+func (p *tapPort) close() error {
+	if p.file == nil {
+		return unix.Close(p.fd)
+	}
+	return p.file.Close()
 }
 
 // reserve finds the offloads of the host by trying them on a tap that nobody else
@@ -246,6 +260,11 @@ func (t *Tap) attach(n int) error {
 	if !t.multi {
 		return nil
 	}
+	if n > 0 {
+		if err := t.joinAll(); err != nil {
+			return err
+		}
+	}
 	for t.attached < n {
 		if err := t.setQueue(t.attached, unix.IFF_ATTACH_QUEUE); err != nil {
 			return err
@@ -257,6 +276,20 @@ func (t *Tap) attach(n int) error {
 			return err
 		}
 		t.attached--
+	}
+	return nil
+}
+
+// joinAll makes all ports queues of the tap that are not yet. queues is held.
+func (t *Tap) joinAll() error {
+	for _, p := range t.ports {
+		if p.file != nil {
+			continue
+		}
+		if err := t.join(p, 0); err != nil {
+			return err
+		}
+		t.attached++
 	}
 	return nil
 }
@@ -302,7 +335,7 @@ func (t *Tap) Close() error {
 		errs = append(errs, t.watch.close())
 	}
 	for _, p := range t.ports {
-		errs = append(errs, p.file.Close())
+		errs = append(errs, p.close())
 	}
 	if t.links != nil {
 		t.links.Close()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -294,4 +295,51 @@ func TestTapThatIsGoneWhenItIsTaken(t *testing.T) {
 	}
 	check(t, b.Close())
 	check(t, other.Close())
+}
+
+// TestSharedTapIsOpened: to open a tap that another process uses, again and again, takes
+// no frame from it.
+func TestSharedTapIsOpened(t *testing.T) {
+	namespace(t)
+	prepare(t, "mq0", 1500, netlink.TUNTAP_MULTI_QUEUE)
+	const words = "tap=mq0,queues=4,mac=52:54:00:01:02:03"
+	tap := openTap(t, words)
+	r := newRigOn(t, tap, nil, 4, plain|tap.Offloads()|net.FeatureMultiQueue)
+	r.supply(200)
+	side := listen(t, tapLink(t, "mq0"))
+	const all = 2000
+	var sent atomic.Int64
+	go func() { // of many flows, and never more than the tap holds
+		for n := sent.Load(); n < all; {
+			if n-int64(r.d.Counters().RxFrames) > 50 {
+				time.Sleep(100 * time.Microsecond)
+				continue
+			}
+			if _, err := unix.Write(side, ethernet(guestMAC, net.MAC{2, 0, 0, 0, byte(n >> 8), byte(n)}, 100)); err != nil {
+				return
+			}
+			n = sent.Add(1)
+		}
+	}()
+	mine := func(gpa uint64) bool { return r.bytes(gpa+net.HeaderBytes+12, 1)[0] == 0x88 }
+	received, at := 0, 0
+	for deadline := time.Now().Add(testenv.Patience); received < all; {
+		if sent.Load() < all {
+			other, err := net.OpenTap(options(t, words))
+			check(t, err)
+			check(t, other.Close())
+		} else {
+			time.Sleep(time.Millisecond)
+		}
+		for _, used := r.drivers[0].Used(); used; _, used = r.drivers[0].Used() {
+			gpa := r.data + uint64(at)*2048
+			if at = (at + 1) % 200; mine(gpa) {
+				received++
+			}
+			r.add(0, nil, []virtiotest.Buffer{{GPA: gpa, Len: 2048}})
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d frames arrive", received, sent.Load())
+		}
+	}
 }
