@@ -9,9 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hintLinks are bandwidth limits; "": none.
-var hintLinks = []string{"", "20M", "100M", "500M"}
-
 // BenchmarkHintModes migrates a guest in the modes off, on and auto of --hints, over
 // loopback and with three bandwidth limits. In mode auto it takes at most 1.05 of the
 // better of the other two; and where the guest names its pages faster than the link
@@ -20,7 +17,7 @@ var hintLinks = []string{"", "20M", "100M", "500M"}
 func BenchmarkHintModes(b *testing.B) {
 	needKVM(b)
 	b.Run("demo", func(b *testing.B) {
-		hintModes(b, func() *linuxMoves {
+		hintModes(b, func(b *testing.B) *linuxMoves {
 			m := &linuxMoves{h: newHost(b)}
 			m.at = m.h.start("run", "at0", "--memory", "512M", "--cmdline", "fill=192M dirty=4M rate=1000 tick=1 pool=192M keep=1M reports=0")
 			m.at.out.awaitText(b, 0, "is ready in")
@@ -30,58 +27,42 @@ func BenchmarkHintModes(b *testing.B) {
 	b.Run("Linux", func(b *testing.B) {
 		l := linuxHints(kernel.NoACPI, "init_on_alloc=0", "--prefill")
 		l.prepare(b)
-		hintModes(b, func() *linuxMoves { return l.boot(b) })
+		hintModes(b, func(b *testing.B) *linuxMoves { return l.boot(b) })
 	})
 }
 
 // hintModes measures the guests that start makes. A guest moves without hints first, so
 // that its whole memory has content where it is, and then in another mode: what hints
 // keep off the wire are holes where it arrives.
-func hintModes(b *testing.B, start func() *linuxMoves) {
-	type measured struct{ ms, bytes []float64 }
-	got := map[string]*measured{}
-	add := func(link, mode string, r result) {
-		k := link + mode
-		if got[k] == nil {
-			got[k] = new(measured)
-		}
-		got[k].ms = append(got[k].ms, float64(r.TotalMS))
-		got[k].bytes = append(got[k].bytes, float64(r.BytesSent))
-	}
-	for b.Loop() {
-		for _, link := range hintLinks {
-			for _, mode := range []string{"on", "auto"} {
-				m, first := start(), ""
-				if mode == "on" {
-					first = link
+func hintModes(b *testing.B, start func(*testing.B) *linuxMoves) {
+	for _, link := range []string{"loopback", "20M", "100M", "500M"} {
+		b.Run(link, func(b *testing.B) {
+			ms, bytes := map[string][]float64{}, map[string][]float64{}
+			for b.Loop() {
+				for _, mode := range []string{"on", "auto"} {
+					m := start(b)
+					for _, mode := range []string{"off", mode} {
+						r := m.measure(b, mode, link)
+						ms[mode], bytes[mode] = append(ms[mode], float64(r.TotalMS)), append(bytes[mode], float64(r.BytesSent))
+					}
+					m.end()
 				}
-				add(first, "off", m.measure(b, "off", first))
-				add(link, mode, m.measure(b, mode, link))
-				m.end()
 			}
-		}
-	}
-	b.ReportMetric(0, "ns/op")
-	for _, link := range hintLinks {
-		off, on, auto := got[link+"off"], got[link+"on"], got[link+"auto"]
-		best := min(median(off.ms), median(on.ms))
-		ratio := median(auto.ms) / best
-		spared := (median(off.bytes) - median(auto.bytes)) / (median(off.bytes) - median(on.bytes))
-		name := link
-		if link == "" {
-			name = "loopback"
-		}
-		b.Logf("%-8s off %6.0f ms, %6.1f MB; on %6.0f ms, %6.1f MB; auto %6.0f ms, %6.1f MB: %.2f of the better, spares %.2f of what on spares (medians of %d, %d, %d)",
-			name, median(off.ms), median(off.bytes)/1e6, median(on.ms), median(on.bytes)/1e6, median(auto.ms), median(auto.bytes)/1e6,
-			ratio, spared, len(off.ms), len(on.ms), len(auto.ms))
-		b.ReportMetric(ratio, "of-better-"+name)
-		b.ReportMetric(spared, "spared-"+name)
-		if !emulated() && ratio > 1.05 {
-			b.Errorf("%s: auto takes %.2f of the better of on and off: at most 1.05 is promised", name, ratio)
-		}
-		if !emulated() && median(on.ms) < median(off.ms) && spared < 0.9 {
-			b.Errorf("%s: auto spares %.2f of the bytes that on spares: at least 0.9 is promised", name, spared)
-		}
+			for _, mode := range []string{"off", "on", "auto"} {
+				b.Logf("%-4s %6.0f ms, %6.1f MB (medians of %d)", mode, median(ms[mode]), median(bytes[mode])/1e6, len(ms[mode]))
+			}
+			off, on, auto := median(bytes["off"]), median(bytes["on"]), median(bytes["auto"])
+			ratio, spared := median(ms["auto"])/min(median(ms["off"]), median(ms["on"])), (off-auto)/(off-on)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(ratio, "of-better")
+			b.ReportMetric(spared, "of-spared")
+			if !emulated() && ratio > 1.05 {
+				b.Errorf("auto takes %.2f of the better of on and off: at most 1.05 is promised", ratio)
+			}
+			if !emulated() && median(ms["on"]) < median(ms["off"]) && spared < 0.9 {
+				b.Errorf("auto spares %.2f of the bytes that on spares: at least 0.9 is promised", spared)
+			}
+		})
 	}
 }
 
@@ -90,7 +71,7 @@ func (m *linuxMoves) measure(b *testing.B, mode, link string) result {
 	b.Helper()
 	there, addr := m.h.receive(fmt.Sprintf("at%d", m.n+1))
 	args := []string{fmt.Sprintf("at%d", m.n), "--to", addr, "--hints", mode}
-	if link != "" {
+	if link != "loopback" {
 		args = append(args, "--bandwidth-limit", link)
 	}
 	warm(b)
