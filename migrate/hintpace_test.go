@@ -313,6 +313,7 @@ func TestHintPace(t *testing.T) {
 		"in two bursts":         {order: "mixed", burst: 128},
 		"stops halfway":         {order: "mixed", stops: 0.5},
 		"stops soon":            {order: "up", stops: 0.05},
+		"names what was sent":   {order: "up", late: 200 * time.Millisecond, stops: 0.5},
 		"never says STOP":       {order: "down", overtime: time.Hour},
 		"says START alone":      {order: "up", stops: 1e-9},
 		"never answers":         {order: "up", late: time.Hour},
@@ -324,6 +325,9 @@ func TestHintPace(t *testing.T) {
 					what = fmt.Sprintf("a guest that names %v MB/s, %s", mb, what)
 					on, off, auto := s.noSlower(t, what)
 					late := len(s.said) < 2 || s.said[1].at.Seconds()*s.rate > simPages/20 // much was sent before
+					if g.burst == 0 && 2*g.rate < s.rate && auto.waited > hintTick {
+						t.Errorf("%s waits although the link is faster:\nauto %v", what, auto)
+					}
 					few := on.spared < simPages/20
 					if g.rate*(1-g.zero) > s.rate && s.ramp == nil && !late && !few && auto.spared*10 < on.spared*9 {
 						t.Errorf("%s spares less:\nauto %v\non   %v\noff  %v", what, auto, on, off)
