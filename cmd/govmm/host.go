@@ -80,7 +80,9 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
 	defer claim.Release()
-	p := &process{claim: claim, stderr: terminalWriter(cmd.ErrOrStderr()), quit: quit}
+	stderr := newPatientWriter(terminalWriter(cmd.ErrOrStderr()))
+	defer stderr.close()
+	p := &process{claim: claim, stderr: stderr, quit: quit}
 	outcome, err := p.run(ctx, f, build)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)

@@ -8,13 +8,56 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
+
+	"github.com/govmm/govmm/internal/charqueue"
 )
 
 // newLog returns a logger that writes a line for each record of level Info and
 // above: "govmm: message key=value ...".
 func newLog(out io.Writer) *slog.Logger {
 	return slog.New(&lineHandler{writeMu: new(sync.Mutex), out: out})
+}
+
+// patientWriter passes on what is written to it, without waiting for it: a terminal or
+// pipe that nobody reads must not stop who logs. Each Write is one line or more; what
+// there is no room for is dropped, and counted.
+type patientWriter struct {
+	out *charqueue.Output
+
+	writeMu sync.Mutex // guards dropped; makes a Write one piece of out
+	dropped int
+}
+
+func newPatientWriter(out io.Writer) *patientWriter {
+	return &patientWriter{out: charqueue.NewOutput(out, 1, func() {})}
+}
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	w.writeMu.Lock()
+	defer w.writeMu.Unlock()
+	told := ""
+	if w.dropped > 0 {
+		told = fmt.Sprintf("govmm: %d lines were lost here, since nobody read them\n", w.dropped)
+	}
+	if w.out.Room() < len(told)+len(p) {
+		w.dropped++
+		return len(p), nil
+	}
+	w.dropped = 0
+	w.out.Put([]byte(told))
+	w.out.Put(p)
+	return len(p), nil
+}
+
+// close waits a second at most for what was written.
+func (w *patientWriter) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if w.out.Drain(ctx) == nil {
+		_ = w.out.Close() // of what could not be written nobody can be told
+	}
 }
 
 // lineHandler is the slog.Handler of newLog.

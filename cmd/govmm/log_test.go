@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -84,5 +85,38 @@ func TestLogFromManyGoroutines(t *testing.T) {
 	all.Wait()
 	if want := strings.Repeat("govmm: message k=v n=1\n", 800); out.String() != want {
 		t.Errorf("%d bytes, want %d", out.Len(), len(want))
+	}
+}
+
+// gate is a terminal that nobody reads until it is opened.
+type gate struct {
+	open chan struct{}
+	got  bytes.Buffer
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	<-g.open
+	return g.got.Write(p)
+}
+
+// Who logs does not wait for a terminal that nobody reads. What does not fit is counted.
+func TestLogDoesNotWait(t *testing.T) {
+	g := &gate{open: make(chan struct{})}
+	w := newPatientWriter(g)
+	log := newLog(w)
+	for i := range 3000 {
+		log.Info("some line of some length", "n", i)
+	}
+	close(g.open)
+	if err := w.out.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	log.Info("the last one")
+	w.close()
+	lines := strings.Split(g.got.String(), "\n")
+	kept := len(lines) - 3 // the count, the last line, and what is behind it
+	if kept < 100 || kept > 2999 || lines[kept-1] != fmt.Sprintf("govmm: some line of some length n=%d", kept-1) ||
+		lines[kept] != fmt.Sprintf("govmm: %d lines were lost here, since nobody read them", 3000-kept) || lines[kept+1] != "govmm: the last one" {
+		t.Errorf("%d lines were kept; the last are %q", kept, lines[max(0, kept-1):])
 	}
 }
