@@ -206,12 +206,17 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) (failed 
 func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error) {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
-	for r.active != nil && isClosed(r.active.aborted) {
-		gone := r.active.gone
+	for a := r.active; a != nil; a = r.active {
+		if !isClosed(a.aborted) {
+			if subtle.ConstantTimeCompare(a.id[:], h.previous[:]) != 1 {
+				break
+			}
+			a.cancel(errAnew)
+		}
 		r.sessionMu.Unlock()
 		t := time.NewTimer(aliveSpan(h.alive))
 		select {
-		case <-gone:
+		case <-a.gone:
 		case <-ctx.Done():
 		case <-t.C:
 			c.writeAlive(false)

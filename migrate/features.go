@@ -16,9 +16,12 @@ const (
 	featureLZ4         = "compress-lz4"  // PACKED by LZ4
 	// featureStorage is used where both sides know it, which HELLO_OK says.
 	featureStorage = "compare-storage" // STORAGE
+	// featureReset is known by a destination that can start a guest anew, and no source
+	// names it: whether its guest will reset itself is not known before.
+	featureReset = "reset"
 )
 
-var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage}
+var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset}
 
 // features are those that a migration under these options uses.
 func (o Options) features() []string {

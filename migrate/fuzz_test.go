@@ -372,7 +372,7 @@ func FuzzHello(f *testing.F) {
 
 // FuzzReplies feeds a source what a hostile destination may answer.
 func FuzzReplies(f *testing.F) {
-	s := new(stream).control(frameHelloOK, helloOK{Version: Version, Channels: 1, Alive: 2000})
+	s := new(stream).control(frameHelloOK, helloOK{Version: Version, Channels: 1, Alive: 2000, Features: []string{featureReset}})
 	s.frame(header{typ: frameReady}, nil).frame(header{typ: frameRound}, nil).control(framePrepared, tookMsg{5, 1})
 	f.Add(s.control(frameRunning, tookMsg{Microseconds: 6}).Bytes())
 	f.Add(new(stream).frame(header{typ: frameAlive, flags: flagIdle}, nil).frame(header{typ: frameAlive}, []byte{1}).Bytes())

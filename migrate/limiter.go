@@ -8,7 +8,8 @@ import (
 
 // limiter spreads the bytes of all channels over time. A nil limiter has no limit.
 type limiter struct {
-	rate uint64 // bytes a second
+	rate uint64          // bytes a second
+	over <-chan struct{} // closed when there is no limit any more; nil: never
 
 	mu   sync.Mutex // guards next
 	next time.Time
@@ -35,6 +36,8 @@ func (l *limiter) wait(ctx context.Context, n uint64) error {
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return nil
+	case <-l.over:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

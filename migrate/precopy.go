@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/govmm/govmm/mempage"
@@ -22,18 +23,24 @@ type precopy struct {
 	clock     clock
 	pace      pace
 	flush     flushing
-	rounds    int          // numbers rounds, those of stops too
-	stopped   bool         // PauseForHandoff has been called and not undone
-	wasPaused bool         // the user had paused the guest before
-	watch     *stopwatch   // of the stop under way
-	samples   *samples     // of the storage; nil: the destination does not compare it
-	expected  expectedStop // when that stop was decided on
+	rounds    int // numbers rounds, those of stops too
+	dropOnce  sync.Once
+	dropped   chan struct{} // closed by drop
+	stopped   bool          // PauseForHandoff has been called and not undone
+	wasPaused bool          // the user had paused the guest before
+	watch     *stopwatch    // of the stop under way
+	samples   *samples      // of the storage; nil: the destination does not compare it
+	expected  expectedStop  // when that stop was decided on
 }
 
 func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 	s, err := newSender(m.src, t, l, &m.meter, m.opt)
+	dropped := make(chan struct{})
+	if err == nil && s.limit != nil {
+		s.limit.over = dropped
+	}
 	return &precopy{m: m, link: l, tracker: t, model: newDowntimeModel(l.rtt), sender: s, clock: m.clock,
-		flush: flushing{src: m.src, clock: m.clock}}, err
+		flush: flushing{src: m.src, clock: m.clock}, dropped: dropped}, err
 }
 
 // converge sends rounds until what remains fits the downtime limit, then stops
@@ -79,12 +86,19 @@ func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error
 	limit := p.m.opt.DowntimeLimit
 	for {
 		left := p.tracker.Remaining()
-		if p.m.src.Paused() { // it has no downtime
+		resets, err := p.resetting()
+		if err != nil {
+			return false, err
+		}
+		if resets || p.m.src.Paused() { // it has no downtime
 			return p.switchover(ctx)
 		}
 		if p.model.wantsTrial(left, limit) {
 			if err := p.trial(ctx); err != nil {
 				return false, err
+			}
+			if resets, _ := p.resetting(); resets { // it did when it was stopped
+				continue
 			}
 		}
 		if !p.model.mayTry(left, limit) {
@@ -110,6 +124,7 @@ func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error
 		case <-p.flush.done():
 		case <-enough:
 			return true, nil
+		case <-p.dropped:
 		case <-ctx.Done():
 			return false, context.Cause(ctx)
 		}
@@ -134,6 +149,7 @@ func (p *precopy) rest(ctx context.Context) error {
 	select {
 	case <-p.clock.after(pause):
 	case <-p.flush.done():
+	case <-p.dropped:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

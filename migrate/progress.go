@@ -24,6 +24,7 @@ type meter struct {
 	hints    uint64          // pages that hints took out since the last round ended
 	wire     func() uint64   // bytes written to the connections
 	wireAt   uint64          // wire() when the round began
+	wireWas  uint64          // bytes that earlier sessions have sent
 	channels func() []uint64 // bytes written to each data connection; nil: there is none yet
 	// With compression: the length of page content, and of what was sent for it.
 	plainBytes, packedBytes uint64
@@ -49,6 +50,25 @@ func (m *meter) update(f func(*meter)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	f(m)
+}
+
+// onWire sets what counts the bytes that this session has written.
+func (m *meter) onWire(sent func() uint64) {
+	m.update(func(m *meter) {
+		was := m.wireWas
+		m.wire = func() uint64 { return was + sent() }
+	})
+}
+
+// again is called before another session: what the last one did still counts.
+func (m *meter) again() {
+	m.update(func(m *meter) {
+		m.closeRound()
+		if m.wire != nil {
+			m.wireWas = m.wire()
+		}
+		m.channels = nil
+	})
 }
 
 func (m *meter) snapshot() Progress {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,9 @@ type Migration struct {
 
 	clock    clock
 	features []string // of the protocol, in use
+	resets   resets
 	session  sessionID
+	previous sessionID // given up for this one
 	meter    meter
 	done     chan struct{}
 	ctx      context.Context // ends what happens before COMMIT
@@ -60,7 +63,7 @@ func (m *Migration) Run(ctx context.Context) (Result, error) {
 		err = errors.New("auto-converge: this machine cannot be slowed down")
 	}
 	if err == nil {
-		err = m.run(pre, ctx)
+		err = m.attempts(pre, ctx)
 	}
 	phase := PhaseCompleted
 	switch {
@@ -140,21 +143,11 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	}
 
 	m.setPhase(PhasePrecopy)
-	tracker, err := newTracker(m.src.Slots(), m.src, m.opt.ClearBitmapShift)
+	p, err := m.track(l)
 	if err != nil {
 		return l.end(err)
 	}
-	if err := tracker.Start(); err != nil {
-		// Some slots may be logging already.
-		return l.end(errors.Join(err, tracker.Stop()))
-	}
-	p, err := newPrecopy(m, l, tracker)
-	if err != nil {
-		return l.end(errors.Join(err, tracker.Stop()))
-	}
 	defer p.flush.end()
-	p.hints = newHinter(m, tracker)
-	p.hints.carried = p.carried
 	m.meter.update(func(mt *meter) { mt.result.Setup = time.Since(mt.started) })
 
 	err = p.converge(l.ctx)
@@ -171,6 +164,28 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		return l.end(errors.Join(err, m.takeBack(base, p)))
 	}
 	return m.handOver(base, p)
+}
+
+// track turns the dirty log on. From now on the guest is not reset here.
+func (m *Migration) track(l *link) (*precopy, error) {
+	m.resets.resetMu.Lock()
+	defer m.resets.resetMu.Unlock()
+	tracker, err := newTracker(m.src.Slots(), m.src, m.opt.ClearBitmapShift)
+	if err != nil {
+		return nil, err
+	}
+	if err := tracker.Start(); err != nil {
+		// Some slots may be logging already.
+		return nil, errors.Join(err, tracker.Stop())
+	}
+	p, err := newPrecopy(m, l, tracker)
+	if err != nil {
+		return nil, errors.Join(err, tracker.Stop())
+	}
+	p.hints = newHinter(m, tracker)
+	p.hints.carried = p.carried
+	m.resets.precopy = p
+	return p, nil
 }
 
 // yield gives up what only one side can hold.
@@ -201,13 +216,13 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	h := newHello(purposeMigrate, m.session)
-	h.dataChannels, h.alive = uint16(m.opt.Channels), aliveInterval(m.opt.PeerTimeout)
+	h.dataChannels, h.alive, h.previous = uint16(m.opt.Channels), aliveInterval(m.opt.PeerTimeout), m.previous
 	c, err := m.peer.connect(ctx, h)
 	if err != nil {
 		return nil, err
 	}
 	l := newLink(ctx, c, m.opt.PeerTimeout)
-	m.meter.update(func(mt *meter) { mt.wire = c.flow.sent.Load })
+	m.meter.onWire(c.flow.sent.Load)
 	asked := time.Now()
 	r, err := l.awaitWithin(l.ctx, frameHelloOK, startPatience*m.opt.PeerTimeout)
 	if err != nil {
@@ -226,8 +241,10 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 	if err := l.openChannels(m, ok); err != nil {
 		return nil, l.end(err)
 	}
+	m.resets.known = slices.Contains(ok.Features, featureReset)
+	m.meter.onWire(l.sent)
 	m.meter.update(func(mt *meter) {
-		mt.wire, mt.channels = l.sent, l.channelBytes
+		mt.channels = l.channelBytes
 		mt.progress.Channels, mt.result.Channels = len(l.data), len(l.data)
 		mt.result.Compression = string(m.opt.Compression)
 	})
@@ -237,7 +254,10 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 // setup sends the configuration and waits until the machine is built.
 func (m *Migration) setup(ctx context.Context, l *link) error {
 	m.setPhase(PhaseSetup)
+	m.resets.resetMu.Lock()
 	machine, err := m.src.MigrationConfig()
+	slots := m.src.Slots()
+	m.resets.resetMu.Unlock()
 	if err != nil {
 		return fmt.Errorf("describe the machine: %w", err)
 	}
@@ -249,7 +269,7 @@ func (m *Migration) setup(ctx context.Context, l *link) error {
 		return fmt.Errorf("the machine's configuration has %d bytes: must be at most %d", len(config), maxConfig)
 	}
 	var ram uint64
-	for _, s := range m.src.Slots() {
+	for _, s := range slots {
 		ram += s.Pages * mempage.Size
 	}
 	m.meter.update(func(mt *meter) { mt.progress.RAMBytes, mt.result.RAMBytes = ram, ram })

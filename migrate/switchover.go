@@ -29,10 +29,14 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 		return false, fmt.Errorf("stop the guest: %w", err)
 	}
 	p.wasPaused = !wasRunning
+	resets, err := p.resetting() // perhaps in this moment
+	if err != nil {
+		return false, err
+	}
 	if err := p.sync(); err != nil {
 		return false, err
 	}
-	if left := p.tracker.Remaining(); wasRunning && p.model.failed < maxTries && p.model.stopped(p.watch.sofar(), left) > p.model.allowed(m.opt.DowntimeLimit) {
+	if left := p.tracker.Remaining(); wasRunning && !resets && p.model.failed < maxTries && p.model.stopped(p.watch.sofar(), left) > p.model.allowed(m.opt.DowntimeLimit) {
 		return true, p.goOn(ctx, expected, left)
 	}
 	// The guest goes on at full speed, on whichever side.
@@ -82,7 +86,7 @@ func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
 	if err := p.link.endPages(p.sender, n); err != nil {
 		return err
 	}
-	if m.opt.VerifyPages {
+	if m.opt.VerifyPages && !isClosed(p.dropped) {
 		if err := p.sender.sendHashes(ctx, p.link.conn); err != nil {
 			return err
 		}

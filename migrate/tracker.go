@@ -45,6 +45,7 @@ type tracker struct {
 	cleared   sync.Cond // a slot's clearing has become false
 	slots     []slotBits
 	tracking  bool
+	forgotten bool   // nothing is to be sent any more
 	remaining uint64 // pages in all toSend
 	dirtied   uint64 // pages that all fetches reported as newly written
 	hints     hintEpoch
@@ -167,6 +168,18 @@ func (t *tracker) stop() error {
 	return nil
 }
 
+// Forget forgets what is to be sent, for good: the guest resets itself, and its memory
+// means nothing any more.
+func (t *tracker) Forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.forgotten, t.remaining = true, 0
+	for i := range t.slots {
+		clear(t.slots[i].toSend.Bitmap)
+		t.slots[i].remaining = 0
+	}
+}
+
 // awaitClear returns when no CLEAR of the slot is under way. It needs mu, and may let go
 // of it meanwhile.
 func (t *tracker) awaitClear(s *slotBits) {
@@ -186,6 +199,9 @@ func (t *tracker) Sync() error {
 
 // sync needs mu.
 func (t *tracker) sync() error {
+	if t.forgotten {
+		return nil
+	}
 	if t.bulk != nil && t.tracking {
 		if err := t.bulk.BeginSync(); err != nil {
 			return fmt.Errorf("fetch the dirty log: %w", err)
@@ -219,6 +235,9 @@ func (t *tracker) fetch(slot int) (newly uint64, err error) {
 	t.awaitClear(s)
 	if !t.tracking {
 		return 0, fmt.Errorf("fetch the dirty log of slot %d: %w", slot, errNotTracking)
+	}
+	if t.forgotten {
+		return 0, nil
 	}
 	t.into, t.kvm, t.newly = s, nil, 0
 	var done bool
@@ -342,6 +361,9 @@ func (t *tracker) PickBefore(slot int, from, end, max uint64, picked []uint64) (
 func (t *tracker) PutBack(slot int, first uint64, picked []uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.forgotten {
+		return
+	}
 	s := &t.slots[slot]
 	for i, word := range picked {
 		if word == 0 {

@@ -64,8 +64,9 @@ type hello struct {
 	purpose         purpose
 	channel         uint16 // a data connection's number, from 1; otherwise 0
 	session         sessionID
-	dataChannels    uint16 // data connections that the source asks for
-	alive           uint16 // milliseconds from one ALIVE of the destination to the next; 0: the default
+	dataChannels    uint16    // data connections that the source asks for
+	alive           uint16    // milliseconds from one ALIVE of the destination to the next; 0: the default
+	previous        sessionID // that the source has given up for this one; zero: none
 }
 
 // newHello is a hello of this version.
@@ -84,6 +85,7 @@ func (h hello) encode() [helloSize]byte {
 	copy(b[24:40], h.session[:])
 	le.PutUint16(b[40:], h.dataChannels)
 	le.PutUint16(b[42:], h.alive)
+	copy(b[44:60], h.previous[:])
 	return b
 }
 
@@ -104,6 +106,7 @@ func decodeHello(b *[helloSize]byte) (hello, error) {
 		session:      sessionID(b[24:40]),
 		dataChannels: le.Uint16(b[40:]),
 		alive:        le.Uint16(b[42:]),
+		previous:     sessionID(b[44:60]),
 	}
 	if h.session == (sessionID{}) {
 		return h, fmt.Errorf("%w: hello without a session", ErrProtocol)

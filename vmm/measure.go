@@ -79,6 +79,9 @@ func (v *VM) beginMeasurement(me *measurement) (*machine.Machine, error) {
 	if err := v.migratable(); err != nil {
 		return nil, err
 	}
+	if isClosed(v.machine.Done()) {
+		return nil, kind.State("the guest is being reset: ask again in a moment")
+	}
 	v.measuring = me
 	return v.machine, nil
 }

@@ -15,7 +15,7 @@ import (
 type outgoing struct {
 	*migrate.Migration
 	addr    string
-	machine *machine.Machine
+	guest   *migrant
 	hints   migrate.HintMode
 	cancel  context.CancelCauseFunc
 	settled chan struct{} // closed after err was set and the VM knows
@@ -62,12 +62,19 @@ func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, err
 	}
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
+	for v.rebooting && v.life == lifeRunning { // for a second at most
+		changed := v.changed
+		v.lifeMu.Unlock()
+		<-changed
+		v.lifeMu.Lock()
+	}
 	if err := v.migratable(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	o := &outgoing{Migration: migrate.New(v.machine.Source(), address, opt), addr: address, hints: opt.Hints,
-		machine: v.machine, cancel: cancel, settled: make(chan struct{})}
+	guest := &migrant{Source: v.machine.Source(), vm: v, machine: v.machine}
+	o := &outgoing{Migration: migrate.New(guest, address, opt), addr: address, hints: opt.Hints,
+		guest: guest, cancel: cancel, settled: make(chan struct{})}
 	v.outgoing = o
 	go v.drive(ctx, o)
 	return o, nil
@@ -90,7 +97,7 @@ func (v *VM) migratable() error {
 	switch {
 	case v.life == lifeMigrated:
 		return kind.State("the guest has moved away")
-	case v.life == lifeEnded:
+	case v.life == lifeEnded || v.lost != nil:
 		return kind.State("the VM has stopped")
 	case v.machine == nil:
 		return kind.State("no guest has arrived yet")
@@ -106,12 +113,34 @@ func (v *VM) migratable() error {
 	if v.isStopping() {
 		return kind.State("the VM is being stopped")
 	}
-	select {
-	case <-v.machine.Done():
+	if isClosed(v.machine.Done()) && v.machine.Exit().Kind != machine.ExitReset { // a reset does not keep a guest here
 		return kind.State("the guest has ended")
-	default:
 	}
 	return nil
+}
+
+// migrant is the guest as a migration sends it: the machine that it has now. The
+// migration orders its calls so that none is under way during Reset.
+type migrant struct {
+	*machine.Source
+	vm      *VM
+	machine *machine.Machine
+}
+
+var (
+	_ migrate.Resetter  = (*migrant)(nil)
+	_ migrate.Hinting   = (*migrant)(nil)
+	_ migrate.Throttler = (*migrant)(nil)
+	_ migrate.BulkLog   = (*migrant)(nil)
+)
+
+// Reset implements [migrate.Resetter].
+func (g *migrant) Reset(ctx context.Context) error {
+	m, err := g.vm.reboot(ctx, g.machine)
+	if err == nil {
+		g.machine, g.Source = m, m.Source()
+	}
+	return err
 }
 
 // drive runs a migration to its end. The VM waits for it: see endMigration and
@@ -132,14 +161,16 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 // the user asked for hints.
 func (v *VM) logHints(o *outgoing) {
 	why := o.Migration.Result().HintsOff
-	if why != "" && (o.hints == migrate.HintsOn || o.hints != migrate.HintsOff && o.machine.HasBalloon()) {
+	if why != "" && (o.hints == migrate.HintsOn || o.hints != migrate.HintsOff && o.guest.machine.HasBalloon()) {
 		v.log.Warn("free-page hints are not used, or no longer", "to", o.addr, "reason", why)
 	}
 }
 
-func (v *VM) isStopping() bool {
+func (v *VM) isStopping() bool { return isClosed(v.stopping) }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-v.stopping:
+	case <-c:
 		return true
 	default:
 		return false
@@ -161,14 +192,7 @@ func (v *VM) lastMigration() *outgoing {
 	return v.outgoing
 }
 
-func (o *outgoing) isSettled() bool {
-	select {
-	case <-o.settled:
-		return true
-	default:
-		return false
-	}
-}
+func (o *outgoing) isSettled() bool { return isClosed(o.settled) }
 
 // succeeded says whether the guest has moved away.
 func (o *outgoing) succeeded() bool { return o.isSettled() && o.err == nil }
@@ -194,7 +218,7 @@ func (o *outgoing) takeBack() error {
 	case o.err == nil:
 		return kind.State("the guest runs at %s", o.addr)
 	case errors.Is(o.err, migrate.ErrHandoffUnknown):
-		return o.machine.TakeBack()
+		return o.guest.machine.TakeBack()
 	}
 	return nil // the verdict came in time: the guest does not run there
 }

@@ -41,11 +41,9 @@ func (r *resets) next(lived time.Duration) (wait time.Duration, tell bool) {
 }
 
 // reboot replaces a machine that has ended by a reset by a new one, which runs when it
-// returns.
-func (v *VM) reboot(ctx context.Context) error {
-	v.lifeMu.Lock()
-	old := v.machine
-	v.lifeMu.Unlock()
+// returns. It is called by Run, or by the migration that Run waits for. After an error
+// that ctx has not caused there is no machine any more.
+func (v *VM) reboot(ctx context.Context, old *machine.Machine) (*machine.Machine, error) {
 	wait, tell := v.resets.next(time.Since(v.resets.began))
 	if tell {
 		v.logReset(old, wait)
@@ -54,20 +52,52 @@ func (v *VM) reboot(ctx context.Context) error {
 	defer again.Stop()
 	select {
 	case <-again.C:
-	case <-ctx.Done(): // watch will see it
-		return nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 	_ = old.Drain(ctx) // its last output before the new one's first, unless all is to end
 	m, err := old.Reset()
-	if err != nil {
-		return err
+	if err == nil {
+		v.resets.began = time.Now()
+		if err = m.Start(false); err != nil {
+			err = errors.Join(fmt.Errorf("reset: %w", err), m.Close())
+		}
 	}
-	v.resets.began = time.Now()
-	if err := m.Start(false); err != nil {
-		return errors.Join(fmt.Errorf("reset: %w", err), m.Close())
+	v.lifeMu.Lock()
+	defer v.lifeMu.Unlock()
+	if v.lost = err; err == nil {
+		v.machine = m
 	}
-	v.setMachine(m)
-	return nil
+	v.rebooting = false
+	v.announce()
+	return m, err
+}
+
+// awaitReset decides who resets a machine that has ended for it: a migration under way
+// moves or resets the guest, and is waited for. again is set if Run is to reset it.
+func (v *VM) awaitReset(ctx context.Context, m *machine.Machine) (again bool, err error) {
+	v.lifeMu.Lock()
+	defer v.lifeMu.Unlock()
+	for {
+		o := v.outgoing
+		switch {
+		case v.lost != nil || v.machine != m:
+			return false, v.lost
+		case ctx.Err() != nil || o != nil && o.succeeded():
+			return false, nil
+		case o == nil || o.isSettled():
+			v.rebooting = true
+			return true, nil
+		}
+		changed := v.changed
+		v.lifeMu.Unlock()
+		select {
+		case <-changed:
+		case <-o.settled:
+		case <-ctx.Done():
+		}
+		v.lifeMu.Lock()
+	}
 }
 
 // logReset logs a reset that a user would want to know of.

@@ -96,7 +96,7 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 		if err != nil || !again {
 			return out, err
 		}
-		if err := v.reboot(ctx); err != nil {
+		if _, err := v.reboot(ctx, v.current()); err != nil && ctx.Err() == nil {
 			return Outcome{}, err
 		}
 	}
@@ -106,15 +106,27 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 // When it returns no vCPU runs and no migration is under way. again is set for
 // a reset.
 func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
-	v.lifeMu.Lock()
-	m := v.machine
-	v.lifeMu.Unlock()
+	m := v.current()
 	if m == nil { // stopped before anything arrived
 		return Outcome{Kind: Stopped, Text: "stopped; no guest has arrived"}, false, nil
 	}
 	select {
 	case <-m.Done():
-		v.endMigration(&machine.EndedError{Exit: m.Exit()})
+		ended := &machine.EndedError{Exit: m.Exit()}
+		if ended.Exit.Kind != machine.ExitReset {
+			v.endMigration(ended)
+			break
+		}
+		v.endMeasurement(ended)
+		again, err := v.awaitReset(ctx, m)
+		switch {
+		case again || err != nil:
+			return Outcome{}, again, err
+		case ctx.Err() != nil:
+			v.cancelMigration()
+		case v.current() != m: // a migration has reset the guest here
+			return v.watch(ctx)
+		}
 	case <-v.left:
 		<-v.lastMigration().settled
 	case <-ctx.Done():
@@ -137,8 +149,6 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 		return Outcome{Kind: PoweredOff, Text: "the guest powered off" + panicked}, false, nil
 	case machine.ExitCrash:
 		return Outcome{Kind: Crashed, Text: exit.Err.Error() + panicked}, false, nil
-	case machine.ExitReset:
-		return Outcome{}, true, nil
 	default:
 		return v.stopped(), false, nil
 	}
@@ -150,6 +160,12 @@ func (v *VM) stopped() Outcome {
 		return Outcome{Kind: Stopped, Text: "stopped; it is not known whether the guest runs at " + o.addr}
 	}
 	return Outcome{Kind: Stopped, Text: "stopped"}
+}
+
+func (v *VM) current() *machine.Machine {
+	v.lifeMu.Lock()
+	defer v.lifeMu.Unlock()
+	return v.machine
 }
 
 func (v *VM) setMachine(m *machine.Machine) {

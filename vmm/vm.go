@@ -43,6 +43,8 @@ type VM struct {
 	measuring *measurement     // under way, nil if none is
 	outgoing  *outgoing        // the last migration from here, nil if there was none
 	arriving  bool             // what was received is just being started
+	rebooting bool             // Run replaces the machine: no migration begins
+	lost      error            // why there is no machine after a reset
 	refusing  bool             // PowerOff ends a VM without a guest: none may arrive
 }
 

@@ -198,7 +198,7 @@ func checkResult(t *testing.T, stdout, status string) map[string]any {
 		t.Fatalf("not one JSON object: %q", stdout)
 	}
 	keys := []string{"status", "error", "total_ms", "setup_ms", "downtime_ms", "bytes_sent", "ram_bytes",
-		"downtime", "stops_undone", "trial_stops", "throttle_percent", "pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds",
+		"downtime", "guest_resets", "stops_undone", "trial_stops", "throttle_percent", "pages_sent", "pages_zero", "pages_hole", "pages_hinted", "rounds",
 		"hints_received", "hints_late", "hints_rewritten", "hint_wait_ms", "hints_off",
 		"channels", "channel_bytes", "compression", "compression_ratio"}
 	for _, key := range keys {

@@ -18,7 +18,7 @@ func TestResultsInJSON(t *testing.T) {
 	values := []any{
 		&Result{Status: "completed", Error: "e", Total: 1234*ms + 999*us, Setup: 20 * ms, Downtime: 36751 * us,
 			DowntimeParts: Downtime{1250 * us, 2 * ms, 3001 * us, 4 * ms, 4500 * us, 5 * ms, 6 * ms, 7 * ms, 8500*us + 999},
-			DowntimeNote:  "n", StopsUndone: 1, TrialStops: 1, ThrottlePercent: 2, BytesSent: 3, RAMBytes: 4, PagesSent: 5, PagesZero: 6, PagesHole: 7,
+			DowntimeNote:  "n", GuestResets: 1, StopsUndone: 1, TrialStops: 1, ThrottlePercent: 2, BytesSent: 3, RAMBytes: 4, PagesSent: 5, PagesZero: 6, PagesHole: 7,
 			PagesHinted: 8, HintsReceived: 9, HintsLate: 10, HintsRewritten: 11, HintWait: 12 * ms, HintsOff: "o", Channels: 2,
 			ChannelBytes: []uint64{1, 2}, Compression: "zstd", CompressionRatio: 1.5, Rounds: []RoundStats{{1, 900 * ms, 2, 3, 4, 5, 6, 7}}},
 		&Result{},

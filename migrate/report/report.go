@@ -67,6 +67,7 @@ type Result struct {
 	Downtime         time.Duration `json:"downtime_ms"`
 	DowntimeParts    Downtime      `json:"downtime"`
 	DowntimeNote     string        `json:"downtime_note,omitempty"` // why Downtime exceeded 1.2 times the limit, if it did
+	GuestResets      int           `json:"guest_resets"`            // of the guest, by itself, while it was moved
 	StopsUndone      int           `json:"stops_undone"`            // the guest was stopped and ran on, as more was left than the limit allows
 	TrialStops       int           `json:"trial_stops"`             // the guest was stopped for a moment, to measure what a stop costs
 	ThrottlePercent  int           `json:"throttle_percent"`        // the most by which the guest was slowed down

@@ -52,7 +52,7 @@ func TestALargeFreshGuestMoves(t *testing.T) {
 			m := largeMachine(t, size, how)
 			at := uint64(size) - 1<<30
 			check(t, m.Memory().WriteAt([]byte("far up"), at))
-			src := &countedSource{source: m.Source().(*source)}
+			src := &countedSource{source: m.Source()}
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			check(t, err)
 			r := migrate.NewReceiver(&Builder{Overcommit: true, Tracking: how, Log: vmtest.Log(t)}, vmtest.Log(t))
@@ -113,7 +113,7 @@ func TestTheLogOfASparseSlotStartsEmpty(t *testing.T) {
 		}
 	}
 	fill(1<<29, full+1) // in slot 0
-	src := m.Source().(*source)
+	src := m.Source()
 	check(t, src.StartDirtyLog())
 	defer func() { check(t, src.StopDirtyLog()) }()
 	log := mempage.NewBitmap(1 << 30 / mempage.Size)

@@ -76,6 +76,7 @@ type ending struct {
 
 	threads        sync.WaitGroup // of vCPUs
 	done           chan struct{}  // closed when it has ended and no vCPU runs
+	reset          chan struct{}  // closed then, too, if the guest is to be reset
 	disconnectOnce sync.Once
 	disconnectErr  error
 	closeOnce      sync.Once
@@ -207,6 +208,16 @@ func (m *Machine) Wait(ctx context.Context) (Exit, error) {
 		return m.Exit(), nil
 	case <-ctx.Done():
 		return Exit{}, context.Cause(ctx)
+	}
+}
+
+// resets says whether the guest is to be reset, and no vCPU runs.
+func (m *Machine) resets() bool {
+	select {
+	case <-m.ending.reset:
+		return true
+	default:
+		return false
 	}
 }
 

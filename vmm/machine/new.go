@@ -33,7 +33,7 @@ func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
 // newWith is New with backends that are open. They belong to the machine from now
 // on, also if this fails.
 func newWith(spec Spec, ends Ends, log *slog.Logger, b backends) (_ *Machine, err error) {
-	m := &Machine{spec: spec, log: log, ends: ends.orNothing(), gate: newGate(), ending: ending{done: make(chan struct{})}}
+	m := &Machine{spec: spec, log: log, ends: ends.orNothing(), gate: newGate(), ending: ending{done: make(chan struct{}), reset: make(chan struct{})}}
 	m.devices.backends = b
 	defer func() {
 		if err != nil {

@@ -23,9 +23,16 @@ var (
 	_ migrate.Sampler = (*source)(nil)
 )
 
+// Source is a machine as it is sent.
+type Source = source
+
 // Source returns the machine for [migrate.New]. It is not closed before the
 // migration's Run has returned.
-func (m *Machine) Source() migrate.Source { return &source{guestRAM{m.mem}, m} }
+func (m *Machine) Source() *Source { return &source{guestRAM{m.mem}, m} }
+
+// ResetRequested is that of [migrate.Resetter]. Its Reset makes another machine, see
+// [Machine.Reset].
+func (s *source) ResetRequested() <-chan struct{} { return s.ending.reset }
 
 // Slots lists the memory slots.
 func (s *source) Slots() []migrate.Slot { return s.guestRAM.Slots() }
@@ -77,6 +84,9 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 	before, err := s.hold(ctx, holdHandoff, 0)
 	if err != nil {
 		s.lines.uart.HoldLine(false)
+		if ended := (*EndedError)(nil); errors.As(err, &ended) && ended.Exit.Kind == ExitReset {
+			return true, s.quiesce(ctx)
+		}
 		return false, err
 	}
 	s.stopInput()
@@ -86,6 +96,19 @@ func (s *source) PauseForHandoff(ctx context.Context) (wasRunning bool, err erro
 // SampleStorage describes the disks, see [migrate.Sampler].
 func (s *source) SampleStorage(ctx context.Context, session [16]byte) ([]byte, error) {
 	return s.devices.backends.sample(ctx, session)
+}
+
+// quiesce stops what is left of a machine whose guest is to be reset: its vCPUs leave
+// KVM_RUN, and devices complete their requests.
+func (s *source) quiesce(ctx context.Context) error {
+	select {
+	case <-s.ending.done:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.devices.quietMu.Lock()
+	defer s.devices.quietMu.Unlock()
+	return s.devices.pause(ctx)
 }
 
 // YieldForHandoff flushes and unlocks the disks, and yields the taps. A guest that is
@@ -101,6 +124,9 @@ func (s *source) YieldForHandoff(ctx context.Context) error {
 // paused before. A guest whose disk another process has taken meanwhile stays
 // paused, until the user resumes it.
 func (s *source) ResumeAfterAbort(ctx context.Context) error {
+	if s.resets() { // it does not go on: the next machine does, which locks the disks
+		return nil
+	}
 	if err := s.Acquire(); err != nil {
 		_, perr := s.hold(ctx, holdUser, 0)
 		return errors.Join(fmt.Errorf("the guest stays paused here: %w", err), perr, s.let(holdHandoff, 0))
@@ -122,6 +148,9 @@ func (s *source) SaveState(context.Context) ([]byte, error) {
 // (migrate.ErrHandoffUnknown), which left it stopped and its writes logged. If the
 // destination runs the guest too, it then runs twice.
 func (m *Machine) TakeBack() error {
+	if m.resets() {
+		return nil
+	}
 	s := m.Source()
 	if err := s.StopDirtyLog(); err != nil {
 		return err

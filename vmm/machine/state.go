@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/platform"
@@ -35,6 +36,15 @@ type machineState struct {
 	CMOS         platform.CMOSState `cbor:"cmos"`
 	Panicked     bool               `cbor:"panicked"`
 	Virtio       virtioState        `cbor:"virtio"`
+	// Reset is set for a guest that is to be reset: it starts anew where it arrives, and
+	// nothing else of the state but the version counts. The engine sends it only to a
+	// destination that knows it (feature "reset" of the protocol).
+	Reset *resetState `cbor:"reset,omitzero"`
+}
+
+// resetState is what outlives a guest that is reset, beside the machine's spec.
+type resetState struct {
+	Balloon uint64 `cbor:"balloon"` // the host's target, in bytes; 0 without a balloon
 }
 
 // chipState is what all vCPUs share: the interrupt controllers and the timer
@@ -72,13 +82,16 @@ const drainTime = 50 * time.Millisecond
 // devices are quiet, and all that they have raised is in the interrupt
 // controllers, before any of that.
 func (m *Machine) saveState() (*machineState, error) {
-	if m.gate.held() == 0 {
+	if m.gate.held() == 0 && !m.resets() {
 		return nil, ErrRunning
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	if err := m.Drain(ctx); err != nil {
 		m.log.Warn("output of the guest is left behind", "err", err)
+	}
+	if m.resets() {
+		return &machineState{Version: stateVersion, Reset: m.saveReset()}, nil
 	}
 	m.devices.quietMu.Lock()
 	defer m.devices.quietMu.Unlock()
@@ -124,6 +137,9 @@ func (m *Machine) loadState(s *machineState) error {
 	if err := m.fits(s); err != nil {
 		return err
 	}
+	if s.Reset != nil {
+		return m.loadReset(s.Reset)
+	}
 	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRegisters(v, &s.VCPUs[i]) }); err != nil {
 		return err
 	}
@@ -156,6 +172,9 @@ func (m *Machine) loadState(s *machineState) error {
 func (m *Machine) fits(s *machineState) error {
 	if s.Version != stateVersion {
 		return fmt.Errorf("machine state: expected version %d, found %d", stateVersion, s.Version)
+	}
+	if s.Reset != nil {
+		return nil
 	}
 	if len(s.VCPUs) != len(m.vcpus) {
 		return fmt.Errorf("machine state: expected %d vCPUs, found %d", len(m.vcpus), len(s.VCPUs))
@@ -191,6 +210,37 @@ func (m *Machine) eachVCPU(f func(i int, v *kvm.VCPU) error) error {
 		}
 	}
 	return nil
+}
+
+func (m *Machine) saveReset() *resetState {
+	var s resetState
+	if b, ok := deviceOf[*balloon.Balloon](m); ok {
+		s.Balloon = b.Info().Target
+	}
+	return &s
+}
+
+// loadReset makes the machine what [Machine.Reset] would return: pages of the guest
+// that is gone may have landed.
+func (m *Machine) loadReset(s *resetState) error {
+	ram := guestRAM{m.mem}
+	for i, slot := range ram.Slots() {
+		if err := ram.Zero(i, 0, slot.Pages); err != nil {
+			return err
+		}
+	}
+	if b, ok := deviceOf[*balloon.Balloon](m); ok {
+		if err := b.SetTarget(s.Balloon); err != nil {
+			return fmt.Errorf("machine state: %w", err)
+		}
+	}
+	m.devices.quietMu.Lock()
+	defer m.devices.quietMu.Unlock()
+	if err := m.devices.pause(context.Background()); err != nil {
+		return err
+	}
+	m.devices.arrived = true
+	return m.Boot()
 }
 
 func (m *Machine) saveChips() (s chipState, err error) {

@@ -66,6 +66,9 @@ func (m *Machine) createVCPUs() error {
 	}
 	go func() {
 		m.ending.threads.Wait()
+		if m.Exit().Kind == ExitReset {
+			close(m.ending.reset)
+		}
 		close(m.ending.done)
 	}()
 	return nil
