@@ -254,8 +254,8 @@ func (im *image) identity() (kernel, file string, err error) {
 	return strings.TrimSpace(string(b)), file, nil
 }
 
-// parallelReads is how many blocks are read at once.
-const parallelReads = 16
+// parallelReads is how many blocks of a disk are read at once, each by a thread.
+const parallelReads = 8
 
 // hashes reads the blocks from the storage, and returns their hashes one after another.
 func (im *image) hashes(nonce [16]byte, blocks []uint64) ([]byte, error) {

@@ -47,6 +47,7 @@ func startWatcher(command []string, terminal *os.File) (_ *watcher, err error) {
 	w := &watcher{modesW, crashW}
 	_, _ = unix.FcntlInt(crashW.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
 	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Dir = "/" // nothing is kept busy by it
 	cmd.ExtraFiles = []*os.File{modesR, crashR, terminal}
 	// In a session of its own no key, no other process's job control and no end of the
 	// terminal's session reaches it.
