@@ -700,3 +700,37 @@ func TestDestinationSaysWhy(t *testing.T) {
 		t.Errorf("the destination said %q", line)
 	}
 }
+
+// timedTarget notes what it is told about the time of its state.
+type timedTarget struct {
+	*toyTarget
+	after, prepared time.Time
+}
+
+func (d *timedTarget) SavedAfter(t time.Time) { d.after = t }
+
+func (d *timedTarget) PrepareState(state []byte) error {
+	d.prepared = time.Now()
+	return d.toyTarget.PrepareState(state)
+}
+
+// A target learns a moment after which its state was saved: what this side said last
+// before the source stopped the guest.
+func TestATargetLearnsWhenItsStateWasSaved(t *testing.T) {
+	runs := &whoRuns{t: t, who: map[string]bool{}}
+	src := newRestless(t, runs) // its guest does not reset itself
+	var paused time.Time
+	src.pausing = func() { paused = time.Now() }
+	dst := &timedTarget{toyTarget: &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}, runs: runs}}
+	var built time.Time
+	r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
+		built = time.Now()
+		return dst, nil
+	}), nil)
+	if err := moveTo(r, New(src, "the other host", Options{})); err != nil {
+		t.Fatal(err)
+	}
+	if dst.after.Before(built) || dst.after.After(paused) || dst.prepared.Before(paused) {
+		t.Errorf("built %v, saved after %v, paused %v, prepared %v", built, dst.after, paused, dst.prepared)
+	}
+}

@@ -27,6 +27,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // Errors for errors.Is.
@@ -142,6 +143,13 @@ type Builder interface {
 	// Build makes the machine from what MigrationConfig returned. Its error is sent to the source, one of errors.Join
 	// as a list: it should name everything that does not fit.
 	Build(ctx context.Context, config []byte) (Target, error)
+}
+
+// Timed is a [Target] whose clocks go on while its state is on its way.
+type Timed interface {
+	// SavedAfter is called just before PrepareState, with a moment after which the source
+	// saved the state: the last that this side said and the source waited for.
+	SavedAfter(t time.Time)
 }
 
 // Target is a machine that is received.

@@ -39,13 +39,14 @@ type session struct {
 	nWrong   uint64
 	compared time.Duration // what comparing the storage took after the pages had landed
 
-	dataMu  sync.Mutex // guards the six below
+	dataMu  sync.Mutex // guards the seven below
 	inlets  []*inlet   // by number less one; nil: has not come yet
 	missing int        // of inlets
 	ended   bool       // no channel may join
 	failure error      // of the first channel that failed
 	arrived int        // channels whose ROUND has come
 	round   roundWait
+	said    time.Time // what the source waits for: READY, or the end of a round
 
 	all   chan struct{}  // closed when no channel is missing
 	ready chan struct{}  // closed when the machine is built: pages may land
@@ -256,6 +257,7 @@ func (s *session) build(r *Receiver) (Target, error) {
 	s.ahead = newAhead(target, len(s.inlets))
 	// READY comes before a channel can end a round, which is confirmed by this
 	// connection.
+	s.says()
 	err = s.conn.writeFrame(header{typ: frameReady})
 	close(s.ready)
 	return target, err
@@ -303,6 +305,9 @@ func (s *session) receiveState(ctx context.Context, target Target) (state []byte
 		case f.typ == frameStorage && storage.due():
 			storage.begin(f.payload)
 		case f.typ == frameState && !storage.due():
+			if timed, ok := target.(Timed); ok {
+				timed.SavedAfter(s.lastSaid())
+			}
 			if err := target.PrepareState(f.payload); err != nil {
 				return nil, fmt.Errorf("load the machine's state: %w", err)
 			}
@@ -330,7 +335,22 @@ func (s *session) receiveState(ctx context.Context, target Target) (state []byte
 
 // echo confirms a round.
 func (s *session) echo(round uint64) error {
+	s.says()
 	return s.conn.writeFrame(header{typ: frameRound, first: round})
+}
+
+// says notes that the source is about to be told what it waits for: READY, or the end of
+// a round.
+func (s *session) says() {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	s.said = time.Now()
+}
+
+func (s *session) lastSaid() time.Time {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	return s.said
 }
 
 // tellFailure tells the source why the migration ended, after the verdict is final.

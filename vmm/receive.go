@@ -121,6 +121,8 @@ type arrival struct {
 	vm *VM
 }
 
+var _ migrate.Timed = (*arrival)(nil)
+
 func (a *arrival) Start(ctx context.Context, paused bool) error {
 	if err := a.vm.arrive(); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/migrate"
@@ -106,6 +107,7 @@ type Target struct {
 	guestRAM
 	*Machine
 	prepared *machineState // by PrepareState
+	saved    window        // when the source saved it
 }
 
 var (
@@ -116,8 +118,12 @@ var (
 // Slots lists the memory slots.
 func (t *Target) Slots() []migrate.Slot { return t.guestRAM.Slots() }
 
+// SavedAfter implements [migrate.Timed].
+func (t *Target) SavedAfter(moment time.Time) { t.saved.after = moment }
+
 // PrepareState decodes the state, and checks whether this machine can load it.
 func (t *Target) PrepareState(state []byte) error {
+	t.saved.before = time.Now()
 	s, err := decodeState(state)
 	if err != nil {
 		return err
@@ -135,7 +141,10 @@ func (t *Target) CompareStorage(ctx context.Context, session [16]byte, samples [
 }
 
 // LoadState loads what has been prepared.
-func (t *Target) LoadState(context.Context, []byte) error { return t.Machine.loadState(t.prepared) }
+func (t *Target) LoadState(context.Context, []byte) error {
+	t.prepared.Clock.saved = t.saved
+	return t.Machine.loadState(t.prepared)
+}
 
 // Start lets the guest run here.
 func (t *Target) Start(_ context.Context, paused bool) error { return t.Machine.Start(paused) }

@@ -15,7 +15,9 @@ import (
 // which the kernel derives from a clock of the VM. Both must follow real time and
 // never go back. So a state has what they showed and the real time at that moment;
 // the destination adds the time that has passed since. Between two hosts this is
-// as exact as their real-time clocks agree.
+// as exact as their real-time clocks agree, as long as that is possible: the
+// destination knows, by its own clock, a moment before and one after the state was
+// saved. Real-time clocks that disagree with these are not believed.
 //
 // Within one boot of one host (a guest that moves to another process) the TSC is
 // the same, and its offset is copied: that is exact.
@@ -31,10 +33,42 @@ type clockState struct {
 	TSC         uint64 `cbor:"tsc"`
 	TSCRealtime int64  `cbor:"tsc_realtime"`
 	TSCKHz      uint64 `cbor:"tsc_khz"`
+
+	saved window // set by the destination
+	skew  int64  // nanoseconds by which this host's real-time clock is taken to be ahead
 }
 
-// maxElapsed bounds the time for which a guest can have been on its way. If the
-// clocks of two hosts differ by more, they are taken to be unrelated.
+// window is when a state was saved: between two moments of this process, with their
+// monotonic readings. The zero window says nothing.
+type window struct{ after, before time.Time }
+
+// check compares the real-time clocks of the two hosts with the window. If they are
+// wrong the state counts as saved at the window's end: on most links that is soon after.
+func (c *clockState) check(now time.Time) (wrong bool) {
+	c.skew = 0
+	if c.saved.after.IsZero() {
+		return false
+	}
+	passed := time.Duration(now.UnixNano() - c.TSCRealtime)
+	least, most := now.Sub(c.saved.before), now.Sub(c.saved.after)
+	if passed >= least && passed <= most {
+		return false
+	}
+	c.skew = int64(passed - least)
+	return true
+}
+
+// passed returns the nanoseconds from a moment of the source to one here, never below 0.
+func (c *clockState) passed(since, now int64) int64 {
+	if c.saved.after.IsZero() {
+		return elapsed(since, now)
+	}
+	return max(0, now-c.skew-since)
+}
+
+// maxElapsed bounds the time for which a state can have been on its way that says
+// nothing of that. If the clocks of two hosts differ by more, they are taken to be
+// unrelated.
 const maxElapsed = 10 * time.Minute
 
 // bootID is new at each boot of the kernel (random(4)).
@@ -110,6 +144,9 @@ func (m *Machine) saveClock() (c clockState, err error) {
 
 // loadClock sets the VM's clock, and then the TSCs, which the clock does not touch.
 func (m *Machine) loadClock(s *machineState) error {
+	if s.Clock.check(time.Now()) {
+		m.log.Warn("the real-time clocks of the two hosts differ, and the guest's clocks do without them", "by", time.Duration(s.Clock.skew).Round(time.Millisecond))
+	}
 	if err := m.loadKVMClock(&s.Clock); err != nil {
 		return err
 	}
@@ -126,11 +163,12 @@ func (m *Machine) loadKVMClock(c *clockState) error {
 	}
 	clock := c.KVM
 	const realtime = kvm.ClockRealtime
-	if clock.Flags&realtime != 0 && uint32(known)&realtime != 0 && elapsed(int64(clock.Realtime), now) > 0 {
+	if clock.Flags&realtime != 0 && uint32(known)&realtime != 0 && c.passed(int64(clock.Realtime), now) > 0 {
+		clock.Realtime += uint64(c.skew) // the kernel compares it with its own
 		return m.kernel.vm.SetClock(clock)
 	}
 	clock.Flags = 0
-	clock.Clock += uint64(elapsed(c.KVMRealtime, now))
+	clock.Clock += uint64(c.passed(c.KVMRealtime, now))
 	return m.kernel.vm.SetClock(clock)
 }
 
@@ -205,7 +243,7 @@ func (m *Machine) setOffsets(base uint64, saved []uint64) error {
 // tscAt returns what vCPU 0's TSC should show at a moment.
 func (c *clockState) tscAt(now int64) uint64 {
 	const msec = uint64(time.Millisecond)
-	passed := uint64(elapsed(c.TSCRealtime, now))
+	passed := uint64(c.passed(c.TSCRealtime, now))
 	return c.TSC + passed/msec*c.TSCKHz + passed%msec*c.TSCKHz/msec
 }
 

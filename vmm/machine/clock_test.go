@@ -198,3 +198,54 @@ func TestClockNeverGoesBack(t *testing.T) {
 		t.Errorf("TSC %d, was %d; kvmclock %d, was %d", tsc, s.Clock.TSC, clock.Clock, s.Clock.KVM.Clock)
 	}
 }
+
+// TestSkewBetweenHosts: however far the real-time clocks of two hosts are apart, a
+// guest's clocks advance by what can have passed: no less than since the state came, no
+// more than since the source was last told something that it waited for.
+func TestSkewBetweenHosts(t *testing.T) {
+	const least, most = 100 * time.Millisecond, 400 * time.Millisecond
+	now := time.Now()
+	w := window{after: now.Add(-most), before: now.Add(-least)}
+	for _, real := range []time.Duration{least, 250 * time.Millisecond, most} {
+		for _, skew := range []time.Duration{0, time.Millisecond, -time.Millisecond, time.Second, -time.Second, 9 * time.Minute, -9 * time.Minute, 1e6 * time.Hour, -1e6 * time.Hour} {
+			c := clockState{TSCRealtime: now.Add(-real - skew).UnixNano(), saved: w}
+			wrong := c.check(now)
+			got := time.Duration(c.passed(c.TSCRealtime, now.UnixNano()))
+			if got < least || got > most || wrong != (real+skew < least || real+skew > most) || !wrong && got != real+skew {
+				t.Errorf("%v passed and the clocks differ by %v: taken for %v, clocks wrong: %v", real, skew, got, wrong)
+			}
+		}
+	}
+}
+
+// TestSkewIsNotLoaded: TSC and kvmclock of a machine that is loaded on a host whose
+// real-time clock is minutes ahead, or behind.
+func TestSkewIsNotLoaded(t *testing.T) {
+	for _, skew := range []time.Duration{-9 * time.Minute, 9 * time.Minute} {
+		m := newMachine(t, 2, vmtest.JustCount, nil)
+		s, err := m.saveState()
+		check(t, err)
+		s.Clock.Boot = "another"
+		s.Clock.TSCRealtime -= int64(skew)
+		s.Clock.KVMRealtime -= int64(skew)
+		s.Clock.KVM.Realtime -= uint64(skew)
+		began := time.Now()
+		s.Clock.saved = window{after: began.Add(-time.Second), before: began}
+		next := newMachine(t, 2, vmtest.JustCount, nil)
+		check(t, next.loadState(s))
+		most := time.Since(began) + time.Second
+		k, err := next.kernel.vm.GetClock()
+		check(t, err)
+		if passed := time.Duration(k.Clock - s.Clock.KVM.Clock); passed < 0 || passed > most+time.Since(began) {
+			t.Errorf("kvmclock advances by %v, with clocks that differ by %v", passed, skew)
+		}
+		if !setsTSC(t) {
+			continue // it steps forward, as any guest's TSC on such a KVM
+		}
+		tsc, err := guestTSC(next.vcpus[0].kvm)
+		check(t, err)
+		if passed := time.Duration(float64(tsc-s.Clock.TSC) / float64(s.Clock.TSCKHz) * 1e6); passed < 0 || passed > most+time.Since(began) {
+			t.Errorf("the TSC advances by %v, with clocks that differ by %v", passed, skew)
+		}
+	}
+}
