@@ -118,14 +118,10 @@ func (t *Tap) Take() (err error) {
 	if t.taken {
 		return nil
 	}
-	link, err := t.links.LinkByIndex(t.index)
-	if err != nil {
-		return tapError(t.name, err)
-	}
 	if err := t.attach(t.pairs); err != nil {
 		return errors.Join(tapError(t.name, err), t.attach(0))
 	}
-	if err := t.plug(link); err != nil {
+	if err := t.plug(); err != nil {
 		return errors.Join(err, t.attach(0))
 	}
 	t.taken, t.ready = true, true
@@ -154,6 +150,10 @@ func (t *Tap) tellLink() {
 		return
 	}
 	link, err := t.links.LinkByIndex(t.index)
+	var none netlink.LinkNotFoundError
+	if err != nil && !errors.As(err, &none) {
+		return // the host does not say
+	}
 	up := err == nil && link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
 	if up != t.linkUp {
 		t.linkUp = up
@@ -162,7 +162,7 @@ func (t *Tap) tellLink() {
 }
 
 // plug does what is to be done once, and sets the carrier. queues is held.
-func (t *Tap) plug(link netlink.Link) error {
+func (t *Tap) plug() error {
 	if !t.ready {
 		if t.made && t.opt.Owner != nil {
 			if err := t.setOwner(int(*t.opt.Owner)); err != nil {
@@ -173,10 +173,16 @@ func (t *Tap) plug(link netlink.Link) error {
 			return tapError(t.name, err)
 		}
 		if !t.multi {
-			t.ports[0].discard(max(link.Attrs().TxQLen, 1024))
+			t.ports[0].discard(maxQueued)
 		}
-		if err := t.configure(link); err != nil {
-			return err
+		if !t.made { // otherwise it was done when it was made
+			link, err := t.links.LinkByIndex(t.index)
+			if err != nil {
+				return tapError(t.name, err)
+			}
+			if err := t.configure(link); err != nil {
+				return err
+			}
 		}
 	}
 	if err := t.setCarrier(true); err != nil {

@@ -60,6 +60,9 @@ type tapPort struct {
 	err  error
 }
 
+// maxQueued is more frames than wait in a tap: by default, 500 (TUN_READQ_SIZE).
+const maxQueued = 4096
+
 const tunDevice = "/dev/net/tun"
 
 // openQueues opens the queues of the tap, and makes the tap if it does not exist. Its
@@ -82,7 +85,7 @@ func (t *Tap) openQueues(shared bool) error {
 			continue
 		}
 		if err := t.join(p, unix.IFF_NO_CARRIER); err != nil { // Linux 6.2; before, it has one until reserve
-			return err
+			return tapError(t.name, err)
 		}
 		t.attached = i + 1
 		if i == 0 {
@@ -114,10 +117,7 @@ func (t *Tap) join(p *tapPort, flags uint16) error {
 		t.name = req.Name()
 		err = p.start(tunDevice)
 	}
-	if err != nil {
-		return tapError(t.name, err)
-	}
-	return nil
+	return err
 }
 
 // newPort takes over fd, which does not block and reads and writes one frame per
