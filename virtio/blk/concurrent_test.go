@@ -1,10 +1,13 @@
 package blk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -296,4 +299,62 @@ func TestUnlockOfAHungDisk(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// The same on storage that is really full, and then is not: a loop device over a file
+// on a file system with too little room.
+func TestFlushFailsOnStorage(t *testing.T) {
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1M", "none", dir).CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: needs root: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	path := filepath.Join(dir, "disk.img")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 4<<20)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", path).CombinedOutput()
+	if err != nil {
+		t.Skipf("SKIPPED: needs loop devices: %v: %s", err, out)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if out, err := exec.Command("losetup", "--detach", dev).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	d := open(t, Config{Path: dev})
+	r := newRig(t, d, layouts["split"])
+	fill := func() {
+		for sector := uint64(0); sector < 4<<20/SectorSize; sector += 128 {
+			copy(r.data(64<<10), bytes.Repeat([]byte{0x55}, 64<<10))
+			status, _ := r.do(typeOut, sector, 64<<10, false)
+			want(t, "a write to the cache", status, statusOK)
+		}
+	}
+	flush := func(what string, expected byte) {
+		t.Helper()
+		status, _ := r.do(typeFlush, 0, 0, false)
+		want(t, what, status, expected)
+	}
+	fill()
+	if err := d.Sync(); err == nil {
+		t.Fatal("4 MiB are durable on 1 MiB")
+	}
+	if out, err := exec.Command("mount", "-o", "remount,size=16M", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := d.Sync(); err == nil {
+		t.Fatal("the guest was not told, and may move")
+	}
+	flush("the guest is told", statusIOErr)
+	if err := d.Sync(); err != nil {
+		t.Fatalf("the guest was told, and there is room: %v", err)
+	}
+	fill()
+	flush("there is room", statusOK)
 }
