@@ -398,15 +398,14 @@ func (c *comparison) report(names ...string) {
 	c.b.Helper()
 	c.b.ReportMetric(0, "ns/op") // the time of all turns together means nothing
 	for _, p := range c.peers {
+		if len(c.got[p.name][names[0]]) == 0 {
+			continue // it cannot do this
+		}
 		var line strings.Builder
 		fmt.Fprintf(&line, "%-17s", p.name)
 		for _, name := range names {
 			v := c.got[p.name][name]
-			if len(v) == 0 {
-				fmt.Fprintf(&line, "  %s -", name)
-				continue
-			}
-			fmt.Fprintf(&line, "  %s %.5g", name, median(v))
+			fmt.Fprintf(&line, "  %s %.3g", name, median(v))
 			if p.name == "govmm" {
 				c.b.ReportMetric(median(v), strings.ReplaceAll(name, " ", "-"))
 				continue
