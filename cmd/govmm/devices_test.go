@@ -163,7 +163,8 @@ func TestSignals(t *testing.T) {
 	say := func(format string, args ...any) { asked <- fmt.Sprintf(format, args...) }
 
 	listens := &button{presses: make(chan struct{}, 2)}
-	ctx, stop := onSignals(t.Context(), listens, say)
+	ctx, watching, stop := onSignals(t.Context(), listens, say)
+	<-watching
 	signal()
 	<-listens.presses
 	if line := <-asked; !strings.Contains(line, "terminated") || !strings.Contains(line, "second") {
@@ -177,11 +178,13 @@ func TestSignals(t *testing.T) {
 	stop()
 
 	deaf := &button{presses: make(chan struct{}, 2), answer: vmm.ErrState}
-	ctx, stop = onSignals(t.Context(), deaf, say)
+	ctx, watching, stop = onSignals(t.Context(), deaf, say)
+	<-watching
 	signal()
 	ended(ctx)
 	stop()
-	ctx, stop = onSignals(t.Context(), deaf, say)
+	ctx, watching, stop = onSignals(t.Context(), deaf, say)
+	<-watching
 	stop()
 	ended(ctx)
 	if len(deaf.presses) != 1 || len(listens.presses) != 0 {

@@ -73,7 +73,7 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	// A reader of the guest's output that goes away (govmm run | head) must not
 	// kill the process during a migration, or while its terminal is raw.
 	// So must not a file that has reached the limit of the process (ulimit -f).
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE, syscall.SIGXFSZ)
+	signal.Ignore(syscall.SIGPIPE, syscall.SIGXFSZ)
 
 	claim, err := f.claim(nameOf(args))
 	if err != nil {
@@ -138,7 +138,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	}
 	// Only now: to build may take a while, and until here a signal may simply end
 	// the process. The terminal is not raw yet, and the kernel drops the claim.
-	ctx, stop := onSignals(ctx, vm, p.say)
+	ctx, watching, stop := onSignals(ctx, vm, p.say)
 	defer stop()
 	ln, err := p.claim.Listen()
 	if err != nil {
@@ -162,6 +162,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		server.Shutdown()
 		p.claim.Release()
 	})
+	<-watching
 	outcome, err := vm.Run(ctx) // closes the backends, which restores the terminal
 	close(over)
 	leaving.Wait()
@@ -176,15 +177,19 @@ type powerer interface {
 
 // onSignals returns a context that ends when the process is told to end. The first
 // signal presses the guest's power button, and the second ends the VM at once; so
-// does the first if the guest does not listen to its button. stop ends the watch
-// for signals.
-func onSignals(ctx context.Context, vm powerer, say func(string, ...any)) (_ context.Context, stop func()) {
+// does the first if the guest does not listen to its button. From when watching is
+// closed it is so. stop ends the watch for signals.
+func onSignals(ctx context.Context, vm powerer, say func(string, ...any)) (_ context.Context, watching chan struct{}, stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	watching = make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		defer cancel()
+		// Here, since it waits for another thread with each signal, and a start does
+		// something else meanwhile.
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+		close(watching)
 		select {
 		case s := <-signals:
 			if vm.PowerOff(ctx) != nil {
@@ -203,7 +208,8 @@ func onSignals(ctx context.Context, vm powerer, say func(string, ...any)) (_ con
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() {
+	return ctx, watching, func() {
+		<-watching
 		signal.Stop(signals)
 		cancel()
 		watch.Wait()
