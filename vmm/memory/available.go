@@ -199,7 +199,7 @@ func (h host) groups(files groupFiles) (all []room, err error) {
 	} else if err != nil {
 		return nil, err
 	}
-	mounts, err := h.groupMounts()
+	mounts, err := h.groupMounts(files.controller)
 	if err != nil {
 		return nil, err
 	}
@@ -276,26 +276,33 @@ type groupMount struct {
 	options  []string // of the file system: version 1's controllers
 }
 
-// groupMounts reads proc_pid_mountinfo(5).
-func (h host) groupMounts() (all []groupMount, err error) {
+// groupMounts reads proc_pid_mountinfo(5), of version 1 what may have the controller.
+func (h host) groupMounts(controller string) (all []groupMount, err error) {
 	text, err := h.read("proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
 	for line := range strings.Lines(string(text)) {
 		before, after, _ := strings.Cut(line, " - ")
-		if !strings.HasPrefix(after, "cgroup") {
+		if !strings.HasPrefix(after, "cgroup2 ") && (!strings.HasPrefix(after, "cgroup ") || !strings.Contains(after, controller)) {
 			continue
 		}
 		f, system := strings.Fields(before), strings.Fields(after)
 		if len(f) < 5 || len(system) < 3 || system[0] != "cgroup" && system[0] != "cgroup2" {
 			continue
 		}
-		unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-		all = append(all, groupMount{unescape.Replace(f[3]), strings.TrimPrefix(unescape.Replace(f[4]), "/"), system[0] == "cgroup2",
+		all = append(all, groupMount{unescape(f[3]), strings.TrimPrefix(unescape(f[4]), "/"), system[0] == "cgroup2",
 			strings.Split(system[2], ",")})
 	}
 	return all, nil
+}
+
+// unescape undoes what the kernel does to spaces, tabs, newlines and backslashes.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // mountOf finds the mount that shows the control group, and as many above it as any.
