@@ -84,8 +84,9 @@ func ReadMSRs(v *kvm.VCPU, indices []uint32) ([]kvm.MSR, error) {
 
 // LoadMSRs loads the MSRs that differ from the values of the new vCPU. Some MSRs can
 // be read but not set, or set to one value only. That is fine as long as they have
-// the right value; otherwise the error names all of them.
-func LoadMSRs(v *kvm.VCPU, saved []kvm.MSR) error {
+// the right value, or the guest's CPUID does not show them; otherwise the error names
+// all of them.
+func LoadMSRs(v *kvm.VCPU, cpuid []kvm.CPUIDEntry, saved []kvm.MSR) error {
 	indices := make([]uint32, 0, len(saved))
 	for _, m := range saved {
 		indices = append(indices, m.Index)
@@ -117,7 +118,7 @@ func LoadMSRs(v *kvm.VCPU, saved []kvm.MSR) error {
 	}
 	var errs []error
 	for _, m := range load {
-		if !slices.Contains(refused.Refused, m.Index) {
+		if !slices.Contains(refused.Refused, m.Index) || !shows(cpuid, m.Index) {
 			continue
 		}
 		here := "does not have it"

@@ -183,7 +183,7 @@ func TestMSRs(t *testing.T) {
 	v := m.vcpus[0].kvm
 	list, err := cpu.ReadMSRs(v, m.kernel.msrs)
 	check(t, err)
-	check(t, cpu.LoadMSRs(v, list))
+	check(t, cpu.LoadMSRs(v, m.spec.CPUID, list))
 	// MTRRcap can be read and not set on any KVM.
 	fixed, err := v.GetMSRs([]uint32{0xfe})
 	check(t, err)
@@ -191,7 +191,7 @@ func TestMSRs(t *testing.T) {
 	list = append(list, fixed...)
 	was := list[i].Data
 	list[i].Data = ^uint64(0)
-	err = cpu.LoadMSRs(v, list)
+	err = cpu.LoadMSRs(v, m.spec.CPUID, list)
 	if err == nil || !strings.Contains(err.Error(), "vCPU 0: MSR 0xfe is 0xffffffffffffffff in the guest, this host's KVM has") {
 		t.Errorf("an MSR that cannot be set (it was %#x): %v", was, err)
 	}
@@ -199,6 +199,39 @@ func TestMSRs(t *testing.T) {
 		if slices.Contains(m.kernel.msrs, n) {
 			t.Errorf("MSR %#x travels", n)
 		}
+	}
+}
+
+// TestInvisibleStateIsLoaded: MSRs and XSAVE components that the guest's CPUID does not
+// show do not keep a guest from loading. Those that it shows do.
+func TestInvisibleStateIsLoaded(t *testing.T) {
+	m := newMachine(t, 1, vmtest.JustCount, nil)
+	s, err := m.saveState()
+	check(t, err)
+	const perfCapabilities, tscRatio, component = 0x345, 0xc0000104, 62 // which no processor has
+	v := &s.VCPUs[0]
+	v.MSRs = slices.DeleteFunc(v.MSRs, func(m kvm.MSR) bool { return m.Index == perfCapabilities || m.Index == tscRatio })
+	v.MSRs = append(v.MSRs, kvm.MSR{Index: perfCapabilities, Data: 1 << 63}, kvm.MSR{Index: tscRatio, Data: 1<<63 | 5})
+	v.XSAVE[512+component/8] |= 1 << (component % 8)
+	spec := m.Spec()
+	spec.CPUID = slices.Clone(spec.CPUID)
+	shown := func(on bool) {
+		for i, e := range spec.CPUID {
+			switch bit := uint32(1 << 15); {
+			case e.Function == 1 && on:
+				spec.CPUID[i].Ecx |= bit
+			case e.Function == 1:
+				spec.CPUID[i].Ecx &^= bit
+			case e.Function == 0x8000000a:
+				spec.CPUID[i].Edx &^= 1 << 4
+			}
+		}
+	}
+	shown(false)
+	check(t, fromSpec(t, spec, nil).loadState(s))
+	shown(true)
+	if err := fromSpec(t, spec, nil).loadState(s); err == nil || !strings.Contains(err.Error(), "MSR 0x345 is 0x8000000000000000 in the guest") {
+		t.Errorf("an MSR that the guest knows: %v", err)
 	}
 }
 

@@ -92,7 +92,7 @@ func (m *Machine) loadRegisters(v *kvm.VCPU, s *vcpuState) error {
 	if err := v.SetXCRS(s.XCRS); err != nil {
 		return err
 	}
-	if err := v.SetXSAVE(s.XSAVE); err != nil {
+	if err := v.SetXSAVE(cpu.HideXSAVE(s.XSAVE, m.spec.CPUID, s.XCRS)); err != nil {
 		return err
 	}
 	return v.SetDebugRegs(s.DebugRegs)
@@ -106,7 +106,7 @@ func (m *Machine) loadRest(v *kvm.VCPU, s *vcpuState) error {
 	if err := v.SetLAPIC(s.LAPIC); err != nil {
 		return err
 	}
-	if err := cpu.LoadMSRs(v, s.MSRs); err != nil {
+	if err := cpu.LoadMSRs(v, m.spec.CPUID, s.MSRs); err != nil {
 		return err
 	}
 	events, err := m.events(s)
