@@ -121,31 +121,34 @@ func TestListenRace(t *testing.T) {
 
 func TestParseConfig(t *testing.T) {
 	for option, want := range map[string]Config{
-		"/run/x.sock":                {Path: "/run/x.sock"},
-		"path=x":                     {Path: "x"},
-		"cid=3,path=/run/x.sock":     {CID: 3, Path: "/run/x.sock"},
-		"path=a,,b,cid=4294967294":   {CID: MaxCID, Path: "a,b"},
-		"path=a=b":                   {Path: "a=b"},
-		"./@x,cid=5":                 {CID: 5, Path: "./@x"},
-		strings.Repeat("x", maxPath): {Path: strings.Repeat("x", maxPath)},
+		"/run/x.sock":                         {Path: "/run/x.sock"},
+		"path=x":                              {Path: "x"},
+		"cid=3,path=/run/x.sock":              {CID: 3, Path: "/run/x.sock"},
+		"path=a,,b,cid=4294967294":            {CID: MaxCID, Path: "a,b"},
+		"path=a=b":                            {Path: "a=b"},
+		"./@x,cid=5":                          {CID: 5, Path: "./@x"},
+		"/" + strings.Repeat("d/", 100) + "s": {Path: "/" + strings.Repeat("d/", 100) + "s"},
+		strings.Repeat("x", maxPath):          {Path: strings.Repeat("x", maxPath)},
 	} {
 		if got, err := ParseConfig(option); err != nil || got != want {
 			t.Errorf("%q: %+v, %v", option, got, err)
 		}
 	}
 	for option, say := range map[string]string{
-		"":                             "path=PATH is missing",
-		"cid=3":                        "path=PATH is missing",
-		"path=x,cid=2":                 "between 3 and 4294967294",
-		"path=x,cid=4294967295":        "between 3 and 4294967294",
-		"path=x,cid=":                  "between 3 and",
-		"path=x,cid=0x4":               "between 3 and",
-		"path=x,path=y":                "given twice",
-		"path=x,port=2":                "\"port\" is unknown",
-		"path=x,y":                     "\"y\" is unknown",
-		"path=@abstract":               "must be a file",
-		"path=\x00":                    "zero byte",
-		strings.Repeat("x", maxPath+1): "at most 96 bytes",
+		"":                      "path=PATH is missing",
+		"cid=3":                 "path=PATH is missing",
+		"path=x,cid=2":          "between 3 and 4294967294",
+		"path=x,cid=4294967295": "between 3 and 4294967294",
+		"path=x,cid=":           "between 3 and",
+		"path=x,cid=0x4":        "between 3 and",
+		"path=x,path=y":         "given twice",
+		"path=x,port=2":         "\"port\" is unknown",
+		"path=x,y":              "\"y\" is unknown",
+		"path=@abstract":        "must be a file",
+		"path=\x00":             "zero byte",
+		strings.Repeat("d/", 100) + strings.Repeat("x", maxName+1): "its last element at most 64",
+		"/" + strings.Repeat("d/", longest/2) + "s":                "at most",
+		strings.Repeat("x", maxPath+1):                             "at most 96 bytes",
 	} {
 		if c, err := ParseConfig(option); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("%q: %+v, %v; expected was %q", option, c, err, say)

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +52,27 @@ func TestHostConnects(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A path may be longer than a socket address, since it is absolute: both directions work.
+func TestLongPath(t *testing.T) {
+	base := t.TempDir()
+	long := filepath.Join(base, strings.Repeat("d", 200))
+	if err := os.Mkdir(long, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", long)
+	r := newRig(t, layouts["split"])
+	short := filepath.Join(base, "s")
+	if err := os.Symlink(filepath.Dir(r.path), short); err != nil {
+		t.Fatal(err)
+	}
+	r.path = filepath.Join(short, filepath.Base(r.path)) // for the test's own sockets
+	c, p := r.request(r.listen(52), 1025, 52)
+	p.send(opData, 0, []byte("from the guest"))
+	c.want("from the guest")
+	dial(t, r.path).say("CONNECT 1\n")
+	r.recv()
 }
 
 func TestGuestConnects(t *testing.T) {
