@@ -162,6 +162,7 @@ func TestStateWaitsForEveryChannel(t *testing.T) {
 	_ = p.control.SetReadDeadline(time.Now().Add(patienceOfTests))
 	p.write(p.data[0], new(stream).frame(header{typ: framePages, count: 1}, onePage('x')).frame(round(0, flagLast), nil))
 	p.read(p.control, framePrepared)
+	_ = p.data[0].SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
 	if _, err := p.data[0].Write(new(stream).frame(header{typ: framePages, count: 1}, onePage('y')).Bytes()); err == nil {
 		t.Error("pages were read after the last ROUND")
 	}

@@ -141,10 +141,16 @@ func (e *downtimeModel) round(bytes uint64, d time.Duration) {
 	}
 }
 
-// throughput is in bytes of page content a second, over the window; 0 if nothing has
-// been moved yet.
+// unmeasured is the throughput that is assumed when no round had anything to move.
+const unmeasured = 4 << 20
+
+// throughput is in bytes of page content a second, over the window; 0 if there was no
+// round yet.
 func (e *downtimeModel) throughput() float64 {
 	sum := roundSample{}.add(e.window)
+	if sum.bytes == 0 && len(e.window) > 0 {
+		return unmeasured
+	}
 	return float64(sum.bytes) / max(sum.d.Seconds(), 1e-6)
 }
 

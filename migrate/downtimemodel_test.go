@@ -110,6 +110,19 @@ func TestAStopGivenUpTeaches(t *testing.T) {
 	}
 }
 
+// A guest of which nothing had to be sent, since it is all zeros, or free, can be stopped.
+func TestNothingWasMoved(t *testing.T) {
+	e := newDowntimeModel(0)
+	e.round(0, 100*time.Microsecond)
+	if got := e.downtime(0); got > 20*time.Millisecond || !e.mayTry(0, 20*time.Millisecond) {
+		t.Errorf("a stop takes %v", got)
+	}
+	e.round(1<<20, 10*time.Second) // of what it writes then
+	if got := e.throughput(); got != 1<<20/10. {
+		t.Errorf("%.0f bytes/s", got)
+	}
+}
+
 // small is what a stop costs on a small machine.
 var small = Downtime{Pause: 200 * time.Microsecond, LastSync: 100 * time.Microsecond, State: 600 * time.Microsecond}
 

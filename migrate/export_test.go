@@ -3,6 +3,7 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -17,6 +18,9 @@ type (
 func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
 	return newTracker(slots, log, shift)
 }
+
+// HurryGuard makes the guard's time least, whatever the limit, and the next stop come at once.
+func (m *Migration) HurryGuard(least time.Duration) { m.guard = guardTimes{least: least} }
 
 // Check checks the invariants of the tracker's bitmaps. armed reports for a page whether
 // KVM will report its next write, or has a report that was not fetched yet.

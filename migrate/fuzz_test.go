@@ -94,6 +94,17 @@ func (h *heapTarget) LoadState(_ context.Context, b []byte) error {
 	return nil
 }
 
+func (h *heapTarget) UnloadState(context.Context) error {
+	if h.loaded == nil || h.started {
+		h.t.Error("unloads a machine that has no state, or runs")
+	}
+	if string(h.loaded) == "sticky" {
+		return errors.New("this state cannot be unloaded")
+	}
+	h.prepared, h.loaded = nil, nil
+	return nil
+}
+
 func (h *heapTarget) Start(_ context.Context, paused bool) error {
 	if h.discarded || h.loaded == nil {
 		h.t.Error("started a machine that has no state")

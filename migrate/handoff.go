@@ -11,7 +11,7 @@ import (
 // stopped here; it goes on only if the destination says that it aborted.
 func (m *Migration) handOver(base context.Context, p *precopy) error {
 	l := p.link
-	running, why := m.sendCommit(l, p.watch)
+	running, why := m.sendCommit(p)
 	l.close()
 	if failed := (*failedError)(nil); !running && !errors.As(why, &failed) {
 		m.setPhase(PhaseHandoffUnknown)
@@ -44,8 +44,9 @@ var errAborted = errors.New("it aborted")
 
 // sendCommit sends COMMIT and waits for RUNNING. After a failedError the destination
 // will not run the guest; after any other error nothing is known.
-func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) {
-	if err := l.conn.writeFrame(header{typ: frameCommit}); err != nil {
+func (m *Migration) sendCommit(p *precopy) (running bool, why error) {
+	l := p.link
+	if err := l.conn.writeFrame(header{typ: frameCommit, first: p.stops}); err != nil {
 		// It may have left nevertheless.
 		return false, l.explain(err)
 	}
@@ -54,7 +55,7 @@ func (m *Migration) sendCommit(l *link, w *stopwatch) (running bool, why error) 
 		return false, err
 	}
 	// It runs there, also if the payload is wrong.
-	w.parts.Resume, _, _ = decodeTook(r)
+	p.watch.parts.Resume, _, _ = decodeTook(r)
 	return true, nil
 }
 

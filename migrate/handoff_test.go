@@ -65,6 +65,7 @@ type toySource struct {
 	pauseOK error
 	saveOK  error
 	yieldOK error
+	stall   bool // the first yield does not come to an end by itself
 }
 
 func (s *toySource) SampleStorage(_ context.Context, session [16]byte) ([]byte, error) {
@@ -97,7 +98,12 @@ func (s *toySource) PauseForHandoff(context.Context) (bool, error) {
 	s.runs.set("source", false)
 	return !s.paused, s.pauseOK
 }
-func (s *toySource) YieldForHandoff(context.Context) error {
+func (s *toySource) YieldForHandoff(ctx context.Context) error {
+	if s.stall {
+		s.stall = false
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
 	if s.yieldOK == nil {
 		s.runs.yield()
 	}
@@ -439,7 +445,7 @@ func TestPausedGuestArrivesPaused(t *testing.T) {
 // never run at one time, and in the end exactly one does.
 func TestFaultAtEveryFrame(t *testing.T) {
 	var faults []fault
-	for _, typ := range []frameType{frameConfig, framePages, framePacked, frameRound, frameState, frameCommit,
+	for _, typ := range []frameType{frameConfig, framePages, framePacked, frameRound, frameState, frameUndo, frameCommit,
 		frameHelloOK, frameReady, framePrepared, frameRunning} {
 		faults = append(faults, fault{toSource: typ >= frameHelloOK, typ: typ})
 	}
@@ -477,6 +483,9 @@ func faultAt(t *testing.T, f fault, patience time.Duration) (struck bool) {
 		opt.Compression = CompressLZ4
 	}
 	m := New(rig.src, proxy.ln.Addr().String(), opt)
+	if f.typ == frameUndo {
+		rig.src.stall, m.guard = true, guardTimes{least: 20 * time.Millisecond}
+	}
 	_, err := m.Run(context.Background())
 	source, destination := rig.runs.is("source"), rig.runs.is("destination")
 	if source == destination {

@@ -77,13 +77,14 @@ type hinter struct {
 	changed chan struct{} // holds one: state or off has changed
 
 	// Of the migration's goroutine, and of the worker whose turn it is.
-	begun   uint64 // pages to be sent when the epoch began
-	taken   uint64 // HintStats.Taken then
-	earlier uint64 // passed then
-	waited  time.Duration
-	inspect inspection
-	pace    hintPace
-	carried func() (sent uint64, landed float64, busy time.Duration)
+	toldDone bool   // done was called
+	begun    uint64 // pages to be sent when the epoch began
+	taken    uint64 // HintStats.Taken then
+	earlier  uint64 // passed then
+	waited   time.Duration
+	inspect  inspection
+	pace     hintPace
+	carried  func() (sent uint64, landed float64, busy time.Duration)
 
 	// Counts of pages; atomic, since the sink counts while results are read.
 	named, passed, dropped atomic.Uint64
@@ -350,6 +351,16 @@ func (h *hinter) stop() {
 func (h *hinter) done() {
 	if h.everAsked() {
 		h.source.DoneHints()
+		h.toldDone = true
+	}
+}
+
+// undone takes done back, before the guest goes on at the source and the migration with
+// it: the guest has not learnt of it.
+func (h *hinter) undone() {
+	if h.toldDone {
+		h.source.StopHints()
+		h.toldDone = false
 	}
 }
 

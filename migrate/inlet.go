@@ -27,9 +27,18 @@ type inlet struct {
 // lands after its older content, whichever channels the two took.
 type roundWait struct {
 	number uint64
-	quiet  bool          // the round is not confirmed
+	flags  uint8         // of the ROUND: the round is not confirmed, or is the last one
 	open   chan struct{} // closed when the last channel has arrived
 }
+
+// lastWait is where all channels stand after the last ROUND of a stop: nothing more is
+// read from them before the stop is undone.
+type lastWait struct {
+	landed chan struct{} // closed when all channels stand here
+	undone chan struct{} // closed when the stop is undone
+}
+
+func newLastWait() *lastWait { return &lastWait{make(chan struct{}), make(chan struct{})} }
 
 // join adds a data connection to the session.
 func (s *session) join(number int, c *conn) (*inlet, error) {
@@ -72,7 +81,7 @@ func (s *session) awaitChannels() error {
 // waits reports whether the channel waits for the source.
 func (in *inlet) waits() bool { return in.idle.Load() || in.conn.flow.reads.under() }
 
-// serve receives from a data connection until its last ROUND, or the session's end.
+// serve receives from a data connection until the session's end.
 func (in *inlet) serve() {
 	s := in.session
 	defer s.lanes.Done()
@@ -99,10 +108,10 @@ func (in *inlet) receive(target Target) error {
 		switch {
 		case f.typ == framePages, f.typ == framePacked:
 			err = in.apply(target, f)
-		case f.typ == frameRound && f.length == 0 && f.flags == flagLast:
-			return nil
-		case f.typ == frameRound && f.length == 0 && f.flags&^flagQuiet == 0:
-			err = in.endRound(f.first, f.flags&flagQuiet != 0)
+		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags&^flagQuiet == 0):
+			if err = in.endRound(f.first, f.flags); errors.Is(err, errSettled) {
+				return nil
+			}
 		default:
 			err = in.session.unexpected(f, "PAGES, PACKED or ROUND")
 		}
@@ -113,42 +122,58 @@ func (in *inlet) receive(target Target) error {
 	}
 }
 
-// endRound returns when the ROUND of every channel has come. The last channel confirms
-// the round to the source.
-func (in *inlet) endRound(number uint64, quiet bool) error {
+// endRound returns when the ROUND of every channel has come; after the last one of a stop,
+// when that has been undone. The last channel confirms the round to the source.
+func (in *inlet) endRound(number uint64, flags uint8) error {
 	s := in.session
 	s.dataMu.Lock()
 	if s.arrived == 0 {
-		s.round = roundWait{number: number, quiet: quiet, open: make(chan struct{})}
+		s.round = roundWait{number: number, flags: flags, open: make(chan struct{})}
 	}
-	round := s.round
-	if round.number != number || round.quiet != quiet {
+	round, last := s.round, s.last
+	if round.number != number || round.flags != flags {
 		s.dataMu.Unlock()
-		return fmt.Errorf("%w: ROUND %d by one channel, %d by another", ErrProtocol, number, round.number)
+		return fmt.Errorf("%w: ROUND %d (flags %#x) by one channel, %d (%#x) by another", ErrProtocol, round.number, round.flags, number, flags)
 	}
 	s.arrived++
-	last := s.arrived == len(s.inlets)
-	if last {
+	all := s.arrived == len(s.inlets)
+	if all {
 		s.arrived = 0
 	}
 	s.dataMu.Unlock()
-	if last {
+	if all {
 		err := s.ahead.reclaim()
-		if !quiet && err == nil {
+		if flags == 0 && err == nil {
 			err = s.echo(number)
 		}
+		if flags == flagLast && err == nil {
+			close(last.landed)
+		}
 		close(round.open)
-		return err
+		if err != nil {
+			return err
+		}
 	}
 	in.idle.Store(true)
 	defer in.idle.Store(false)
 	select {
 	case <-round.open:
-		return nil
 	case <-s.over:
 		return errOver
 	}
+	if flags != flagLast {
+		return nil
+	}
+	select {
+	case <-last.undone:
+		return nil
+	case <-s.over:
+		return errSettled
+	}
 }
+
+// errSettled is the end of a session of which every page has landed.
+var errSettled = errors.New("all pages have landed")
 
 var errOver = errors.New("the session has ended")
 
@@ -164,6 +189,7 @@ func (s *session) fail(err error, loss bool) {
 	s.dataMu.Lock()
 	if s.failure == nil {
 		s.failure = err
+		close(s.lost)
 	}
 	s.dataMu.Unlock()
 	if !loss {
@@ -173,23 +199,45 @@ func (s *session) fail(err error, loss bool) {
 	time.AfterFunc(reasonGrace, func() { s.cancel(err) })
 }
 
-// landed returns when the last ROUND of every data connection has come, or one failed.
-func (s *session) landed() error {
-	s.idle.Store(true)
-	s.lanes.Wait()
-	s.idle.Store(false)
+// landed is closed when the last ROUND of this stop has come by every data connection.
+func (s *session) landed() <-chan struct{} {
 	s.dataMu.Lock()
-	failure := s.failure
-	s.dataMu.Unlock()
-	if failure == nil {
-		return s.ahead.reclaim()
+	defer s.dataMu.Unlock()
+	return s.last.landed
+}
+
+// awaitLanded waits for that, or for a channel that failed: then the source gets a moment
+// to say why.
+func (s *session) awaitLanded() error {
+	s.idle.Store(true)
+	defer s.idle.Store(false)
+	select {
+	case <-s.landed():
+		return nil
+	case <-s.lost:
+	case <-s.over:
 	}
 	select {
 	case <-s.ctx.Done():
 		return context.Cause(s.ctx)
 	case <-s.frames: // the source goes on, and gives no reason
-		return failure
+		return s.failed()
 	}
+}
+
+// failed returns the error of the first channel that failed.
+func (s *session) failed() error {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	return s.failure
+}
+
+// goOn lets the channels go on after the last ROUND of a stop that was undone.
+func (s *session) goOn() {
+	s.dataMu.Lock()
+	defer s.dataMu.Unlock()
+	close(s.last.undone)
+	s.last = newLastWait()
 }
 
 // stopChannels makes the data connections receive nothing more. They stay open until

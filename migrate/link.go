@@ -19,6 +19,9 @@ type link struct {
 	ctx    context.Context // ends when the destination fails, or the caller's context does
 	cancel context.CancelCauseFunc
 	rtt    time.Duration
+	// forgotten is the number of the last stop that was undone: a PREPARED for it may
+	// still come. It belongs to whoever awaits replies.
+	forgotten uint64
 
 	pulse    *pulse
 	awaiting atomic.Int32 // replies that are awaited
@@ -114,14 +117,19 @@ func (e *failedError) Error() string { return "the destination gave up: " + e.re
 func (l *link) await(ctx context.Context, want frameType) (reply, error) {
 	l.awaiting.Add(1)
 	defer l.awaiting.Add(-1)
-	select {
-	case r := <-l.replies:
-		if r.typ != want {
-			return reply{}, fmt.Errorf("%w: the destination sent %v instead of %v", ErrProtocol, r.typ, want)
+	for {
+		select {
+		case r := <-l.replies:
+			if r.typ == framePrepared && r.first <= l.forgotten {
+				continue
+			}
+			if r.typ != want {
+				return reply{}, fmt.Errorf("%w: the destination sent %v instead of %v", ErrProtocol, r.typ, want)
+			}
+			return r, nil
+		case <-ctx.Done():
+			return reply{}, context.Cause(ctx)
 		}
-		return r, nil
-	case <-ctx.Done():
-		return reply{}, context.Cause(ctx)
 	}
 }
 

@@ -157,10 +157,15 @@ type Target interface {
 	RAM
 	// Prefault populates pages, whose content stays, while others are written. An error means that it is not possible here.
 	Prefault(slot int, first, n uint64) error
-	// PrepareState does the part of LoadState that neither reads nor writes guest memory, while pages still land.
+	// PrepareState does the part of LoadState that neither reads nor writes guest memory, while pages still land. The
+	// stop may be undone then: PrepareState comes again, with another state.
 	PrepareState(state []byte) error
-	// LoadState restores devices and vCPUs from what PrepareState was given, after the last page has landed.
+	// LoadState restores devices and vCPUs from what PrepareState was given, after the last page has landed. It does not
+	// write guest memory.
 	LoadState(ctx context.Context, state []byte) error
+	// UnloadState undoes LoadState, since the guest goes on at the source. Guest memory stays, more pages land, and
+	// PrepareState and LoadState come again.
+	UnloadState(ctx context.Context) error
 	// Start gives the machine the right to run; with paused it stays stopped. After an error it has executed nothing.
 	Start(ctx context.Context, paused bool) error
 	Discard() error // frees a machine that never got the right to run

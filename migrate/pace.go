@@ -57,7 +57,8 @@ const (
 	// maxFlushes bounds the flushes before one stop: each has what was written during the
 	// one before, as rounds do with memory.
 	maxFlushes = 5
-	// flushFresh is how long a flush counts, at least; a long one counts for twice its time.
+	// flushFresh is how long a flush counts, at least; a long one counts for twice its time,
+	// and one that ended during the last round counts.
 	flushFresh = time.Second
 )
 
@@ -88,8 +89,9 @@ func (f *flushing) end() {
 }
 
 // ready reports whether the disks have been flushed so that another flush would gain
-// nothing: what is left takes at most enough, or no less than before.
-func (f *flushing) ready(enough time.Duration) (bool, error) {
+// nothing: what is left takes at most enough, or no less than before. The last round began
+// at round.
+func (f *flushing) ready(enough time.Duration, round time.Time) (bool, error) {
 	if f.running != nil {
 		select {
 		case <-f.running:
@@ -107,7 +109,7 @@ func (f *flushing) ready(enough time.Duration) (bool, error) {
 	if f.ended.IsZero() {
 		return false, nil
 	}
-	if f.clock.now().Sub(f.ended) > max(flushFresh, 2*f.took) {
+	if f.ended.Before(round) && f.clock.now().Sub(f.ended) > max(flushFresh, 2*f.took) {
 		f.ended, f.times = time.Time{}, 0
 		return false, nil
 	}

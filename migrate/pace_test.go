@@ -82,7 +82,7 @@ func TestFlushesFollowEachOther(t *testing.T) {
 			f := flushing{src: flushFunc(func() error { return c.fails }), clock: clock{now: func() time.Time { return now }}}
 			defer f.end()
 			for i, took := range c.took {
-				if ready, err := f.ready(50 * time.Millisecond); ready || err != nil {
+				if ready, err := f.ready(50*time.Millisecond, now); ready || err != nil {
 					t.Fatalf("ready before flush %d: %v", i, err)
 				}
 				f.start(t.Context())
@@ -90,12 +90,16 @@ func TestFlushesFollowEachOther(t *testing.T) {
 				<-f.done()
 				now = now.Add(took)
 			}
-			ready, err := f.ready(50 * time.Millisecond)
+			ready, err := f.ready(50*time.Millisecond, now)
 			if ready == (c.fails != nil) || !errors.Is(err, c.fails) {
 				t.Errorf("ready: %v, %v", ready, err)
 			}
+			round := now
 			now = now.Add(max(flushFresh, 2*f.took) + 1)
-			if ready, err := f.ready(time.Hour); ready || err != nil {
+			if again, err := f.ready(50*time.Millisecond, round); again != ready || err != nil {
+				t.Errorf("after a long round: ready %v, %v", again, err)
+			}
+			if ready, err := f.ready(time.Hour, now); ready || err != nil {
 				t.Errorf("an old flush: ready %v, %v", ready, err)
 			}
 		})

@@ -23,11 +23,16 @@ type precopy struct {
 	clock     clock
 	pace      pace
 	flush     flushing
-	rounds    int // numbers rounds, those of stops too
+	rounds    int       // numbers rounds, those of stops too
+	began     time.Time // when the last round began
+	stops     uint64    // numbers stops in which something was sent
+	tooLong   int       // stops that were undone since they took too long
+	notBefore time.Time // of the next stop
 	dropOnce  sync.Once
 	dropped   chan struct{} // closed by drop
 	stopped   bool          // PauseForHandoff has been called and not undone
 	wasPaused bool          // the user had paused the guest before
+	resets    bool          // the guest waits for its reset
 	watch     *stopwatch    // of the stop under way
 	samples   *samples      // of the storage; nil: the destination does not compare it
 	expected  expectedStop  // when that stop was decided on
@@ -45,7 +50,7 @@ func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 
 // converge sends rounds until what remains fits the downtime limit, then stops
 // the guest and sends the rest. When it returns nil the destination is
-// PREPARED.
+// PREPARED, and COMMIT may be sent.
 func (p *precopy) converge(ctx context.Context) error {
 	for n := 1; ; n++ {
 		began := p.tracker.Remaining()
@@ -90,6 +95,9 @@ func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error
 		if err != nil {
 			return false, err
 		}
+		if !resets && p.clock.now().Before(p.notBefore) {
+			return true, nil
+		}
 		if resets || p.m.src.Paused() { // it has no downtime
 			return p.switchover(ctx)
 		}
@@ -104,7 +112,7 @@ func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error
 		if !p.model.mayTry(left, limit) {
 			return true, nil
 		}
-		ready, err := p.flush.ready(limit / flushShare)
+		ready, err := p.flush.ready(limit/flushShare, p.began)
 		if err != nil {
 			return false, fmt.Errorf("flush the disks: %w", err)
 		}
@@ -120,6 +128,7 @@ func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error
 		if !last {
 			enough = p.clock.after(shortPause)
 		}
+		p.began = p.clock.now() // what follows is as good as a round
 		select {
 		case <-p.flush.done():
 		case <-enough:
@@ -197,6 +206,7 @@ func (p *precopy) round(ctx context.Context, n int) error {
 		return err
 	}
 	began, dirtied := time.Now(), p.tracker.Dirtied()
+	p.began = p.clock.now()
 	p.m.meter.beginRound(n, p.tracker.Remaining())
 	// The log of a slot is fetched again just before the slot is sent: a page that
 	// was written since the round began then goes in this round and not in the next

@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,6 +40,8 @@ type sender struct {
 	idle    chan *conn // those of conns that no worker writes to
 	workers []*worker
 	packing chan struct{} // holds one for each worker that compresses
+	// halted ends a pass before its end: no further span is picked.
+	halted atomic.Bool
 	// ended is called when a connection breaks. It returns the best known reason.
 	ended func(error) error
 	moved moved
@@ -101,7 +104,8 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 // send sends the pages that the tracker has to send, from the first page of memory
 // to the last, and returns when all of them have been written. before is called for
 // each slot before any of its pages is picked. After an error the migration is over:
-// pages were picked that have not been sent.
+// pages were picked that have not been sent. If the sender is halted, what was picked has
+// been sent.
 func (s *sender) send(ctx context.Context, limit *limiter, before func(slot int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -192,7 +196,7 @@ type worker struct {
 
 func (w *worker) run(ctx context.Context, limit *limiter) error {
 	for {
-		if err := context.Cause(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil || w.halted.Load() {
 			return err
 		}
 		slot, first, n, err := w.next(ctx, w.picked[:])

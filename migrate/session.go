@@ -9,16 +9,19 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/govmm/govmm/internal/strictcbor"
 )
 
-// session is one migration at the destination. Its state only moves forward:
+// session is one migration at the destination. Its state moves forward:
 //
 //	receiving -> prepared -> starting -> running
 //	     \            \           \----> aborted
 //	      \------------\--------------> aborted
 //
 // The step out of prepared is made under verdictMu, before any vCPU enters the guest,
-// and is never undone.
+// and is never undone. There is one way back, from prepared to receiving: the source has
+// undone its stop. It has sent no COMMIT then, and sends none before the next PREPARED.
 type session struct {
 	id   sessionID
 	conn *conn // control
@@ -27,6 +30,7 @@ type session struct {
 	cancel context.CancelCauseFunc
 	pulse  *pulse
 	frames chan reply     // from the control connection
+	undos  chan reply     // the UNDOs among them, which may come while others do not
 	reader sync.WaitGroup // of the control connection
 	idle   atomic.Bool    // receive waits for the source
 	whole  atomic.Uint64  // frames that have arrived, without ALIVE
@@ -39,16 +43,21 @@ type session struct {
 	nWrong   uint64
 	compared time.Duration // what comparing the storage took after the pages had landed
 
-	dataMu  sync.Mutex // guards the seven below
+	stop    uint64      // the number of the source's stop that the last STATE was of
+	storage *comparison // of that stop
+
+	dataMu  sync.Mutex // guards the eight below
 	inlets  []*inlet   // by number less one; nil: has not come yet
 	missing int        // of inlets
 	ended   bool       // no channel may join
 	failure error      // of the first channel that failed
 	arrived int        // channels whose ROUND has come
 	round   roundWait
+	last    *lastWait
 	said    time.Time // what the source waits for: READY, or the end of a round
 
 	all   chan struct{}  // closed when no channel is missing
+	lost  chan struct{}  // closed when failure is set
 	ready chan struct{}  // closed when the machine is built: pages may land
 	over  chan struct{}  // closed when the session ends
 	gone  chan struct{}  // closed when all of it has been freed, or its guest has arrived
@@ -75,8 +84,8 @@ const (
 )
 
 func newSession(ctx context.Context, id sessionID, c *conn, channels int, timeout time.Duration) *session {
-	s := &session{id: id, conn: c, timeout: timeout, frames: make(chan reply),
-		inlets: make([]*inlet, channels), missing: channels,
+	s := &session{id: id, conn: c, timeout: timeout, frames: make(chan reply), undos: make(chan reply),
+		inlets: make([]*inlet, channels), missing: channels, last: newLastWait(), lost: make(chan struct{}),
 		all: make(chan struct{}), ready: make(chan struct{}), over: make(chan struct{}), gone: make(chan struct{}), aborted: make(chan struct{}), decided: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	place := newPlaceLimit(timeout)
@@ -112,8 +121,12 @@ func (s *session) read() {
 			s.cancel(closedBySource(err))
 			return
 		}
+		to := s.frames
+		if f.typ == frameUndo {
+			to = s.undos
+		}
 		select {
-		case s.frames <- f:
+		case to <- f:
 		case <-s.ctx.Done():
 			return
 		}
@@ -190,33 +203,110 @@ func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error 
 	if err != nil {
 		return err
 	}
-	state, err := s.receiveState(ctx, target)
-	if err != nil {
-		return err
+	for {
+		f, state, err := s.receiveState(ctx, target)
+		loaded := false
+		if err == nil && f.typ != frameUndo {
+			f, loaded, err = s.offer(target, state)
+		}
+		s.storage.end()
+		switch {
+		case err != nil:
+			return err
+		case f.typ == frameUndo && f.length == 0 && f.first == s.stop:
+			if err := s.undo(target, f, loaded); err != nil {
+				return err
+			}
+		case f.typ == frameCommit && f.length == 0 && f.first == s.stop && loaded:
+			began := time.Now()
+			if err := s.commit(ctx); err != nil {
+				return err
+			}
+			// If this does not arrive, the source sends a query.
+			return s.conn.writeControl(frameRunning, took(began))
+		default:
+			return s.unexpected(f, "COMMIT")
+		}
+	}
+}
+
+// offer loads the state when the last page has landed and the storage has been compared,
+// and says so to the source. It returns with what the source says next, which may be UNDO
+// before that.
+func (s *session) offer(target Target, state []byte) (f header, loaded bool, err error) {
+	undo, err := s.awaitAll()
+	if err != nil || undo.typ == frameUndo {
+		return undo, false, err
+	}
+	if s.nWrong > 0 {
+		return f, false, fmt.Errorf("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
 	}
 	began := time.Now()
 	if err := target.LoadState(s.ctx, state); err != nil {
-		return fmt.Errorf("load the machine's state: %w", err)
+		return f, false, fmt.Errorf("load the machine's state: %w", err)
 	}
 	s.prepared()
 	prepared := took(began)
 	prepared.Storage = uint64(s.compared.Microseconds())
-	if err := s.conn.writeControl(framePrepared, prepared); err != nil {
-		return err
-	}
-	f, err := s.next()
+	b, err := strictcbor.Marshal(prepared)
 	if err != nil {
-		return fmt.Errorf("prepared, but COMMIT did not come: %w", err)
+		return f, true, err
 	}
-	if f.typ != frameCommit || f.length != 0 {
-		return s.unexpected(f.header, "COMMIT")
+	if err := s.conn.writeFrame(header{typ: framePrepared, first: s.stop}, b); err != nil {
+		return f, true, err
 	}
-	began = time.Now()
-	if err := s.commit(ctx); err != nil {
+	r, err := s.next()
+	if err != nil {
+		return f, true, fmt.Errorf("prepared, but COMMIT did not come: %w", err)
+	}
+	return r.header, true, nil
+}
+
+// awaitAll waits for the last page, and for the comparison of the storage, or for UNDO.
+func (s *session) awaitAll() (undo header, err error) {
+	s.idle.Store(true)
+	defer s.idle.Store(false)
+	landed, compared, since := s.landed(), s.storage.running(), time.Now()
+	for landed != nil || compared != nil {
+		select {
+		case <-landed:
+			landed, since = nil, time.Now()
+		case err := <-compared:
+			s.storage.begun, compared, s.compared = false, nil, time.Since(since)
+			if err != nil {
+				return undo, err
+			}
+		case r := <-s.undos:
+			return r.header, nil
+		case <-s.lost:
+			return undo, s.awaitLanded()
+		case <-s.over:
+			return undo, s.awaitLanded()
+		}
+	}
+	return undo, nil
+}
+
+// undo forgets the state of a stop that the source has undone: pages come again.
+func (s *session) undo(target Target, f header, loaded bool) error {
+	if err := s.unprepared(); err != nil {
 		return err
 	}
-	// If this does not arrive, the source sends a query.
-	return s.conn.writeControl(frameRunning, took(began))
+	if f.flags&flagLast != 0 {
+		if err := s.awaitLanded(); err != nil {
+			return err
+		}
+	}
+	if loaded {
+		if err := target.UnloadState(s.ctx); err != nil {
+			return fmt.Errorf("forget the machine's state: %w", err)
+		}
+	}
+	s.wrong, s.nWrong = nil, 0
+	if f.flags&flagLast != 0 {
+		s.goOn()
+	}
+	return nil
 }
 
 // took is the payload of PREPARED or RUNNING, for a step that began then.
@@ -278,6 +368,8 @@ func (s *session) next() (reply, error) {
 	select {
 	case f := <-s.frames:
 		return f, nil
+	case f := <-s.undos:
+		return f, nil
 	case <-s.ctx.Done():
 		return reply{}, context.Cause(s.ctx)
 	}
@@ -288,47 +380,41 @@ func (s *session) unexpected(h header, want string) error {
 }
 
 // receiveState receives what comes by control while pages come by the data
-// connections, and returns the state when the last page has landed.
-func (s *session) receiveState(ctx context.Context, target Target) (state []byte, err error) {
-	storage := s.newComparison(ctx, target)
-	defer storage.end()
+// connections, and returns the state of a stop, or the UNDO of one that came before it.
+func (s *session) receiveState(ctx context.Context, target Target) (f header, state []byte, err error) {
+	s.storage = s.newComparison(ctx, target)
 	for {
 		f, err := s.next()
 		if err != nil {
-			return nil, err
+			return f.header, nil, err
 		}
 		switch {
 		case f.typ == frameHashes:
-			if err = s.landed(); err == nil {
+			if err = s.awaitLanded(); err == nil {
 				err = s.compareHashes(target, f)
 			}
-		case f.typ == frameStorage && storage.due():
-			storage.begin(f.payload)
-		case f.typ == frameState && !storage.due():
+		case f.typ == frameStorage && s.storage.due():
+			s.storage.begin(f.payload)
+		case f.typ == frameUndo:
+			s.stop = f.first
+			return f.header, nil, nil
+		case f.typ == frameState && !s.storage.due():
 			if timed, ok := target.(Timed); ok {
 				timed.SavedAfter(s.lastSaid())
 			}
 			if err := target.PrepareState(f.payload); err != nil {
-				return nil, fmt.Errorf("load the machine's state: %w", err)
+				return f.header, nil, fmt.Errorf("load the machine's state: %w", err)
 			}
-			if err := s.landed(); err != nil {
-				return nil, err
-			}
-			if s.compared, err = storage.result(); err != nil {
-				return nil, err
-			}
-			if s.nWrong > 0 {
-				return nil, fmt.Errorf("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
-			}
+			s.stop = f.first
 			s.verdictMu.Lock()
 			s.paused = f.flags&flagPaused != 0
 			s.verdictMu.Unlock()
-			return f.payload, nil
+			return f.header, f.payload, nil
 		default:
-			return nil, s.unexpected(f.header, "STATE")
+			err = s.unexpected(f.header, "STATE")
 		}
 		if err != nil {
-			return nil, err
+			return f.header, nil, err
 		}
 	}
 }

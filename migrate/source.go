@@ -19,6 +19,7 @@ type Migration struct {
 	opt  Options
 
 	clock    clock
+	guard    guardTimes
 	features []string // of the protocol, in use
 	resets   resets
 	session  sessionID
@@ -38,7 +39,7 @@ type Migration struct {
 // The address is host:port, unless [Options.Dial] says otherwise.
 func New(src Source, address string, opt Options) *Migration {
 	opt = opt.withDefaults()
-	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(), clock: realClock,
+	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(), clock: realClock, guard: realGuard,
 		done: make(chan struct{}), release: make(chan struct{})}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address}
@@ -150,15 +151,7 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	defer p.flush.end()
 	m.meter.update(func(mt *meter) { mt.result.Setup = time.Since(mt.started) })
 
-	err = p.converge(l.ctx)
-	if err == nil {
-		err = m.yield(l.ctx)
-		p.watch.lap(&p.watch.parts.Yield)
-	}
-	if err == nil {
-		err = m.commit(l.ctx)
-	}
-	if err != nil {
+	if err = p.converge(l.ctx); err != nil {
 		// First the guest, then the peer.
 		err = l.explain(err)
 		return l.end(errors.Join(err, m.takeBack(base, p)))
@@ -188,22 +181,11 @@ func (m *Migration) track(l *link) (*precopy, error) {
 	return p, nil
 }
 
-// yield gives up what only one side can hold.
-func (m *Migration) yield(ctx context.Context) error {
-	if err := m.src.YieldForHandoff(ctx); err != nil {
-		return fmt.Errorf("give up the disks: %w", err)
-	}
-	return nil
-}
-
 // takeBack lets the guest go on at the source, whether or not ctx has ended.
 func (m *Migration) takeBack(ctx context.Context, p *precopy) error {
 	err := p.release()
 	if p.stopped {
-		p.stopped = false
-		if rerr := m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); rerr != nil {
-			err = errors.Join(err, fmt.Errorf("resume at the source: %w", rerr))
-		}
+		err = errors.Join(err, p.resume(ctx))
 	}
 	p.hints.finish(true)
 	return errors.Join(err, p.tracker.Stop())

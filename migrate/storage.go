@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 )
 
 // The guest's disks do not travel: both sides reach them. That they do is found out in
@@ -93,15 +92,12 @@ func (c *comparison) begin(samples []byte) {
 	}()
 }
 
-// result waits for the comparison, and returns how long it has waited.
-func (c *comparison) result() (waited time.Duration, err error) {
+// running gives the result of a comparison that has begun; nil: none has.
+func (c *comparison) running() <-chan error {
 	if !c.begun {
-		return 0, nil
+		return nil
 	}
-	c.begun = false
-	began := time.Now()
-	err = <-c.done
-	return time.Since(began), err
+	return c.done
 }
 
 // end ends a comparison under way: the machine may be discarded then.
@@ -109,5 +105,6 @@ func (c *comparison) end() {
 	c.cancel()
 	if c.begun {
 		<-c.done
+		c.begun = false
 	}
 }

@@ -7,116 +7,166 @@ import (
 	"time"
 )
 
-// switchover stops the guest and sends all that is left, and the state. again is
-// true if the guest runs on, since more was left than estimated and the stop would
-// have exceeded the limit.
+// switchover stops the guest, sends all that is left, and the state, and takes the step
+// to COMMIT. again is true if the guest runs on: since more was left than estimated and
+// the stop would have exceeded the limit, or since it took too long (see guard.go).
 //
 // The state is saved and sent while the last pages are under way. Saving may write
 // RAM (KVM does for some MSRs), so the last fetch of the dirty log comes after it,
 // and what that finds is sent too (R5).
 func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
-	m, n := p.m, p.nextRound()
 	p.flush.end()
-	m.setPhase(PhaseSwitchover)
+	p.m.setPhase(PhaseSwitchover)
 	p.hints.stop()
 	expected := p.tracker.Remaining() + p.model.surge
-	p.expected = expectedStop{limit: m.opt.DowntimeLimit, floor: p.model.floor(), parts: p.model.parts(expected)}
-	p.watch = startWatch()
-	p.stopped = true // even if it fails
-	wasRunning, err := m.src.PauseForHandoff(ctx)
-	p.watch.lap(&p.watch.parts.Pause)
-	if err != nil {
-		return false, fmt.Errorf("stop the guest: %w", err)
+	p.expected = expectedStop{limit: p.m.opt.DowntimeLimit, floor: p.model.floor(), parts: p.model.parts(expected)}
+	g := p.arm(ctx)
+	defer g.disarm()
+	ok, err := p.pause(ctx, g)
+	if err != nil || !ok {
+		return true, err
 	}
-	p.wasPaused = !wasRunning
-	resets, err := p.resetting() // perhaps in this moment
-	if err != nil {
-		return false, err
+	s := p.begin()
+	sent := make(chan error, 1)
+	go func() { sent <- p.send(ctx, g, s) }()
+	select {
+	case err = <-sent:
+	case <-g.ctx.Done():
+		// First the guest, then all else: a write to a link that has collapsed may take long.
+		if err := p.halt(ctx, s); err != nil {
+			<-sent
+			return false, err
+		}
+		err = <-sent
 	}
-	if err := p.sync(); err != nil {
-		return false, err
+	if err == nil && p.stopped {
+		err = p.commit(g)
 	}
-	if left := p.tracker.Remaining(); wasRunning && !resets && p.model.failed < maxTries && p.model.stopped(p.watch.sofar(), left) > p.model.allowed(m.opt.DowntimeLimit) {
-		return true, p.goOn(ctx, expected, left)
+	tooMuch := (*tooMuchError)(nil)
+	switch {
+	case err == nil && p.stopped:
+		return false, nil
+	case context.Cause(ctx) != nil:
+		return false, context.Cause(ctx)
+	case errors.As(err, &tooMuch) && p.stopped:
+		return true, p.goOn(ctx, expected, tooMuch)
+	case !p.stopped && (err == nil || tooMuch != nil), errors.Is(err, errGuard), errors.Is(err, errHalted):
+		return true, p.tookTooLong(ctx, g, s, nil)
 	}
-	// The guest goes on at full speed, on whichever side.
-	if err := p.release(); err != nil {
-		return false, err
-	}
+	return false, err
+}
 
-	m.meter.beginRound(n, p.tracker.Remaining())
-	p.hints.done() // DONE is part of the state
+// commit gives up what only one side may hold, and takes the right to hand over.
+func (p *precopy) commit(g *stopGuard) error {
+	g.at("flushing the disks")
+	err := p.m.src.YieldForHandoff(g.ctx)
+	p.watch.lap(&p.watch.parts.Yield)
+	if err != nil {
+		if cause := context.Cause(g.ctx); cause != nil {
+			return fmt.Errorf("%w: %w", cause, err)
+		}
+		return fmt.Errorf("give up the disks: %w", err)
+	}
+	return p.m.commit(g.ctx)
+}
+
+// send sends what is left, and waits until the destination is PREPARED. The guest may be
+// let go on at any time meanwhile: then it ends with errHalted, or with what is wrong
+// with the link, when what it was writing has been written.
+func (p *precopy) send(ctx context.Context, g *stopGuard, s *stop) error {
+	m := p.m
+	g.at("fetching the dirty log")
+	if err := p.sync(); err != nil {
+		return err
+	}
+	if left := p.tracker.Remaining(); !p.wasPaused && !p.resets && p.model.failed < maxTries &&
+		p.model.stopped(p.watch.sofar(), left) > p.model.allowed(m.opt.DowntimeLimit) {
+		return &tooMuchError{left}
+	}
 	early := !m.opt.VerifyPages
-	p.samples = m.sampleStorage(ctx)
-	saved := p.save(ctx, early)
-	err = p.sender.send(ctx, nil, nil)
+	m.meter.beginRound(s.round, p.tracker.Remaining())
+	g.at("sending the last pages and the state")
+	if err := s.unlessHalted(func() error {
+		// The guest goes on at full speed, on whichever side.
+		if err := p.release(); err != nil {
+			return err
+		}
+		p.hints.done() // DONE is part of the state
+		p.samples = m.sampleStorage(g.ctx)
+		p.save(ctx, s, early)
+		return nil
+	}); err != nil {
+		return err
+	}
+	err := p.sender.send(ctx, nil, nil)
 	p.watch.lap(&p.watch.parts.Pages)
 	// Also after an error: while the state is saved the guest must not be resumed and
 	// ABORT must not be sent.
-	s := <-saved
+	<-s.sent
 	p.watch.lap(&p.watch.parts.State)
 	p.watch.move(&p.watch.parts.State, &p.watch.parts.Storage, s.sampled)
 	if err = errors.Join(err, s.err); err != nil {
-		return false, err
+		if cause := context.Cause(g.ctx); cause != nil {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		return err
+	}
+	if s.isHalted() {
+		return errHalted
 	}
 	before := p.tracker.Remaining()
 	if err := p.sync(); err != nil { // R5: the last one
-		return false, err
+		return err
 	}
 	m.meter.dirtied(max(p.tracker.Remaining(), before) - before)
-	if early {
-		s.state = nil
-	}
-	return false, p.finish(ctx, n, s.state)
+	return p.finish(ctx, g, s, early)
 }
 
-// finish sends what the last sync found, and the state if there is one that has
-// not been sent, and waits until the destination has loaded it.
-func (p *precopy) finish(ctx context.Context, n int, state []byte) error {
+// finish sends what the last sync found, and the state if it has not been sent, and
+// waits until the destination has loaded it.
+func (p *precopy) finish(ctx context.Context, g *stopGuard, s *stop, stateSent bool) error {
 	m := p.m
 	if p.tracker.Remaining() > 0 {
 		// Some of them may have been sent since the last barrier.
-		if err := p.link.fence(p.sender, n); err != nil {
+		if err := p.link.fence(p.sender, s.round); err != nil {
 			return err
 		}
 		if err := p.sender.send(ctx, nil, nil); err != nil {
 			return err
 		}
 	}
-	if err := p.link.endPages(p.sender, n); err != nil {
+	if err := s.unlessHalted(func() error {
+		s.last = true
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := p.link.endPages(p.sender, s.round); err != nil {
 		return err
 	}
 	if m.opt.VerifyPages && !isClosed(p.dropped) {
-		if err := p.sender.sendHashes(ctx, p.link.conn); err != nil {
+		if err := p.sender.sendHashes(g.ctx, p.link.conn); err != nil {
 			return err
 		}
 	}
-	if state != nil {
-		if err := p.sendState(state); err != nil {
+	if !stateSent {
+		if err := p.sendState(s); err != nil {
 			return err
 		}
 	}
 	m.meter.endRound()
 	p.watch.lap(&p.watch.parts.Pages)
-	r, err := p.link.await(ctx, framePrepared)
+	g.at("waiting for the destination to load the state")
+	r, err := p.link.await(g.ctx, framePrepared)
 	if err != nil {
 		return err
+	}
+	if r.first != s.number {
+		return fmt.Errorf("%w: the destination is prepared for stop %d instead of %d", ErrProtocol, r.first, s.number)
 	}
 	p.watch.lap(&p.watch.parts.Wire) // with the loading, which is taken out at the end
 	p.watch.parts.Load, p.watch.compared, err = decodeTook(r)
 	return err
-}
-
-// sendState sends the samples of the storage, if there are any, and the state.
-func (p *precopy) sendState(state []byte) error {
-	if err := p.sendSamples(); err != nil {
-		return err
-	}
-	h := header{typ: frameState}
-	if p.wasPaused {
-		h.flags |= flagPaused
-	}
-	return p.link.conn.writeFrame(h, state)
 }
 
 // sync fetches the dirty log while the guest stands still.
@@ -125,86 +175,44 @@ func (p *precopy) sync() error {
 	return p.tracker.Sync()
 }
 
-// savedState is a machine's state, or why there is none.
-type savedState struct {
-	state   []byte
-	err     error
-	sampled time.Duration // how long the state waited for the samples of the storage
-}
-
 // save saves the state in the background, and sends it if it may overtake the last
 // pages: the destination prepares it meanwhile, and loads it when they have landed.
-// It sends exactly one value, and writes nothing to the control connection after it.
-func (p *precopy) save(ctx context.Context, send bool) <-chan savedState {
-	saved := make(chan savedState, 1)
+// Nothing is written to the control connection before s.sent is closed.
+func (p *precopy) save(ctx context.Context, s *stop, send bool) {
+	s.saved, s.sent = make(chan struct{}), make(chan struct{})
 	go func() {
-		state, err := p.m.src.SaveState(ctx)
+		defer close(s.sent)
+		s.state, s.err = p.saveState(ctx)
+		close(s.saved)
 		began := time.Now()
 		p.samples.wait()
-		sampled := time.Since(began)
-		switch {
-		case err != nil:
-			err = fmt.Errorf("save the machine's state: %w", err)
-		case len(state) > maxState:
-			err = fmt.Errorf("the machine's state has %d bytes: must be at most %d", len(state), maxState)
-		case send:
-			err = p.sendState(state)
+		s.sampled = time.Since(began)
+		if s.err == nil && send && !s.isHalted() {
+			s.err = p.sendState(s)
 		}
-		saved <- savedState{state, err, sampled}
 	}()
-	return saved
 }
 
-// goOn undoes the stop. The first time it saves the state nevertheless, to learn its
-// size and how long saving takes.
-func (p *precopy) goOn(ctx context.Context, expected, left uint64) error {
-	p.model.gaveUp(expected, left)
-	if err := p.undo(ctx, p.model.tries == 0); err != nil {
-		return err
+func (p *precopy) saveState(ctx context.Context) ([]byte, error) {
+	state, err := p.m.src.SaveState(ctx)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("save the machine's state: %w", err)
+	case len(state) > maxState:
+		err = fmt.Errorf("the machine's state has %d bytes: must be at most %d", len(state), maxState)
 	}
-	p.m.setPhase(PhasePrecopy)
-	p.m.meter.update(func(m *meter) { m.result.StopsUndone++ })
-	return nil
+	return state, err
 }
 
-// undo lets the guest go on and learns what the stop cost; if save is set, it saves the
-// state before.
-func (p *precopy) undo(ctx context.Context, save bool) error {
-	var size int
-	if save {
-		s := <-p.save(ctx, false)
-		if s.err != nil {
-			return s.err
-		}
-		size = len(s.state)
-		p.watch.lap(&p.watch.parts.State)
-	}
-	resumed := time.Now()
-	p.stopped = false
-	if err := p.m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("resume at the source: %w", err)
-	}
-	p.model.measured(p.watch.parts, time.Since(resumed), size)
-	return nil
-}
-
-// trial stops the guest for as long as saving its state takes, and lets it go on: so what
-// a stop costs here is measured, where the limit does not leave room for an assumption.
-func (p *precopy) trial(ctx context.Context) error {
-	p.watch = startWatch()
-	p.stopped = true // even if it fails
-	_, err := p.m.src.PauseForHandoff(ctx)
-	p.watch.lap(&p.watch.parts.Pause)
-	if err != nil {
-		return fmt.Errorf("stop the guest: %w", err)
-	}
-	if err := p.sync(); err != nil {
+// sendState sends the samples of the storage, if there are any, and the state.
+func (p *precopy) sendState(s *stop) error {
+	s.stateSent = true
+	if err := p.sendSamples(); err != nil {
 		return err
 	}
-	if err := p.undo(ctx, true); err != nil {
-		return err
+	h := header{typ: frameState, first: s.number}
+	if p.wasPaused {
+		h.flags |= flagPaused
 	}
-	p.model.tried()
-	p.m.meter.update(func(m *meter) { m.result.TrialStops++ })
-	return nil
+	return p.link.conn.writeFrame(h, s.state)
 }

@@ -44,6 +44,17 @@ func (s *session) prepared() {
 	s.wasPrepared = true
 }
 
+// unprepared takes prepared back.
+func (s *session) unprepared() error {
+	s.verdictMu.Lock()
+	defer s.verdictMu.Unlock()
+	if s.state != stateReceiving && s.state != statePrepared {
+		return fmt.Errorf("%w: the source undid its stop after it had given up the right to run", ErrProtocol)
+	}
+	s.state = stateReceiving
+	return nil
+}
+
 // commit takes the right to run. After an error it has not been taken and never will
 // be.
 func (s *session) commit(ctx context.Context) error {

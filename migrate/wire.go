@@ -136,6 +136,7 @@ const (
 	frameAbort                        // source: the migration ends, and why
 	framePacked                       // source: as PAGES, its data pages compressed together
 	frameStorage                      // source: what the guest's disks are known by, opaque
+	frameUndo                         // source: the stop was undone, its STATE does not count
 
 	frameHelloOK  frameType = iota + 55 // 64.. destination: version and channels
 	frameRefused                        // destination: every reason
@@ -180,6 +181,8 @@ func (t frameType) String() string {
 		return "ABORT"
 	case framePacked:
 		return "PACKED"
+	case frameUndo:
+		return "UNDO"
 	case frameStorage:
 		return "STORAGE"
 	case frameProbe:
@@ -206,7 +209,7 @@ func (t frameType) String() string {
 
 const (
 	flagPaused uint8 = 1 << 0 // STATE: the guest was paused at the source and stays so
-	flagLast   uint8 = 1 << 0 // ROUND: nothing follows on this data connection
+	flagLast   uint8 = 1 << 0 // ROUND: nothing of this stop follows on this data connection; UNDO: such ROUNDs were sent
 	flagQuiet  uint8 = 1 << 1 // ROUND: the destination does not confirm it
 	flagIdle   uint8 = 1 << 0 // ALIVE: it waits for the peer, and nothing moves
 )
@@ -217,7 +220,7 @@ type header struct {
 	flags  uint8
 	slot   uint16 // PAGES, PACKED, HASHES: memory slot
 	length uint32 // bytes of payload
-	first  uint64 // PAGES, PACKED, HASHES: first page, a multiple of 64; ROUND: its number
+	first  uint64 // PAGES, PACKED, HASHES: first page, a multiple of 64; ROUND: its number; STATE, PREPARED, COMMIT, UNDO: that of the stop
 	count  uint32 // PAGES, PACKED, HASHES: pages in the span
 }
 

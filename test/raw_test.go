@@ -305,6 +305,7 @@ func (s still) ResumeAfterAbort(context.Context) error        { return nil }
 func (s still) SaveState(context.Context) ([]byte, error)     { return make([]byte, 16<<10), nil }
 func (s still) PrepareState([]byte) error                     { return nil }
 func (s still) LoadState(context.Context, []byte) error       { return nil }
+func (s still) UnloadState(context.Context) error             { return nil }
 func (s still) Start(context.Context, bool) error             { return nil }
 func (s still) Discard() error                                { return s.Close() }
 

@@ -136,6 +136,15 @@ func (a *arrival) Start(ctx context.Context, paused bool) error {
 	return nil
 }
 
+func (a *arrival) UnloadState(ctx context.Context) error {
+	a.vm.setIncoming(nil)
+	if err := a.Target.UnloadState(ctx); err != nil {
+		return err
+	}
+	a.vm.setIncoming(a.Machine)
+	return nil
+}
+
 func (a *arrival) Discard() error {
 	a.vm.setIncoming(nil)
 	return a.Target.Discard()

@@ -122,7 +122,7 @@ func downtimeText(r migrate.Result) string {
 	parts := fmt.Sprintf("pause %s, last sync %s, pages %s, state %s, disks %s, load %s, resume %s, wire %s", formatMS(d.Pause),
 		formatMS(d.LastSync), formatMS(d.Pages), formatMS(d.State), formatMS(d.Storage+d.Yield), formatMS(d.Load), formatMS(d.Resume), formatMS(d.Wire))
 	if r.StopsUndone > 0 {
-		parts += fmt.Sprintf("; %d earlier stops undone", r.StopsUndone)
+		parts += fmt.Sprintf("; %d earlier stops undone, the last since %s", r.StopsUndone, r.UndoneNote)
 	}
 	if r.ThrottlePercent > 0 {
 		parts += fmt.Sprintf("; the guest was slowed by up to %d%%", r.ThrottlePercent)

@@ -68,7 +68,8 @@ type Result struct {
 	DowntimeParts    Downtime      `json:"downtime"`
 	DowntimeNote     string        `json:"downtime_note,omitempty"` // why Downtime exceeded 1.2 times the limit, if it did
 	GuestResets      int           `json:"guest_resets"`            // of the guest, by itself, while it was moved
-	StopsUndone      int           `json:"stops_undone"`            // the guest was stopped and ran on, as more was left than the limit allows
+	StopsUndone      int           `json:"stops_undone"`            // the guest was stopped and ran on, as the rest would have taken too long, or did
+	UndoneNote       string        `json:"undone_note,omitempty"`   // why the last of these stops was undone
 	TrialStops       int           `json:"trial_stops"`             // the guest was stopped for a moment, to measure what a stop costs
 	ThrottlePercent  int           `json:"throttle_percent"`        // the most by which the guest was slowed down
 	BytesSent        uint64        `json:"bytes_sent"`

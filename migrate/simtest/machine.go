@@ -39,11 +39,13 @@ type Steps struct {
 	Flush   func(context.Context) error // before the stop
 	Pause   func(context.Context) error // after the vCPUs have stopped
 	Save    func() error
-	Sample  func() error // the storage, at the source; at the same time as Save
-	Yield   func() error // before COMMIT
-	Compare func() error // the storage, at the destination; some pages may not have landed
-	Prepare func() error // some pages may not have landed
+	Sample  func() error                // the storage, at the source; at the same time as Save
+	Unlock  func(context.Context) error // before Yield
+	Yield   func() error                // before COMMIT
+	Compare func() error                // the storage, at the destination; some pages may not have landed
+	Prepare func() error                // some pages may not have landed
 	Load    func() error
+	Unload  func() error
 	Start   func() error // before any vCPU enters the guest
 	Resume  func() error
 }
@@ -286,7 +288,12 @@ func (m *Machine) CompareStorage(_ context.Context, session [16]byte, samples []
 
 // YieldForHandoff implements [migrate.Source]: the right to run goes once, with
 // the machine stopped.
-func (m *Machine) YieldForHandoff(context.Context) error {
+func (m *Machine) YieldForHandoff(ctx context.Context) error {
+	if m.Steps.Unlock != nil {
+		if err := m.Steps.Unlock(ctx); err != nil {
+			return err
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase != handedOff {
@@ -365,8 +372,8 @@ func (m *Machine) SaveState(context.Context) ([]byte, error) {
 func (m *Machine) PrepareState(saved []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.phase != building || m.prepared != nil {
-		return fmt.Errorf("prepare a simulated machine: it is %s, prepared: %v", m.phase, m.prepared != nil)
+	if m.phase != building || m.loaded {
+		return fmt.Errorf("prepare a simulated machine: it is %s, loaded: %v", m.phase, m.loaded)
 	}
 	if err := call(m.Steps.Prepare); err != nil {
 		return err
@@ -404,6 +411,17 @@ func (m *Machine) LoadState(context.Context, []byte) error {
 	}
 	m.loaded = true
 	return nil
+}
+
+// UnloadState implements [migrate.Target].
+func (m *Machine) UnloadState(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != building || !m.loaded {
+		return fmt.Errorf("unload a simulated machine: it is %s, loaded: %v", m.phase, m.loaded)
+	}
+	m.prepared, m.loaded = nil, false
+	return call(m.Steps.Unload)
 }
 
 // Start implements [migrate.Target]. Before a vCPU enters the guest the world

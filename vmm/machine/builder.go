@@ -77,7 +77,7 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if err := errors.Join(wrong...); err != nil {
 		return nil, errors.Join(err, opened.close())
 	}
-	m, err := newWith(spec, b.Ends, log, opened)
+	m, err := newWith(spec, b.Ends, log, opened, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +144,18 @@ func (t *Target) CompareStorage(ctx context.Context, session [16]byte, samples [
 func (t *Target) LoadState(context.Context, []byte) error {
 	t.prepared.Clock.saved = t.saved
 	return t.Machine.loadState(t.prepared)
+}
+
+// UnloadState makes the machine anew, around the memory and the backends that there are:
+// what KVM and the devices were given cannot be taken back.
+func (t *Target) UnloadState(context.Context) error {
+	t.Machine.Stop()
+	next, err := t.Machine.remake(true)
+	if err != nil {
+		return err
+	}
+	t.Machine, t.prepared = next, nil
+	return nil
 }
 
 // Start lets the guest run here.

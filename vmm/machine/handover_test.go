@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -92,6 +93,49 @@ func TestDiskLockMoves(t *testing.T) {
 		t.Error("the source stands still, although its disk is free")
 	}
 	cannotLock(t, to.Acquire())
+}
+
+// TestLoadedTwice: a destination that has loaded a state can forget it, as when the source
+// undoes its stop, and load another one. Loading writes no guest memory.
+func TestLoadedTwice(t *testing.T) {
+	con := vmtest.NewTape()
+	m := fromSpec(t, allDevices(t, vmtest.Image(t, "a.img", 1<<20)), con)
+	check(t, m.Boot())
+	check(t, m.Start(false))
+	con.Await(t, "B")
+	src, to := handOver(t, m)
+	for range 2 {
+		there := make([]byte, m.Memory().Size())
+		here := make([]byte, len(there))
+		check(t, m.Memory().ReadAt(here, 0))
+		check(t, to.Machine.Memory().ReadAt(there, 0))
+		if !bytes.Equal(here, there) {
+			t.Error("loading the state has written guest memory")
+		}
+		check(t, to.UnloadState(t.Context()))
+		check(t, to.Machine.Memory().ReadAt(there, 0))
+		if !bytes.Equal(here, there) {
+			t.Error("guest memory did not stay when the state was unloaded")
+		}
+		// The guest goes on here for a while.
+		check(t, src.ResumeAfterAbort(vmtest.Within(t)))
+		check(t, m.SetBalloon(1<<20))
+		_, err := src.PauseForHandoff(vmtest.Within(t))
+		check(t, err)
+		check(t, m.Memory().ReadAt(here, 0))
+		check(t, to.Machine.Memory().WriteAt(here, 0))
+		state, err := src.SaveState(vmtest.Within(t))
+		check(t, err)
+		check(t, to.PrepareState(state))
+		check(t, to.LoadState(vmtest.Within(t), state))
+	}
+	check(t, src.YieldForHandoff(vmtest.Within(t)))
+	check(t, to.Start(vmtest.Within(t), false))
+	if b, err := to.Balloon(t.Context()); err != nil || b.Target != 1<<20 {
+		t.Errorf("balloon %+v, %v", b, err)
+	}
+	check(t, to.Pause(t.Context()))
+	check(t, to.Resume())
 }
 
 // TestResetKeepsBackends: a reset makes the devices of the next machine from the same

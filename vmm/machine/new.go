@@ -27,13 +27,13 @@ func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the machine: %w", err)
 	}
-	return newWith(spec, ends, log, b)
+	return newWith(spec, ends, log, b, nil)
 }
 
-// newWith is New with backends that are open. They belong to the machine from now
-// on, also if this fails.
-func newWith(spec Spec, ends Ends, log *slog.Logger, b backends) (_ *Machine, err error) {
-	m := &Machine{spec: spec, log: log, ends: ends.orNothing(), gate: newGate(), ending: ending{done: make(chan struct{}), reset: make(chan struct{})}}
+// newWith is New with backends that are open, and memory, if it is not nil. They belong to
+// the machine from now on, also if this fails.
+func newWith(spec Spec, ends Ends, log *slog.Logger, b backends, mem *memory.Memory) (_ *Machine, err error) {
+	m := &Machine{spec: spec, log: log, ends: ends.orNothing(), gate: newGate(), mem: mem, ending: ending{done: make(chan struct{}), reset: make(chan struct{})}}
 	m.devices.backends = b
 	defer func() {
 		if err != nil {
@@ -55,8 +55,10 @@ func newWith(spec Spec, ends Ends, log *slog.Logger, b backends) (_ *Machine, er
 		return nil, err
 	}
 	m.spec.Needs = needs(m.kernel.caps)
-	if m.mem, err = memory.New(spec.Memory, spec.Backing); err != nil {
-		return nil, err
+	if m.mem == nil {
+		if m.mem, err = memory.New(spec.Memory, spec.Backing); err != nil {
+			return nil, err
+		}
 	}
 	// Before the chips: they leave the kernel a grace period to wait for (SRCU),
 	// which a slot that is registered would wait for as well, for milliseconds.
@@ -146,14 +148,7 @@ func (m *Machine) setSlot(i int, s memory.Slot, flags uint32) error {
 // host's target for the balloon stays. Nobody may use the machine any more, whether
 // this fails or not.
 func (m *Machine) Reset() (*Machine, error) {
-	<-m.ending.done
-	err := m.devices.unplug()
-	kept := m.devices.backends
-	m.devices.backends = backends{}
-	if err := errors.Join(err, m.Close()); err != nil {
-		m.log.Warn("free the machine that was reset", "err", err)
-	}
-	next, err := newWith(m.spec, m.ends, m.log, kept)
+	next, err := m.remake(false)
 	if err != nil {
 		return nil, fmt.Errorf("reset: %w", err)
 	}
@@ -161,6 +156,23 @@ func (m *Machine) Reset() (*Machine, error) {
 		return nil, errors.Join(fmt.Errorf("reset: %w", err), next.Close())
 	}
 	return next, nil
+}
+
+// remake closes a machine that has ended and returns one made from the same spec, with
+// the same backends, and the same memory if keep is set.
+func (m *Machine) remake(keep bool) (*Machine, error) {
+	<-m.ending.done
+	err := m.devices.unplug()
+	b := m.devices.backends
+	m.devices.backends = backends{}
+	var mem *memory.Memory
+	if keep {
+		mem, m.mem = m.mem, nil
+	}
+	if err := errors.Join(err, m.Close()); err != nil {
+		m.log.Warn("free the machine that was replaced", "err", err)
+	}
+	return newWith(m.spec, m.ends, m.log, b, mem)
 }
 
 // Close stops the machine and frees everything. Nobody may use its memory any
