@@ -60,3 +60,16 @@ func TestCollectsLate(t *testing.T) {
 }
 
 var garbage []byte
+
+// A command is made by its name alone, and with all others if the name is none.
+func TestCommandsByName(t *testing.T) {
+	if n := len(newRoot(nil).Commands()); n != len(commands) {
+		t.Errorf("%d commands of %d", n, len(commands))
+	}
+	for _, c := range commands {
+		root := newRoot([]string{c.name, "--help"})
+		if all := root.Commands(); len(all) != 1 || all[0].Name() != c.name {
+			t.Errorf("%s: %v", c.name, all)
+		}
+	}
+}

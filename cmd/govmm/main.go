@@ -39,7 +39,7 @@ const watchTerminal = "__watch-terminal"
 
 // govmm runs one command line and returns the exit status.
 func govmm(args []string, stdout, stderr io.Writer) int {
-	root := newRoot()
+	root := newRoot(args)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -8,7 +8,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-func newRoot() *cobra.Command {
+// newRoot makes the command of this command line, args, or all if it is none of them.
+func newRoot(args []string) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "govmm",
 		Short: "Run virtual machines on KVM, and move them while they run",
@@ -40,9 +41,26 @@ while they run.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef(cmd, "%v; see %s --help", err, cmd.CommandPath())
 	})
-	root.AddCommand(newRun(), newReceive(), newMigrate(), newDirtyRate(), newPS(), newInfo(), newPause(), newResume(), newStop(), newBalloon(),
-		newDemo(), newVersion(), newCompletion())
+	for _, c := range commands {
+		if len(args) > 0 && args[0] == c.name {
+			root.AddCommand(c.make()) // a process of a VM lives long and needs no other
+			return root
+		}
+	}
+	for _, c := range commands {
+		root.AddCommand(c.make())
+	}
 	return root
+}
+
+// commands are all, in the order of the help.
+var commands = []struct {
+	name string
+	make func() *cobra.Command
+}{
+	{"run", newRun}, {"receive", newReceive}, {"migrate", newMigrate}, {"dirty-rate", newDirtyRate}, {"ps", newPS}, {"info", newInfo},
+	{"pause", newPause}, {"resume", newResume}, {"stop", newStop}, {"balloon", newBalloon}, {"demo", newDemo}, {"version", newVersion},
+	{"completion", newCompletion},
 }
 
 // usagef makes the error of a command line that makes no sense: the command, why it
