@@ -273,3 +273,26 @@ func TestResetAndNoVerdict(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestPowerOffInPrecopy: a guest that ends in another way ends the migration, in one line
+// that says so, at both sides.
+func TestPowerOffInPrecopy(t *testing.T) {
+	for key, c := range map[string]struct {
+		kind OutcomeKind
+		says string
+	}{
+		"p": {PoweredOff, "the guest powered off"},
+		"i": {Crashed, "the guest crashed: KVM cannot go on"},
+	} {
+		vm := full(t, testConfig(1, vmtest.Obey))
+		next := receiving(t, ReceiveConfig{})
+		m := vm.inPrecopy(t, next.Addr().String(), migrate.Options{})
+		vm.con.Type(key)
+		r := result(t, m)
+		if r.Status != "failed" || !strings.HasPrefix(r.Error, c.says) || strings.Contains(r.Error, "\n") || r.GuestResets != 0 {
+			t.Errorf("%+v", r)
+		}
+		vm.ends(t, c.kind, "")
+		next.is(t, StateReceiving)
+	}
+}

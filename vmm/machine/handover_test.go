@@ -2,6 +2,7 @@ package machine
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -308,4 +309,44 @@ func TestDisconnect(t *testing.T) {
 	word(t, m, 1<<20)
 	check(t, m.Disconnect())
 	check(t, m.Close())
+}
+
+// TestTheEndInTheStop: a guest that ends in the moment in which it is stopped for its
+// handover. A reset is handed over; anything else is said once, and there is nothing to
+// resume.
+func TestTheEndInTheStop(t *testing.T) {
+	for key, kind := range map[string]ExitKind{"p": ExitPowerOff, "i": ExitCrash, "r": ExitReset, "t": ExitReset} {
+		con := vmtest.NewTape()
+		m := newMachine(t, 2, vmtest.Obey, con)
+		check(t, m.Start(false))
+		con.Await(t, "B")
+		src := m.Source()
+		con.Type(key)
+		wait(t, m)
+		_, err := src.PauseForHandoff(t.Context())
+		ended := (*EndedError)(nil)
+		if kind == ExitReset {
+			check(t, err)
+			state, err := src.SaveState(t.Context())
+			check(t, err)
+			s, err := decodeState(state)
+			check(t, err)
+			if s.Reset == nil || len(s.VCPUs) != 0 {
+				t.Errorf("%s: state %+v", key, s)
+			}
+			check(t, src.YieldForHandoff(t.Context()))
+		} else if !errors.As(err, &ended) || ended.Exit.Kind != kind || isClosed(src.ResetRequested()) {
+			t.Errorf("%s: %v", key, err)
+		}
+		check(t, src.ResumeAfterAbort(t.Context()))
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }

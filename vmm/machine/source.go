@@ -124,7 +124,7 @@ func (s *source) YieldForHandoff(ctx context.Context) error {
 // paused before. A guest whose disk another process has taken meanwhile stays
 // paused, until the user resumes it.
 func (s *source) ResumeAfterAbort(ctx context.Context) error {
-	if s.resets() { // it does not go on: the next machine does, which locks the disks
+	if s.gate.check(0) != nil { // it has ended: the next machine locks the disks, if there is one
 		return nil
 	}
 	if err := s.Acquire(); err != nil {
