@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/internal/unixsock"
 	"golang.org/x/sys/unix"
 )
@@ -332,4 +334,42 @@ func TestEscape(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A client that takes no output keeps another one out for a while, but not for ever. What
+// it did not take goes to the other one.
+func TestUnixStuckClientLosesItsPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	b := open(t, "unix:"+path, Options{}).(*unixSocket)
+	first := dial(t, path)
+	write(t, b, "hello\n")
+	expect(t, first, "hello\n")
+	written := make(chan error, 1)
+	go func() {
+		_, err := b.Write(append(bytes.Repeat([]byte("x"), 8<<20), "end"...)) // more than the socket takes
+		written <- err
+	}()
+	for deadline := time.Now().Add(testenv.Patience); !b.current().stuck(time.Millisecond); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the client is not stuck")
+		}
+	}
+	if got, err := io.ReadAll(dial(t, path)); err != nil || !strings.Contains(string(got), "another client") {
+		t.Fatalf("the second client got %q, %v", got, err)
+	}
+	b.patience.Store(0) // the time has passed
+	second := dial(t, path)
+	got, buf := []byte{}, make([]byte, 64<<10)
+	for !bytes.HasSuffix(got, []byte("end")) {
+		n, err := second.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, buf[:n]...)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	write(t, second, "typed")
+	expectInput(t, b, "typed")
 }

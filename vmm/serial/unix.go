@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,13 +21,19 @@ import (
 // is connected. The next client gets them first.
 const maxBacklog = 64 << 10
 
+// stuckAfter is for how long a client takes no output before another one may have its
+// place.
+const stuckAfter = 10 * time.Second
+
 // unixSocket is the backend unix:PATH, for one client at a time; another one gets a
-// message and is disconnected. While a client is connected and does not read,
-// output waits. While no client is connected, the last maxBacklog bytes are kept.
+// message and is disconnected, unless the first one is stuck: then that one is. While a
+// client is connected and does not read, output waits. While no client is connected, the
+// last maxBacklog bytes are kept.
 type unixSocket struct {
-	path string
-	ln   *unixsock.Listener
-	work sync.WaitGroup // accept, and a sendBacklog for each client
+	path     string
+	patience atomic.Int64 // stuckAfter, except in tests
+	ln       *unixsock.Listener
+	work     sync.WaitGroup // accept, and a sendBacklog for each client
 
 	// clientMu guards all below.
 	clientMu sync.Mutex
@@ -41,6 +48,20 @@ type client struct {
 	conn  *net.UnixConn
 	ready chan struct{} // closed when the client has got the backlog
 	mute  bool          // the client has shut down its direction; guarded by clientMu
+	since atomic.Int64  // when the Write under way began, in Unix nanoseconds; 0: none is
+}
+
+// write writes all of p, as long as it takes.
+func (c *client) write(p []byte) (int, error) {
+	c.since.Store(time.Now().UnixNano())
+	defer c.since.Store(0)
+	return c.conn.Write(p)
+}
+
+// stuck reports whether a Write has been under way for so long.
+func (c *client) stuck(d time.Duration) bool {
+	since := c.since.Load()
+	return since != 0 && time.Since(time.Unix(0, since)) >= d
 }
 
 func openUnix(path string) (*unixSocket, error) {
@@ -53,6 +74,7 @@ func openUnix(path string) (*unixSocket, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	b := &unixSocket{path: path, ln: ln, changed: make(chan struct{})}
+	b.patience.Store(int64(stuckAfter))
 	b.work.Add(1)
 	go b.accept()
 	return b, nil
@@ -70,7 +92,7 @@ func (b *unixSocket) accept() {
 			time.Sleep(100 * time.Millisecond) // probably out of file descriptors
 			continue
 		}
-		if old := b.current(); old != nil && hungUp(old.conn) {
+		if old := b.current(); old != nil && (hungUp(old.conn) || old.stuck(time.Duration(b.patience.Load()))) {
 			b.drop(old, nil)
 		}
 		b.clientMu.Lock()
@@ -94,7 +116,7 @@ func (b *unixSocket) accept() {
 func (b *unixSocket) sendBacklog(c *client, backlog []byte) {
 	defer b.work.Done()
 	defer close(c.ready)
-	if n, err := c.conn.Write(backlog); err != nil {
+	if n, err := c.write(backlog); err != nil {
 		b.drop(c, backlog[n:])
 	}
 }
@@ -153,7 +175,7 @@ func (b *unixSocket) Write(p []byte) (int, error) {
 		if b.current() != c {
 			continue
 		}
-		n, err := c.conn.Write(p)
+		n, err := c.write(p)
 		if err == nil {
 			return done + n, nil
 		}
