@@ -95,6 +95,9 @@ func (p *packer) pack(span []byte, data []uint64) ([]byte, error) {
 	forRuns(data, func(start, end int) {
 		p.plain = append(p.plain, span[start*mempage.Size:end*mempage.Size]...)
 	})
+	if len(p.plain) > len(p.packed) { // more than packSpan
+		p.packed = make([]byte, len(p.plain))
+	}
 	var packed []byte
 	switch p.codec {
 	case codecZstd:

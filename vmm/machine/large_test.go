@@ -132,6 +132,16 @@ func TestTheLogOfASparseSlotStartsEmpty(t *testing.T) {
 	}
 	check(t, src.StopDirtyLog())
 
+	// A page was seen, so it may have been sent, and is gone by the next fetch.
+	check(t, src.StartDirtyLog())
+	var seen [1]uint64
+	check(t, src.Populated(1, 0, 1, seen[:]))
+	check(t, m.mem.Zero(1, 0, 1<<30/mempage.Size))
+	if done, err = src.TakeDirtyLog(1, func(int, uint64) {}); done || seen[0] != 1 || err != nil {
+		t.Errorf("after a page of the slot was seen (%d): %v, %v", seen[0], done, err)
+	}
+	check(t, src.StopDirtyLog())
+
 	// The counting guest is in slot 0: emptied of the rest, it is sparse too.
 	check(t, m.Memory().Punch(1<<29, 1<<29))
 	check(t, src.StartDirtyLog())

@@ -47,9 +47,9 @@ type kernel struct {
 	msrs  []uint32    // that the state of a vCPU carries
 	rings *dirtyRings // nil: the dirty log is a bitmap
 
-	// untouched says of each slot, while the dirty log is on, that it began empty and that
-	// the slot has had no populated page at any fetch. It belongs to the user of the log.
-	untouched []bool
+	// untouched says of each slot, while the dirty log is on, that the log began empty, and
+	// that whoever looked since has found no populated page in the slot.
+	untouched []atomic.Bool
 }
 
 // caps is which optional parts of KVM this host's kernel has.

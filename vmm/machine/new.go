@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/internal/testhook"
 	"github.com/govmm/govmm/kvm"
@@ -60,6 +61,7 @@ func newWith(spec Spec, ends Ends, log *slog.Logger, b backends, mem *memory.Mem
 			return nil, err
 		}
 	}
+	m.kernel.untouched = make([]atomic.Bool, len(m.mem.Slots()))
 	// Before the chips: they leave the kernel a grace period to wait for (SRCU),
 	// which a slot that is registered would wait for as well, for milliseconds.
 	if err := m.setSlots(0); err != nil {

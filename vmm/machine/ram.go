@@ -2,7 +2,6 @@ package machine
 
 import (
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/govmm/govmm/kvm"
@@ -56,7 +55,9 @@ func (s *source) StartDirtyLog() error {
 			return err
 		}
 	}
-	s.kernel.untouched = slices.Clone(sparse) // TakeDirtyLog looks closer
+	for i := range slots {
+		s.kernel.untouched[i].Store(sparse[i]) // TakeDirtyLog looks closer
+	}
 	manualProtect := func(flags int) error {
 		if s.kernel.caps.dirtyLog&kvm.DirtyLogInitiallySet == 0 {
 			return nil
@@ -91,7 +92,9 @@ func (s *source) StopDirtyLog() error {
 	if s.kernel.rings != nil {
 		err = errors.Join(err, s.kernel.rings.drop())
 	}
-	s.kernel.untouched = nil
+	for i := range s.kernel.untouched {
+		s.kernel.untouched[i].Store(false)
+	}
 	return err
 }
 
@@ -106,20 +109,43 @@ func (s *source) BeginSync() error {
 	return s.kernel.rings.collect()
 }
 
-// TakeDirtyLog knows the words of a slot's log if the log is in rings, or if nothing was
-// written: the guest's first write to a page populates it, so where no page is populated
-// and the log began empty, it is empty. A page that was populated and punched out since is
-// in the VMM's log.
+// TakeDirtyLog knows the words of a slot's log if the log is in rings, or if the log does
+// not matter: no page of the slot is populated now, and none was when anybody looked since
+// the log was started. So nothing of the slot was sent but holes, and it is all holes: the
+// destination has what is here, whatever was written and punched out in between.
 func (s *source) TakeDirtyLog(slot int, each func(w int, word uint64)) (done bool, err error) {
 	if s.kernel.rings != nil {
 		return true, s.kernel.rings.take(slot, each)
 	}
-	if slot < 0 || slot >= len(s.kernel.untouched) || !s.kernel.untouched[slot] {
+	if slot < 0 || slot >= len(s.kernel.untouched) || !s.kernel.untouched[slot].Load() {
 		return false, nil
 	}
-	// Once touched it is not asked again: the log is then read as long as it is on.
-	s.kernel.untouched[slot], err = s.mem.AtMostPopulated(slot, 0)
-	return err == nil && s.kernel.untouched[slot], err
+	done, err = s.mem.AtMostPopulated(slot, 0)
+	if !done {
+		s.kernel.untouched[slot].Store(false)
+	}
+	return done, err
+}
+
+// Populated looks for populated pages, see [migrate.RAM].
+func (s *source) Populated(slot int, first, n uint64, bitmap []uint64) error {
+	err := s.mem.Populated(slot, first, n, bitmap)
+	for _, word := range bitmap[:min(mempage.Words(n), uint64(len(bitmap)))] {
+		if word != 0 {
+			s.kernel.untouched[slot].Store(false)
+			break
+		}
+	}
+	return err
+}
+
+// NextPopulated looks for the next populated page, see [migrate.HoleFinder].
+func (s *source) NextPopulated(slot int, first, n uint64) (page uint64, err error) {
+	page, err = s.mem.NextPopulated(slot, first, n)
+	if err == nil && page < first+n {
+		s.kernel.untouched[slot].Store(false)
+	}
+	return page, err
 }
 
 // FetchDirtyLog reads KVM's log of a slot, see [migrate.DirtyLog].
