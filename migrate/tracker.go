@@ -41,7 +41,7 @@ type tracker struct {
 	// mu guards every field below. It is held over every fetch: no page is picked or
 	// hinted between a fetch and its booking. It is not held over a CLEAR, which may
 	// take long, nor over network I/O.
-	mu        sync.Mutex
+	mu        lock
 	cleared   sync.Cond // a slot's clearing has become false
 	slots     []slotBits
 	tracking  bool
@@ -58,6 +58,13 @@ type tracker struct {
 	bookVMM func(w int, word uint64) // books a word of the VMM's log
 	bookKVM func(w int, word uint64) // books a word of kvm
 }
+
+// lock is a mutex. One who waits for it waits as for a channel, which the fake clocks of
+// tests understand: a fetch that takes long is made under it.
+type lock chan struct{}
+
+func (l lock) Lock()   { l <- struct{}{} }
+func (l lock) Unlock() { <-l }
 
 // slotBits is the tracker's record of one slot.
 type slotBits struct {
@@ -85,7 +92,8 @@ func newTracker(slots []Slot, log DirtyLog, shift uint) (*tracker, error) {
 	}
 	t := &tracker{log: log, shift: shift, manual: log.ManualProtect(), slots: make([]slotBits, len(slots))}
 	t.bulk, _ = log.(BulkLog)
-	t.cleared.L = &t.mu
+	t.mu = make(lock, 1)
+	t.cleared.L = t.mu
 	t.bookKVM = func(w int, word uint64) { t.bookWord(w, word, 0) }
 	t.bookVMM = func(w int, word uint64) {
 		var kvm uint64 // of the same pages, so that they count once
