@@ -137,8 +137,10 @@ const (
 	framePacked                       // source: as PAGES, its data pages compressed together
 	frameStorage                      // source: what the guest's disks are known by, opaque
 	frameUndo                         // source: the stop was undone, its STATE does not count
+)
 
-	frameHelloOK  frameType = iota + 55 // 64.. destination: version and channels
+const (
+	frameHelloOK  frameType = iota + 64 // destination: version and channels
 	frameRefused                        // destination: every reason
 	frameReady                          // destination: the machine is built
 	framePrepared                       // destination: pages and state are loaded
