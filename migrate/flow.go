@@ -151,7 +151,8 @@ func (v *vector) do(with func(func(fd uintptr) bool) error, bufs [][]byte) (int,
 	}
 	v.n, v.errno = 0, 0
 	err := with(v.call)
-	if v.wait { // it has not ended by itself
+	clear(v.iov) // the connection may be kept longer than the buffers
+	if v.wait {  // it has not ended by itself
 		v.wait = false
 		v.waits.toggle()
 	}

@@ -17,7 +17,7 @@ import (
 
 // patientSource is a source whose steps take time, and whose guest writes all memory in
 // every round until it is stopped. Time in a bubble stands still while a goroutine waits
-// for a mutex, so with more than one channel no step may take time under the tracker's.
+// for a mutex, so nothing takes time that is done under one, such as a fetch of the log.
 type patientSource struct {
 	*toySource
 	takes   map[string]time.Duration // of a step
@@ -34,7 +34,6 @@ func (s *patientSource) StartDirtyLog() error {
 }
 
 func (s *patientSource) FetchDirtyLog(slot int, bm []uint64) error {
-	s.takesIts("fetch")
 	clear(bm)
 	if s.busy && !s.stopped {
 		for page := range s.Slots()[slot].Pages {
@@ -160,14 +159,11 @@ func TestSlowIsNotDead(t *testing.T) {
 
 // A side that works and says nothing else for five minutes lives.
 func TestSilentWorkIsNotDeath(t *testing.T) {
-	for _, step := range []string{"config", "build", "log on", "fetch", "pause", "save", "look", "prepare", "load", "yield", "start"} {
+	for _, step := range []string{"config", "build", "log on", "pause", "save", "look", "prepare", "load", "yield", "start"} {
 		t.Run(step, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				took := 5 * time.Minute
-				switch step {
-				case "fetch": // there are several, one after another
-					took = time.Minute
-				case "start": // then the source asks
+				if step == "start" { // then the source asks
 					took = 50 * time.Second
 				}
 				began := time.Now()
@@ -215,7 +211,7 @@ func TestALostConnectionIsNoticed(t *testing.T) {
 						}
 						mu.Lock()
 						defer mu.Unlock()
-						if err == nil && passed > after {
+						if err == nil && passed > after && dialled > 0 { // what follows COMMIT, the source asks for
 							t.Error("it was lost, and the migration completed")
 						}
 						if err != nil && !strings.Contains(err.Error(), "stuck") && !strings.Contains(err.Error(), "silent") {

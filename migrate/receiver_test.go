@@ -500,3 +500,36 @@ func TestProbeOfASlowLink(t *testing.T) {
 		})
 	}
 }
+
+// A migration that has failed, and is kept for its result, keeps no more than that.
+func TestAFailedMigrationKeepsNothing(t *testing.T) {
+	rig := newRigOf(t, patienceOfTests, 70*mempage.Size)
+	rig.eachStep(func(step string) error {
+		if step == "load" {
+			return errors.New("not today")
+		}
+		return nil
+	})
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // pools take two
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	var kept []*Migration
+	for range 3 {
+		m := New(rig.src, rig.addr, Options{PeerTimeout: patienceOfTests, Channels: 4, Compression: CompressZstd})
+		if _, err := m.Run(t.Context()); err == nil {
+			t.Fatal("it completed")
+		}
+		kept = append(kept, m)
+	}
+	for deadline := time.Now().Add(patienceOfTests); heap() > before+2<<20; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) { // the connections have endGrace
+			t.Fatalf("3 failed migrations kept %d KiB", (heap()-before)>>10)
+		}
+	}
+	runtime.KeepAlive(kept)
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -65,6 +66,10 @@ func (m *Migration) Run(ctx context.Context) (Result, error) {
 	}
 	if err == nil {
 		err = m.attempts(pre, ctx)
+		m.resets = resets{} // it leads to all that a session had
+		if err != nil {
+			debug.FreeOSMemory() // bitmaps and compressors: the guest goes on here, and does not need them
+		}
 	}
 	phase := PhaseCompleted
 	switch {
