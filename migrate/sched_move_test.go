@@ -31,6 +31,7 @@ const (
 	announces   // that id
 	stopsGuest  // vCPUs and devices
 	syncsLast
+	undoesStop // the guest goes on, and precopy with it
 
 	// KVM, or the VMM's log, does the next part of its current call. Moves of the guest
 	// before it come before that part. Before a move of another thread the call ends,
@@ -42,7 +43,7 @@ const (
 
 var actNames = [acts]string{"guestWrites", "guestTakes", "guestFrees", "guestHints", "guestSees", "guestEnds", "deviceWrites",
 	"deviceMarks", "hintsTake", "hintsApply", "syncs", "refetches", "picks", "reads", "sends", "endsHints", "beginsEpoch",
-	"announces", "stopsGuest", "syncsLast", "goesOn"}
+	"announces", "stopsGuest", "syncsLast", "undoesStop", "goesOn"}
 
 // ofPage reports whether the act is done to a page.
 func (a act) ofPage() bool {

@@ -33,7 +33,7 @@ func (c *chooser) reset(seed uint64, places int) {
 	c.random.Seed(seed, 1)
 	c.acts, c.pages, c.made_, c.have = c.acts[:0], c.pages[:0], c.made_[:0], false
 	for do := range act(acts) {
-		if do == goesOn || do == stopsGuest || do == syncsLast {
+		if do == goesOn || do == stopsGuest || do == syncsLast || do == undoesStop {
 			continue
 		}
 		often := [8]int{0, 0, 0, 0, 1, 1, 2, 3}
@@ -67,8 +67,8 @@ func (c *chooser) peek(w *world) (move, bool) {
 		return c.choose(move{do: goesOn})
 	}
 	if c.left < 15 && !w.inCall && c.draw(8) == 0 {
-		for _, do := range []act{stopsGuest, syncsLast} {
-			if m := (move{do: do}); w.can(m) {
+		for _, do := range []act{stopsGuest, syncsLast, undoesStop} {
+			if m := (move{do: do}); w.can(m) && (do != undoesStop || w.last) {
 				return c.choose(m)
 			}
 		}

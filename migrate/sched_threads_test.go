@@ -175,6 +175,9 @@ func (w *world) migrationThread(do act, p uint8) error {
 				w.mark(uint8(i))
 			}
 		}
+	case undoesStop:
+		w.stopped, w.last = false, false
+		w.say("migration", "undoes the stop: the guest goes on")
 	case syncsLast:
 		w.say("migration", "syncs for the last time")
 		w.last = true

@@ -283,6 +283,8 @@ func (w *world) can(m move) bool {
 		return !w.stopped
 	case syncsLast:
 		return w.stopped && !w.last
+	case undoesStop:
+		return w.stopped
 	case goesOn:
 		return w.inCall
 	}
