@@ -31,6 +31,8 @@ var cases = []modelCase{
 	{model: "hints", what: "4 pages, I/O, holes, GET clears", defines: "-DPAGES=4 -DIO -DGETCLEARS"},
 	{model: "handoff", what: "never two"},
 	{model: "handoff", what: "never none", live: true},
+	{model: "handoff", what: "never two, a stop is undone", defines: "-DONCE=1 -DSTOPS=2"},
+	{model: "handoff", what: "never none, a stop is undone", defines: "-DONCE=1 -DSTOPS=2", live: true},
 
 	{model: "hints", without: "NO_R1", defines: "-DPAGES=2"},
 	{model: "hints", without: "NO_R1_RETURN", defines: "-DPAGES=2"},
@@ -53,6 +55,7 @@ var cases = []modelCase{
 	{model: "hints", without: "NO_R6_ZERO", defines: "-DPAGES=2 -DIO"},
 
 	{model: "handoff", without: "NO_STOP"},
+	{model: "handoff", without: "NO_STOP_NUMBER", defines: "-DONCE=1 -DSTOPS=2"},
 	{model: "handoff", without: "NO_WAIT"},
 	{model: "handoff", without: "NO_EXCLUSION"},
 	{model: "handoff", without: "NO_IRREVERSIBLE"},

@@ -13,13 +13,19 @@
  * -DNO_..., one at a time, leaves a rule out.
  */
 
+#ifndef ONCE
 #define ONCE 2		/* migrations */
+#endif
+#ifndef STOPS
+#define STOPS 1		/* in each; all but the last may be undone */
+#endif
 
-mtype = { STATE, COMMIT, ABORT, PREPARED, RUNNING, FAILED, UNKNOWN, ABORTED };
+mtype = { STATE, COMMIT, ABORT, UNDO, PREPARED, RUNNING, FAILED, UNKNOWN, ABORTED };
 
-/* A session's connection, and the queries. The number is the session's nonce. */
-chan toDst = [2] of { mtype, byte };
-chan toSrc = [2] of { mtype, byte };
+/* A session's connection, and the queries. The numbers are the session's nonce, and that of
+   the source's stop. */
+chan toDst = [2] of { mtype, byte, byte };
+chan toSrc = [2] of { mtype, byte, byte };
 chan query = [2] of { byte };
 chan verdict = [1] of { mtype, byte };
 
@@ -30,6 +36,8 @@ bit srcRuns = 1;
 bit dstRuns;
 bit dstRan;		/* the guest has run at the destination, whatever became of it */
 byte session;		/* the source's */
+byte stop;		/* the source's, in this session */
+byte loaded;		/* the stop whose state the destination has */
 bit committed;		/* Migration.committed */
 bit cancelled;
 
@@ -39,7 +47,7 @@ bit cancelled;
 #define READY 2
 #define RUNS 3
 #define GAVEUP 4
-byte state[ONCE + 1];
+byte state[3];
 
 inline srcResumes() {
 	assert(!dstRan);		/* never two, and never back to an old copy */
@@ -48,6 +56,7 @@ inline srcResumes() {
 
 inline dstStarts(s) {
 	assert(!srcRuns);		/* never two */
+	assert(loaded == stop);		/* never from the state of a stop that was undone */
 	state[s] = RUNS;
 	dstRuns = 1;
 	dstRan = 1
@@ -65,29 +74,48 @@ inline commit(s) {
 
 active proctype source() {
 	mtype m;
-	byte s;
+	byte s, n;
 
 precopy:
 	if
-	:: atomic { session < ONCE -> session++; committed = 0; cancelled = 0; s = 0 }
+	:: atomic { session < ONCE -> session++; stop = 0; committed = 0; cancelled = 0; s = 0 }
 	:: goto endRunning		/* it has had enough */
 	fi;
 	/* Before the stop nothing can go wrong: it runs. */
-	srcRuns = 0;			/* Source.PauseForHandoff */
+halt:
+	atomic { srcRuns = 0; stop++ };	/* Source.PauseForHandoff */
 	if
-	:: toDst!STATE(session)
+	:: toDst!STATE(session, stop)
 	:: !calm			/* lost */
 	fi;
 	do				/* link.await(PREPARED) */
-	:: atomic { toSrc?m,s ->
+	:: atomic { toSrc?m,s,n ->
 		if
+#ifdef NO_STOP_NUMBER
 		:: s == session && m == PREPARED -> goto prepared
+#else
+		:: s == session && m == PREPARED && n == stop -> goto prepared
+#endif
 		:: s == session && m == FAILED -> goto back
 		:: else			/* of a connection that is closed */
 		fi }
+	:: stop < STOPS -> goto undo	/* the stop takes too long */
 	:: SILENCE -> goto back		/* lost, or PeerTimeout */
 	:: cancelled -> goto back
 	od;
+
+undo:					/* precopy.halt, precopy.forget */
+	atomic { srcResumes() };
+	if
+	:: toDst!UNDO(session, stop)
+	:: !calm
+	:: cancelled -> goto back
+	fi;
+	if
+	:: cancelled -> goto back
+	:: SILENCE -> goto back
+	:: goto halt			/* precopy goes on, and stops the guest again */
+	fi;
 
 prepared:				/* Migration.commit: under handoffMu, as Cancel is */
 #ifdef NO_EXCLUSION
@@ -106,11 +134,11 @@ prepared:				/* Migration.commit: under handoffMu, as Cancel is */
 	srcResumes();
 #endif
 	if				/* Migration.sendCommit */
-	:: toDst!COMMIT(session)
+	:: toDst!COMMIT(session, stop)
 	:: !calm
 	fi;
 	do
-	:: atomic { toSrc?m,s ->
+	:: atomic { toSrc?m,s,n ->
 		if
 		:: s == session && m == RUNNING -> goto endGone
 		:: s == session && m == FAILED -> goto back
@@ -160,7 +188,7 @@ again:
 back:					/* Migration.takeBack */
 	atomic { srcResumes() };
 	if				/* link.end */
-	:: !committed && nfull(toDst) -> toDst!ABORT(session)
+	:: !committed && nfull(toDst) -> toDst!ABORT(session, 0)
 	:: true				/* lost */
 	fi;
 	goto precopy;
@@ -178,7 +206,7 @@ endStuck:
 
 inline tell(m) {	/* to the source; it may have closed, or die */
 	if
-	:: atomic { HERE && nfull(toSrc) -> toSrc!m(cur) }
+	:: atomic { HERE && nfull(toSrc) -> toSrc!m(cur, loaded) }
 	:: !calm
 	:: full(toSrc)
 	:: !HERE
@@ -194,14 +222,15 @@ inline giveUp() {	/* session.finish: unless it runs */
 
 active proctype destination() {
 	mtype m;
-	byte s, cur;
+	byte s, n, cur;
 
 endIdle:
-	atomic { toDst?m,s ->
+	atomic { toDst?m,s,n ->
 		if
-		:: m == STATE -> cur = s; state[cur] = RECEIVING
-		:: else -> s = 0; goto endIdle	/* of a connection that is closed */
+		:: m == STATE && state[s] == NONE -> cur = s; state[cur] = RECEIVING; loaded = n; n = 0
+		:: else -> s = 0; n = 0; goto endIdle	/* of a connection that is closed */
 		fi };
+loads:
 	atomic { if			/* Target.LoadState */
 	:: HERE -> state[cur] = READY	/* session.prepared */
 	:: HERE -> state[cur] = GAVEUP; goto failed
@@ -213,13 +242,16 @@ endIdle:
 #endif
 	tell(PREPARED);
 	do
-	:: atomic { toDst?m,s ->
+	:: atomic { toDst?m,s,n ->
 		if
 		:: s == cur && m == COMMIT ->
 			if
-			:: state[cur] == READY -> commit(cur); break
-			:: else -> break
+			:: state[cur] == READY && n == loaded -> commit(cur); break
+			:: else -> giveUp(); break
 			fi
+		:: s == cur && m == UNDO && n == loaded && state[cur] == READY ->	/* session.undo */
+			state[cur] = RECEIVING; n = 0; goto again
+		:: s == cur && m == STATE -> giveUp(); break	/* UNDO was lost, so the connection is */
 		:: s == cur && m == ABORT -> giveUp(); break
 		:: else
 		fi }
@@ -235,7 +267,7 @@ endIdle:
 	od;
 #ifdef NO_IRREVERSIBLE
 	if
-	:: atomic { toDst?m,s ->
+	:: atomic { toDst?m,s,n ->
 		if
 		:: s == cur && m == COMMIT && state[cur] == GAVEUP -> commit(cur)
 		:: else
@@ -248,7 +280,21 @@ endIdle:
 	:: state[cur] == GAVEUP -> goto failed
 	:: state[cur] == NONE -> goto endIdle
 	fi;
+	goto told;
+again:					/* session.receiveState, after UNDO */
+	do
+	:: atomic { toDst?m,s,n ->
+		if
+		:: s == cur && m == STATE && HERE -> loaded = n; n = 0; goto loads
+		:: s == cur && HERE -> state[cur] = GAVEUP; goto failed
+		:: else
+		fi }
+	:: atomic { SILENCE && HERE -> state[cur] = GAVEUP; goto failed }
+	:: !HERE -> goto endIdle
+	od;
+told:
 #ifdef NO_FINAL
+	false;
 tooEarly:
 	tell(FAILED);
 	giveUp();
@@ -267,7 +313,7 @@ failed:	tell(FAILED);			/* session.tellFailure */
 	goto endIdle;
 taken:					/* no further migration; what comes is refused */
 endTaken: do
-	:: atomic { state[cur] == RUNS && nempty(toDst) -> toDst?m,s; s = 0 }
+	:: atomic { state[cur] == RUNS && nempty(toDst) -> toDst?m,s,n; s = 0; n = 0 }
 	:: state[cur] == NONE -> goto endIdle
 	od
 }
@@ -320,10 +366,10 @@ ltl able { [] (calm -> <> (srcRuns || dstRuns || (dstRestarted && committed))) }
 /* The network, and what befalls the machines. */
 active proctype world() {
 	mtype m;
-	byte s;
+	byte s, n;
 end:	do
-	:: atomic { !calm && nempty(toDst) -> toDst?m,s; s = 0 }
-	:: atomic { !calm && nempty(toSrc) -> toSrc?m,s; s = 0 }
+	:: atomic { !calm && nempty(toDst) -> toDst?m,s,n; s = 0; n = 0 }
+	:: atomic { !calm && nempty(toSrc) -> toSrc?m,s,n; s = 0; n = 0 }
 	:: atomic { !calm && nempty(query) -> query?s; s = 0 }
 	:: atomic { !calm && nempty(verdict) -> verdict?m,s; s = 0 }
 	:: !calm -> calm = 1
@@ -333,7 +379,7 @@ end:	do
 		state[1] = NONE;
 		state[2] = NONE;
 		do			/* its connections end */
-		:: toDst?m,s
+		:: toDst?m,s,n
 		:: empty(toDst) -> break
 		od }
 	od
