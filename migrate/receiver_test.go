@@ -353,7 +353,7 @@ func TestAQueryDoesNotWaitForTheStart(t *testing.T) {
 func TestFailedSessionsKeepNothing(t *testing.T) {
 	h, payload := packedFrame(t, CompressLZ4, 64, 'x')
 	r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
-		return &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}, nil
+		return &heapTarget{t: t, mem: [2][]byte{make([]byte, 64*MaxChannels*mempage.Size), make([]byte, 66*mempage.Size)}}, nil
 	}), nil)
 	session := func(i byte) {
 		var served sync.WaitGroup
@@ -372,7 +372,8 @@ func TestFailedSessionsKeepNothing(t *testing.T) {
 		for n := range uint16(MaxChannels) {
 			data = append(data, dial(new(stream).hello(dataHello(i, n+1))))
 		}
-		for _, c := range data {
+		for n, c := range data {
+			h.first = uint64(64 * n) // memory of its own
 			_, _ = c.Write(new(stream).frame(h, payload).Bytes())
 		}
 		control.Close()
