@@ -117,7 +117,7 @@ func TestPackAndUnpack(t *testing.T) {
 		for i := range span {
 			span[i] = byte(i >> 5)
 		}
-		all := make([]uint64, maxSpan/64)
+		all := make([]uint64, packSpan/64)
 		for i := range all {
 			all[i] = 0xf0f0f0f0f0f0f0f0 | uint64(i)
 		}
