@@ -113,7 +113,7 @@ func TestPackAndUnpack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		span := make([]byte, packSpan*mempage.Size)
+		span := make([]byte, maxSpan*mempage.Size)
 		for i := range span {
 			span[i] = byte(i >> 5)
 		}
