@@ -202,7 +202,6 @@ func (l *simLink) carry(now time.Duration, n int) time.Duration {
 
 // carried is what precopy.carried measures.
 func (l *simLink) carried(now time.Duration) (landed float64, busy time.Duration) {
-	landed, busy = l.landed, l.busy
 	for len(l.way) > 0 && l.way[0].to <= now {
 		x := l.way[0]
 		l.landed, l.busy, l.way = l.landed+x.pages, l.busy+x.to-x.from, l.way[1:]
