@@ -497,14 +497,6 @@ precopy:
 #endif
 	mutex = 0;
 #endif
-	if
-	:: atomic { running = 1;	/* more was left than the estimate said: on with precopy */
-#ifdef IO
-		quiet = 0;
-#endif
-		goto precopy }
-	:: skip
-	fi;
 #if defined(IO) && defined(NO_R5)
 	atomic { if
 	:: pending -> complete()
@@ -520,6 +512,13 @@ precopy:
 #ifdef NO_R4_LATE
 	:: atomic { late -> toSend = toSend & ~W; late = 0 }
 #endif
+	/* More was left than the estimate said, or the stop takes too long: on with precopy,
+	   at any moment before COMMIT, also while a page that was picked is not sent yet. */
+	:: atomic { running = 1;
+#ifdef IO
+		quiet = 0;
+#endif
+		goto precopy }
 	:: !toSend && !picked -> break
 	od;
 	assert(same || spare)		/* the page is not lost */
