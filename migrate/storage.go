@@ -83,12 +83,13 @@ func (c *comparison) due() bool { return c.missing }
 // begin compares while the last pages land.
 func (c *comparison) begin(samples []byte) {
 	c.missing, c.begun = false, true
+	nonce := c.s.id
 	go func() {
 		if c.target == nil {
 			c.done <- fmt.Errorf("this machine has no storage to compare")
 			return
 		}
-		c.done <- c.target.CompareStorage(c.ctx, c.s.id, samples)
+		c.done <- c.target.CompareStorage(c.ctx, nonce, samples)
 	}()
 }
 

@@ -371,11 +371,12 @@ func TestAStopThatWouldTakeTooLongIsUndone(t *testing.T) {
 	}
 	<-r.Arrived()
 	res := mig.Result()
-	if stops != 3 || res.StopsUndone != 2 {
-		t.Errorf("stopped %d times, %d undone", stops, res.StopsUndone)
+	// One of the two may have been a trial, where the machine is so busy that a stop looked dear.
+	if stops != 3 || res.StopsUndone < 1 || res.StopsUndone+res.TrialStops != 2 {
+		t.Errorf("stopped %d times, %d undone, %d tried", stops, res.StopsUndone, res.TrialStops)
 	}
 	// Each stop that is undone delays the next one: a round, then two.
-	if len(res.Rounds) < 1+1+2 {
+	if len(res.Rounds) < 1+1+res.StopsUndone {
 		t.Errorf("%d rounds", len(res.Rounds))
 	}
 	if err := w.Err(); err != nil {
