@@ -194,6 +194,7 @@ func (f fault) String() string {
 type faultyProxy struct {
 	ln     net.Listener
 	to     string
+	asked  string // who gets the queries
 	fault  fault
 	struck chan struct{}
 	once   sync.Once
@@ -203,11 +204,16 @@ type faultyProxy struct {
 }
 
 func startProxy(t *testing.T, to string, f fault, onHit func()) *faultyProxy {
+	return startForgetfulProxy(t, to, to, f, onHit)
+}
+
+// startForgetfulProxy passes queries on to another receiver.
+func startForgetfulProxy(t *testing.T, to, asked string, f fault, onHit func()) *faultyProxy {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &faultyProxy{ln: ln, to: to, fault: f, struck: make(chan struct{}), stop: make(chan struct{}), onHit: onHit}
+	p := &faultyProxy{ln: ln, to: to, asked: asked, fault: f, struck: make(chan struct{}), stop: make(chan struct{}), onHit: onHit}
 	p.wg.Go(func() {
 		for {
 			c, err := ln.Accept()
@@ -227,7 +233,15 @@ func startProxy(t *testing.T, to string, f fault, onHit func()) *faultyProxy {
 
 func (p *faultyProxy) serve(a net.Conn) {
 	defer a.Close()
-	b, err := net.Dial("tcp", p.to)
+	var hello [helloSize]byte
+	if _, err := io.ReadFull(a, hello[:]); err != nil {
+		return
+	}
+	to := p.to
+	if purpose(hello[12]) == purposeQuery {
+		to = p.asked
+	}
+	b, err := net.Dial("tcp", to)
 	if err != nil {
 		return
 	}
@@ -242,10 +256,6 @@ func (p *faultyProxy) serve(a net.Conn) {
 		case <-stop:
 		}
 	}()
-	var hello [helloSize]byte
-	if _, err := io.ReadFull(a, hello[:]); err != nil {
-		return
-	}
 	if _, err := b.Write(hello[:]); err != nil {
 		return
 	}
@@ -628,12 +638,8 @@ func TestStartFailureReturnsTheRight(t *testing.T) {
 // at the source until it is taken back by force.
 func TestUnknownSessionIsNotAborted(t *testing.T) {
 	rig := newRig(t)
-	// The destination loses its memory as the connection ends.
-	proxy := startProxy(t, rig.addr, fault{typ: frameCommit}, func() {
-		rig.recv.sessionMu.Lock()
-		defer rig.recv.sessionMu.Unlock()
-		rig.recv.active.id = sessionID{99}
-	})
+	// The destination loses its memory as the connection ends: another one is asked.
+	proxy := startForgetfulProxy(t, rig.addr, newRig(t).addr, fault{typ: frameCommit}, func() {})
 	m := New(rig.src, proxy.ln.Addr().String(), testOptions())
 	ended := make(chan error, 1)
 	go func() {
