@@ -21,6 +21,8 @@ type (
 	configMsg struct {
 		Features []string `cbor:"features"` // of the protocol, those that this migration uses
 		Machine  []byte   `cbor:"machine"`  // in the VMM's encoding
+		// Preview is that of a [Previewer]. A destination that does not know it finds out when it loads the state.
+		Preview []byte `cbor:"preview,omitempty"`
 	}
 	refused struct {
 		Reasons []string `cbor:"reasons"`

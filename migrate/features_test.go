@@ -95,3 +95,84 @@ func TestUnknownFieldsOfConfig(t *testing.T) {
 		t.Errorf("built from %q", got)
 	}
 }
+
+// previewSource and previewTarget are a toy of which the state is known in part.
+type previewSource struct {
+	*toySource
+	preview string
+}
+
+func (s previewSource) PreviewState() ([]byte, error) { return []byte(s.preview), nil }
+
+type previewTarget struct {
+	*toyTarget
+	checked *[]string
+}
+
+func (p previewTarget) CheckPreview(preview []byte) error {
+	*p.checked = append(*p.checked, string(preview))
+	if string(preview) == "bad" {
+		return errors.Join(errors.New("one"), errors.New("two"))
+	}
+	return nil
+}
+
+// TestPreview: what a source foresees of its state is checked before any memory is sent.
+// A machine that it does not fit is freed, and the source is told why. Either side may be
+// one that knows nothing of it.
+func TestPreview(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		preview      string
+		older, newer bool // the source, or the destination only
+		checks       int
+		refused      bool
+	}{
+		{name: "good", preview: "good", checks: 1},
+		{name: "bad", preview: "bad", checks: 1, refused: true},
+		{name: "nothing is known", preview: ""},
+		{name: "an older source", older: true},
+		{name: "an older destination", preview: "bad", newer: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			runs := &whoRuns{t: t, who: map[string]bool{}}
+			toy := newToySource(t, runs)
+			discarded := 0
+			dst := &toyTarget{heapTarget: heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}, runs: runs,
+				step: func(step string) error {
+					if step == "discard" {
+						discarded++
+					}
+					return nil
+				}}
+			var checked []string
+			r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
+				if c.newer {
+					return dst, nil
+				}
+				return previewTarget{dst, &checked}, nil
+			}), nil)
+			var src Source = previewSource{toy, c.preview}
+			if c.older {
+				src = toy
+			}
+			m := New(src, "the other host", Options{})
+			err := moveTo(r, m)
+			if len(checked) != c.checks || c.checks > 0 && checked[0] != c.preview {
+				t.Errorf("checked %q", checked)
+			}
+			if !c.refused {
+				if err != nil || !runs.is("destination") {
+					t.Errorf("%v; the guest runs there: %v", err, runs.is("destination"))
+				}
+				return
+			}
+			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "one; two") {
+				t.Errorf("error %v, want a refusal", err)
+			}
+			if discarded != 1 || m.Result().PagesSent != 0 || !runs.is("source") {
+				t.Errorf("discarded %d times, %d pages sent, the guest runs at the source: %v", discarded, m.Result().PagesSent, runs.is("source"))
+			}
+		})
+	}
+}

@@ -172,7 +172,7 @@ func goodHello() hello {
 
 // config is a CONFIG of a migration that uses features.
 func (s *stream) config(machine string, features ...string) *stream {
-	return s.control(frameConfig, configMsg{features, []byte(machine)})
+	return s.control(frameConfig, configMsg{Features: features, Machine: []byte(machine)})
 }
 
 // state is what a source sends in the stop by its control connection.

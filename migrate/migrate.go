@@ -138,6 +138,18 @@ type Comparer interface {
 	CompareStorage(ctx context.Context, session [16]byte, samples []byte) error
 }
 
+// Previewer is a [Source] that knows some of what its state will have, and what a destination may not be able to load.
+type Previewer interface {
+	PreviewState() ([]byte, error) // called after MigrationConfig, while the guest runs
+}
+
+// PreviewChecker is the [Target] of a [Previewer].
+type PreviewChecker interface {
+	// CheckPreview fails, as [Builder.Build] does, if a state with this could not be loaded. It is called after Build and
+	// before any memory is sent.
+	CheckPreview(preview []byte) error
+}
+
 // Builder makes the destination's machine, which does not run yet.
 type Builder interface {
 	// Build makes the machine from what MigrationConfig returned. Its error is sent to the source, one of errors.Join

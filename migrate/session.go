@@ -331,7 +331,9 @@ func (s *session) build(r *Receiver) (Target, error) {
 	var target Target
 	if err = checkFeatures(config.Features, r.known); err == nil {
 		s.features = config.Features
-		target, err = r.builder.Build(s.ctx, config.Machine)
+		if target, err = r.builder.Build(s.ctx, config.Machine); err == nil {
+			err = checkPreview(target, config.Preview)
+		}
 	}
 	if err != nil {
 		reasons := reasonsOf(err)
@@ -351,6 +353,18 @@ func (s *session) build(r *Receiver) (Target, error) {
 	err = s.conn.writeFrame(header{typ: frameReady})
 	close(s.ready)
 	return target, err
+}
+
+// checkPreview frees the target if it cannot load what the source foresees.
+func checkPreview(target Target, preview []byte) error {
+	c, ok := target.(PreviewChecker)
+	if !ok || len(preview) == 0 {
+		return nil
+	}
+	if err := c.CheckPreview(preview); err != nil {
+		return errors.Join(err, target.Discard())
+	}
+	return nil
 }
 
 // closedBySource gives the end of a connection a text that says what happened.

@@ -242,13 +242,18 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 func (m *Migration) setup(ctx context.Context, l *link) error {
 	m.setPhase(PhaseSetup)
 	m.resets.resetMu.Lock()
-	machine, err := m.src.MigrationConfig()
+	msg := configMsg{Features: m.features}
+	var err error
+	msg.Machine, err = m.src.MigrationConfig()
+	if p, ok := m.src.(Previewer); ok && err == nil {
+		msg.Preview, err = p.PreviewState()
+	}
 	slots := m.src.Slots()
 	m.resets.resetMu.Unlock()
 	if err != nil {
 		return fmt.Errorf("describe the machine: %w", err)
 	}
-	config, err := strictcbor.Marshal(configMsg{Features: m.features, Machine: machine})
+	config, err := strictcbor.Marshal(msg)
 	if err != nil {
 		return fmt.Errorf("encode %v: %w", frameConfig, err)
 	}

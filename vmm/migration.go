@@ -132,6 +132,7 @@ var (
 	_ migrate.Hinting   = (*migrant)(nil)
 	_ migrate.Throttler = (*migrant)(nil)
 	_ migrate.BulkLog   = (*migrant)(nil)
+	_ migrate.Previewer = (*migrant)(nil)
 )
 
 // Reset implements [migrate.Resetter].

@@ -121,7 +121,10 @@ type arrival struct {
 	vm *VM
 }
 
-var _ migrate.Timed = (*arrival)(nil)
+var (
+	_ migrate.Timed          = (*arrival)(nil)
+	_ migrate.PreviewChecker = (*arrival)(nil)
+)
 
 func (a *arrival) Start(ctx context.Context, paused bool) error {
 	if err := a.vm.arrive(); err != nil {

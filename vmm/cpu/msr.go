@@ -121,11 +121,11 @@ func LoadMSRs(v *kvm.VCPU, cpuid []kvm.CPUIDEntry, saved []kvm.MSR) error {
 		if !slices.Contains(refused.Refused, m.Index) || !shows(cpuid, m.Index) {
 			continue
 		}
-		here := "does not have it"
+		found := "no such MSR"
 		if now, ok := have[m.Index]; ok {
-			here = fmt.Sprintf("has %#x and does not let it be set", now)
+			found = fmt.Sprintf("%#x, which this host's KVM does not change to that", now)
 		}
-		errs = append(errs, fmt.Errorf("vCPU %d: MSR %#x is %#x in the guest, this host's KVM %s", v.ID(), m.Index, m.Data, here))
+		errs = append(errs, fmt.Errorf("vCPU %d: MSR %s: expected %#x as in the guest, found %s", v.ID(), msrName(m.Index), m.Data, found))
 	}
 	return errors.Join(errs...)
 }

@@ -113,6 +113,8 @@ type Target struct {
 var (
 	_ migrate.Target   = (*Target)(nil)
 	_ migrate.Comparer = (*Target)(nil)
+
+	_ migrate.PreviewChecker = (*Target)(nil)
 )
 
 // Slots lists the memory slots.

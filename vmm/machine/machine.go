@@ -46,6 +46,9 @@ type kernel struct {
 	caps  caps
 	msrs  []uint32    // that the state of a vCPU carries
 	rings *dirtyRings // nil: the dirty log is a bitmap
+	// features are the MSRs that describe the processor to the guest, which are the same on all vCPUs
+	// and do not change once the guest runs.
+	features []kvm.MSR
 
 	// untouched says of each slot, while the dirty log is on, that the log began empty, and
 	// that whoever looked since has found no populated page in the slot.

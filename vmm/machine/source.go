@@ -18,9 +18,10 @@ type source struct {
 }
 
 var (
-	_ migrate.Source  = (*source)(nil)
-	_ migrate.Hinting = (*source)(nil)
-	_ migrate.Sampler = (*source)(nil)
+	_ migrate.Source    = (*source)(nil)
+	_ migrate.Hinting   = (*source)(nil)
+	_ migrate.Sampler   = (*source)(nil)
+	_ migrate.Previewer = (*source)(nil)
 )
 
 // Source is a machine as it is sent.

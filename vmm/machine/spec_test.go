@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/strictcbor"
+	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/cpu"
 )
 
 func TestSpecEncoding(t *testing.T) {
@@ -85,6 +88,9 @@ func FuzzDecode(f *testing.F) {
 	b, err = encodeState(&machineState{Version: stateVersion, VCPUs: make([]vcpuState, 1)})
 	check(f, err)
 	f.Add(b)
+	b, err = strictcbor.Marshal(statePreview{[]kvm.MSR{{Index: 0x345, Data: 1}, {Index: 0x10a, Data: 2}}})
+	check(f, err)
+	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if s, err := decodeSpec(b, nil); err == nil {
 			if err := s.Validate(); err != nil {
@@ -92,5 +98,8 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 		_, _ = decodeState(b)
+		if p, err := decodePreview(b); err == nil && len(cpu.FeatureMSRs(aSpec().CPUID, p.MSRs)) > 16 {
+			t.Errorf("%d MSRs of a peer are tried", len(p.MSRs))
+		}
 	})
 }

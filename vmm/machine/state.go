@@ -13,6 +13,7 @@ import (
 	"github.com/govmm/govmm/balloon"
 	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/cpu"
 	"github.com/govmm/govmm/vmm/platform"
 	"github.com/govmm/govmm/vmm/serial"
 )
@@ -149,6 +150,7 @@ func (m *Machine) loadState(s *machineState) error {
 	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRest(v, &s.VCPUs[i]) }); err != nil {
 		return err
 	}
+	m.kernel.features = cpu.FeatureMSRs(m.spec.CPUID, s.VCPUs[0].MSRs)
 	if err := m.loadChips(&s.Chips); err != nil {
 		return err
 	}

@@ -156,7 +156,7 @@ func TestStateRules(t *testing.T) {
 		"no segments":   {func(s *machineState) { s.VCPUs[0].Sregs2 = nil }, "no segments"},
 		"chip":          {func(s *machineState) { s.Chips.PICSlave.ChipID = 2 }, "expected interrupt chip 1, found 2"},
 		"MSR":           {func(s *machineState) { s.VCPUs[0].MSRs[0].Index = msrKVMWallClock }, "MSRs that must stay on their host"},
-		"unknown MSR":   {func(s *machineState) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: 0x12345678, Data: 5} }, "MSR 0x12345678 is 0x5 in the guest, this host's KVM does not have it"},
+		"unknown MSR":   {func(s *machineState) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: 0x12345678, Data: 5} }, "MSR 0x12345678: expected 0x5 as in the guest, found no such MSR"},
 		"TSC":           {func(s *machineState) { s.Clock.TSCKHz *= 2 }, "the TSC runs at"},
 		"XSAVE":         {func(s *machineState) { s.VCPUs[0].XSAVE = bytes.Repeat([]byte{1}, 1<<16) }, "KVM_SET_XSAVE"},
 		"serial port":   {func(s *machineState) { s.Serial.FIFO = make([]byte, 99) }, "serial port state"},
@@ -192,7 +192,7 @@ func TestMSRs(t *testing.T) {
 	was := list[i].Data
 	list[i].Data = ^uint64(0)
 	err = cpu.LoadMSRs(v, m.spec.CPUID, list)
-	if err == nil || !strings.Contains(err.Error(), "vCPU 0: MSR 0xfe is 0xffffffffffffffff in the guest, this host's KVM has") {
+	if err == nil || !strings.Contains(err.Error(), "vCPU 0: MSR 0xfe: expected 0xffffffffffffffff as in the guest, found ") {
 		t.Errorf("an MSR that cannot be set (it was %#x): %v", was, err)
 	}
 	for _, n := range []uint32{cpu.MSRTSC, msrWallClockOld, msrKVMWallClock, 0x480, 0x40000020} {
@@ -230,7 +230,7 @@ func TestInvisibleStateIsLoaded(t *testing.T) {
 	shown(false)
 	check(t, fromSpec(t, spec, nil).loadState(s))
 	shown(true)
-	if err := fromSpec(t, spec, nil).loadState(s); err == nil || !strings.Contains(err.Error(), "MSR 0x345 is 0x8000000000000000 in the guest") {
+	if err := fromSpec(t, spec, nil).loadState(s); err == nil || !strings.Contains(err.Error(), "MSR 0x345 (PERF_CAPABILITIES): expected 0x8000000000000000 as in the guest") {
 		t.Errorf("an MSR that the guest knows: %v", err)
 	}
 }

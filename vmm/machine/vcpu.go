@@ -60,6 +60,7 @@ func (m *Machine) createVCPUs() error {
 	for _, p := range present {
 		m.kernel.msrs = append(m.kernel.msrs, p.Index)
 	}
+	m.kernel.features = cpu.FeatureMSRs(m.spec.CPUID, present)
 	for _, c := range m.vcpus {
 		m.gate.enter()
 		m.ending.threads.Go(c.loop)
