@@ -168,10 +168,17 @@ func (h *hinter) admit(ctx context.Context) (most uint64, err error) {
 		if err := h.look(); err != nil {
 			return 0, err
 		}
-		if state, off := h.where(); off || state == hintsIdle || state == hintsEnded {
+		h.mu.Lock()
+		open := h.off == nil && (h.state == hintsAsked || h.state == hintsAnswering) && h.stopped.IsZero()
+		h.mu.Unlock()
+		if !open {
 			return maxSpan, nil
 		}
 		h.measure()
+		if h.pace.hopeless(h.tracker.Remaining()) {
+			h.stop()
+			return maxSpan, nil
+		}
 		if h.tracker.Remaining() == 0 || !h.pace.waits() {
 			return h.pace.span(), nil
 		}

@@ -44,6 +44,8 @@ const (
 	// hintSlice is how much of the link's time the spans of all connections take
 	// together while hints come. What is on its way cannot be spared.
 	hintSlice = 20 * time.Millisecond
+	// hintBusy is the pages a second from which on a link may be bound by the processor.
+	hintBusy = 400 << 20 / mempage.Size
 	// linkPages must have landed before the link's pace counts.
 	linkPages = significantBytes / mempage.Size
 )
@@ -77,6 +79,17 @@ func (p *hintPace) waits() bool {
 		return false
 	}
 	return p.waited.Seconds() < p.taken/b && float64(p.sent)*hintSparing > p.taken
+}
+
+// hopeless reports whether to end the answer, with so many pages left to send: the guest is
+// far slower than a link that the processor may bound, and takes processor time from those that send.
+func (p *hintPace) hopeless(left uint64) bool {
+	b := p.linkRate()
+	if p.answer.last.pages == 0 || b < hintBusy || p.answer.rate()*2 > b {
+		return false
+	}
+	round := float64(p.sent+left) / b
+	return (p.asked - p.began).Seconds() > max(round/16, hintSlice.Seconds())
 }
 
 // span is how many pages a worker may pick at once: a power of two, and a multiple of 64.
