@@ -206,10 +206,12 @@ func TestAStopThatTakesTooLongIsUndone(t *testing.T) {
 				if !r.once.Load() || res.StopsUndone == 0 || res.UndoneNote == "" {
 					t.Errorf("trouble met: %v, %d stops undone, the last since %q; %d tried; %v %+v", r.once.Load(), res.StopsUndone, res.UndoneNote, res.TrialStops, res.Downtime, res.DowntimeParts)
 				}
-				if res.StopsUndone == 1 && !strings.Contains(res.UndoneNote, trouble.note) {
+				at := strings.Contains(res.UndoneNote, trouble.note)
+				// A busy machine may take so long before the trouble.
+				if res.StopsUndone == 1 && !at && !strings.Contains(res.UndoneNote, "sending the last pages") && !strings.Contains(res.UndoneNote, "stopping the vCPUs") {
 					t.Errorf("the note is %q, want %q in it", res.UndoneNote, trouble.note)
 				}
-				if trouble.loads != (r.unloads.Load() > 0) && !trouble.may && res.StopsUndone == 1 {
+				if trouble.loads != (r.unloads.Load() > 0) && !trouble.may && res.StopsUndone == 1 && at {
 					t.Errorf("the destination unloaded %d states", r.unloads.Load())
 				}
 				if !r.world.Holder().Running() || r.world.Holder() == r.source || r.world.Arrivals() != 1 {
