@@ -149,6 +149,16 @@ func TestPackAndUnpack(t *testing.T) {
 	}
 }
 
+// LeastAllocs is how often f allocates: the least of some measurements, since what
+// other goroutines allocate counts too.
+func LeastAllocs(f func()) float64 {
+	n := testing.AllocsPerRun(20, f)
+	for range 9 {
+		n = min(n, testing.AllocsPerRun(20, f))
+	}
+	return n
+}
+
 // Neither side allocates for a span.
 func TestSpansAllocateNothing(t *testing.T) {
 	src := &heapTarget{t: t, mem: [2][]byte{bytes.Repeat([]byte{5}, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
@@ -168,7 +178,7 @@ func TestSpansAllocateNothing(t *testing.T) {
 			w.picked[i] = ^uint64(0)
 		}
 		w.picked[1] = 0x3f
-		if n := testing.AllocsPerRun(20, func() {
+		if n := LeastAllocs(func() {
 			if _, err := w.sendSpan(context.Background(), 0, 0, 70); err != nil {
 				t.Fatal(err)
 			}
@@ -188,7 +198,7 @@ func TestSpansAllocateNothing(t *testing.T) {
 		in := &inlet{session: s}
 		reader := bytes.NewReader(payload)
 		in.conn = newConn(byteConn{reader})
-		if n := testing.AllocsPerRun(20, func() {
+		if n := LeastAllocs(func() {
 			_, _ = reader.Seek(0, io.SeekStart)
 			if err := in.apply(src, h); err != nil {
 				t.Fatal(err)

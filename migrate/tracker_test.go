@@ -357,7 +357,7 @@ func TestRoundsDoNotAllocate(t *testing.T) {
 	}
 	picked := make([]uint64, 16)
 	var id uint32
-	if n := testing.AllocsPerRun(20, func() {
+	if n := migrate.LeastAllocs(func() {
 		id++
 		err := errors.Join(tracker.Sync(), tracker.BeginHintEpoch(id))
 		for slot := range 2 {
