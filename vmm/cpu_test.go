@@ -37,7 +37,7 @@ func TestBaselinesRun(t *testing.T) {
 				t.Fatalf("%+v", res)
 			}
 			r.ends(t, Migrated, "")
-			if !reflect.DeepEqual(next.machine.Spec().CPUID, set) {
+			if !reflect.DeepEqual(next.current().Spec().CPUID, set) {
 				t.Error("another processor at the destination")
 			}
 			next.con.Type("x")
