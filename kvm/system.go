@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"errors"
+	"sync"
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
@@ -44,6 +45,28 @@ func Open() (*System, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+var shared struct {
+	openMu sync.Mutex // guards system
+	system *System    // nil: not opened yet
+}
+
+// Shared returns the System that all machines of this process use. The first call opens
+// it, and it stays open to the end of the process: a machine that is made later, in a
+// sandbox or without the rights of the beginning, need not open /dev/kvm. Nobody may
+// close it.
+func Shared() (*System, error) {
+	shared.openMu.Lock()
+	defer shared.openMu.Unlock()
+	if shared.system == nil {
+		s, err := Open()
+		if err != nil {
+			return nil, err
+		}
+		shared.system = s
+	}
+	return shared.system, nil
 }
 
 // Close closes /dev/kvm. VMs created with it remain usable.

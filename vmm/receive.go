@@ -54,6 +54,9 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	if cfg.Listener == nil {
 		return nil, kind.Invalid("a receiver needs a listener")
 	}
+	if err := machine.PrepareToReceive(); err != nil {
+		return nil, err
+	}
 	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
 	v.listener = cfg.Listener
 	v.receiver = migrate.NewReceiver(&arrivals{

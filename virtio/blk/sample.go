@@ -6,16 +6,15 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/govmm/govmm/internal/bootid"
 	"github.com/govmm/govmm/internal/strictcbor"
 )
 
@@ -236,8 +235,8 @@ var localFiles = []int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS
 
 // identity returns the boot id of this kernel, and what is one file's on it.
 func (im *image) identity() (kernel, file string, err error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil || im.readOnly { // a copy of what nobody writes is as good
+	kernel = bootid.ID()
+	if kernel == "" || im.readOnly { // a copy of what nobody writes is as good
 		return "", "", nil
 	}
 	var st unix.Stat_t
@@ -251,7 +250,7 @@ func (im *image) identity() (kernel, file string, err error) {
 	case slices.Contains(localFiles, fs.Type):
 		file = fmt.Sprintf("device %d:%d inode %d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
 	}
-	return strings.TrimSpace(string(b)), file, nil
+	return kernel, file, nil
 }
 
 // parallelReads is how many blocks of a disk are read at once, each by a thread.

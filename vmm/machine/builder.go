@@ -85,16 +85,11 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 }
 
 // fitsHere compares a spec with this host.
-func fitsHere(spec *Spec) (err error) {
-	sys, err := kvm.Open()
+func fitsHere(spec *Spec) error {
+	sys, err := kvm.Shared()
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if cerr := sys.Close(); err == nil {
-			err = cerr
-		}
-	}()
 	h, err := thisHost(sys)
 	if err != nil {
 		return fmt.Errorf("find out what this host can do: %w", err)

@@ -1,12 +1,11 @@
 package machine
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
+	"github.com/govmm/govmm/internal/bootid"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/cpu"
 )
@@ -71,16 +70,7 @@ func (c *clockState) passed(since, now int64) int64 {
 // unrelated.
 const maxElapsed = 10 * time.Minute
 
-// bootID is new at each boot of the kernel (random(4)).
-func bootID() string {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "" // equal to no other, see sameBoot
-	}
-	return string(bytes.TrimSpace(b))
-}
-
-func (c *clockState) sameBoot() bool { return c.Boot != "" && c.Boot == bootID() }
+func (c *clockState) sameBoot() bool { return c.Boot != "" && c.Boot == bootid.ID() }
 
 // elapsed returns the nanoseconds from a moment to now, never below 0.
 func elapsed(since, now int64) int64 {
@@ -130,7 +120,7 @@ func tscOffset(v *kvm.VCPU) (*uint64, error) {
 }
 
 func (m *Machine) saveClock() (c clockState, err error) {
-	c.Boot = bootID()
+	c.Boot = bootid.ID()
 	boot := m.vcpus[0].kvm
 	if c.TSCKHz, err = boot.TSCKHz(); err != nil {
 		return c, err

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/bootid"
 	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/kvm"
 )
@@ -138,7 +139,7 @@ func TestTSCIsWritten(t *testing.T) {
 // TestTSCsKeepTheirDistance: a difference that the guest has set between the TSCs of two
 // vCPUs stays.
 func TestTSCsKeepTheirDistance(t *testing.T) {
-	for _, boot := range []string{bootID(), "another"} {
+	for _, boot := range []string{bootid.ID(), "another"} {
 		m := newMachine(t, 2, vmtest.JustCount, nil)
 		if !setsTSC(t) {
 			t.Skip("needs VT-x or SVM: this KVM does not let TSC offsets be set")
@@ -158,7 +159,7 @@ func TestTSCsKeepTheirDistance(t *testing.T) {
 		if *second-*first != 777777 {
 			t.Errorf("boot %q: the TSCs are %d apart", boot, *second-*first)
 		}
-		if boot == bootID() && *first != *here {
+		if boot == bootid.ID() && *first != *here {
 			t.Errorf("in one boot the offset went from %d to %d", *here, *first)
 		}
 	}

@@ -3,7 +3,6 @@ package machine
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/govmm/govmm/kvm"
@@ -141,17 +140,6 @@ func explainEmulation(p place, software bool) string {
 		return "KVM had to emulate the instruction, " + name + ", and cannot"
 	}
 	return "KVM had to emulate the instruction, which it does for accesses to devices, and cannot"
-}
-
-// softwareKVM says whether neither of the hardware modules is loaded: KVM then runs
-// guests in some other way.
-func softwareKVM() bool {
-	for _, module := range []string{"kvm_intel", "kvm_amd"} {
-		if _, err := os.Stat("/sys/module/" + module); err == nil {
-			return false
-		}
-	}
-	return true
 }
 
 // instruction names the instruction if it is one that a KVM without hardware support

@@ -36,12 +36,13 @@ func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
 func newWith(spec Spec, ends Ends, log *slog.Logger, b backends, mem *memory.Memory) (_ *Machine, err error) {
 	m := &Machine{spec: spec, log: log, ends: ends.orNothing(), gate: newGate(), mem: mem, ending: ending{done: make(chan struct{}), reset: make(chan struct{})}}
 	m.devices.backends = b
+	readHost()
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("make the machine: %w", err), m.Close())
 		}
 	}()
-	if m.kernel.sys, err = kvm.Open(); err != nil {
+	if m.kernel.sys, err = kvm.Shared(); err != nil {
 		return nil, err
 	}
 	if _, err := m.kernel.sys.RequestXComp(); err != nil {
@@ -204,9 +205,6 @@ func (m *Machine) free() error {
 	}
 	if m.kernel.vm != nil {
 		errs = append(errs, m.kernel.vm.Close())
-	}
-	if m.kernel.sys != nil {
-		errs = append(errs, m.kernel.sys.Close())
 	}
 	if m.mem != nil { // its slots have gone with the VM
 		errs = append(errs, m.mem.Close())

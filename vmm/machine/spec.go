@@ -97,11 +97,10 @@ func (s Spec) Complete(model string) (_ Spec, err error) {
 	if err := MakeAbsolute(s.Devices); err != nil {
 		return s, err
 	}
-	sys, err := kvm.Open()
+	sys, err := kvm.Shared()
 	if err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, sys.Close()) }()
 	if s.CPUID, err = cpu.Guest(sys, model, s.Memory); err != nil {
 		return s, err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -23,7 +22,7 @@ import (
 // overcommit lifts the rule, except where nothing can be overcommitted: a pool of huge
 // pages, and what the kernel and the VMM need for their own tables.
 func Admit(size uint64, b Backing, overcommit bool) error {
-	h := host{os.DirFS("/")}
+	h := thisHost
 	err := h.admit(size, b, overcommit)
 	if err == nil {
 		return nil
@@ -45,7 +44,7 @@ const (
 // Available returns how many bytes of memory of this backing a guest can have on this
 // host.
 func Available(b Backing) (uint64, error) {
-	room, err := host{os.DirFS("/")}.room(b)
+	room, err := thisHost.room(b)
 	return room.bytes, err
 }
 
@@ -244,6 +243,9 @@ func (h host) left(dir string, l limitFiles) (r room, limited bool, err error) {
 	text, err := h.read(path.Join(dir, l.limit))
 	if errors.Is(err, fs.ErrNotExist) || string(bytes.TrimSpace(text)) == "max" {
 		return r, false, nil // the root of version 2, a controller that is off, no limit
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return r, false, nil // it cannot be seen: the process came into it when it was in a sandbox already
 	}
 	limit, used := uint64(0), uint64(0)
 	if err == nil {

@@ -3,7 +3,6 @@ package memory
 import (
 	"errors"
 	"fmt"
-	"os"
 	"unsafe"
 
 	"github.com/govmm/govmm/mempage"
@@ -38,7 +37,7 @@ func ParseBacking(s string) (Backing, error) {
 	return "", fmt.Errorf("memory backing must be %[2]s, %[3]s or %[4]s, got %[1]q", s, Anonymous, Memfd, Hugetlb)
 }
 
-// open maps size bytes of m.backing at m.ram, and opens the pagemap if holes are
+// open maps size bytes of m.backing at m.ram, and prepares the pagemap if holes are
 // found with it.
 func (m *Memory) open(size uint64) error {
 	if pageSizeOfHost != mempage.Size {
@@ -69,6 +68,10 @@ func (m *Memory) open(size uint64) error {
 	if err := unix.Madvise(m.ram, unix.MADV_DONTFORK); err != nil {
 		return fmt.Errorf("madvise guest memory, MADV_DONTFORK: %w", err)
 	}
+	// Nor is it for the file of a core dump: it is large, and it is the guest's secret.
+	if err := unix.Madvise(m.ram, unix.MADV_DONTDUMP); err != nil {
+		return fmt.Errorf("madvise guest memory, MADV_DONTDUMP: %w", err)
+	}
 	if m.backing != Hugetlb {
 		// EINVAL: the kernel has no transparent huge pages.
 		if err := unix.Madvise(m.ram, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -76,7 +79,7 @@ func (m *Memory) open(size uint64) error {
 		}
 	}
 	if m.backing != Memfd {
-		if m.pagemap, err = openPagemap(); err != nil {
+		if m.pagemap, err = newPagemap(); err != nil {
 			return err
 		}
 	}
@@ -134,7 +137,7 @@ func mapAligned(fd int, size uint64, flags int) ([]byte, error) {
 
 // hugetlbError describes the state of the pool of huge pages and what to do.
 func hugetlbError(size uint64, cause error) error {
-	r, err := host{os.DirFS("/")}.pool(0)
+	r, err := thisHost.pool(0)
 	if err != nil {
 		return fmt.Errorf("%w; use backing %s: %w", err, DefaultBacking, cause)
 	}

@@ -153,10 +153,6 @@ func (m *Memory) Close() error {
 		}
 		m.fd = -1
 	}
-	if m.pagemap != nil {
-		errs = append(errs, m.pagemap.close())
-		m.pagemap = nil
-	}
 	return errors.Join(errs...)
 }
 

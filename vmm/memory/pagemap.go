@@ -13,8 +13,7 @@ import (
 
 // pagemap finds the populated pages of this process's memory without access to
 // them: with the ioctl PAGEMAP_SCAN (Linux 6.7), otherwise by reading
-// /proc/self/pagemap, 8 bytes for each page. The file stays open, so that a sandbox
-// that is set up later need not allow to open it.
+// /proc/self/pagemap, 8 bytes for each page.
 type pagemap struct {
 	fd   int
 	scan bool // the kernel has PAGEMAP_SCAN
@@ -68,11 +67,21 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// openPagemap opens this process's pagemap and detects PAGEMAP_SCAN.
-func openPagemap() (*pagemap, error) {
+// pagemapFile opens this process's pagemap. It stays open to the end of the process, so
+// that memory that is made later, in a sandbox, need not open it.
+var pagemapFile = sync.OnceValues(func() (int, error) {
 	fd, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open /proc/self/pagemap, to find holes in guest memory: %w", err)
+		return -1, fmt.Errorf("open /proc/self/pagemap, to find holes in guest memory: %w", err)
+	}
+	return fd, nil
+})
+
+// newPagemap detects PAGEMAP_SCAN.
+func newPagemap() (*pagemap, error) {
+	fd, err := pagemapFile()
+	if err != nil {
+		return nil, err
 	}
 	p := &pagemap{fd: fd}
 	// A scan of an empty range succeeds if the kernel has the ioctl.
@@ -81,13 +90,6 @@ func openPagemap() (*pagemap, error) {
 	scratches.Put(s)
 	p.scan = err == nil
 	return p, nil
-}
-
-func (p *pagemap) close() error {
-	if err := unix.Close(p.fd); err != nil {
-		return fmt.Errorf("close /proc/self/pagemap: %w", err)
-	}
-	return nil
 }
 
 // populated calls found for each range of populated pages in the n pages at host

@@ -26,7 +26,7 @@ type Options struct {
 	// process. Stderr gets the help text of Ctrl-A h.
 	Stdin, Stdout, Stderr *os.File
 	// Watcher is the command of a process that calls [WatchTerminal]. The backend stdio
-	// starts it when it makes a terminal raw, so that the terminal is restored however
+	// starts it when it is opened, so that a terminal in raw mode is restored however
 	// this process ends: after a panic, or SIGKILL. nil: it is not, then.
 	Watcher []string
 }

@@ -13,10 +13,9 @@ import (
 // terminal is a terminal that goes into raw mode and back: on every way out, while the
 // process is stopped, and while it is a background job.
 type terminal struct {
-	file    *os.File
-	fd      int
-	wake    func()   // makes the reader look whether the terminal is its again
-	command []string // of the watcher; nil: none
+	file *os.File
+	fd   int
+	wake func() // makes the reader look whether the terminal is its again
 
 	signals chan os.Signal
 	done    chan struct{} // closed by close
@@ -27,7 +26,7 @@ type terminal struct {
 	closed  bool
 	before  unix.Termios // the mode before raw mode
 	raw     unix.Termios // raw mode, once it was set
-	watcher *watcher     // nil: not started, or not possible
+	watcher *watcher     // nil: there is none, or it has been killed
 }
 
 // rawTerminals are the terminals that RestoreTerminals restores.
@@ -52,16 +51,22 @@ func RestoreTerminals() {
 	}
 }
 
-// newTerminal returns the terminal that f is, or nil if it is none.
+// newTerminal returns the terminal that f is, or nil if it is none. command is that of its
+// watcher; nil: there is none.
 func newTerminal(f *os.File, command []string, wake func()) *terminal {
 	if !term.IsTerminal(int(f.Fd())) {
 		return nil
 	}
-	t := &terminal{file: f, fd: int(f.Fd()), wake: wake, command: command, signals: make(chan os.Signal, 8), done: make(chan struct{})}
+	t := &terminal{file: f, fd: int(f.Fd()), wake: wake, signals: make(chan os.Signal, 8), done: make(chan struct{})}
 	// The guest runs on while its process is a background job: a read that comes too
 	// late fails (EIO), and does not stop it.
 	signal.Ignore(unix.SIGTTIN, unix.SIGTTOU)
 	signal.Notify(t.signals, unix.SIGQUIT, unix.SIGABRT, unix.SIGTSTP, unix.SIGCONT)
+	if command != nil {
+		// Now, since a sandbox may forbid it later. Without a watcher, a panic or SIGKILL
+		// leaves the terminal raw: no reason not to run.
+		t.watcher, _ = startWatcher(command, f)
+	}
 	go t.handleSignals()
 	return t
 }
@@ -120,13 +125,6 @@ func (t *terminal) makeRaw() error {
 	raw.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
 	raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
 	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
-	if t.watcher == nil && t.command != nil {
-		// Without one, a panic or SIGKILL leaves the terminal raw: no reason not to run.
-		t.watcher, _ = startWatcher(t.command, t.file)
-		if t.watcher == nil {
-			t.command = nil
-		}
-	}
 	if t.watcher != nil {
 		if t.watcher.tell(&t.before, &raw) != nil { // it has been killed
 			t.watcher.close()
