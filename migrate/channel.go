@@ -63,6 +63,7 @@ func (l *link) watch(number int, c *conn) {
 		}
 	case err == nil:
 		err = fmt.Errorf("%w: the destination sent %v", ErrProtocol, h.typ)
+	case errors.Is(err, ErrRefused): // by TLS
 	case l.flushed.Load():
 		return // all has been sent; the rest is up to the control connection
 	case errors.Is(err, io.ErrUnexpectedEOF):

@@ -1,6 +1,8 @@
 package migrate
 
 import (
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +16,14 @@ import (
 // conn is one connection of a migration: frames over a stream. One goroutine reads.
 // Nothing is allocated for a page or a span.
 type conn struct {
-	net.Conn // what frames go over: the flow, or TLS over it
-	flow     *flow
+	*flow                // whose deadlines and Close are the connection's, below TLS too
+	stream io.ReadWriter // what frames go over: the flow, or TLS over it
+
+	// Of a connection over TLS, set before its first frame.
+	lower *lower        // nil: it is plain
+	plain *bufio.Writer // puts the small parts of a frame into one record
+	from  identity      // of the peer
+	peer  string        // what it is called in an error
 
 	// writing is held while a frame is written: an ALIVE may be due at any time. It
 	// guards last and out.
@@ -28,12 +36,17 @@ type conn struct {
 
 func newConn(c net.Conn) *conn {
 	f := newFlow(c)
-	return &conn{Conn: f, flow: f, writing: make(chan struct{}, 1)}
+	return &conn{flow: f, stream: f, writing: make(chan struct{}, 1)}
 }
 
 // vectored reports whether guest memory can be read from, and written to, the stream
 // without a copy.
-func (c *conn) vectored() bool { return c.flow.raw != nil && c.Conn == net.Conn(c.flow) }
+func (c *conn) vectored() bool { return c.flow.raw != nil && c.stream == io.ReadWriter(c.flow) }
+
+// Read and Write are those of the stream.
+func (c *conn) Read(p []byte) (int, error) { return c.stream.Read(p) }
+
+func (c *conn) Write(p []byte) (int, error) { return c.stream.Write(p) }
 
 // errLast is what follows after the last frame.
 var errLast = errors.New("this connection takes no more frames")
@@ -50,26 +63,50 @@ func (c *conn) writeLocked(h header, bufs net.Buffers) (err error) {
 	if c.last {
 		return fmt.Errorf("send %v: %w", h.typ, errLast)
 	}
-	c.last = h.typ.last()
+	c.last = true // until the frame is whole
 	h.encode(c.out[:])
 	bufs[0] = c.out[:]
 	var n int
-	if c.vectored() {
+	switch {
+	case c.vectored():
 		n, err = c.flow.writev(bufs)
-	} else {
-		for _, b := range bufs {
-			var some int
-			some, err = c.Write(b)
-			if n += some; err != nil {
-				break
-			}
-		}
+	case c.lower != nil:
+		n, err = 1, c.seal(bufs) // after an error TLS is broken
+	default:
+		n, err = writeAll(c.stream, bufs)
+	}
+	if err == nil || n == 0 {
+		c.last = h.typ.last()
 	}
 	if err != nil {
-		c.last = c.last || n > 0
 		return fmt.Errorf("send %v: %w", h.typ, err)
 	}
 	return nil
+}
+
+// seal writes a frame over TLS: in full records, and with few system calls. crypto/tls
+// copies what it encrypts, so guest memory may change meanwhile.
+func (c *conn) seal(bufs [][]byte) error {
+	if c.plain == nil {
+		c.plain = bufio.NewWriterSize(c.stream, maxRecord)
+	}
+	c.lower.begin()
+	_, err := writeAll(c.plain, bufs)
+	return cmp.Or(err, c.plain.Flush(), c.lower.end())
+}
+
+// maxRecord is the most that a TLS record carries (RFC 8446, section 5.1).
+const maxRecord = 16 << 10
+
+// writeAll writes the buffers, one after another.
+func writeAll(w io.Writer, bufs [][]byte) (n int, err error) {
+	for _, b := range bufs {
+		some, err := w.Write(b)
+		if n += some; err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // writeFrame writes a header and its payload in one vectored write.
@@ -124,14 +161,30 @@ func (c *conn) writeAlive(idle bool) {
 	c.flow.aliveOut.Add(c.flow.sent.Load() - before)
 }
 
-// interrupt makes the read that waits, and all later ones, fail. Writes are not affected.
+// aliveSize is what an ALIVE takes on the wire.
+func (c *conn) aliveSize() uint64 {
+	if c.lower != nil {
+		return headerSize + recordOverhead
+	}
+	return headerSize
+}
+
+// recordOverhead is what a TLS record adds: its header, the inner type and the tag
+// (RFC 8446, section 5.2), which has 16 bytes in each cipher suite of crypto/tls.
+const recordOverhead = 5 + 1 + 16
+
+// interrupt makes the read that waits, and all later ones, fail. Writes are not affected,
+// and over TLS nothing is lost: only a write that times out ends that.
 func (c *conn) interrupt() { _ = c.SetReadDeadline(time.Unix(1, 0)) }
 
 // readFull fills p.
 func (c *conn) readFull(p []byte) error {
-	_, err := io.ReadFull(c.Conn, p)
-	if err == io.EOF {
+	_, err := io.ReadFull(c.stream, p)
+	switch {
+	case err == io.EOF:
 		return io.ErrUnexpectedEOF
+	case err != nil && c.lower != nil:
+		return explainAlert(err, c.peer)
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"crypto/subtle"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ type Receiver struct {
 	known     []string      // features
 	arrived   chan Target
 	newcomers newcomers
+	tls       *tls.Config // nil: connections must be plain
 
 	sessionMu sync.Mutex // guards the fields below
 	active    *session   // the migration under way
@@ -39,7 +41,16 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Receiver{builder: b, log: log, warnings: newSparingLog(log), timeout: defaultPeerTimeout, known: knownFeatures,
-		arrived: make(chan Target, 1), verdicts: verdicts{ran: map[sessionID]bool{}}}
+		arrived: make(chan Target, 1), verdicts: verdicts{kept: map[sessionID]keptVerdict{}}}
+}
+
+// RequireTLS makes the receiver take TLS 1.3 and no plain connections. It is called before
+// Serve. The configuration, and each that its GetConfigForClient returns, must require and
+// verify a certificate of the source, by its own ClientCAs. All connections of a migration,
+// and a query about it later, must be of one key: see [identity].
+func (r *Receiver) RequireTLS(config *tls.Config) (err error) {
+	r.tls, err = serverTLS(config)
+	return err
 }
 
 // Arrived delivers the machine that got the right to run, once.
@@ -90,16 +101,22 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	stop := context.AfterFunc(ctx, c.interrupt)
 	defer stop()
 	peer := nc.RemoteAddr()
-	var b [helloSize]byte
 	_ = c.SetDeadline(time.Now().Add(r.timeout)) // for the hello as a whole, and for the answer to a query
-	if err := c.readFull(b[:]); err != nil {
-		switch {
-		case ctx.Err() != nil, !r.newcomers.leave(nc): // or it was closed for another one
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			r.warnings.warn("connection refused", peer, fmt.Errorf("the peer did not say hello within %v", r.timeout))
-		default:
-			r.warnings.warn("connection refused", peer, fmt.Errorf("the peer did not say hello: %w", err))
+	b, err := r.readHello(c)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil, !r.newcomers.leave(nc): // or it was closed for another one
+		return
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		r.warnings.warn("connection refused", peer, fmt.Errorf("the peer did not say hello within %v", r.timeout))
+		return
+	default:
+		r.enter(nc) // again: what is left takes a moment
+		r.warnings.warn("connection refused", peer, err)
+		if errors.Is(err, errNoTLS) {
+			_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // which a source with TLS recognizes
 		}
+		drain(c)
 		return
 	}
 	h, err := decodeHello(&b)
@@ -107,9 +124,15 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		r.warnings.warn("connection refused", peer, err)
 		return
 	}
+	if r.tls != nil && c.lower == nil {
+		err = errNotTLS
+	}
 	if h.purpose == purposeQuery && err == nil {
 		r.newcomers.leave(nc) // it is answered, however many come meanwhile
-		r.answer(ctx, c, h.session)
+		if err := r.answer(ctx, c, h.session); err != nil {
+			r.warnings.warn("query refused", peer, err)
+			_ = c.writeControl(frameRefused, refused{reasonsOf(err)})
+		}
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
@@ -145,6 +168,26 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	}
 }
 
+// readHello reads the hello of a connection, over TLS if it begins with that.
+func (r *Receiver) readHello(c *conn) (b [helloSize]byte, err error) {
+	if err = c.readFull(b[:1]); err == nil && b[0] == tlsFirstByte {
+		if r.tls == nil {
+			return b, errNoTLS
+		}
+		if err := r.handshake(c, b[0]); err != nil {
+			return b, err
+		}
+		err = c.readFull(b[:1])
+	}
+	if err == nil {
+		err = c.readFull(b[1:])
+	}
+	if err != nil {
+		err = fmt.Errorf("the peer did not say hello: %w", err)
+	}
+	return b, err
+}
+
 // enter makes a connection a newcomer.
 func (r *Receiver) enter(nc net.Conn) {
 	if oldest := r.newcomers.enter(nc); oldest != nil {
@@ -163,7 +206,7 @@ var errEnding = errors.New("the receiver is being stopped")
 // could overtake the refusal.
 func drain(c *conn) {
 	_ = c.SetReadDeadline(time.Now().Add(time.Second))
-	_, _ = io.CopyN(io.Discard, c.Conn, 64<<20)
+	_, _ = io.CopyN(io.Discard, c.flow, 64<<20)
 }
 
 // takeMigration receives one migration. failed is false also if it was refused.
@@ -208,7 +251,7 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 	defer r.sessionMu.Unlock()
 	for a := r.active; a != nil; a = r.active {
 		if !isClosed(a.aborted) {
-			if subtle.ConstantTimeCompare(a.id[:], h.previous[:]) != 1 {
+			if subtle.ConstantTimeCompare(a.id[:], h.previous[:]) != 1 || a.conn.from != c.from {
 				break
 			}
 			a.cancel(errAnew)
@@ -232,7 +275,7 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 		return nil, errors.New("a guest has arrived here already")
 	case r.active != nil:
 		return nil, errors.New("another migration to this destination is under way")
-	case r.verdicts.of(h.session) != verdictUnknown:
+	case r.verdicts.knows(h.session):
 		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, h.session)
 	}
 	s := newSession(ctx, h.session, c, int(h.granted()), r.timeout)
@@ -249,6 +292,9 @@ func (r *Receiver) join(h hello, c *conn) (*inlet, error) {
 	if s == nil || subtle.ConstantTimeCompare(s.id[:], h.session[:]) != 1 {
 		return nil, fmt.Errorf("%w: data channel %d of a session that is not under way", ErrProtocol, h.channel)
 	}
+	if s.conn.from != c.from {
+		return nil, fmt.Errorf("%w: data channel %d: %w", ErrProtocol, h.channel, errOtherPeer)
+	}
 	return s.join(int(h.channel), c)
 }
 
@@ -259,7 +305,7 @@ func (r *Receiver) end(s *session, arrived bool) {
 	r.active = nil
 	r.taken = arrived
 	if s.wasPrepared {
-		r.verdicts.keep(s.id, arrived)
+		r.verdicts.keep(s.id, s.conn.from, arrived)
 	}
 	close(s.gone)
 }
@@ -273,15 +319,26 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// answer answers a query.
-func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) {
+// errOtherPeer is why a connection does not belong to the session that it names.
+var errOtherPeer = errors.New("its certificate is not that of the session's control connection")
+
+// answer answers a query, unless another peer than the session's asks.
+func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) error {
 	r.sessionMu.Lock()
-	s, verdict := r.active, r.verdicts.of(id)
+	s := r.active
+	verdict, err := r.verdicts.of(id, c.from)
 	r.sessionMu.Unlock()
 	if s != nil && subtle.ConstantTimeCompare(s.id[:], id[:]) == 1 {
+		if s.conn.from != c.from {
+			return errOtherPeer
+		}
 		verdict = s.queried(ctx)
 	}
+	if err != nil {
+		return err
+	}
 	_ = c.writeControl(frameVerdict, verdictMsg{verdict}) // the source will ask again
+	return nil
 }
 
 // Progress returns a snapshot.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"time"
 )
@@ -15,17 +16,26 @@ type dialer struct {
 	address string // as the user wrote it
 	dial    func(ctx context.Context, address string) (net.Conn, error)
 	timeout time.Duration
+	tls     *credentials // nil: connections are plain
+	wrong   error        // with the credentials
 
 	peerMu sync.Mutex // guards peer
 	peer   string     // the address to dial, once a name has been resolved
 }
 
 func newDialer(address string, opt Options) *dialer {
-	return &dialer{address: address, dial: opt.Dial, timeout: opt.PeerTimeout}
+	d := &dialer{address: address, dial: opt.Dial, timeout: opt.PeerTimeout}
+	if opt.TLS != nil {
+		d.tls, d.wrong = newCredentials(opt.TLS, address)
+	}
+	return d
 }
 
 // connect opens a connection and sends the hello.
 func (d *dialer) connect(ctx context.Context, h hello) (*conn, error) {
+	if d.wrong != nil {
+		return nil, d.wrong
+	}
 	nc, err := d.open(ctx)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -37,15 +47,56 @@ func (d *dialer) connect(ctx context.Context, h hello) (*conn, error) {
 		return nil, fmt.Errorf("connect to %s: %w", d.address, err)
 	}
 	c := newConn(nc)
+	if err := d.secure(ctx, c); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("connect to %s: %w", d.address, err)
+	}
 	b := h.encode()
 	_ = c.SetWriteDeadline(time.Now().Add(d.timeout)) // without one, the context's end closes the connection
 	if _, err := c.Write(b[:]); err != nil {
+		if c.lower != nil { // what the destination found wrong with this host may have come
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			if why := c.readFull(b[:1]); errors.Is(why, ErrRefused) {
+				err = why
+			}
+		}
 		c.Close()
 		return nil, fmt.Errorf("send hello to %s: %w", d.address, err)
 	}
 	_ = c.SetWriteDeadline(time.Time{})
 	return c, nil
 }
+
+// secure makes c a connection over TLS, if there are credentials, within the time-out.
+func (d *dialer) secure(ctx context.Context, c *conn) error {
+	if d.tls == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, fmt.Errorf("the TLS handshake took more than %v", d.timeout))
+	defer cancel()
+	return d.tls.handshake(ctx, c)
+}
+
+// unixPrefix begins an address that is the path of a unix socket.
+const unixPrefix = "unix:"
+
+// CheckAddress reports whether the engine can dial address by itself: HOST:PORT, or
+// unix:PATH.
+func CheckAddress(address string) error {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		const most = 107 // bytes of a path in struct sockaddr_un, unix(7)
+		if n := len(path); n == 0 || n > most {
+			return fmt.Errorf("unix socket %.120q: a path of 1 to %d bytes is expected, this one has %d", path, most, n)
+		}
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return fmt.Errorf("migrate to %.80q: expected HOST:PORT or unix:PATH", address)
+	}
+	return nil
+}
+
+func isUnix(address string) bool { return strings.HasPrefix(address, unixPrefix) }
 
 // open makes a connection. By default it is one of TCP, and the first one decides
 // where the others go: a name may have several addresses, or another one a moment
@@ -55,6 +106,9 @@ func (d *dialer) open(ctx context.Context) (net.Conn, error) {
 	defer cancel()
 	if d.dial != nil {
 		return d.dial(ctx, d.address)
+	}
+	if path, ok := strings.CutPrefix(d.address, unixPrefix); ok {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
 	d.peerMu.Lock()
 	peer := d.peer

@@ -2,13 +2,8 @@ package migrate
 
 import (
 	"bytes"
-	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"math/big"
 	"net"
 	"sync"
 	"testing"
@@ -18,47 +13,20 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// tlsConfig is that of both ends.
-func tlsConfig(t *testing.T) *tls.Config {
-	public, private, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}}}
-}
-
+// tlsListener makes the receiver of [migrateOver] one with TLS.
 type tlsListener struct {
 	*slowNet
 	config *tls.Config
 }
 
-func (l tlsListener) Accept() (net.Conn, error) {
-	c, err := l.slowNet.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return tls.Server(c, l.config), nil
-}
-
 // A migration over TLS may be as slow as any: a write that took longer than the time-out
 // would leave a tls.Conn broken.
 func TestSlowTLSIsNotDead(t *testing.T) {
-	config := tlsConfig(t)
+	p := newTLSPair(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := newSlowNet(100e3/8, 64<<10)
-		_, line, err := migrateOver(t, n, tlsListener{n, config}, true, nil, Options{DowntimeLimit: time.Hour, VerifyPages: true,
-			Dial: func(ctx context.Context, address string) (net.Conn, error) {
-				c, err := n.Dial(ctx, address)
-				if err != nil {
-					return nil, err
-				}
-				return tls.Client(c, config), nil
-			}})
+		_, line, err := migrateOver(t, n, tlsListener{n, p.server()}, true, nil, Options{DowntimeLimit: time.Hour, VerifyPages: true,
+			Dial: n.Dial, TLS: p.client()})
 		if err != nil {
 			t.Errorf("%v; %s", err, line)
 		}
@@ -67,7 +35,15 @@ func TestSlowTLSIsNotDead(t *testing.T) {
 
 // TLS goes over the flow too, which then counts what is on the wire.
 func TestTLSOverAFlow(t *testing.T) {
-	config := tlsConfig(t)
+	p := newTLSPair(t)
+	credentials, err := newCredentials(p.client(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := serverTLS(p.server())
+	if err != nil {
+		t.Fatal(err)
+	}
 	synctest.Test(t, func(t *testing.T) {
 		n := newSlowNet(100e3/8, 4<<10)
 		var all sync.WaitGroup
@@ -79,7 +55,9 @@ func TestTLSOverAFlow(t *testing.T) {
 				return
 			}
 			c := newConn(nc)
-			c.Conn = tls.Client(c.flow, config)
+			if err := credentials.handshake(t.Context(), c); err != nil {
+				t.Error(err)
+			}
 			if err := c.writeFrame(header{typ: frameState}, content); err != nil {
 				t.Error(err)
 			}
@@ -94,7 +72,9 @@ func TestTLSOverAFlow(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := newConn(nc)
-		c.Conn = tls.Server(c.flow, config)
+		if err := (&Receiver{tls: server}).handshake(c, readByte(t, c)); err != nil {
+			t.Fatal(err)
+		}
 		h, err := c.readHeader()
 		if err != nil {
 			t.Fatal(err)
@@ -110,6 +90,14 @@ func TestTLSOverAFlow(t *testing.T) {
 		all.Wait()
 		n.carriers.Wait()
 	})
+}
+
+func readByte(t *testing.T, c *conn) byte {
+	var b [1]byte
+	if err := c.readFull(b[:]); err != nil {
+		t.Fatal(err)
+	}
+	return b[0]
 }
 
 // What a kernel buffers has not moved; what the peer's kernel took has, and so has what

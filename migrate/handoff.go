@@ -117,6 +117,13 @@ func (m *Migration) ask(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("ask %s for its verdict: %w", m.peer.address, err)
 	}
+	if r.typ == frameRefused {
+		var no refused
+		if err := c.readControl(r, &no); err != nil {
+			return "", err
+		}
+		return "", fmt.Errorf("ask %s for its verdict: %w", m.peer.address, refusal(no.Reasons))
+	}
 	if r.typ != frameVerdict {
 		return "", fmt.Errorf("%w: %s answered a query with %v", ErrProtocol, m.peer.address, r.typ)
 	}

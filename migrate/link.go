@@ -80,7 +80,10 @@ func (l *link) readReply() (reply, error) {
 		}
 		h, err = l.conn.readHeader()
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrRefused): // by TLS
+		return reply{}, err
+	case err != nil:
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = errors.New("it closed the connection")
 		}

@@ -16,9 +16,10 @@
 // again. After any error except [ErrHandoffUnknown] it goes on at the source.
 //
 // The engine knows neither KVM nor the machine: it uses the interfaces [RAM],
-// [DirtyLog], [Source], [Builder] and [Target]. It neither dials nor listens:
-// [Options.Dial] and a net.Listener connect the two sides, by TCP, TLS, a unix
-// socket or in memory. Package simtest has a simulated machine.
+// [DirtyLog], [Source], [Builder] and [Target]. A net.Listener and [Options.Dial], or
+// the address, connect the two sides, by TCP, a unix socket or in memory;
+// [Options.TLS] and [Receiver.RequireTLS] secure that. Package simtest has a
+// simulated machine.
 //
 // Comments cite the rules R1 to R6 of docs/migration.md, which also describes
 // the bytes on the wire and the handoff.

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -38,8 +39,12 @@ type Options struct {
 	// PeerTimeout is how long the peer may be silent before it counts as dead. One that lives says so, and a slow link
 	// is only slow. 0: 10 s.
 	PeerTimeout time.Duration
-	// Dial makes each connection, to the address that New was given. nil: TCP to host:port; the name is resolved once,
-	// so all connections go to one peer. Deadlines must work; one is set only to end a connection.
+	// TLS makes all connections TLS 1.3, with certificates of both sides. It must have RootCAs and a certificate for this
+	// host, which is the same for all connections of the migration. ServerName "": the host of the address. nil: plain.
+	TLS *tls.Config
+	// Dial makes each connection, to the address that New was given; TLS comes on top of it. nil: TCP to host:port, where
+	// the name is resolved once, so all connections go to one peer; or the unix socket of unix:PATH. Deadlines must work;
+	// one is set only to end a connection.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
@@ -131,6 +136,11 @@ func (o Options) Validate() error {
 	case CompressNone, CompressZstd, CompressLZ4:
 	default:
 		bad("compression %.80q: must be %s, %s or %s", o.Compression, CompressNone, CompressZstd, CompressLZ4)
+	}
+	if o.TLS != nil {
+		if _, err := clientTLS(o.TLS); err != nil {
+			bad("%w", err)
+		}
 	}
 	return errors.Join(errs...)
 }

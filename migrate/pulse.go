@@ -92,7 +92,7 @@ func (p *pulse) took(h header) error {
 	if h.length != 0 {
 		return fmt.Errorf("%w: ALIVE of %d bytes", ErrProtocol, h.length)
 	}
-	p.control.flow.aliveIn.Add(headerSize)
+	p.control.flow.aliveIn.Add(p.control.aliveSize())
 	p.peerIdle.Store(h.flags&flagIdle != 0)
 	p.heard.Add(1)
 	return nil

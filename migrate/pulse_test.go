@@ -108,6 +108,12 @@ func migrateOver(t *testing.T, n *slowNet, ln net.Listener, busy bool, takes map
 		target = &patientTarget{toyTarget: toy, takes: takes}
 		return target, nil
 	}), newLineLog(lines))
+	if over, ok := ln.(tlsListener); ok {
+		recv.tls = over.config // also one that RequireTLS would refuse
+		if config, err := serverTLS(over.config); err == nil {
+			recv.tls = config
+		}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var served sync.WaitGroup
 	served.Go(func() { _ = recv.Serve(ctx, ln) })

@@ -304,15 +304,23 @@ func TestVerdictsOutliveThrowAwaySessions(t *testing.T) {
 
 // Verdicts are bounded, and the one of the guest that runs here is kept.
 func TestVerdictsAreBounded(t *testing.T) {
-	v := verdicts{ran: map[sessionID]bool{}}
+	v := verdicts{kept: map[sessionID]keptVerdict{}}
 	id := func(i int) sessionID { return sessionID{1, byte(i), byte(i >> 8), byte(i >> 16)} }
+	from := identity{7}
 	for i := range keptVerdicts + 10 {
-		v.keep(id(i), false)
+		v.keep(id(i), from, false)
 	}
-	v.keep(sessionID{9}, true)
-	if len(v.ran) != keptVerdicts || len(v.order) != keptVerdicts || v.of(id(10)) != verdictUnknown || v.of(id(11)) != verdictAborted ||
-		v.of(sessionID{9}) != verdictRunning {
-		t.Errorf("%d verdicts: %q, %q, %q", len(v.ran), v.of(id(10)), v.of(id(11)), v.of(sessionID{9}))
+	v.keep(sessionID{9}, from, true)
+	if len(v.kept) != keptVerdicts || len(v.order) != keptVerdicts {
+		t.Errorf("%d verdicts, %d in order", len(v.kept), len(v.order))
+	}
+	for id, want := range map[sessionID]string{id(10): verdictUnknown, id(11): verdictAborted, {9}: verdictRunning} {
+		if got, err := v.of(id, from); got != want || err != nil {
+			t.Errorf("%v: %q, %v instead of %q", id, got, err, want)
+		}
+	}
+	if got, err := v.of(sessionID{9}, identity{8}); err == nil {
+		t.Errorf("another peer is told %q", got)
 	}
 }
 

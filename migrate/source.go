@@ -37,7 +37,7 @@ type Migration struct {
 }
 
 // New prepares to send src to the [Receiver] at address; nothing happens before Run.
-// The address is host:port, unless [Options.Dial] says otherwise.
+// The address is host:port or unix:path, unless [Options.Dial] says otherwise.
 func New(src Source, address string, opt Options) *Migration {
 	opt = opt.withDefaults()
 	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(), clock: realClock, guard: realGuard,

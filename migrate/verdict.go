@@ -11,30 +11,43 @@ import (
 // nobody asks about another, since no COMMIT was sent. The verdict that a guest runs is
 // the last one, after which nothing is forgotten.
 type verdicts struct {
-	ran   map[sessionID]bool
+	kept  map[sessionID]keptVerdict
 	order []sessionID // oldest first
+}
+
+type keptVerdict struct {
+	from identity // who may ask
+	ran  bool
 }
 
 // keptVerdicts is how many verdicts are remembered.
 const keptVerdicts = 1 << 14
 
-func (v *verdicts) keep(id sessionID, ran bool) {
-	v.ran[id] = ran
+func (v *verdicts) keep(id sessionID, from identity, ran bool) {
+	v.kept[id] = keptVerdict{from, ran}
 	v.order = append(v.order, id)
 	if len(v.order) > keptVerdicts {
-		delete(v.ran, v.order[0])
+		delete(v.kept, v.order[0])
 		v.order = v.order[1:]
 	}
 }
 
-func (v *verdicts) of(id sessionID) string {
-	switch ran, known := v.ran[id]; {
+func (v *verdicts) knows(id sessionID) bool {
+	_, known := v.kept[id]
+	return known
+}
+
+// of returns the verdict on a session, for the peer that had it.
+func (v *verdicts) of(id sessionID, from identity) (string, error) {
+	switch k, known := v.kept[id]; {
 	case !known:
-		return verdictUnknown
-	case ran:
-		return verdictRunning
+		return verdictUnknown, nil
+	case k.from != from:
+		return "", errOtherPeer
+	case k.ran:
+		return verdictRunning, nil
 	}
-	return verdictAborted
+	return verdictAborted, nil
 }
 
 func (s *session) prepared() {

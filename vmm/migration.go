@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
@@ -24,7 +23,8 @@ type outgoing struct {
 
 // Migrate moves the guest to the receiver at address and returns when it runs
 // there, or why it does not: then it goes on here, unless the error matches
-// migrate.ErrHandoffUnknown. address is HOST:PORT, or what opt.Dial understands.
+// migrate.ErrHandoffUnknown. address is HOST:PORT, unix:PATH, or what opt.Dial
+// understands.
 // After a migration the VM ends.
 //
 // When ctx ends the migration is cancelled. It is too late for that once the right
@@ -82,8 +82,8 @@ func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, err
 
 // checkMigration reports what makes no sense before anything is done.
 func checkMigration(address string, opt migrate.Options) error {
-	if _, _, err := net.SplitHostPort(address); err != nil && opt.Dial == nil {
-		return kind.Invalid("migrate to %.80q: expected HOST:PORT", address)
+	if err := migrate.CheckAddress(address); err != nil && opt.Dial == nil {
+		return kind.Invalid("%w", err)
 	}
 	if err := opt.Validate(); err != nil {
 		return kind.Invalid("%w", err)

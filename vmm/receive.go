@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -18,6 +19,7 @@ import (
 // its machine along.
 type ReceiveConfig struct {
 	Listener   net.Listener          // where sources connect; required. The VM closes it.
+	TLS        *tls.Config           // as for migrate.Receiver.RequireTLS; nil: connections are plain
 	Name       string                // "": as at the source
 	Backing    memory.Backing        // "": as at the source
 	Tracking   machine.DirtyTracking // "": machine.TrackAuto
@@ -64,6 +66,11 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
 			Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log},
 	}, v.log)
+	if cfg.TLS != nil {
+		if err := v.receiver.RequireTLS(cfg.TLS); err != nil {
+			return nil, kind.Invalid("%w", err)
+		}
+	}
 	return v, nil
 }
 
