@@ -59,7 +59,7 @@ type demoSize struct {
 // need is how many bytes the guest takes at the source and at the destination
 // together, with some for the processes.
 func (d demoSize) need() uint64 {
-	n, _ := parseSize(d.memory) // a constant
+	n, _ := units.ParseBytes(d.memory) // a constant
 	return 2*n + 256<<20
 }
 

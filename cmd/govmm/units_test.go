@@ -14,7 +14,7 @@ func TestParseSize(t *testing.T) {
 		"0": 0, "1": 1, "4096": 4096, "1K": 1024, "1k": 1024, "512M": 512 << 20, "512MiB": 512 << 20, "2G": 2 << 30,
 		"2Gi": 2 << 30, "16T": 16 << 40, "18446744073709551615": math.MaxUint64, "16777215T": 16777215 << 40,
 	} {
-		if got, err := parseSize(s); err != nil || got != want {
+		if got, err := units.ParseBytes(s); err != nil || got != want {
 			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
 		}
 	}
@@ -22,7 +22,7 @@ func TestParseSize(t *testing.T) {
 		"", "M", "1.5G", "-1", "+1", "1 G", " 1", "1_000", "0x10", "1e9", "512MB", "1KK", "1B", "1iB", "1P", "G1", "٣",
 		"18446744073709551616", "16777216T", "99999999999999999999999G",
 	} {
-		if got, err := parseSize(s); err == nil {
+		if got, err := units.ParseBytes(s); err == nil {
 			t.Errorf("%q is %d", s, got)
 		}
 	}
@@ -59,11 +59,11 @@ func FuzzParseSize(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		n, err := parseSize(s)
+		n, err := units.ParseBytes(s)
 		if err != nil {
 			return
 		}
-		if again, err := parseSize(formatSize(n)); err != nil || again != n {
+		if again, err := units.ParseBytes(formatSize(n)); err != nil || again != n {
 			t.Fatalf("%q is %d, written %q, which is %d, %v", s, n, formatSize(n), again, err)
 		}
 	})

@@ -1,7 +1,12 @@
-// Package units writes quantities for people.
+// Package units reads and writes quantities for people.
 package units
 
-import "fmt"
+import (
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+)
 
 // Bytes writes a number of bytes for people, with about three digits.
 func Bytes(n uint64) string {
@@ -21,4 +26,31 @@ func Bytes(n uint64) string {
 		return fmt.Sprintf("%.1f %s", v, name)
 	}
 	return fmt.Sprintf("%.0f %s", v, name)
+}
+
+// ParseBytes reads a number of bytes for people: a whole number of bytes, or of KiB, MiB, GiB or TiB
+// with the suffix K, M, G or T (also k..., Ki..., KiB...).
+func ParseBytes(s string) (uint64, error) {
+	digits := strings.TrimRight(s, "KMGTkmgtiB")
+	suffix := s[len(digits):]
+	shift, ok := map[string]int{"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[sizeUnit(suffix)]
+	if !ok || digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return 0, fmt.Errorf("expected a whole number with K, M, G or T, as in 512M")
+	}
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || bits.Len64(n)+shift > 64 {
+		return 0, fmt.Errorf("must be less than 2^64 bytes")
+	}
+	return n << shift, nil
+}
+
+// sizeUnit reduces a suffix to K, M, G or T, or to none.
+func sizeUnit(suffix string) string {
+	if len(suffix) > 1 {
+		if rest := suffix[1:]; rest != "i" && rest != "iB" {
+			return suffix
+		}
+		suffix = suffix[:1]
+	}
+	return strings.ToUpper(suffix)
 }

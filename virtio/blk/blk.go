@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/limit"
 )
 
 // Feature bits, section 5.2.3.
@@ -67,6 +68,7 @@ type Device struct {
 	config Config
 	image  *image
 	log    *slog.Logger
+	limit  *limit.Limiter // nil: none
 
 	features uint64       // negotiated; written by Activate only
 	loop     *virtio.Loop // nil when not active
@@ -101,7 +103,7 @@ func Open(c Config, log *slog.Logger) (*Device, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Device{config: c, image: im, log: log, topology: im.topology, writeBack: true}, nil
+	return &Device{config: c, image: im, log: log, limit: c.Limit.Limiter(), topology: im.topology, writeBack: true}, nil
 }
 
 // Config is what the device was opened with.
@@ -174,7 +176,7 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 	for _, q := range queues {
 		for range perQueue {
 			w := &worker{d: d, loop: d.loop}
-			d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: w.serve, Parallel: true}}})
+			d.loop.Start(virtio.Task{Servers: []virtio.Server{w.server(q)}})
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/limit"
 )
 
 const (
@@ -36,11 +37,13 @@ type Config struct {
 	// migration: the image was checked when the guest was started, and the
 	// guest may have written anything since.
 	Raw bool `cbor:"raw"`
+	// Limit is what this host lets the guest do a second; it does not travel.
+	Limit limit.Rates `cbor:"-"`
 }
 
 // ParseConfig parses the value of a --disk option: PATH, or a list such as
-// path=PATH,readonly,direct,id=ID,queues=N,format=raw. A comma that belongs to
-// a value is written twice.
+// path=PATH,readonly,direct,id=ID,queues=N,format=raw,bps=N,iops=N. A comma that
+// belongs to a value is written twice.
 func ParseConfig(option string) (Config, error) {
 	var c Config
 	fail := func(format string, a ...any) (Config, error) {
@@ -76,7 +79,12 @@ func ParseConfig(option string) (Config, error) {
 				return fail("format=%s: only raw images are known; qemu-img convert -O raw makes one", value)
 			}
 		default:
-			return fail("%q is unknown: use path=, readonly, direct, id=, queues=, format=raw (a comma in a path is written twice)", key)
+			known, err := c.Limit.Set(key, value)
+			if !known {
+				return fail("%q is unknown: use path=, readonly, direct, id=, queues=, format=raw, bps=, iops= (a comma in a path is written twice)", key)
+			} else if err != nil {
+				return fail("%v", err)
+			}
 		}
 		if err != nil {
 			return fail("%s: %v", key, err)
@@ -117,7 +125,7 @@ func (c Config) Validate() error {
 	if c.Queues < 0 || c.Queues > MaxQueues {
 		return fmt.Errorf("queues must be between 1 and %d, got %d", MaxQueues, c.Queues)
 	}
-	return nil
+	return c.Limit.Validate()
 }
 
 // String returns the option from which [ParseConfig] makes c.
@@ -139,7 +147,7 @@ func (c Config) String() string {
 	if c.Raw {
 		s += ",format=raw"
 	}
-	return s
+	return s + c.Limit.String()
 }
 
 func (c Config) queues() int { return max(c.Queues, 1) }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/govmm/govmm/internal/strictcbor"
+	"github.com/govmm/govmm/virtio/limit"
 	"pgregory.net/rapid"
 )
 
@@ -19,6 +20,7 @@ func TestParseConfig(t *testing.T) {
 		"path=/x,readonly,direct=on":        {Path: "/x", ReadOnly: true, Direct: true},
 		"path=/x,readonly=off,queues=4":     {Path: "/x", Queues: 4},
 		"root.img,direct,id=d 1,format=raw": {Path: "root.img", Direct: true, ID: "d 1", Raw: true},
+		"path=/x,bps=10M,iops=500":          {Path: "/x", Limit: limit.Rates{BPS: 10 << 20, IOPS: 500}},
 	} {
 		c, err := ParseConfig(option)
 		if err != nil || c != wanted {
@@ -37,6 +39,10 @@ func TestParseConfig(t *testing.T) {
 		"path=/x,id=123456789012345678901": "got 21",
 		"path=/x,id=ü":                     "printable ASCII",
 		"path=/x,path=/y":                  "path is given twice",
+		"path=/x,bps=0":                    "bps=0: expected",
+		"path=/x,iops=some":                "iops=some: expected",
+		"path=/x,bps-burst=1M":             "needs bps=",
+		"path=/x,bps=1,bps=2":              "bps is given twice",
 		"path=/x,format=qcow2":             "qemu-img convert",
 	} {
 		if _, err := ParseConfig(option); err == nil || !strings.Contains(err.Error(), says) {
@@ -54,6 +60,7 @@ func TestConfigString(t *testing.T) {
 			ID:       rapid.StringMatching(`[ -~]{0,20}`).Draw(t, "id"),
 			Queues:   rapid.IntRange(0, MaxQueues).Draw(t, "queues"),
 			Raw:      rapid.Bool().Draw(t, "raw"),
+			Limit:    limit.Rates{BPS: rapid.Uint64Range(0, 1<<50).Draw(t, "bps"), IOPS: rapid.Uint64Range(0, 1<<50).Draw(t, "iops")},
 		}
 		again, err := ParseConfig(c.String())
 		if err != nil || again != c {

@@ -14,8 +14,8 @@ import (
 // Kind is the entry of disks in a machine's table of devices.
 var Kind = virtio.Kind{
 	Name:      "disk",
-	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw] (`DISK`; may be given several times)",
-	HereUsage: "where the guest's disk is on this host: path=FILE[,direct] (`DISK`; once for each disk, in their order; none: the same paths as at the source)",
+	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw][,bps=N][,iops=N] (`DISK`; may be given several times)",
+	HereUsage: "where the guest's disk is on this host: path=FILE[,direct][,bps=N][,iops=N] (`DISK`; once for each disk, in their order; none: the same paths as at the source)",
 	Parse:     parseSpec,
 	ParseHere: parseSpec,
 	New:       func() virtio.Spec { return new(Spec) },
@@ -84,7 +84,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 				h.Path, differs.what, s.Config))
 		}
 	}
-	s.Path, s.Direct = h.Path, h.Direct
+	s.Path, s.Direct, s.Limit = h.Path, h.Direct, h.Limit
 	return errors.Join(errs...)
 }
 
@@ -136,6 +136,7 @@ type Info struct {
 	ReadOnly     bool   `json:"readonly"`
 	Direct       bool   `json:"direct"`
 	ID           string `json:"id,omitempty"`
+	Limit        string `json:"limit,omitempty"` // of this host, for people
 	Queues       int    `json:"queues"`
 	ReadBytes    uint64 `json:"read_bytes"`
 	WrittenBytes uint64 `json:"written_bytes"`
@@ -145,7 +146,7 @@ type Info struct {
 // Info implements [virtio.Backend].
 func (b *backend) Info() virtio.Info {
 	s, c := b.Stats(), b.spec
-	return &Info{Path: c.Path, Size: c.Size, ReadOnly: c.ReadOnly, Direct: c.Direct, ID: c.ID, Queues: c.queues(),
+	return &Info{Path: c.Path, Size: c.Size, ReadOnly: c.ReadOnly, Direct: c.Direct, ID: c.ID, Limit: c.Limit.Describe(), Queues: c.queues(),
 		ReadBytes: s.ReadBytes, WrittenBytes: s.WrittenBytes, Errors: s.Errors}
 }
 
@@ -155,7 +156,7 @@ func (i *Info) Lines() []string {
 	for _, o := range []struct {
 		is   bool
 		text string
-	}{{i.ReadOnly, "read-only"}, {i.Direct, "direct"}, {i.ID != "", "id " + i.ID}, {i.Queues > 1, fmt.Sprintf("%d queues", i.Queues)}} {
+	}{{i.ReadOnly, "read-only"}, {i.Direct, "direct"}, {i.ID != "", "id " + i.ID}, {i.Queues > 1, fmt.Sprintf("%d queues", i.Queues)}, {i.Limit != "", i.Limit}} {
 		if o.is {
 			what += ", " + o.text
 		}

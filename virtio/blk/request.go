@@ -95,7 +95,9 @@ func (w *worker) serve(c *virtio.Chain) (uint32, error) {
 	}
 	status, filled := byte(statusUnsupported), 0
 	sector := binary.LittleEndian.Uint64(header[8:])
-	switch binary.LittleEndian.Uint32(header[:]) {
+	kind := binary.LittleEndian.Uint32(header[:])
+	w.count(kind, c, room)
+	switch kind {
 	case typeIn:
 		status, filled = w.in(c, sector, room)
 	case typeOut:
@@ -244,6 +246,7 @@ func (w *worker) discard(s span) error {
 
 func (w *worker) writeZeroes(s span) error {
 	n := int64(s.sectors) * SectorSize
+	w.d.limit.Spend(0, int(n))
 	durable := !w.d.caches()
 	err := w.d.image.zero(int64(s.sector)*SectorSize, n, s.unmap, durable, &w.scratch)
 	w.d.flushes.changed.Add(1)

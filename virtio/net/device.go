@@ -58,7 +58,7 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 		r := newReceiver(d, i, queues[2*i], features)
 		d.receivers = append(d.receivers, r)
 		d.loop.Start(r.task())
-		d.start(queues[2*i+1], newSender(d, i, features).serve)
+		d.start(newSender(d, i, features).server(queues[2*i+1]))
 	}
 	guest := features & guestOffloads
 	if s.OffloadsSet {
@@ -81,15 +81,13 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue, n virtio.Noti
 		n.ConfigChanged() // the link may differ from that of the other host
 	}
 	if features&FeatureCtrlVQ != 0 {
-		d.start(queues[2*pairs], (&controller{d: d, features: features}).serve)
+		d.start(virtio.Server{Queue: queues[2*pairs], Serve: (&controller{d: d, features: features}).serve})
 	}
 	return nil
 }
 
-// start serves a queue in a task of its own.
-func (d *Device) start(q *virtio.Queue, serve func(*virtio.Chain) (uint32, error)) {
-	d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: q, Serve: serve}}})
-}
+// start starts a server in a task of its own.
+func (d *Device) start(s virtio.Server) { d.loop.Start(virtio.Task{Servers: []virtio.Server{s}}) }
 
 // Reset stops serving and discards what the driver set.
 func (d *Device) Reset() {

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/limit"
 )
 
 // Feature bits, section 5.1.3.
@@ -130,6 +131,7 @@ type Config struct {
 	Backend Backend      // required; Close of the device closes it
 	MAC     MAC          // required; the guest may change it
 	MTU     uint16       // that of the guest's link; 0: the guest is not told, and may send any
+	Limit   limit.Rates  // of each direction
 	Log     *slog.Logger // nil: nothing is logged
 }
 
@@ -137,6 +139,8 @@ type Config struct {
 type Device struct {
 	cfg   Config
 	ports []Port
+	// toGuest and fromGuest keep a direction to its limit, all queues together; nil: none.
+	toGuest, fromGuest *limit.Limiter
 
 	config   sync.Mutex // guards the fields down to notifier
 	state    State
@@ -183,7 +187,7 @@ func New(cfg Config) (*Device, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{cfg: cfg, ports: ports, hostUp: true}
+	d := &Device{cfg: cfg, ports: ports, hostUp: true, toGuest: cfg.Limit.Limiter(), fromGuest: cfg.Limit.Limiter()}
 	d.setState(d.fresh())
 	return d, nil
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/govmm/govmm/virtio/limit"
 )
 
 // Options is what `--net` says.
@@ -28,9 +30,13 @@ type Options struct {
 	// Arriving says that the guest comes from another host, where it was told the
 	// MTU: an existing tap must have it, and is not changed for it.
 	Arriving bool `cbor:"-"`
+	// Limit is how many bytes a second this host lets pass, in each direction; it
+	// does not travel.
+	Limit limit.Rates `cbor:"-"`
 }
 
-// ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`.
+// ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`
+// and the options of [policy].
 // Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
 func ParseOptions(s string) (Options, error) {
 	o, err := parse(s, "tap", "bridge", "mac", "mtu", "queues", "owner")
@@ -46,8 +52,8 @@ func ParseOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]`: the host's side
-// of a device whose other options a guest brings along.
+// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]` and the options of
+// [policy]: the host's side of a device whose other options a guest brings along.
 func ParseHostOptions(s string) (Options, error) {
 	o, err := parse(s, "tap", "bridge", "owner")
 	if err == nil {
@@ -61,9 +67,13 @@ func ParseHostOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// parse reads the options that are known; the first is always tap.
+// policy are the options that say what the host lets the guest do.
+var policy = []string{"bps", "bps-burst"}
+
+// parse reads the options that are known, and those of policy; the first is always tap.
 func parse(s string, known ...string) (Options, error) {
 	o := Options{Queues: 1}
+	known = append(known, policy...)
 	seen := map[string]bool{}
 	for i, field := range strings.Split(s, ",") {
 		key, value, given := strings.Cut(field, "=")
@@ -106,6 +116,8 @@ func (o *Options) set(key, value string) (err error) {
 		}
 	case "owner":
 		o.Owner, err = parseOwner(value)
+	default:
+		_, err = o.Limit.Set(key, value)
 	}
 	return err
 }
@@ -127,7 +139,7 @@ func (o Options) String() string {
 	if o.Owner != nil {
 		s += fmt.Sprintf(",owner=%d", *o.Owner)
 	}
-	return s
+	return s + o.Limit.String()
 }
 
 // Validate reports the first invalid option. It does not look at the host.
@@ -145,7 +157,7 @@ func (o Options) Validate() error {
 	case o.Queues < 1 || o.Queues > MaxQueuePairs:
 		return fmt.Errorf("queue pairs must be between 1 and %d, got %d", MaxQueuePairs, o.Queues)
 	}
-	return nil
+	return o.Limit.Validate()
 }
 
 // validInterface is the kernel's dev_valid_name, without patterns.

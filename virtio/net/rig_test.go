@@ -123,11 +123,16 @@ func newRig(t testing.TB, pairs int, features uint64) *rig {
 
 func newRigOn(t testing.TB, b net.Backend, w *wire, pairs int, features uint64) *rig {
 	t.Helper()
+	return newRigWith(t, net.Config{Backend: b, MAC: guestMAC, MTU: 1500}, w, pairs, features)
+}
+
+func newRigWith(t testing.TB, c net.Config, w *wire, pairs int, features uint64) *rig {
+	t.Helper()
 	r := &rig{t: t, wire: w, features: features | virtio.FeatureVersion1 | virtio.FeatureIndirectDesc}
 	rings := uint64(2*pairs+1) * virtiotest.RingBytes(queueSize)
 	r.mem = virtiotest.NewMemory(t, ramBase, int(rings)+2<<20)
 	r.data = ramBase + rings
-	r.newDevice(b)
+	r.newDeviceWith(c)
 	at := uint64(ramBase)
 	for _, q := range r.queues {
 		d := virtiotest.NewDriver(t, r.mem, at, q.MaxSize(), r.features)
@@ -142,11 +147,14 @@ func newRigOn(t testing.TB, b net.Backend, w *wire, pairs int, features uint64) 
 
 func (r *rig) newDevice(b net.Backend) {
 	r.t.Helper()
+	r.newDeviceWith(net.Config{Backend: b, MAC: guestMAC, MTU: 1500})
+}
+
+func (r *rig) newDeviceWith(c net.Config) {
+	r.t.Helper()
 	r.changed, r.broken, r.logged = make(chan struct{}, 64), make(chan error, 64), make(chan string, 64)
-	d, err := net.New(net.Config{
-		Backend: b, MAC: guestMAC, MTU: 1500,
-		Log: virtiotest.Log(r.t, r.logged),
-	})
+	c.Log = virtiotest.Log(r.t, r.logged)
+	d, err := net.New(c)
 	check(r.t, err)
 	r.d, r.queues, r.irq = d, nil, nil
 	for _, size := range d.QueueSizes() {

@@ -53,6 +53,9 @@ func (r *receiver) ready() time.Duration {
 		if !r.active || r.gone {
 			return virtio.Never
 		}
+		if wait := r.wait(); wait > 0 {
+			return wait
+		}
 		n, err := r.port.Read(r.buf[:], r.idle)
 		switch {
 		case errors.Is(err, ErrInterrupted):
@@ -63,6 +66,7 @@ func (r *receiver) ready() time.Duration {
 		case !r.d.linkUp.Load() || !checkReceived(r.buf[:n], r.guest.Load(), r.most):
 			r.d.counters.rxDropped.Add(1)
 		default:
+			r.d.toGuest.Spend(1, max(n-HeaderBytes, minCost))
 			r.frame = n
 		}
 	}

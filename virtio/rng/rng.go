@@ -7,11 +7,11 @@ package rng
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/limit"
 )
 
 const (
@@ -40,9 +40,9 @@ var _ virtio.Device = (*Device)(nil)
 // Device is the entropy device. It implements [virtio.Device]. Only its queue
 // travels with a migration.
 type Device struct {
-	fill   func([]byte) error
-	budget budget       // belongs to the queue's task while that runs
-	loop   *virtio.Loop // nil when not active
+	fill  func([]byte) error
+	limit *limit.Limiter
+	loop  *virtio.Loop // nil when not active
 }
 
 // New makes the device.
@@ -50,7 +50,7 @@ func New(c Config) *Device {
 	if c.Rate == 0 {
 		c.Rate = DefaultRate
 	}
-	return &Device{fill: fill, budget: budget{rate: c.Rate}}
+	return &Device{fill: fill, limit: limit.Rates{BPS: c.Rate, BPSBurst: burst}.Limiter()}
 }
 
 // fill fills p from the kernel.
@@ -89,12 +89,9 @@ func (d *Device) Activate(_ uint64, queues []*virtio.Queue, n virtio.Notifier) e
 		return fmt.Errorf("entropy device: activated with %d queues, or twice", len(queues))
 	}
 	d.loop = virtio.NewLoop(n)
-	d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: queues[0], Ready: d.ready, Serve: d.serve}}})
+	d.loop.Start(virtio.Task{Servers: []virtio.Server{{Queue: queues[0], Ready: d.limit.Ready, Serve: d.serve}}})
 	return nil
 }
-
-// ready returns how long the budget is spent.
-func (d *Device) ready() time.Duration { return max(d.budget.wait(time.Now()), 0) }
 
 // serve fills a request.
 func (d *Device) serve(c *virtio.Chain) (uint32, error) {
@@ -108,7 +105,7 @@ func (d *Device) serve(c *virtio.Chain) (uint32, error) {
 			break
 		}
 	}
-	d.budget.spend(time.Now(), uint32(max(n, minCost)))
+	d.limit.Spend(1, max(n, minCost))
 	return uint32(n), nil
 }
 
@@ -139,29 +136,4 @@ func (d *Device) LoadState(b []byte) error {
 		return fmt.Errorf("entropy device: expected no state, got %d bytes", len(b))
 	}
 	return nil
-}
-
-// budget limits a rate. paid is the time at which all that was spent is paid for,
-// at the rate.
-type budget struct {
-	rate uint64 // bytes a second
-	paid time.Time
-}
-
-// wait returns how long nothing may be spent; not above 0 if something may.
-func (b *budget) wait(now time.Time) time.Duration { return b.paid.Sub(now) }
-
-// spend spends n bytes.
-func (b *budget) spend(now time.Time, n uint32) {
-	if full := now.Add(-b.cost(burst)); b.paid.Before(full) {
-		b.paid = full
-	}
-	b.paid = b.paid.Add(b.cost(n))
-}
-
-// cost is the time that n bytes take, at most a day, so that a very low rate does
-// not overflow.
-func (b *budget) cost(n uint32) time.Duration {
-	seconds := min(float64(n)/float64(b.rate), 24*3600)
-	return time.Duration(seconds * float64(time.Second))
 }

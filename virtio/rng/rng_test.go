@@ -191,26 +191,6 @@ func TestState(t *testing.T) {
 	}
 }
 
-// However often it is asked, a second gives no more than the rate.
-func TestBudget(t *testing.T) {
-	for _, rate := range []uint64{1, 1000, DefaultRate, 1 << 40} {
-		b := budget{rate: rate}
-		now, given := time.Unix(1, 0), 0.0
-		end := now.Add(time.Minute)
-		for step := 0; step < 100000 && now.Before(end); step++ {
-			if wait := b.wait(now); wait > 0 {
-				now = now.Add(wait)
-				continue
-			}
-			b.spend(now, 1000)
-			given += 1000
-		}
-		if most := float64(rate)*60 + burst + 1000; given > most {
-			t.Errorf("rate %d: %.0f bytes in a minute", rate, given)
-		}
-	}
-}
-
 // FuzzRequests gives the device buffers of any kind; each is answered, or the
 // ring is broken.
 func FuzzRequests(f *testing.F) {
