@@ -2,6 +2,7 @@ package machine
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/pci"
@@ -20,8 +21,8 @@ const (
 	tssAddr         = 0xfffbd000
 )
 
-// createChips makes the interrupt controllers and the timer. They come before the
-// vCPUs, which get a local APIC only if there are chips.
+// createChips makes the interrupt controllers. They come before the vCPUs, which get a
+// local APIC only if there are chips.
 func (m *Machine) createChips() error {
 	vm := m.kernel.vm
 	if err := vm.SetTSSAddr(tssAddr); err != nil {
@@ -38,7 +39,26 @@ func (m *Machine) createChips() error {
 		return err
 	}
 	m.board.interrupts = newInterrupts(vm, table)
-	return vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
+	return nil
+}
+
+// beginTimer begins to make the timer. The kernel starts a thread for it, which on a busy
+// host takes until the next tick, and makes no vCPU meanwhile: so it comes after them.
+// [Machine.awaitTimer] is called before the timer can matter.
+func (m *Machine) beginTimer() {
+	made := make(chan error, 1)
+	m.board.timer = sync.OnceValue(func() error { return <-made })
+	go func() {
+		made <- m.kernel.vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
+	}()
+}
+
+// awaitTimer returns when the timer has been made.
+func (m *Machine) awaitTimer() error {
+	if m.board.timer == nil {
+		return nil // the making of the machine did not come so far
+	}
+	return m.board.timer()
 }
 
 // routes is the kernel's own routing except for the timer: as on a PC, and as the

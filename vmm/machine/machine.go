@@ -70,6 +70,7 @@ type board struct {
 	interrupts  *interrupts
 	pm          *platform.PM
 	cmos        *platform.CMOS
+	timer       func() error // waits until the 8254 has been made; nil: not begun
 }
 
 // ending is how the machine ended.
@@ -94,7 +95,7 @@ func (m *Machine) Acquire() error { return m.devices.backends.lock() }
 // paused is set, makes them stand still as after [Machine.Pause]. After an error
 // no instruction of the guest was executed.
 func (m *Machine) Start(paused bool) error {
-	if err := m.Acquire(); err != nil {
+	if err := errors.Join(m.Acquire(), m.awaitTimer()); err != nil {
 		return err
 	}
 	if paused {

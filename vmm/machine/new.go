@@ -203,6 +203,7 @@ func (m *Machine) free() error {
 	for _, c := range m.vcpus {
 		errs = append(errs, c.kvm.Close())
 	}
+	_ = m.awaitTimer() // Start has reported it, or nobody needed it
 	if m.kernel.vm != nil {
 		errs = append(errs, m.kernel.vm.Close())
 	}

@@ -251,6 +251,9 @@ func (m *Machine) saveChips() (s chipState, err error) {
 			return s, err
 		}
 	}
+	if err := m.awaitTimer(); err != nil {
+		return s, err
+	}
 	s.PIT, err = m.kernel.vm.GetPIT2()
 	return s, err
 }
@@ -263,6 +266,9 @@ func (m *Machine) loadChips(s *chipState) error {
 		if err := m.kernel.vm.SetIRQChip(*c.state); err != nil {
 			return err
 		}
+	}
+	if err := m.awaitTimer(); err != nil {
+		return err
 	}
 	return m.kernel.vm.SetPIT2(s.PIT)
 }

@@ -47,6 +47,7 @@ func (m *Machine) createVCPUs() error {
 			return err
 		}
 	}
+	m.beginTimer()
 	list, err := m.kernel.sys.MSRIndexList()
 	if err != nil {
 		return err
