@@ -37,13 +37,14 @@ func thisHost(sys *kvm.System) (_ host, err error) {
 	if err != nil {
 		return h, err
 	}
-	defer func() { err = errors.Join(err, vm.Close()) }()
 	v, err := vm.CreateVCPU(0)
 	if err != nil {
-		return h, err
+		return h, errors.Join(err, vm.Close())
 	}
-	defer func() { err = errors.Join(err, v.Close()) }()
 	h.tscKHz, err = v.TSCKHz()
+	// The kernel waits for grace periods when it frees a VM: on a busy host for longer
+	// than all else takes here, and a source waits for the answer.
+	go func() { _ = errors.Join(v.Close(), vm.Close()) }()
 	return h, err
 }
 
