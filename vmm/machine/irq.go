@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/pci"
@@ -13,7 +14,8 @@ import (
 // interrupts routes the messages of PCI functions through KVM's routing table, with
 // an irqfd each, and the guest's notifications out of KVM, with an ioeventfd each.
 type interrupts struct {
-	vm *kvm.VM
+	vm   *kvm.VM
+	over atomic.Bool // the vCPUs have ended: nothing need be deassigned any more
 
 	routesMu sync.Mutex     // guards all below, and is held over KVM_SET_GSI_ROUTING
 	routes   []kvm.IRQRoute // all of the VM's
@@ -95,6 +97,9 @@ func (n *interrupts) AssignIRQFD(gsi uint32, fd int) error { return n.vm.IRQFD(g
 
 // DeassignIRQFD undoes it; the kernel waits for what was raised.
 func (n *interrupts) DeassignIRQFD(gsi uint32, fd int) error {
+	if n.over.Load() {
+		return nil
+	}
 	return n.vm.IRQFD(gsi, fd, kvm.IRQFDDeassign)
 }
 
@@ -105,5 +110,8 @@ func (n *interrupts) AssignIOEventFD(gpa uint64, fd int) error {
 
 // DeassignIOEventFD undoes it.
 func (n *interrupts) DeassignIOEventFD(gpa uint64, fd int) error {
+	if n.over.Load() {
+		return nil
+	}
 	return n.vm.IOEventFD(kvm.IOEventFD{Addr: gpa, FD: fd, Flags: kvm.IOEventFDDeassign})
 }

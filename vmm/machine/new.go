@@ -165,7 +165,7 @@ func (m *Machine) Reset() (*Machine, error) {
 // the same backends, and the same memory if keep is set.
 func (m *Machine) remake(keep bool) (*Machine, error) {
 	<-m.ending.done
-	err := m.devices.unplug()
+	err := m.unplug()
 	b := m.devices.backends
 	m.devices.backends = backends{}
 	var mem *memory.Memory
@@ -193,9 +193,19 @@ func (m *Machine) Disconnect() error {
 	m.gate.join()
 	m.ending.threads.Wait()
 	m.ending.disconnectOnce.Do(func() {
-		m.ending.disconnectErr = errors.Join(m.closeSerial(), m.devices.unplug(), m.devices.backends.close())
+		m.ending.disconnectErr = errors.Join(m.closeSerial(), m.unplug(), m.devices.backends.close())
 	})
 	return m.ending.disconnectErr
+}
+
+// unplug frees the devices of a machine whose vCPUs have ended. What ties their eventfds to
+// KVM is freed with KVM's VM: one by one each would wait for a grace period of the kernel,
+// and a source that has handed its guest over, and a reset, would wait for all.
+func (m *Machine) unplug() error {
+	if m.board.interrupts != nil {
+		m.board.interrupts.over.Store(true)
+	}
+	return m.devices.unplug()
 }
 
 func (m *Machine) free() error {

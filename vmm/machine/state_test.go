@@ -414,6 +414,7 @@ func TestStateOfEverything(t *testing.T) {
 	check(t, err)
 	ioapic.Chip[24+8*9] = 0x99 // pin 9: vector, still masked
 	check(t, m.kernel.vm.SetIRQChip(ioapic))
+	check(t, m.awaitTimer())
 	pit, err := m.kernel.vm.GetPIT2()
 	check(t, err)
 	pit.Channels[2].Count, pit.Channels[2].Mode, pit.Channels[2].RWMode = 0x4321, 3, 3
