@@ -17,20 +17,23 @@ func (l *link) openChannels(m *Migration, ok helloOK) error {
 	if ok.Channels < 1 || int(ok.Channels) > m.opt.Channels {
 		return fmt.Errorf("%w: the destination granted %d data connections, expected between 1 and %d", ErrProtocol, ok.Channels, m.opt.Channels)
 	}
+	l.dial = func(number int, renews bool) (*conn, error) {
+		h := newHello(purposeData, m.session)
+		h.channel, h.renews = uint16(number), renews
+		return m.peer.connect(l.ctx, h)
+	}
 	conns := make([]*conn, ok.Channels)
 	errs := make([]error, len(conns))
 	var dials sync.WaitGroup
 	for i := range conns {
 		dials.Go(func() {
-			h := newHello(purposeData, m.session)
-			h.channel = uint16(i + 1)
-			conns[i], errs[i] = m.peer.connect(l.ctx, h)
+			conns[i], errs[i] = l.dial(i+1, false)
 		})
 	}
 	dials.Wait()
 	for i, c := range conns {
 		if c != nil {
-			l.data = append(l.data, c) // to be closed, at least
+			l.data = append(l.data, newLane(i+1, c)) // to be closed, at least
 		}
 		if errs[i] != nil {
 			errs[i] = fmt.Errorf("data channel %d: %w", i+1, errs[i])
@@ -41,8 +44,8 @@ func (l *link) openChannels(m *Migration, ok helloOK) error {
 	}
 	// These may end at once; the control connection gets time for a last message.
 	context.AfterFunc(l.ctx, func() {
-		for _, c := range conns {
-			c.Close()
+		for _, n := range l.data {
+			n.close()
 		}
 	})
 	for i, c := range conns {
@@ -64,6 +67,9 @@ func (l *link) watch(number int, c *conn) {
 	case err == nil:
 		err = fmt.Errorf("%w: the destination sent %v", ErrProtocol, h.typ)
 	case errors.Is(err, ErrRefused): // by TLS
+	case c.renewed.Load():
+		l.pulse.drop(c.flow) // it has been read to its end
+		return
 	case l.flushed.Load():
 		return // all has been sent; the rest is up to the control connection
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -112,7 +118,7 @@ func (l *link) endPages(s *sender, round int) error {
 func (l *link) sent() uint64 {
 	n := l.conn.flow.sent.Load()
 	for _, c := range l.data {
-		n += c.flow.sent.Load()
+		n += c.sent()
 	}
 	return n
 }
@@ -121,7 +127,7 @@ func (l *link) sent() uint64 {
 func (l *link) channelBytes() []uint64 {
 	out := make([]uint64, len(l.data))
 	for i, c := range l.data {
-		out[i] = c.flow.sent.Load()
+		out[i] = c.sent()
 	}
 	return out
 }
@@ -130,7 +136,7 @@ func (l *link) channelBytes() []uint64 {
 // kernel has not yet acknowledged; ok is false where that cannot be known.
 func (l *link) queued() (n int, ok bool) {
 	for _, c := range l.data {
-		q, known := c.flow.queued()
+		q, known := c.current().flow.queued()
 		if !known {
 			return 0, false
 		}

@@ -163,7 +163,7 @@ func LeastAllocs(f func()) float64 {
 func TestSpansAllocateNothing(t *testing.T) {
 	src := &heapTarget{t: t, mem: [2][]byte{bytes.Repeat([]byte{5}, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
 	for _, c := range []Compression{CompressNone, CompressLZ4} {
-		l := &link{data: []*conn{newConn(byteConn{bytes.NewReader(nil)})}}
+		l := &link{data: []*lane{newLane(1, newConn(byteConn{bytes.NewReader(nil)}))}}
 		log := &toySource{heapTarget: *src}
 		tr, err := newTracker(src.Slots(), log, 18)
 		if err != nil {

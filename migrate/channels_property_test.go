@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testcert"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 	"pgregory.net/rapid"
@@ -94,10 +95,12 @@ func (j *jitter) serve(a net.Conn) {
 	}
 }
 
-// For any number of channels, any compression, any order of arrival and any place of a
-// cut: the guest, which writes all the time, is on one side, and every page of it has
+// For any number of channels, any compression, plain and over TLS, whose keys are renewed
+// again and again, any order of arrival and any place of a cut: the guest, which writes all the time, is on one side, and every page of it has
 // what was written last.
 func TestChannelsLoseNoPage(t *testing.T) {
+	ca := testcert.NewCA(t, "the CA")
+	server, client := ca.Server(ca.Issue(t, "destination")), ca.Client(ca.Issue(t, "source"), "destination")
 	rapid.Check(t, func(t *rapid.T) {
 		slots := []migrate.Slot{{Pages: rapid.Uint64Range(1, 3000).Draw(t, "pages")}}
 		if rapid.Bool().Draw(t, "two slots") {
@@ -123,6 +126,13 @@ func TestChannelsLoseNoPage(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := migrate.NewReceiver(&simtest.Builder{World: w}, nil)
+		secure, keyLimit := rapid.Bool().Draw(t, "TLS"), rapid.Uint64Range(5<<20, 20<<20).Draw(t, "key limit")
+		if secure {
+			r.LimitKeys(keyLimit)
+			if err := r.RequireTLS(server); err != nil {
+				t.Fatal(err)
+			}
+		}
 		ctx, stop := context.WithCancel(context.Background())
 		served := make(chan error, 1)
 		go func() { served <- r.Serve(ctx, ln) }()
@@ -140,7 +150,14 @@ func TestChannelsLoseNoPage(t *testing.T) {
 			migrate.CompressNone, migrate.CompressZstd, migrate.CompressLZ4}).Draw(t, "compression")
 		opt.VerifyPages = rapid.Bool().Draw(t, "verify")
 		opt.MaxRounds = 12
-		_, err = migrate.New(m, j.ln.Addr().String(), opt).Run(ctx)
+		if secure {
+			opt.TLS = client
+		}
+		mig := migrate.New(m, j.ln.Addr().String(), opt)
+		if secure {
+			mig.LimitKeys(keyLimit)
+		}
+		_, err = mig.Run(ctx)
 		if err == nil {
 			<-r.Arrived()
 		}

@@ -55,11 +55,11 @@ func TestCompressionTakesLittleMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := &link{}
-		for range channels {
+		for i := range channels {
 			a, b := net.Pipe()
 			defer a.Close()
 			defer b.Close()
-			l.data = append(l.data, newConn(a))
+			l.data = append(l.data, newLane(i+1, newConn(a)))
 		}
 		before := heap()
 		s, err := newSender(ram, tr, l, &meter{}, Options{Compression: c}.withDefaults())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/govmm/govmm/internal/strictcbor"
@@ -24,6 +25,8 @@ type conn struct {
 	plain *bufio.Writer // puts the small parts of a frame into one record
 	from  identity      // of the peer
 	peer  string        // what it is called in an error
+
+	renewed atomic.Bool // another connection has taken its place, at the source
 
 	// writing is held while a frame is written: an ALIVE may be due at any time. It
 	// guards last and out.

@@ -26,6 +26,7 @@ type Receiver struct {
 	arrived   chan Target
 	newcomers newcomers
 	tls       *tls.Config // nil: connections must be plain
+	keyLimit  uint64      // keyLimit
 
 	sessionMu sync.Mutex // guards the fields below
 	active    *session   // the migration under way
@@ -40,7 +41,7 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{builder: b, log: log, warnings: newSparingLog(log), timeout: defaultPeerTimeout, known: knownFeatures,
+	return &Receiver{builder: b, log: log, warnings: newSparingLog(log), timeout: defaultPeerTimeout, known: knownFeatures, keyLimit: keyLimit,
 		arrived: make(chan Target, 1), verdicts: verdicts{kept: map[sessionID]keptVerdict{}}}
 }
 
@@ -142,6 +143,13 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	var in *inlet
 	switch {
 	case err != nil:
+	case h.purpose == purposeData && h.renews:
+		if in, err = r.follow(h, c); err == nil {
+			stop() // as below
+			r.newcomers.leave(nc)
+			<-in.done
+			return
+		}
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
 	case h.purpose == purposeProbe:
@@ -283,9 +291,27 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 	return s, nil
 }
 
-// join finds the session of a data connection: the migration under way, if the peer
-// knows its nonce.
+// join makes c a data channel of the session that it names.
 func (r *Receiver) join(h hello, c *conn) (*inlet, error) {
+	s, err := r.named(h, c)
+	if err != nil {
+		return nil, err
+	}
+	return s.join(int(h.channel), c)
+}
+
+// follow makes c the next connection of a data channel.
+func (r *Receiver) follow(h hello, c *conn) (*inlet, error) {
+	s, err := r.named(h, c)
+	if err != nil {
+		return nil, err
+	}
+	return s.follow(int(h.channel), c)
+}
+
+// named finds the session of a data connection: the migration under way, if the peer
+// knows its nonce and has its certificate.
+func (r *Receiver) named(h hello, c *conn) (*session, error) {
 	r.sessionMu.Lock()
 	s := r.active
 	r.sessionMu.Unlock()
@@ -295,7 +321,7 @@ func (r *Receiver) join(h hello, c *conn) (*inlet, error) {
 	if s.conn.from != c.from {
 		return nil, fmt.Errorf("%w: data channel %d: %w", ErrProtocol, h.channel, errOtherPeer)
 	}
-	return s.join(int(h.channel), c)
+	return s, nil
 }
 
 // end allows the next migration, unless this one completed.

@@ -22,6 +22,12 @@ func NewTracker(slots []Slot, log DirtyLog, shift uint) (*Tracker, error) {
 // HurryGuard makes the guard's time least, whatever the limit, and the next stop come at once.
 func (m *Migration) HurryGuard(least time.Duration) { m.guard = guardTimes{least: least} }
 
+// LimitKeys makes the key of a TLS connection good for n bytes.
+func (m *Migration) LimitKeys(n uint64) { m.peer.tls.limit = n }
+
+// LimitKeys makes the key of a TLS connection good for n bytes.
+func (r *Receiver) LimitKeys(n uint64) { r.keyLimit = n }
+
 // Check checks the invariants of the tracker's bitmaps. armed reports for a page whether
 // KVM will report its next write, or has a report that was not fetched yet.
 func (t *tracker) Check(armed func(slot int, page uint64) bool) error {

@@ -14,6 +14,7 @@ const (
 	featureVerifyPages = "verify-pages"  // HASHES
 	featureZstd        = "compress-zstd" // PACKED by zstd
 	featureLZ4         = "compress-lz4"  // PACKED by LZ4
+	featureRenew       = "renew-keys"    // RENEW, over TLS
 	// featureStorage is used where both sides know it, which HELLO_OK says.
 	featureStorage = "compare-storage" // STORAGE
 	// featureReset is known by a destination that can start a guest anew, and no source
@@ -21,7 +22,7 @@ const (
 	featureReset = "reset"
 )
 
-var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset}
+var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew}
 
 // features are those that a migration under these options uses.
 func (o Options) features() []string {
@@ -34,6 +35,9 @@ func (o Options) features() []string {
 		used = append(used, featureZstd)
 	case CompressLZ4:
 		used = append(used, featureLZ4)
+	}
+	if o.TLS != nil {
+		used = append(used, featureRenew)
 	}
 	return used
 }

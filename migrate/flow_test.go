@@ -72,7 +72,7 @@ func TestTLSOverAFlow(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := newConn(nc)
-		if err := (&Receiver{tls: server}).handshake(c, readByte(t, c)); err != nil {
+		if err := (&Receiver{tls: server, keyLimit: keyLimit}).handshake(c, readByte(t, c)); err != nil {
 			t.Fatal(err)
 		}
 		h, err := c.readHeader()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -12,10 +13,14 @@ import (
 
 // inlet is one data connection at the destination. One goroutine serves it.
 type inlet struct {
-	conn    *conn
+	conn    *conn // changed by the goroutine that serves, under the session's dataMu, as is before
 	session *session
 	number  int         // from 1
 	idle    atomic.Bool // it waits for other channels, or has ended
+
+	next   chan *conn    // what takes the place of conn after RENEW
+	before uint64        // bytes that came on earlier ones
+	done   chan struct{} // closed when it has ended
 
 	meta     spanMeta
 	iov      [][]byte
@@ -52,7 +57,7 @@ func (s *session) join(number int, c *conn) (*inlet, error) {
 	case s.inlets[number-1] != nil:
 		return nil, fmt.Errorf("%w: data channel %d is connected already", ErrProtocol, number)
 	}
-	in := &inlet{conn: c, session: s, number: number}
+	in := &inlet{conn: c, session: s, number: number, next: make(chan *conn, 1), done: make(chan struct{})}
 	s.pulse.add(c.flow)
 	s.inlets[number-1] = in
 	s.lanes.Add(1)
@@ -85,6 +90,7 @@ func (in *inlet) waits() bool { return in.idle.Load() || in.conn.flow.reads.unde
 func (in *inlet) serve() {
 	s := in.session
 	defer s.lanes.Done()
+	defer close(in.done)
 	defer in.unpacker.close()
 	defer in.idle.Store(true)
 	in.idle.Store(true)
@@ -110,6 +116,10 @@ func (in *inlet) receive(target Target) error {
 			err = in.apply(target, f)
 		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags&^flagQuiet == 0):
 			if err = in.endRound(f.first, f.flags); errors.Is(err, errSettled) {
+				return nil
+			}
+		case f.typ == frameRenew && f.length == 0 && slices.Contains(in.session.features, featureRenew):
+			if err = in.renew(); errors.Is(err, errSettled) {
 				return nil
 			}
 		default:
@@ -274,7 +284,7 @@ func (s *session) received() uint64 {
 	defer s.dataMu.Unlock()
 	for _, in := range s.inlets {
 		if in != nil {
-			n += in.conn.flow.received.Load()
+			n += in.before + in.conn.flow.received.Load()
 		}
 	}
 	return n

@@ -27,9 +27,10 @@ type link struct {
 	awaiting atomic.Int32 // replies that are awaited
 
 	// data are the connections that carry pages, set by openChannels.
-	data     []*conn
-	flushed  atomic.Bool    // the last frame of every data connection is on its way
-	watchers sync.WaitGroup // of data connections
+	data     []*lane
+	dial     func(number int, renews bool) (*conn, error) // a data connection
+	flushed  atomic.Bool                                  // the last frame of every data connection is on its way
+	watchers sync.WaitGroup                               // of data connections
 
 	replies chan reply
 	done    chan struct{} // the reader has ended
@@ -172,8 +173,8 @@ func (l *link) close() {
 	}
 	close(l.closed)
 	l.conn.Close()
-	for _, c := range l.data {
-		c.Close()
+	for _, n := range l.data {
+		n.close()
 	}
 	l.cancel(net.ErrClosed)
 	l.pulse.end()

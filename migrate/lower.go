@@ -11,6 +11,7 @@ import (
 type lower struct {
 	*flow
 	first []byte // was read before TLS began
+	limit uint64 // bytes in either direction
 
 	outMu   sync.Mutex // guards the fields below, and orders writes
 	out     []byte     // records that have not been written
@@ -23,10 +24,8 @@ const lowerBuffer = 256 << 10
 
 // keyLimit bounds the bytes of one direction of a TLS connection. crypto/tls never changes
 // the key by itself, and AES-GCM keeps its promise for some 2^24.5 full records (RFC 8446,
-// section 5.5): about 380 GiB. Tests set it.
-var keyLimit uint64 = 64 << 30
-
-func newLower(f *flow, first []byte) *lower { return &lower{flow: f, first: first} }
+// section 5.5): about 380 GiB. Where it is kept it is a field, which tests set.
+const keyLimit = 64 << 30
 
 var _ net.Conn = (*lower)(nil)
 
@@ -37,8 +36,8 @@ func (l *lower) Read(p []byte) (int, error) {
 		l.first = l.first[n:]
 		return n, nil
 	}
-	if l.received.Load() >= keyLimit {
-		return 0, fmt.Errorf("%w: the peer sent %d bytes under one key", ErrProtocol, keyLimit)
+	if l.received.Load() > l.limit {
+		return 0, fmt.Errorf("%w: the peer sent more than %d bytes under one key", ErrProtocol, l.limit)
 	}
 	return l.flow.Read(p)
 }
@@ -50,8 +49,8 @@ func (l *lower) Write(p []byte) (int, error) {
 	if len(l.out)+len(p) > lowerBuffer || !l.collect {
 		l.flush()
 	}
-	if l.err == nil && l.sent.Load()+uint64(len(l.out)+len(p)) > keyLimit {
-		l.err = fmt.Errorf("%d bytes have been sent under one key, which is the limit", keyLimit)
+	if l.err == nil && l.sent.Load()+uint64(len(l.out)+len(p)) > l.limit {
+		l.err = fmt.Errorf("more than %d bytes would be sent under one key", l.limit)
 	}
 	if l.err != nil {
 		return 0, l.err

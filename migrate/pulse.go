@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,6 +70,13 @@ func (p *pulse) add(f *flow) {
 	p.flowsMu.Lock()
 	defer p.flowsMu.Unlock()
 	p.flows = append(p.flows, f)
+}
+
+// drop removes a connection of the session, which has been read to its end.
+func (p *pulse) drop(f *flow) {
+	p.flowsMu.Lock()
+	defer p.flowsMu.Unlock()
+	p.flows = slices.DeleteFunc(p.flows, func(g *flow) bool { return g == f })
 }
 
 // beat begins to say ALIVE as often as the peer asked for.

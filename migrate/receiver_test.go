@@ -27,6 +27,7 @@ type bubble struct {
 	runs   *whoRuns
 	lines  chan string
 	build  func() error // called by Build, if set
+	opened []*conn      // by connect, to be closed at the end
 }
 
 // inBubble runs a test with a receiver.
@@ -46,6 +47,9 @@ func inBubble(t *testing.T, f func(*bubble)) {
 		var served sync.WaitGroup
 		served.Go(func() { _ = b.recv.Serve(ctx, b.net) })
 		f(b)
+		for _, c := range b.opened {
+			c.Close()
+		}
 		cancel()
 		served.Wait()
 		b.net.carriers.Wait()

@@ -36,8 +36,9 @@ type sender struct {
 	// its pages.
 	sent []mempage.Bitmap
 
-	conns   []*conn
-	idle    chan *conn // those of conns that no worker writes to
+	lanes   []*lane
+	idle    chan *lane // those that no worker writes to
+	room    func(n *lane, bytes uint64) (*conn, error)
 	workers []*worker
 	packing chan struct{} // holds one for each worker that compresses
 	// halted ends a pass before its end: no further span is picked.
@@ -67,7 +68,7 @@ type sender struct {
 // With compression there are more: they compress while others write.
 func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, error) {
 	s := &sender{ram: ram, slots: ram.Slots(), tracker: t, meter: m, batch: maxSpan,
-		conns: l.data, idle: make(chan *conn, len(l.data)), ended: l.channelEnded, turn: make(chan struct{}, 1),
+		lanes: l.data, idle: make(chan *lane, len(l.data)), room: l.room, ended: l.channelEnded, turn: make(chan struct{}, 1),
 		stretch: min(maxClear, max(maxSpan, uint64(1)<<opt.ClearBitmapShift))}
 	s.holes, s.leaps = ram.(HoleFinder)
 	for _, slot := range s.slots {
@@ -78,7 +79,7 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 		// About twenty frames a second, so that bytes flow evenly.
 		s.batch = min(maxSpan, max(64, opt.BandwidthLimit/20/mempage.Size/64*64))
 	}
-	n := len(s.conns)
+	n := len(s.lanes)
 	if opt.Compression != CompressNone {
 		var atOnce int
 		n, atOnce = compressors(runtime.GOMAXPROCS(0), n)
@@ -95,8 +96,8 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 		}
 		s.workers = append(s.workers, w)
 	}
-	for _, c := range s.conns {
-		s.idle <- c
+	for _, n := range s.lanes {
+		s.idle <- n
 	}
 	return s, nil
 }
@@ -176,9 +177,13 @@ func (s *sender) next(ctx context.Context, picked []uint64) (slot int, first, n 
 // confirm. After flagLast nothing follows on the data connections.
 func (s *sender) flush(round int, flags uint8) error {
 	h := header{typ: frameRound, flags: flags, first: uint64(round)}
-	for i, c := range s.conns {
-		if err := c.writeFrame(h); err != nil {
-			return s.ended(fmt.Errorf("data channel %d: %w", i+1, err))
+	for _, n := range s.lanes {
+		c, err := s.room(n, headerSize)
+		if err == nil {
+			err = c.writeFrame(h)
+		}
+		if err != nil {
+			return s.ended(fmt.Errorf("data channel %d: %w", n.number, err))
 		}
 	}
 	return nil
@@ -264,18 +269,22 @@ func (w *worker) sendPages(ctx context.Context, slot int, first uint64, span []b
 	if w.packer != nil {
 		w.meter.packed(data*mempage.Size, uint64(h.length)-uint64(len(meta)))
 	}
-	var c *conn
+	var lane *lane
 	select {
-	case c = <-w.idle:
+	case lane = <-w.idle:
 	case <-ctx.Done():
 		return 0, context.Cause(ctx)
+	}
+	c, err := w.room(lane, headerSize+uint64(h.length))
+	if err != nil {
+		return 0, w.ended(err)
 	}
 	if err := c.writeSpan(h, meta, w.bufs); errors.Is(err, syscall.EFAULT) {
 		return 0, err // guard names the page
 	} else if err != nil {
 		return 0, w.ended(err)
 	}
-	w.idle <- c
+	w.idle <- lane
 	return headerSize + uint64(h.length), nil
 }
 

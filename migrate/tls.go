@@ -98,6 +98,7 @@ func serverTLS(c *tls.Config) (*tls.Config, error) {
 // credentials are what a source shows and checks on all connections of one migration.
 type credentials struct {
 	config *tls.Config
+	limit  uint64 // keyLimit
 
 	certMu sync.Mutex // guards cert
 	cert   *tls.Certificate
@@ -117,7 +118,7 @@ func newCredentials(config *tls.Config, address string) (*credentials, error) {
 		}
 		config.ServerName = host
 	}
-	return &credentials{config: config}, nil
+	return &credentials{config: config, limit: keyLimit}, nil
 }
 
 // certificate chooses the certificate once: the destination knows a session by it.
@@ -153,7 +154,7 @@ func (k *credentials) handshake(ctx context.Context, c *conn) error {
 		asked = true
 		return k.certificate(info)
 	}
-	lower := newLower(c.flow, nil)
+	lower := &lower{flow: c.flow, limit: k.limit}
 	t := tls.Client(lower, config)
 	if err := t.HandshakeContext(ctx); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -170,7 +171,7 @@ func (k *credentials) handshake(ctx context.Context, c *conn) error {
 // handshake makes c, whose first byte has been read, a connection over TLS. Its deadline
 // bounds that.
 func (r *Receiver) handshake(c *conn, first byte) error {
-	lower := newLower(c.flow, []byte{first})
+	lower := &lower{flow: c.flow, first: []byte{first}, limit: r.keyLimit}
 	t := tls.Server(lower, r.tls)
 	if err := t.Handshake(); err != nil {
 		return explainTLS(err, "source")

@@ -47,6 +47,7 @@ func (b *bubble) connect(h hello, config *tls.Config) *conn {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.opened = append(b.opened, c)
 	return c
 }
 
@@ -186,7 +187,6 @@ func TestASessionBelongsToACertificate(t *testing.T) {
 		b.secure(p)
 		refused := func(c *conn, why string) {
 			t.Helper()
-			defer c.Close()
 			h, err := c.readHeader()
 			if err != nil || h.typ != frameRefused {
 				t.Fatal(h.typ, err)
@@ -199,12 +199,10 @@ func TestASessionBelongsToACertificate(t *testing.T) {
 		h := newHello(purposeMigrate, sessionID{1})
 		h.dataChannels = 1
 		control := b.connect(h, p.client())
-		defer control.Close()
 		b.write(control, new(stream).config("config"))
 		b.expect(control, frameHelloOK)
 		refused(b.connect(dataHello(1, 1), thief), errOtherPeer.Error())
 		data := b.connect(dataHello(1, 1), renewed)
-		defer data.Close()
 		b.expect(control, frameReady)
 
 		refused(b.connect(newHello(purposeQuery, sessionID{1}), thief), errOtherPeer.Error())
@@ -222,7 +220,6 @@ func TestASessionBelongsToACertificate(t *testing.T) {
 		refused(b.connect(newHello(purposeQuery, sessionID{1}), thief), errOtherPeer.Error())
 		query := b.connect(newHello(purposeQuery, sessionID{1}), renewed)
 		b.expect(query, frameVerdict)
-		query.Close()
 		b.runs.set("destination", false)
 	})
 }
@@ -268,11 +265,9 @@ func TestAliveOverTLSIsNoProgress(t *testing.T) {
 		h := newHello(purposeMigrate, sessionID{1})
 		h.dataChannels = 1
 		control := b.connect(h, p.client())
-		defer control.Close()
 		b.expect(control, frameHelloOK)
 		b.write(control, new(stream).config("config"))
-		data := b.connect(dataHello(1, 1), p.client())
-		defer data.Close()
+		b.connect(dataHello(1, 1), p.client())
 		b.expect(control, frameReady)
 		synctest.Wait()
 		before := b.recv.Progress().BytesReceived
@@ -301,4 +296,51 @@ func TestMigrationOverTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A connection that follows on another one is only for the peer that has the session, one
+// at a time, and RENEW without one ends the migration.
+func TestRenewalsOfStrangers(t *testing.T) {
+	p := newTLSPair(t)
+	thief := p.ca.Client(p.ca.Issue(t, "source"), "destination")
+	next := dataHello(1, 1)
+	next.renews = true
+	open := func(b *bubble, features ...string) (control, data *conn) {
+		b.secure(p)
+		h := newHello(purposeMigrate, sessionID{1})
+		h.dataChannels = 1
+		control = b.connect(h, p.client())
+		b.write(control, new(stream).config("config", features...))
+		b.expect(control, frameHelloOK)
+		b.expect(b.connect(next, p.client()), frameRefused) // of a channel that is not there
+		data = b.connect(dataHello(1, 1), p.client())
+		b.expect(control, frameReady)
+		return control, data
+	}
+	renew := new(stream).frame(header{typ: frameRenew}, nil)
+	inBubble(t, func(b *bubble) {
+		control, data := open(b, featureRenew)
+		b.expect(b.connect(next, thief), frameRefused)
+		second := b.connect(next, p.client())
+		synctest.Wait()
+		b.expect(b.connect(next, p.client()), frameRefused) // a third one
+		b.write(data, new(stream).frame(round(0, 0), nil).frame(header{typ: frameRenew}, nil))
+		b.expect(control, frameRound)
+		b.write(second, new(stream).frame(round(1, 0), nil))
+		b.expect(control, frameRound)
+		b.write(second, renew)
+		if h, err := b.read(control); err != nil || h.typ != frameFailed {
+			t.Errorf("%v, %v: no connection follows", h.typ, err)
+		}
+		if line := <-b.lines; !strings.Contains(line, "refused") {
+			t.Errorf("the destination says %s", line)
+		}
+	})
+	inBubble(t, func(b *bubble) {
+		control, data := open(b)
+		b.write(data, renew)
+		if h, err := b.read(control); err != nil || h.typ != frameFailed {
+			t.Errorf("%v, %v: CONFIG does not name it", h.typ, err)
+		}
+	})
 }

@@ -62,12 +62,16 @@ func (s sessionID) String() string { return fmt.Sprintf("%x", s[:4]) }
 type hello struct {
 	version, oldest uint16 // the newest version that the source speaks, and the oldest
 	purpose         purpose
+	renews          bool   // the data connection takes the place of the channel's last one
 	channel         uint16 // a data connection's number, from 1; otherwise 0
 	session         sessionID
 	dataChannels    uint16    // data connections that the source asks for
 	alive           uint16    // milliseconds from one ALIVE of the destination to the next; 0: the default
 	previous        sessionID // that the source has given up for this one; zero: none
 }
+
+// helloRenews is a flag of a data connection's hello.
+const helloRenews = 1
 
 // newHello is a hello of this version.
 func newHello(p purpose, session sessionID) hello {
@@ -81,6 +85,9 @@ func (h hello) encode() [helloSize]byte {
 	le.PutUint16(b[8:], h.version)
 	le.PutUint16(b[10:], h.oldest)
 	b[12] = byte(h.purpose)
+	if h.renews {
+		b[13] = helloRenews
+	}
 	le.PutUint16(b[14:], h.channel)
 	copy(b[24:40], h.session[:])
 	le.PutUint16(b[40:], h.dataChannels)
@@ -102,6 +109,7 @@ func decodeHello(b *[helloSize]byte) (hello, error) {
 		version:      le.Uint16(b[8:]),
 		oldest:       le.Uint16(b[10:]),
 		purpose:      purpose(b[12]),
+		renews:       b[13]&helloRenews != 0,
 		channel:      le.Uint16(b[14:]),
 		session:      sessionID(b[24:40]),
 		dataChannels: le.Uint16(b[40:]),
@@ -137,6 +145,7 @@ const (
 	framePacked                       // source: as PAGES, its data pages compressed together
 	frameStorage                      // source: what the guest's disks are known by, opaque
 	frameUndo                         // source: the stop was undone, its STATE does not count
+	frameRenew                        // source: the data channel goes on with its next connection
 )
 
 const (
@@ -159,7 +168,7 @@ const (
 // last reports whether no frame follows one of this type.
 func (t frameType) last() bool {
 	switch t {
-	case frameCommit, frameAbort, frameRefused, frameRunning, frameFailed, frameVerdict:
+	case frameCommit, frameAbort, frameRenew, frameRefused, frameRunning, frameFailed, frameVerdict:
 		return true
 	}
 	return false
@@ -185,6 +194,8 @@ func (t frameType) String() string {
 		return "PACKED"
 	case frameUndo:
 		return "UNDO"
+	case frameRenew:
+		return "RENEW"
 	case frameStorage:
 		return "STORAGE"
 	case frameProbe:
