@@ -8,6 +8,7 @@ import (
 
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/machine"
+	"github.com/govmm/govmm/vmm/memory"
 	"github.com/spf13/cobra"
 )
 
@@ -15,7 +16,9 @@ import (
 type receiveFlags struct {
 	hostFlags
 	deviceFlags
-	listen string
+	listen     string
+	backing    string
+	trustPaths bool
 }
 
 func newReceive() *cobra.Command {
@@ -25,11 +28,14 @@ func newReceive() *cobra.Command {
 		Short: "Wait for a guest that is migrated here, and then run it",
 		Long: `Wait for a guest that is migrated here, and then run it as govmm run does.
 
-The guest keeps its CPUs, memory and devices: they need no flags here. What its
-devices use of the host has the same path or name as at the source; a flag for
-the device gives another one. A disk must be the same one, on storage that both
-hosts reach. Port 0 takes any free port; the address that is printed is the one
-for govmm migrate --to. After an attempt that fails it waits for the next.
+The guest keeps its CPUs, memory and devices. What its devices use of this host
+(disks, taps, a socket) is only what flags give here, one for each device in
+their order; a guest that needs more is refused, with the flags that it needs. With
+--allow-source-paths it gets whatever the source names, as root perhaps any file
+of this host: for hosts that trust each other. A disk must be the same one, on
+storage that both hosts reach. Port 0 takes any free port; the address that is
+printed is the one for govmm migrate --to. After an attempt that fails it waits
+for the next.
 
 Anybody who can connect can send a guest: listen on an address that only your
 own hosts reach.`,
@@ -48,7 +54,7 @@ own hosts reach.`,
 					return nil, err
 				}
 				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, Serial: h.serial, Console: h.console,
-					Devices: here, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
+					Devices: here, AllowSourcePaths: f.trustPaths, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}
@@ -58,6 +64,8 @@ own hosts reach.`,
 	}
 	f.hostFlags.register(cmd)
 	f.registerReceive(cmd.Flags())
+	cmd.Flags().BoolVar(&f.trustPaths, "allow-source-paths", false, "let a source name the disks, taps, bridges and sockets of this host, and take its huge pages: where no flag gives others, the same names as at the source")
+	cmd.Flags().StringVar(&f.backing, "memory-backing", "", "`KIND` of host memory: anonymous, memfd or hugetlb; none: as at the source, unless that is hugetlb")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "`HOST:PORT` to wait at; no HOST: every address of this host")
 	return cmd
 }
@@ -73,6 +81,9 @@ func (f *receiveFlags) check() error {
 	}
 	if err != nil {
 		return fmt.Errorf("--listen %.80q: expected HOST:PORT, with a port between 0 and 65535", f.listen)
+	}
+	if _, err := memory.ParseBacking(f.backing); f.backing != "" && err != nil {
+		return fmt.Errorf("--memory-backing: %w", err)
 	}
 	return f.hostFlags.check()
 }

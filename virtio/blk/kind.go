@@ -15,7 +15,7 @@ import (
 var Kind = virtio.Kind{
 	Name:      "disk",
 	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw][,bps=N][,iops=N] (`DISK`; may be given several times)",
-	HereUsage: "where the guest's disk is on this host: path=FILE[,direct][,bps=N][,iops=N] (`DISK`; once for each disk, in their order; none: the same paths as at the source)",
+	HereUsage: "where the guest's disk is on this host: path=FILE[,direct][,bps=N][,iops=N] (`DISK`; once for each disk, in their order; a guest with a disk needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
 	ParseHere: parseSpec,
 	New:       func() virtio.Spec { return new(Spec) },

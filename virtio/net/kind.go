@@ -15,7 +15,7 @@ import (
 var Kind = virtio.Kind{
 	Name:      "net",
 	Usage:     "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER][,bps=N] (`NET`; may be given several times)",
-	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N] (`NET`; once for each, in their order; none: the same names as at the source)",
+	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
 	Parse:     func(words string) (virtio.Spec, error) { return specOf(ParseOptions(words)) },
 	ParseHere: func(words string) (virtio.Spec, error) { return specOf(ParseHostOptions(words)) },
 	New:       func() virtio.Spec { return new(Spec) },

@@ -14,7 +14,7 @@ var Kind = virtio.Kind{
 	Name:      "vsock",
 	Max:       1,
 	Usage:     "sockets between host and guest: path=SOCKET[,cid=N] (`VSOCK`)",
-	HereUsage: "where the guest's socket device has its socket on this host: path=SOCKET (`VSOCK`; none: the same path as at the source)",
+	HereUsage: "where the guest's socket device has its socket on this host: path=SOCKET (`VSOCK`; a guest with such a device needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
 	ParseHere: parseSpec,
 	New:       func() virtio.Spec { return new(Spec) },
