@@ -9,7 +9,9 @@ import (
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
+	"github.com/govmm/govmm/vmm/sandbox"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // receiveFlags are the flags of govmm receive.
@@ -59,6 +61,12 @@ own hosts reach.`,
 					return nil, errors.Join(err, ln.Close())
 				}
 				return vm, nil
+			}, func() sandbox.Policy {
+				policy := laterOf(here, true)
+				if f.trustPaths { // whatever the source names is opened when it comes
+					policy.AllFiles, policy.Listen, policy.Netlink, policy.Keep = true, true, true, []int{unix.CAP_NET_ADMIN}
+				}
+				return policy
 			})
 		},
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/virtio"
+	"golang.org/x/sys/unix"
 )
 
 // Kind is the entry of disks in a machine's table of devices.
@@ -86,6 +87,18 @@ func (s *Spec) Move(here virtio.Spec) error {
 	}
 	s.Path, s.Direct, s.Limit = h.Path, h.Direct, h.Limit
 	return errors.Join(errs...)
+}
+
+// Later implements [virtio.Latecomer]: to be compared with another host's, an image is
+// opened for reading once more, and a block device that is taken back is claimed by
+// opening it.
+func (s *Spec) Later(arrives bool) virtio.Later {
+	var st unix.Stat_t
+	device := unix.Stat(s.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
+	if !s.ReadOnly && (arrives || device) {
+		return virtio.Later{Write: []string{s.Path}}
+	}
+	return virtio.Later{Read: []string{s.Path}}
 }
 
 // Open implements [virtio.Spec]. The image is not locked yet.

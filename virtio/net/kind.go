@@ -77,6 +77,14 @@ func (s *Spec) Negotiated(d virtio.Device, features uint64) virtio.Spec {
 	return &n
 }
 
+// Later implements [virtio.Latecomer].
+func (s *Spec) Later(arrives bool) virtio.Later {
+	if !arrives {
+		return virtio.Later{}
+	}
+	return virtio.Later{Write: []string{tunDevice}, Netlink: true, NetAdmin: true}
+}
+
 // Open implements [virtio.Spec].
 func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	tap, err := OpenTap(s.Options)

@@ -70,6 +70,12 @@ func (s *Spec) Move(here virtio.Spec) error {
 	return nil
 }
 
+// Later implements [virtio.Latecomer]: the socket is made again when a guest that was
+// handed over comes back.
+func (s *Spec) Later(bool) virtio.Later {
+	return virtio.Later{Replace: []string{filepath.Dir(s.Path)}, Listen: true}
+}
+
 // Open implements [virtio.Spec]. The socket is not there yet.
 func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	d, err := New(s.Config, log)

@@ -3,9 +3,11 @@ package sandbox
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
 )
 
 // landlockABI is the newest version of Landlock's interface whose rights are used.
@@ -67,8 +69,13 @@ func (p Policy) files() []landlock.Rule {
 		replace |= ll.AccessFSMakeSock
 	}
 	rules := []landlock.Rule{landlock.PathAccess(replace, p.Replace...).IgnoreIfMissing(),
+		landlock.PathAccess(ll.AccessFSRemoveFile, p.Remove...).IgnoreIfMissing(),
 		landlock.PathAccess(writeRights, p.Write...).IgnoreIfMissing()}
 	for _, path := range p.Read {
+		if strings.HasPrefix(path, "/proc/") {
+			// A rule is an inode's. procfs makes another one if nobody has the file open.
+			_, _ = unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		}
 		rights := landlock.AccessFSSet(ll.AccessFSReadFile)
 		if st, err := os.Stat(path); err == nil && st.IsDir() {
 			rights |= ll.AccessFSReadDir

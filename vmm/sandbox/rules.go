@@ -40,7 +40,7 @@ func (p Policy) hot() []rule {
 		requests = append(requests, notifyReceive, notifySend)
 	}
 	return append([]rule{{call: "ioctl", any: one(1, requests...)}},
-		always("futex", "read", "write", "epoll_pwait", "nanosleep", "rt_sigreturn", "readv", "writev", "recvmsg", "preadv", "pwritev",
+		always("futex", "read", "write", "epoll_pwait", "nanosleep", "rt_sigreturn", "readv", "writev", "recvmsg", "preadv", "pwritev", "preadv2", "pwritev2",
 			"pread64", "pwrite64", "ppoll", "poll", "sched_yield", "clock_gettime", "getpid", "gettid", "rt_sigprocmask", "rt_sigtimedwait", "madvise")...)
 }
 

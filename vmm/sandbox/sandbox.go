@@ -51,6 +51,8 @@ type Policy struct {
 	// Replace are directories in which files may be made, opened for writing, renamed
 	// and removed. Sockets in them may be made too, if Listen is set.
 	Replace []string
+	// Remove are directories in which files may be removed.
+	Remove []string
 	// AllFiles leaves all files to the process, as far as its user may use them.
 	AllFiles bool
 	// Listen lets the process make listening unix sockets.
