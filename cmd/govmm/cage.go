@@ -3,7 +3,6 @@ package main
 import (
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm/sandbox"
@@ -11,13 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostFacts are what a VM asks its host later: how much memory there is for a guest that
-// arrives, which of its pages are populated, whether two hosts are one, where names lead.
-var hostFacts = []string{
-	"/proc/meminfo", "/proc/self/pagemap", "/proc/self/cgroup", "/proc/self/mountinfo", "/proc/sys/kernel/random/boot_id",
-	"/proc/sys/vm/overcommit_memory", "/sys/fs/cgroup", "/sys/kernel/mm/hugepages",
-	"/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/services",
-}
+// lookups are what a name is looked up in, for an outgoing migration.
+var lookups = []string{"/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/services"}
 
 var defaultSandbox = "off"
 
@@ -29,17 +23,15 @@ func (p *process) cage(f *hostFlags, policy sandbox.Policy) error {
 	for _, port := range f.ports {
 		policy.Ports = append(policy.Ports, uint16(port))
 	}
-	policy.Read = append(policy.Read, hostFacts...)
+	policy.Read = append(policy.Read, lookups...)
 	if path, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && filepath.Dir(path) != "/etc" {
 		policy.Read = append(policy.Read, filepath.Dir(path)) // where it is replaced
 	}
-	policy.Write = append(policy.Write, "/dev/kvm") // a guest that resets is made anew
 	policy.Remove = append(policy.Remove, filepath.Dir(p.claim.Socket()))
 	for _, line := range []string{f.serial, f.console} {
 		replace, remove := serial.Directories(line)
 		policy.Replace, policy.Remove = append(policy.Replace, replace...), append(policy.Remove, remove...)
 	}
-	_, _ = time.Now().Zone() // reads the host's time zone
 	s, err := policy.Enter()
 	if s.Missing != nil {
 		p.say("the sandbox lacks what this kernel does not have: %s", strings.Join(s.Missing, "; "))

@@ -3,11 +3,9 @@ package sandbox
 import (
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
-	"golang.org/x/sys/unix"
 )
 
 // landlockABI is the newest version of Landlock's interface whose rights are used.
@@ -57,7 +55,7 @@ func (p Policy) restrictFiles(s *Status) error {
 		rules = append(rules, p.files()...)
 	}
 	if err := config.BestEffort().Restrict(rules...); err != nil {
-		return fmt.Errorf("Landlock: %w", err)
+		return fmt.Errorf("restrict files and ports: %w", err)
 	}
 	return nil
 }
@@ -72,10 +70,6 @@ func (p Policy) files() []landlock.Rule {
 		landlock.PathAccess(ll.AccessFSRemoveFile, p.Remove...).IgnoreIfMissing(),
 		landlock.PathAccess(writeRights, p.Write...).IgnoreIfMissing()}
 	for _, path := range p.Read {
-		if strings.HasPrefix(path, "/proc/") {
-			// A rule is an inode's. procfs makes another one if nobody has the file open.
-			_, _ = unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-		}
 		rights := landlock.AccessFSSet(ll.AccessFSReadFile)
 		if st, err := os.Stat(path); err == nil && st.IsDir() {
 			rights |= ll.AccessFSReadDir

@@ -11,11 +11,13 @@ import (
 
 // What the handler of SIGSYS in trap_amd64.s uses. It is set before the filter is there.
 var (
+	//lint:ignore U1000 by the handler
 	trapping uint32
 	// names are those of the system calls, by number; the last one is for all others.
 	names [numbers + 1]string
 	// line is what is printed: words, a name, words.
-	line   [3]unix.Iovec
+	line [3]unix.Iovec
+	//lint:ignore U1000 by the handler
 	stderr = unix.PollFd{Fd: 2, Events: unix.POLLOUT}
 )
 
@@ -27,6 +29,7 @@ const (
 	lineEnd   = " is not allowed here: the process ends (docs/security.md)\n"
 )
 
+//lint:ignore U1000 by trappedPC
 func trapped()
 func trappedPC() uintptr
 
