@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/transport/transporttest"
 	"github.com/govmm/govmm/virtio/virtiotest"
 )
 
@@ -226,5 +227,13 @@ func FuzzRequests(f *testing.F) {
 				}
 			}
 		}
+	})
+}
+
+// FuzzDevice is a guest that does anything with the device's registers and rings.
+func FuzzDevice(f *testing.F) {
+	transporttest.Fuzz(f, transporttest.Device{
+		New:      func(testing.TB, *virtiotest.Memory) virtio.Device { return New(Config{}) },
+		Requests: []transporttest.Request{{Queue: 0, Writable: 3}},
 	})
 }
