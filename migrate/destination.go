@@ -101,8 +101,16 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	c := newConn(nc)
 	stop := context.AfterFunc(ctx, c.interrupt)
 	defer stop()
-	peer := nc.RemoteAddr()
+	peer := c.RemoteAddr()
 	_ = c.SetDeadline(time.Now().Add(r.timeout)) // for the hello as a whole, and for the answer to a query
+	if err := checkUnixPeer(nc); err != nil {
+		r.warnings.warn("connection refused", peer, err)
+		if r.tls == nil {
+			_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
+		}
+		drain(c)
+		return
+	}
 	b, err := r.readHello(c)
 	switch {
 	case err == nil:
@@ -199,8 +207,9 @@ func (r *Receiver) readHello(c *conn) (b [helloSize]byte, err error) {
 // enter makes a connection a newcomer.
 func (r *Receiver) enter(nc net.Conn) {
 	if oldest := r.newcomers.enter(nc); oldest != nil {
+		peer := peerOf(oldest)
 		oldest.Close()
-		r.warnings.warn("connection closed", oldest.RemoteAddr(), errCrowded)
+		r.warnings.warn("connection closed", peer, errCrowded)
 	}
 }
 
@@ -208,7 +217,7 @@ func (r *Receiver) enter(nc net.Conn) {
 var errCrowded = fmt.Errorf("more than %d connections have not said what they are for", maxNewcomers)
 
 // errEnding is why everything ends when the context of Serve does.
-var errEnding = openly("the receiver is being stopped")
+var errEnding = errors.New("the receiver is being stopped")
 
 // drain reads on for a moment: closing a socket with unread bytes sends a reset, which
 // could overtake the refusal.
@@ -280,9 +289,9 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 	}
 	switch {
 	case r.taken:
-		return nil, openly("a guest has arrived here already")
+		return nil, errors.New("a guest has arrived here already")
 	case r.active != nil:
-		return nil, openly("another migration to this destination is under way")
+		return nil, errors.New("another migration to this destination is under way")
 	case r.verdicts.knows(h.session):
 		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, h.session)
 	}
@@ -346,7 +355,7 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 // errOtherPeer is why a connection does not belong to the session that it names.
-var errOtherPeer = openly("its certificate is not that of the session's control connection")
+var errOtherPeer = errors.New("its certificate is not that of the session's control connection")
 
 // answer answers a query, unless another peer than the session's asks.
 func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) error {

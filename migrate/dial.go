@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -77,26 +78,26 @@ func (d *dialer) secure(ctx context.Context, c *conn) error {
 	return d.tls.handshake(ctx, c)
 }
 
-// unixPrefix begins an address that is the path of a unix socket.
-const unixPrefix = "unix:"
+// UnixPrefix begins an address that is the path of a unix socket.
+const UnixPrefix = "unix:"
 
 // CheckAddress reports whether the engine can dial address by itself: HOST:PORT, or
-// unix:PATH.
+// unix:PATH with an absolute path.
 func CheckAddress(address string) error {
-	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
-		const most = 107 // bytes of a path in struct sockaddr_un, unix(7)
-		if n := len(path); n == 0 || n > most {
-			return fmt.Errorf("unix socket %.120q: a path of 1 to %d bytes is expected, this one has %d", path, most, n)
+	if path, ok := strings.CutPrefix(address, UnixPrefix); ok {
+		const most = 4095 // PATH_MAX, with the final zero
+		if !filepath.IsAbs(path) || len(path) > most || strings.ContainsRune(path, 0) {
+			return fmt.Errorf("migrate to %.80q: expected %sPATH, with an absolute path", address, UnixPrefix)
 		}
 		return nil
 	}
 	if _, _, err := net.SplitHostPort(address); err != nil {
-		return fmt.Errorf("migrate to %.80q: expected HOST:PORT or unix:PATH", address)
+		return fmt.Errorf("migrate to %.80q: expected HOST:PORT or %sPATH", address, UnixPrefix)
 	}
 	return nil
 }
 
-func isUnix(address string) bool { return strings.HasPrefix(address, unixPrefix) }
+func isUnix(address string) bool { return strings.HasPrefix(address, UnixPrefix) }
 
 // open makes a connection. By default it is one of TCP, and the first one decides
 // where the others go: a name may have several addresses, or another one a moment
@@ -107,8 +108,8 @@ func (d *dialer) open(ctx context.Context) (net.Conn, error) {
 	if d.dial != nil {
 		return d.dial(ctx, d.address)
 	}
-	if path, ok := strings.CutPrefix(d.address, unixPrefix); ok {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
+	if path, ok := strings.CutPrefix(d.address, UnixPrefix); ok {
+		return dialUnix(ctx, path)
 	}
 	d.peerMu.Lock()
 	peer := d.peer

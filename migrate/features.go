@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -47,5 +48,5 @@ func checkFeatures(used, known []string) error {
 	if len(unknown) == 0 {
 		return nil
 	}
-	return openly("this migration uses features that are not known here: %s", clip(strings.Join(unknown, ", ")))
+	return fmt.Errorf("this migration uses features that are not known here: %s", clip(strings.Join(unknown, ", ")))
 }

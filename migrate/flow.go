@@ -52,6 +52,9 @@ func newFlow(c net.Conn) *flow {
 	return f
 }
 
+// RemoteAddr implements [net.Conn].
+func (f *flow) RemoteAddr() net.Addr { return peerOf(f.Conn) }
+
 // Read implements [net.Conn].
 func (f *flow) Read(p []byte) (int, error) {
 	f.reads.toggle()

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -187,11 +188,11 @@ func (r *Receiver) beginProbe() error {
 	defer r.sessionMu.Unlock()
 	switch {
 	case r.taken:
-		return openly("a guest has arrived here already")
+		return errors.New("a guest has arrived here already")
 	case r.active != nil:
-		return openly("a migration to this destination is under way")
+		return errors.New("a migration to this destination is under way")
 	case r.probes == maxProbes:
-		return openly("%d others are probing this host", r.probes)
+		return fmt.Errorf("%d others are probing this host", r.probes)
 	}
 	r.probes++
 	return nil

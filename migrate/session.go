@@ -239,11 +239,11 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 		return undo, false, err
 	}
 	if s.nWrong > 0 {
-		return f, false, openly("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
+		return f, false, fmt.Errorf("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
 	}
 	began := time.Now()
 	if err := target.LoadState(s.ctx, state); err != nil {
-		return f, false, &stepError{"load the machine's state", err}
+		return f, false, fmt.Errorf("load the machine's state: %w", err)
 	}
 	s.prepared()
 	prepared := took(began)
@@ -257,7 +257,7 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 	}
 	r, err := s.next()
 	if err != nil {
-		return f, true, &stepError{"prepared, but COMMIT did not come", err}
+		return f, true, fmt.Errorf("prepared, but COMMIT did not come: %w", err)
 	}
 	return r.header, true, nil
 }
@@ -299,7 +299,7 @@ func (s *session) undo(target Target, f header, loaded bool) error {
 	}
 	if loaded {
 		if err := target.UnloadState(s.ctx); err != nil {
-			return &stepError{"forget the machine's state", err}
+			return fmt.Errorf("forget the machine's state: %w", err)
 		}
 	}
 	s.wrong, s.nWrong = nil, 0
@@ -336,7 +336,8 @@ func (s *session) build(r *Receiver) (Target, error) {
 		}
 	}
 	if err != nil {
-		return nil, &refusedError{fmt.Errorf("the machine cannot run here: %s", strings.Join(listOf(err), "; ")), reasonsOf(err)}
+		reasons := reasonsOf(err)
+		return nil, &refusedError{fmt.Errorf("the machine cannot run here: %s", strings.Join(reasons, "; ")), reasons}
 	}
 	s.verdictMu.Lock()
 	s.target = target
@@ -369,7 +370,7 @@ func checkPreview(target Target, preview []byte) error {
 // closedBySource gives the end of a connection a text that says what happened.
 func closedBySource(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return openly("the source closed the connection")
+		return errors.New("the source closed the connection")
 	}
 	return err
 }
@@ -416,7 +417,7 @@ func (s *session) receiveState(ctx context.Context, target Target) (f header, st
 				timed.SavedAfter(s.lastSaid())
 			}
 			if err := target.PrepareState(f.payload); err != nil {
-				return f.header, nil, &stepError{"load the machine's state", err}
+				return f.header, nil, fmt.Errorf("load the machine's state: %w", err)
 			}
 			s.stop = f.first
 			s.verdictMu.Lock()
@@ -462,7 +463,7 @@ func (s *session) tellFailure(err error) {
 	case errors.As(err, &refuses):
 		s.conn.writeLast(frameRefused, refused{refuses.reasons}, endGrace)
 	case !errors.As(err, new(toldError)):
-		s.conn.writeLast(frameFailed, reason{clip(strings.Join(reasonsOf(err), "; "))}, endGrace)
+		s.conn.writeLast(frameFailed, reason{clip(err.Error())}, endGrace)
 	}
 }
 

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -77,7 +78,7 @@ func (s *session) commit(ctx context.Context) error {
 		<-s.decided
 	}
 	if !s.isState(stateRunning) {
-		return openly("the right to run was given up before COMMIT came")
+		return errors.New("the right to run was given up before COMMIT came")
 	}
 	return nil
 }
@@ -98,7 +99,7 @@ func (s *session) start(ctx context.Context) (err error) {
 	if ctx.Err() != nil { // the guest is better off at the source
 		err = errEnding
 	} else if err = s.target.Start(ctx, s.paused); err != nil {
-		err = &stepError{"start the guest", err}
+		err = fmt.Errorf("start the guest: %w", err)
 	}
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()
