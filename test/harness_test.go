@@ -36,6 +36,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	if role := os.Getenv(strangerRole); role != "" {
+		if err := strangerMain(role); err != nil {
+			_, _ = fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if govmm = os.Getenv("GOVMM_BINARY"); govmm != "" { // built elsewhere, for a machine that is slow at it
 		os.Exit(m.Run())
 	}
@@ -401,7 +408,13 @@ func decodeResult(t testing.TB, out, errs string) result {
 // receive starts a destination and returns its address.
 func (h *host) receive(name string, args ...string) (*proc, string) {
 	h.t.Helper()
-	p := h.start(append([]string{"receive", name, "--listen", "127.0.0.1:0"}, args...)...)
+	return h.receiveAt(name, "127.0.0.1:0", args...)
+}
+
+// receiveAt is receive at another address with port 0.
+func (h *host) receiveAt(name, listen string, args ...string) (*proc, string) {
+	h.t.Helper()
+	p := h.start(append([]string{"receive", name, "--listen", listen}, args...)...)
 	at := p.err.awaitText(h.t, 0, "listening on ")
 	_, addr, _ := strings.Cut(p.err.snapshot()[at], "listening on ")
 	addr = strings.TrimSpace(addr)

@@ -41,7 +41,7 @@ func TestLinuxPing(t *testing.T) {
 		name := fmt.Sprintf("at%d", i+1)
 		// The tap of the guest that has left is gone by the time that the next
 		// is made, so that both may have its name.
-		next := to.start("receive", name, "--listen", to.ip+":0", "--net", "tap=tap0,bridge=br0")
+		next := to.start("receive", name, "--listen", to.ip+":0", "--insecure", "--net", "tap=tap0,bridge=br0")
 		line := next.err.awaitText(t, 0, "listening on ")
 		_, addr, _ := strings.Cut(next.err.snapshot()[line], "listening on ")
 		got, exit := at.migrate(fmt.Sprintf("at%d", i), "--to", strings.TrimSpace(addr), "--downtime-limit", "3s")

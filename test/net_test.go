@@ -206,7 +206,7 @@ func TestNetMoves(t *testing.T) {
 	at, to := a, b
 	var allowed int
 	for i := range count(2, 10) {
-		there := to.start("receive", fmt.Sprintf("e%d", i+1), "--listen", to.ip+":0", "--net", "tap=tap0,bridge=br0")
+		there := to.start("receive", fmt.Sprintf("e%d", i+1), "--listen", to.ip+":0", "--insecure", "--net", "tap=tap0,bridge=br0")
 		line := there.err.awaitText(t, 0, "listening on ")
 		_, addr, _ := strings.Cut(there.err.snapshot()[line], "listening on ")
 		before := client.await(t, 1)
@@ -262,7 +262,7 @@ func TestNetMovesOnOneHost(t *testing.T) {
 			client := a.echo(t)
 			client.await(t, 5)
 			receive := func(name, tap string) (*proc, string) {
-				there := a.start("receive", name, "--listen", a.ip+":0", "--net", "tap="+tap+",bridge=br0")
+				there := a.start("receive", name, "--listen", a.ip+":0", "--insecure", "--net", "tap="+tap+",bridge=br0")
 				line := there.err.awaitText(t, 0, "listening on ")
 				_, addr, _ := strings.Cut(there.err.snapshot()[line], "listening on ")
 				return there, strings.TrimSpace(addr)
@@ -306,7 +306,7 @@ func TestTapGoneAtTheSource(t *testing.T) {
 	client.await(t, 3)
 	a.inside("link", "del", "tap1")
 	here.err.awaitText(t, 0, "the guest's link is down")
-	there := a.start("receive", "g1", "--listen", a.ip+":0", "--net", "tap=tap2,bridge=br0")
+	there := a.start("receive", "g1", "--listen", a.ip+":0", "--insecure", "--net", "tap=tap2,bridge=br0")
 	line := there.err.awaitText(t, 0, "listening on ")
 	_, addr, _ := strings.Cut(there.err.snapshot()[line], "listening on ")
 	if r, exit := a.migrate("g0", "--to", strings.TrimSpace(addr), "--downtime-limit", "3s"); exit != 0 {

@@ -79,7 +79,10 @@ func printDirtyRate(out io.Writer, r migrate.DirtyRate) error {
 }
 
 // runEstimate prints what a migration would take; with --json one object.
-func (f *migrateFlags) runEstimate(cmd *cobra.Command, args []string, req api.MigrateRequest) error {
+func (f *migrateFlags) runEstimate(cmd *cobra.Command, args []string, req api.MigrateRequest) (err error) {
+	if req.TLS, err = f.credentials(); err != nil {
+		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)
+	}
 	c, err := f.client(cmd.Context(), args)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)

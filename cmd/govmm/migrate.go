@@ -37,6 +37,9 @@ type migrateFlags struct {
 	hints     string
 	hintWait  time.Duration
 
+	tlsDir     string
+	serverName string
+
 	source *api.Client
 	guest  string // after a failure: where it is
 }
@@ -44,7 +47,7 @@ type migrateFlags struct {
 func newMigrate() *cobra.Command {
 	f := migrateFlags{clientFlags: guestFlags()}
 	cmd := &cobra.Command{
-		Use:   "migrate [NAME] --to HOST:PORT",
+		Use:   "migrate [NAME] --to HOST:PORT|unix:PATH",
 		Short: "Move a VM to a process that waits for it (govmm receive)",
 		Long: `Move a VM, while it runs, to a process that waits for it (govmm receive).
 
@@ -66,7 +69,9 @@ migration goes on.`,
 	f.register(cmd)
 	def := migrate.DefaultOptions()
 	flags := cmd.Flags()
-	flags.StringVar(&f.to, "to", "", "`HOST:PORT` of the receiver")
+	flags.StringVar(&f.to, "to", "", "`ADDRESS` that govmm receive prints: HOST:PORT or unix:PATH")
+	registerTLSDir(cmd, &f.tlsDir)
+	flags.StringVar(&f.serverName, "tls-server-name", "", "`NAME` or IP address that the receiver's certificate must carry, instead of the HOST of --to")
 	flags.DurationVar(&f.downtime, "downtime-limit", def.DowntimeLimit, "`TIME` that the guest may stand still, as in 300ms")
 	flags.Var(&f.bandwidth, "bandwidth-limit", "bytes a second while the guest runs, as in 100M or 100M/s")
 	flags.DurationVar(&f.timeout, "timeout", def.Timeout, "give up after this `TIME`; the guest goes on here")
@@ -88,13 +93,14 @@ migration goes on.`,
 
 // request turns the flags into a request, or says what is wrong with them.
 func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
+	to, err := f.address()
 	req := api.MigrateRequest{
-		To: f.to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
+		To: to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
 		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)),
 	}
-	var err error
 	switch {
+	case err != nil:
 	case f.progress != "auto" && f.progress != "none":
 		err = fmt.Errorf("--progress %q: expected auto or none", f.progress)
 	case f.cancel && f.estimate:
@@ -119,7 +125,9 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	case f.compress == "":
 		err = errors.New("--compress \"\": expected zstd, lz4 or none")
 	default:
-		_, err = req.Options()
+		if _, err = req.Options(); err == nil {
+			err = f.checkTLS()
+		}
 	}
 	if err != nil {
 		return req, usagef(cmd, "%v", err)
@@ -209,6 +217,10 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
+	var err error
+	if req.TLS, err = f.credentials(); err != nil {
+		return migrate.Result{}, err
+	}
 	c, err := f.client(cmd.Context(), args)
 	if err != nil {
 		return migrate.Result{}, err
@@ -237,7 +249,7 @@ func whereabouts(ctx context.Context, c *api.Client) string {
 	switch {
 	case err != nil:
 		return "the VM does not answer any more"
-	case info.State == vmm.StateRunning:
+	case info.State == vmm.StateRunning, info.State == vmm.StateMigrating: // the migration may need a moment to be over
 		return "the guest goes on here"
 	}
 	return "the guest is " + string(info.State) + " here"

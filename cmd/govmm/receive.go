@@ -1,46 +1,51 @@
 package main
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 
+	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/migrate/hosttls"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/machine"
-	"github.com/govmm/govmm/vmm/memory"
-	"github.com/govmm/govmm/vmm/sandbox"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
 // receiveFlags are the flags of govmm receive.
 type receiveFlags struct {
 	hostFlags
 	deviceFlags
-	listen     string
-	backing    string
-	trustPaths bool
+	listen   string
+	insecure bool
+	tlsDir   string
+	allow    []string
+
+	allowed []hosttls.Pattern
+	tcp     *net.TCPAddr // listen, looked up by check; nil: unix:PATH
 }
 
 func newReceive() *cobra.Command {
 	var f receiveFlags
 	cmd := &cobra.Command{
-		Use:   "receive [NAME] --listen HOST:PORT",
+		Use:   "receive [NAME] --listen HOST:PORT|unix:PATH",
 		Short: "Wait for a guest that is migrated here, and then run it",
 		Long: `Wait for a guest that is migrated here, and then run it as govmm run does.
 
-The guest keeps its CPUs, memory and devices. What its devices use of this host
-(disks, taps, a socket) is only what flags give here, one for each device in
-their order; a guest that needs more is refused, with the flags that it needs. With
---allow-source-paths it gets whatever the source names, as root perhaps any file
-of this host: for hosts that trust each other. A disk must be the same one, on
-storage that both hosts reach. Port 0 takes any free port; the address that is
-printed is the one for govmm migrate --to. After an attempt that fails it waits
-for the next.
+The guest keeps its CPUs, memory and devices: they need no flags here. What its
+devices use of the host has the same path or name as at the source; a flag for
+the device gives another one. A disk must be the same one, on storage that both
+hosts reach. Port 0 takes any free port; the address that is printed is the one
+for govmm migrate --to. After an attempt that fails it waits for the next.
 
-Anybody who can connect can send a guest: listen on an address that only your
-own hosts reach.`,
+With --tls-dir a source needs a certificate that an authority in ca.pem has
+signed, and --tls-allow says for which names. Without TLS anybody who can connect
+can send a guest: then it listens on loopback addresses and unix sockets only,
+unless --insecure says otherwise. A unix socket is for processes of this user and
+of root, a tunnel's end for example.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
@@ -51,30 +56,30 @@ own hosts reach.`,
 				return usagef(cmd, "%v", err)
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
-				ln, err := net.Listen("tcp", f.listen)
+				config, err := f.tlsConfig(h)
 				if err != nil {
 					return nil, err
 				}
-				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, Serial: h.serial, Console: h.console,
-					Devices: here, AllowSourcePaths: f.trustPaths, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
+				ln, err := f.open(h)
+				if err != nil {
+					return nil, err
+				}
+				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, TLS: config, Serial: h.serial, Console: h.console,
+					Devices: here, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}
 				return vm, nil
-			}, func() sandbox.Policy {
-				policy := laterOf(here, true)
-				if f.trustPaths { // whatever the source names is opened when it comes
-					policy.AllFiles, policy.Listen, policy.Netlink, policy.Keep = true, true, true, []int{unix.CAP_NET_ADMIN}
-				}
-				return policy
 			})
 		},
 	}
 	f.hostFlags.register(cmd)
 	f.registerReceive(cmd.Flags())
-	cmd.Flags().BoolVar(&f.trustPaths, "allow-source-paths", false, "let a source name the disks, taps, bridges and sockets of this host, and take its huge pages: where no flag gives others, the same names as at the source")
-	cmd.Flags().StringVar(&f.backing, "memory-backing", "", "`KIND` of host memory: anonymous, memfd or hugetlb; none: as at the source, unless that is hugetlb")
-	cmd.Flags().StringVar(&f.listen, "listen", "", "`HOST:PORT` to wait at; no HOST: every address of this host")
+	cmd.Flags().StringVar(&f.listen, "listen", "", "`ADDRESS` to wait at: HOST:PORT (no HOST: every address of this host) or unix:PATH")
+	registerTLSDir(cmd, &f.tlsDir)
+	cmd.Flags().StringArrayVar(&f.allow, "tls-allow", nil,
+		"`PATTERN` of the DNS names and addresses in certificates that may send a guest: NAME, *.DOMAIN, ADDRESS or ADDRESS/BITS; may be repeated")
+	cmd.Flags().BoolVar(&f.insecure, "insecure", false, "without TLS, listen on other addresses than loopback ones too: whoever reaches them can send a guest, and read or change one that comes")
 	return cmd
 }
 
@@ -83,15 +88,66 @@ func (f *receiveFlags) check() error {
 	if f.listen == "" {
 		return fmt.Errorf("--listen HOST:PORT is missing; 127.0.0.1:0 takes any free port of this host")
 	}
+	if err := f.hostFlags.check(); err != nil {
+		return err
+	}
+	if err := f.checkTLS(); err != nil {
+		return err
+	}
+	if path, ok := strings.CutPrefix(f.listen, migrate.UnixPrefix); ok {
+		if path == "" {
+			return errors.New("--listen unix:PATH: the PATH is missing")
+		}
+		return nil
+	}
 	_, port, err := net.SplitHostPort(f.listen)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("--listen %.80q: expected HOST:PORT, with a port between 0 and 65535", f.listen)
+		return fmt.Errorf("--listen %.80q: expected HOST:PORT, with a port between 0 and 65535, or unix:PATH", f.listen)
 	}
-	if _, err := memory.ParseBacking(f.backing); f.backing != "" && err != nil {
-		return fmt.Errorf("--memory-backing: %w", err)
+	// Once: a name that is looked up again may have another address.
+	if f.tcp, err = net.ResolveTCPAddr("tcp", f.listen); err != nil {
+		return fmt.Errorf("--listen %.80s: %w", f.listen, err)
 	}
-	return f.hostFlags.check()
+	if f.tlsDir == "" && !f.insecure && !f.tcp.IP.IsLoopback() {
+		return fmt.Errorf("--listen %.80s: others than this host reach it, and without TLS any of them can send a guest: "+
+			"give --tls-dir DIR, a loopback address or unix:PATH, or --insecure", f.listen)
+	}
+	return nil
+}
+
+func (f *receiveFlags) checkTLS() (err error) {
+	switch {
+	case f.tlsDir == "" && len(f.allow) > 0:
+		return errors.New("--tls-allow needs --tls-dir DIR")
+	case f.tlsDir != "" && f.insecure:
+		return fmt.Errorf("--insecure and --tls-dir (or %s) exclude each other", tlsDirVariable)
+	}
+	f.allowed, err = allowed(f.allow)
+	return err
+}
+
+// tlsConfig reads the files of --tls-dir, nil if there is none.
+func (f *receiveFlags) tlsConfig(h host) (*tls.Config, error) {
+	if f.tlsDir == "" {
+		return nil, nil
+	}
+	s, err := hosttls.NewServer(f.tlsDir, f.allowed, h.log)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-dir: %w", err)
+	}
+	return s.Config(), nil
+}
+
+// open makes the listener.
+func (f *receiveFlags) open(h host) (net.Listener, error) {
+	if f.tcp == nil {
+		return migrate.ListenUnix(strings.TrimPrefix(f.listen, migrate.UnixPrefix))
+	}
+	if f.insecure && !f.tcp.IP.IsLoopback() {
+		h.log.Warn("--insecure: whoever reaches this address can send a guest, and read or change one that comes", "listen", f.listen)
+	}
+	return net.ListenTCP("tcp", f.tcp)
 }

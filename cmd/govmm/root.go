@@ -16,9 +16,9 @@ func newRoot(args []string) *cobra.Command {
 		Long: `govmm runs virtual machines on KVM, and moves them to another process or host
 while they run.
 
-  govmm run                          a terminal for the embedded demo guest
-  govmm receive --listen :7000       wait for a guest, here or on another host
-  govmm migrate --to localhost:7000  move it there`,
+  govmm run                               a terminal for the embedded demo guest
+  govmm receive --listen 127.0.0.1:7000   wait for a guest (from other hosts: govmm certs --help)
+  govmm migrate --to 127.0.0.1:7000       move it there`,
 		Version:           version(),
 		SilenceUsage:      true,
 		SilenceErrors:     true,

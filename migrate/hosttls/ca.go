@@ -45,7 +45,7 @@ func CreateCA(dir string, from, until time.Time) error {
 	if err != nil {
 		return err
 	}
-	t.Subject = pkix.Name{CommonName: "govmm hosts " + from.UTC().Format("2006-01-02 15:04:05")}
+	t.Subject = pkix.Name{CommonName: "govmm hosts " + rand.Text()[:8]} // no two authorities have the same name
 	t.IsCA, t.BasicConstraintsValid, t.MaxPathLenZero = true, true, true
 	t.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
 	cert, key, err := sign(t, t, nil)

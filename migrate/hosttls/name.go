@@ -107,7 +107,10 @@ func (p Pattern) allows(c *x509.Certificate) bool {
 func namesOf(c *x509.Certificate) string {
 	var all []string
 	for _, n := range c.DNSNames {
-		all = append(all, fmt.Sprintf("%.80q", n))
+		if !isDNSName(n) {
+			n = fmt.Sprintf("%.80q", n)
+		}
+		all = append(all, n)
 	}
 	for _, ip := range c.IPAddresses {
 		all = append(all, ip.String())

@@ -2,20 +2,23 @@ package api
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/migrate/hosttls"
 )
 
 // maxBody bounds what the server reads of a request's body, in bytes.
-const maxBody = 64 << 10
+const maxBody = 256 << 10 // three PEM files of hosttls.MaxFile bytes, and what JSON adds
 
 // Duration is a time.Duration that JSON carries in Go's syntax ("300ms", "1h").
 type Duration time.Duration
@@ -40,7 +43,7 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 // MigrateRequest is the body of POST /v1/migration. A field that is left out has
 // its default, see [migrate.DefaultOptions].
 type MigrateRequest struct {
-	To               string   `json:"to"`                           // host:port of a receiver
+	To               string   `json:"to"`                           // host:port of a receiver, or unix:PATH with an absolute path
 	DowntimeLimit    Duration `json:"downtime_limit,omitempty"`     // "300ms"
 	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty"`    // bytes a second; 0: none
 	Timeout          Duration `json:"timeout,omitempty"`            // "1h"
@@ -52,6 +55,32 @@ type MigrateRequest struct {
 	Channels         int      `json:"channels,omitempty"`           // 1 to 16; 0: the default
 	Compress         string   `json:"compress,omitempty"`           // "zstd", "lz4" or "none"; "": none
 	VerifyPages      bool     `json:"verify_pages,omitempty"`       // for tests: compare every page's hash
+	TLS              *TLS     `json:"tls,omitempty"`                // nil: connections are plain
+}
+
+// TLS are the credentials of one migration: the contents of PEM files, see
+// [hosttls.Credentials], since the VM's process may not be able to read the files. They
+// are kept no longer than the migration, and never logged or returned.
+type TLS struct {
+	CA         string `json:"ca"`
+	Cert       string `json:"cert"`
+	Key        string `json:"key"`
+	ServerName string `json:"server_name,omitempty"` // that the receiver's certificate must carry; "": the host of To
+}
+
+// String does not show the key.
+func (TLS) String() string { return "TLS credentials" }
+
+// config checks the credentials of a migration to an address.
+func (t *TLS) config(to string) (*tls.Config, error) {
+	if t == nil {
+		return nil, nil
+	}
+	name, err := hosttls.ServerName(to, t.ServerName)
+	if err != nil {
+		return nil, err
+	}
+	return hosttls.Credentials{CA: []byte(t.CA), Cert: []byte(t.Cert), Key: []byte(t.Key)}.Client(name)
 }
 
 // Options returns the request's options with the defaults filled in. An error
@@ -83,15 +112,27 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	opt.MaxRounds = r.MaxRounds
 	opt.AutoConverge = r.AutoConverge
 	opt.VerifyPages = r.VerifyPages
-	if err := errors.Join(ValidateAddress(r.To), opt.Validate()); err != nil {
+	err := ValidateAddress(r.To)
+	if err == nil {
+		if opt.TLS, err = r.TLS.config(r.To); err != nil {
+			err = fmt.Errorf("tls: %w", err)
+		}
+	}
+	if err := errors.Join(err, opt.Validate()); err != nil {
 		return migrate.Options{}, kind.Invalid("%s", oneLine(err))
 	}
 	return opt, nil
 }
 
-// ValidateAddress reports why s is no HOST:PORT that can be dialled; the error
-// matches [vmm.ErrInvalid].
+// ValidateAddress reports why s is no HOST:PORT that can be dialled, and no unix:PATH with
+// an absolute path; the error matches [vmm.ErrInvalid].
 func ValidateAddress(s string) error {
+	if strings.HasPrefix(s, migrate.UnixPrefix) {
+		if err := migrate.CheckAddress(s); err != nil {
+			return kind.Invalid("%w", err)
+		}
+		return nil
+	}
 	_, port, err := net.SplitHostPort(s)
 	if err == nil {
 		var n uint64
@@ -99,7 +140,7 @@ func ValidateAddress(s string) error {
 			return nil
 		}
 	}
-	return kind.Invalid("address %.80q: expected HOST:PORT, with a port between 1 and 65535", s)
+	return kind.Invalid("address %.80q: expected HOST:PORT, with a port between 1 and 65535, or %sPATH", s, migrate.UnixPrefix)
 }
 
 // decodeStrict reads one JSON object into v. An unknown field, anything behind the

@@ -121,7 +121,7 @@ func TestStrictRequests(t *testing.T) {
 		{"POST", "/v1/resume", `{"force":1}`, 400},
 		{"POST", "/v1/resume", `{"force":true}{}`, 400},
 		{"POST", "/v1/resume", `{"force":true`, 400},
-		{"POST", "/v1/resume", `{"force":true,"a":"` + strings.Repeat("x", 70<<10) + `"}`, 400},
+		{"POST", "/v1/resume", `{"force":true,"a":"` + strings.Repeat("x", 300<<10) + `"}`, 400},
 		{"POST", "/v1/migration", ``, 400},
 		{"POST", "/v1/migration", `{}`, 400},
 		{"POST", "/v1/migration", `{"to":"host"}`, 400},
