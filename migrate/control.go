@@ -83,27 +83,6 @@ func clip(s string) string {
 	return string(out)
 }
 
-// reasonsOf turns an error into the list of a refusal: the members of a joined error
-// one by one.
-func reasonsOf(err error) []string {
-	var list []string
-	var walk func(error)
-	walk = func(e error) {
-		if len(list) == maxReasons {
-			return
-		}
-		if j, ok := e.(interface{ Unwrap() []error }); ok {
-			for _, m := range j.Unwrap() {
-				walk(m)
-			}
-			return
-		}
-		list = append(list, clip(e.Error()))
-	}
-	walk(err)
-	return list
-}
-
 // refusal turns a peer's list back into one error, which matches [ErrRefused].
 func refusal(reasons []string) error {
 	if len(reasons) == 0 {

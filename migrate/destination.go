@@ -217,7 +217,7 @@ func (r *Receiver) enter(nc net.Conn) {
 var errCrowded = fmt.Errorf("more than %d connections have not said what they are for", maxNewcomers)
 
 // errEnding is why everything ends when the context of Serve does.
-var errEnding = errors.New("the receiver is being stopped")
+var errEnding = openly("the receiver is being stopped")
 
 // drain reads on for a moment: closing a socket with unread bytes sends a reset, which
 // could overtake the refusal.
@@ -289,9 +289,9 @@ func (r *Receiver) begin(ctx context.Context, h hello, c *conn) (*session, error
 	}
 	switch {
 	case r.taken:
-		return nil, errors.New("a guest has arrived here already")
+		return nil, openly("a guest has arrived here already")
 	case r.active != nil:
-		return nil, errors.New("another migration to this destination is under way")
+		return nil, openly("another migration to this destination is under way")
 	case r.verdicts.knows(h.session):
 		return nil, fmt.Errorf("%w: session %v has been used before", ErrProtocol, h.session)
 	}
@@ -355,7 +355,7 @@ func isClosed(c <-chan struct{}) bool {
 }
 
 // errOtherPeer is why a connection does not belong to the session that it names.
-var errOtherPeer = errors.New("its certificate is not that of the session's control connection")
+var errOtherPeer = openly("its certificate is not that of the session's control connection")
 
 // answer answers a query, unless another peer than the session's asks.
 func (r *Receiver) answer(ctx context.Context, c *conn, id sessionID) error {

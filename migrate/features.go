@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -48,5 +47,5 @@ func checkFeatures(used, known []string) error {
 	if len(unknown) == 0 {
 		return nil
 	}
-	return fmt.Errorf("this migration uses features that are not known here: %s", clip(strings.Join(unknown, ", ")))
+	return openly("this migration uses features that are not known here: %s", clip(strings.Join(unknown, ", ")))
 }

@@ -112,7 +112,7 @@ type previewTarget struct {
 func (p previewTarget) CheckPreview(preview []byte) error {
 	*p.checked = append(*p.checked, string(preview))
 	if string(preview) == "bad" {
-		return errors.Join(errors.New("one"), errors.New("two"))
+		return errors.Join(openly("one"), openly("two"))
 	}
 	return nil
 }

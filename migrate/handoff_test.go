@@ -427,7 +427,7 @@ func TestTheNextMigrationWaitsForTheLastOnesEnd(t *testing.T) {
 	rig.eachStep(func(s string) error {
 		switch {
 		case s == "load" && !isClosed(freeing):
-			return errors.New("not today")
+			return openly("not today")
 		case s == "discard":
 			close(freeing)
 			<-freed
@@ -458,7 +458,7 @@ func TestTheNextMigrationWaitsForTheLastOnesEnd(t *testing.T) {
 func TestStartFailureReturnsTheRight(t *testing.T) {
 	rig := newRig(t)
 	rig.mu.Lock()
-	rig.startOK = errors.New("its disk is locked")
+	rig.startOK = openly("its disk is locked")
 	rig.mu.Unlock()
 	m := New(rig.src, rig.addr, testOptions())
 	_, err := m.Run(context.Background())

@@ -80,7 +80,7 @@ func (s *session) awaitChannels() error {
 	}
 	s.dataMu.Lock()
 	defer s.dataMu.Unlock()
-	return fmt.Errorf("%d of %d data channels did not come within %v", s.missing, len(s.inlets), s.timeout)
+	return openly("%d of %d data channels did not come within %v", s.missing, len(s.inlets), s.timeout)
 }
 
 // waits reports whether the channel waits for the source.
@@ -101,7 +101,7 @@ func (in *inlet) serve() {
 		return
 	}
 	if err := in.receive(s.machine()); err != nil {
-		s.fail(fmt.Errorf("data channel %d: %w", in.number, closedBySource(err)), isLoss(err))
+		s.fail(&stepError{fmt.Sprintf("data channel %d", in.number), closedBySource(err)}, isLoss(err))
 	}
 }
 
@@ -183,9 +183,9 @@ func (in *inlet) endRound(number uint64, flags uint8) error {
 }
 
 // errSettled is the end of a session of which every page has landed.
-var errSettled = errors.New("all pages have landed")
+var errSettled = openly("all pages have landed")
 
-var errOver = errors.New("the session has ended")
+var errOver = openly("the session has ended")
 
 // isLoss reports whether an error is the loss of a connection, the reason of which is
 // elsewhere.

@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"fmt"
 	"time"
 )
 
@@ -42,7 +41,7 @@ func (l *placeLimit) look(ready, waits bool, bytes, frames uint64) error {
 	}
 	if !ready {
 		if l.setup++; l.setup >= placeSetup {
-			return fmt.Errorf("the configuration has not come in %v", placeSetup*l.tick)
+			return openly("the configuration has not come in %v", placeSetup*l.tick)
 		}
 	}
 	if l.since++; l.since < placeWindow {
@@ -60,9 +59,9 @@ func (l *placeLimit) look(ready, waits bool, bytes, frames uint64) error {
 	}
 	switch {
 	case l.slowOnes >= maxSlow:
-		return fmt.Errorf("only %d bytes have come in %v, and no whole frame", moved, placeWindow*l.tick)
+		return openly("only %d bytes have come in %v, and no whole frame", moved, placeWindow*l.tick)
 	case l.quietOnes >= maxQuiet:
-		return fmt.Errorf("the source has said for %v that it lives, and nothing else", maxQuiet*placeWindow*l.tick)
+		return openly("the source has said for %v that it lives, and nothing else", maxQuiet*placeWindow*l.tick)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -188,11 +187,11 @@ func (r *Receiver) beginProbe() error {
 	defer r.sessionMu.Unlock()
 	switch {
 	case r.taken:
-		return errors.New("a guest has arrived here already")
+		return openly("a guest has arrived here already")
 	case r.active != nil:
-		return errors.New("a migration to this destination is under way")
+		return openly("a migration to this destination is under way")
 	case r.probes == maxProbes:
-		return fmt.Errorf("%d others are probing this host", r.probes)
+		return openly("%d others are probing this host", r.probes)
 	}
 	r.probes++
 	return nil

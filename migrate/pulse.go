@@ -151,9 +151,9 @@ func (p *pulse) watch() {
 		switch {
 		case err != nil:
 		case min(waited, silent) >= pulseTicks:
-			err = fmt.Errorf("the peer has been silent for %v", p.timeout)
+			err = openly("the peer has been silent for %v", p.timeout)
 		case min(waited, still) >= pulseTicks && p.peerIdle.Load():
-			err = fmt.Errorf("nothing has arrived for %v, and the peer waits for this side: a connection is stuck", p.timeout)
+			err = openly("nothing has arrived for %v, and the peer waits for this side: a connection is stuck", p.timeout)
 		default:
 			continue
 		}

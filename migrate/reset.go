@@ -31,7 +31,7 @@ const (
 )
 
 // errAnew is why a destination ends a session whose source has begun another.
-var errAnew = errors.New("the source begins anew")
+var errAnew = openly("the source begins anew")
 
 // errResetHere ends a session whose guest has to be reset at the source.
 var errResetHere = errors.New("the guest resets itself, and is reset at the source first")

@@ -239,11 +239,11 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 		return undo, false, err
 	}
 	if s.nWrong > 0 {
-		return f, false, fmt.Errorf("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
+		return f, false, openly("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
 	}
 	began := time.Now()
 	if err := target.LoadState(s.ctx, state); err != nil {
-		return f, false, fmt.Errorf("load the machine's state: %w", err)
+		return f, false, &stepError{"load the machine's state", err}
 	}
 	s.prepared()
 	prepared := took(began)
@@ -257,7 +257,7 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 	}
 	r, err := s.next()
 	if err != nil {
-		return f, true, fmt.Errorf("prepared, but COMMIT did not come: %w", err)
+		return f, true, &stepError{"prepared, but COMMIT did not come", err}
 	}
 	return r.header, true, nil
 }
@@ -299,7 +299,7 @@ func (s *session) undo(target Target, f header, loaded bool) error {
 	}
 	if loaded {
 		if err := target.UnloadState(s.ctx); err != nil {
-			return fmt.Errorf("forget the machine's state: %w", err)
+			return &stepError{"forget the machine's state", err}
 		}
 	}
 	s.wrong, s.nWrong = nil, 0
@@ -336,8 +336,7 @@ func (s *session) build(r *Receiver) (Target, error) {
 		}
 	}
 	if err != nil {
-		reasons := reasonsOf(err)
-		return nil, &refusedError{fmt.Errorf("the machine cannot run here: %s", strings.Join(reasons, "; ")), reasons}
+		return nil, &refusedError{fmt.Errorf("the machine cannot run here: %s", strings.Join(listOf(err), "; ")), reasonsOf(err)}
 	}
 	s.verdictMu.Lock()
 	s.target = target
@@ -370,7 +369,7 @@ func checkPreview(target Target, preview []byte) error {
 // closedBySource gives the end of a connection a text that says what happened.
 func closedBySource(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		return errors.New("the source closed the connection")
+		return openly("the source closed the connection")
 	}
 	return err
 }
@@ -417,7 +416,7 @@ func (s *session) receiveState(ctx context.Context, target Target) (f header, st
 				timed.SavedAfter(s.lastSaid())
 			}
 			if err := target.PrepareState(f.payload); err != nil {
-				return f.header, nil, fmt.Errorf("load the machine's state: %w", err)
+				return f.header, nil, &stepError{"load the machine's state", err}
 			}
 			s.stop = f.first
 			s.verdictMu.Lock()
@@ -463,7 +462,7 @@ func (s *session) tellFailure(err error) {
 	case errors.As(err, &refuses):
 		s.conn.writeLast(frameRefused, refused{refuses.reasons}, endGrace)
 	case !errors.As(err, new(toldError)):
-		s.conn.writeLast(frameFailed, reason{clip(err.Error())}, endGrace)
+		s.conn.writeLast(frameFailed, reason{clip(strings.Join(reasonsOf(err), "; "))}, endGrace)
 	}
 }
 

@@ -86,7 +86,7 @@ func (c *comparison) begin(samples []byte) {
 	nonce := c.s.id
 	go func() {
 		if c.target == nil {
-			c.done <- fmt.Errorf("this machine has no storage to compare")
+			c.done <- openly("this machine has no storage to compare")
 			return
 		}
 		c.done <- c.target.CompareStorage(c.ctx, nonce, samples)

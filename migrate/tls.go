@@ -28,10 +28,10 @@ const alpn = "govmm-migrate"
 type identity [sha256.Size]byte
 
 // errNotTLS is why a receiver with TLS refuses a plain connection.
-var errNotTLS = errors.New("this host takes guests by TLS only, and the connection is plain")
+var errNotTLS = openly("this host takes guests by TLS only, and the connection is plain")
 
 // errNoTLS is why one without TLS refuses a connection with it.
-var errNoTLS = errors.New("the connection is TLS, and this host receives without TLS")
+var errNoTLS = openly("the connection is TLS, and this host receives without TLS")
 
 // restrict returns a copy of a configuration with what the engine insists on.
 func restrict(c *tls.Config) (*tls.Config, error) {

@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -78,7 +77,7 @@ func (s *session) commit(ctx context.Context) error {
 		<-s.decided
 	}
 	if !s.isState(stateRunning) {
-		return errors.New("the right to run was given up before COMMIT came")
+		return openly("the right to run was given up before COMMIT came")
 	}
 	return nil
 }
@@ -99,7 +98,7 @@ func (s *session) start(ctx context.Context) (err error) {
 	if ctx.Err() != nil { // the guest is better off at the source
 		err = errEnding
 	} else if err = s.target.Start(ctx, s.paused); err != nil {
-		err = fmt.Errorf("start the guest: %w", err)
+		err = &stepError{"start the guest", err}
 	}
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()

@@ -122,8 +122,9 @@ func TestDebianKernel(t *testing.T) {
 	for _, end := range []string{"button", "poweroff"} {
 		t.Run(end, func(t *testing.T) {
 			h := newHost(t)
+			disk := "path=" + content(t, 8*mib)
 			args := []string{"run", "at0", "--cpus", "2", "--memory", "256M", "--kernel", bzImage, "--initrd", initrd,
-				"--cmdline", debianCmdline(), "--disk", "path=" + content(t, 8*mib)}
+				"--cmdline", debianCmdline(), "--disk", disk}
 			var net []string
 			if os.Geteuid() == 0 {
 				net = []string{"--net", "tap"}
@@ -136,7 +137,7 @@ func TestDebianKernel(t *testing.T) {
 			vm.sees(len(net) > 0)
 			vm.does("word=kept; dd if=/dev/urandom of=/file bs=1M count=16 2>/dev/null; md5sum /file >/sum")
 			vm.does("(while :; do md5sum -c /sum >/dev/null || echo BAD >/dev/ttyS0; done) & true")
-			next, addr := h.receive("at1", net...)
+			next, addr := h.receive("at1", append(net, "--disk", disk)...)
 			got, exit := h.migrate("at0", "--to", addr, "--downtime-limit", "3s")
 			if exit != 0 || got.Status != "completed" {
 				t.Fatalf("exit %d, %+v", exit, got)

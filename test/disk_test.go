@@ -111,7 +111,7 @@ func TestDiskMoves(t *testing.T) {
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 	awaitDisk(t, here.out, 0, size/mempage.Size)
 	for i := range count(2, 10) {
-		there, addr := h.receive(fmt.Sprintf("d%d", i+1))
+		there, addr := h.receive(fmt.Sprintf("d%d", i+1), "--disk", image)
 		stop := watchLocks(image, here.cmd.Process.Pid, there.cmd.Process.Pid)
 		r, exit := h.migrate(fmt.Sprintf("d%d", i), "--to", addr, "--downtime-limit", "3s")
 		if exit != 0 || r.Status != "completed" {
@@ -188,11 +188,12 @@ func TestDiskTakenAtTheDestination(t *testing.T) {
 	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 	awaitDisk(t, here.out, 0, 2*mib/mempage.Size)
-	_, addr := h.receive("there", "--disk", taken)
+	there, addr := h.receive("there", "--disk", taken)
 	r, exit := h.migrate("here", "--to", addr, "--downtime-limit", "3s")
-	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, taken+": lock: another process or disk uses it") {
-		t.Fatalf("exit %d, %+v; expected was one that names the disk", exit, r)
+	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, "disk "+image+": this host has other bytes") || strings.Contains(r.Error, taken) {
+		t.Fatalf("exit %d, %+v; expected was one that names the disk, as the source knows it", exit, r)
 	}
+	there.err.awaitText(t, 0, taken+": lock: another process or disk uses it")
 	if !locks(here.cmd.Process.Pid, image) {
 		t.Error("the guest that stayed has lost its disk's lock")
 	}

@@ -15,14 +15,14 @@ func TestLinuxMovesWithEverything(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
 	l := linux{variant: kernel.NoACPI, cpus: 2, memory: "256M", program: "memhog", words: "size=32M idle=100"}
-	here := []string{"--console", "null"}
-	l.args = append([]string{"--disk", content(t, 8*mib), "--net", "tap"}, here...)
+	here, disk := []string{"--console", "null"}, content(t, 8*mib)
+	l.args = append([]string{"--disk", disk, "--net", "tap"}, here...)
 	h := newHost(t)
 	vm := l.run(h, "at0", l.prepare(t))
 	r := vm.awaitBoot()
 	for i := range 2 * count(1, 5) {
 		name, last := fmt.Sprintf("at%d", i+1), fmt.Sprintf("at%d", i)
-		next, addr := h.receive(name, append([]string{"--net", "tap"}, here...)...)
+		next, addr := h.receive(name, append([]string{"--disk", disk, "--net", "tap"}, here...)...)
 		got, exit := h.migrate(last, "--to", addr, "--downtime-limit", "3s")
 		if exit != 0 || got.Status != "completed" {
 			t.Fatalf("migration %d: exit %d, %+v", i, exit, got)
@@ -46,7 +46,7 @@ func TestLinuxRootDiskMoves(t *testing.T) {
 	vm := l.run(h, "at0", f)
 	r := vm.awaitBoot()
 	for i := range count(2, 6) {
-		next, addr := h.receive(fmt.Sprintf("at%d", i+1))
+		next, addr := h.receive(fmt.Sprintf("at%d", i+1), "--disk", f.root)
 		got, exit := h.migrate(fmt.Sprintf("at%d", i), "--to", addr, "--downtime-limit", "3s")
 		if exit != 0 || got.Status != "completed" {
 			t.Fatalf("migration %d: exit %d, %+v", i, exit, got)

@@ -176,7 +176,14 @@ func TestBackings(t *testing.T) {
 			}
 			h := newHost(t)
 			h.startDemo("src", 2, 128, 64, 16, "--memory-backing", kind)
-			there, addr := h.receive("dst")
+			if kind == "hugetlb" { // the pool is the host's to give
+				_, addr := h.receive("other")
+				r, exit := h.migrate("src", "--to", addr)
+				if exit != 1 || !strings.Contains(r.Error, "--memory-backing hugetlb") {
+					t.Errorf("a pool that was not given: exit %d, %+v", exit, r)
+				}
+			}
+			there, addr := h.receive("dst", "--memory-backing", kind)
 			r, exit := h.migrate("src", "--to", addr, "--verify-pages")
 			if exit != 0 {
 				t.Fatalf("%+v", r)

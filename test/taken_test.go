@@ -81,9 +81,12 @@ func TestDiskTakenAfterPrepared(t *testing.T) {
 			third := &takeAt{image: elsewhere, typ: m.typ}
 			proxy := newWireProxy(t, addr, third.hook)
 			r, exit := h.migrate("here", "--to", proxy.addr, "--downtime-limit", "3s")
-			if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, elsewhere) || !strings.Contains(r.Error, "another process or disk uses it") {
-				t.Fatalf("exit %d, %+v; expected an error that names the disk", exit, r)
+			if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, "start the guest; see the destination's log") {
+				t.Fatalf("exit %d, %+v; expected an error that names the step", exit, r)
 			}
+			there.err.await(t, 0, "the disk's name", func(line string) bool {
+				return strings.Contains(line, elsewhere) && strings.Contains(line, "another process or disk uses it")
+			})
 			if s := h.info("here").State; s != "paused" {
 				t.Errorf("the source is %q", s)
 			}
@@ -133,7 +136,7 @@ func TestSharedDiskTakenInBetween(t *testing.T) {
 	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--cmdline",
 		"fill=8M dirty=2M rate=50 verify=1 tick=0.5 disk=2M drate=0")
 	awaitDisk(t, here.out, 0, 2*mib/mempage.Size)
-	there, addr := h.receive("there")
+	there, addr := h.receive("there", "--disk", image)
 	third := &takeAt{image: image, typ: frameCommit}
 	r, exit := h.migrate("here", "--to", newWireProxy(t, addr, third.hook).addr, "--downtime-limit", "3s")
 	if exit != 1 || r.Status != "failed" || !strings.Contains(r.Error, image) {
@@ -158,7 +161,8 @@ func TestSharedDiskTakenInBetween(t *testing.T) {
 }
 
 // TestTapTakenAtTheDestination: a tap that another process has attached at the
-// destination is named before READY, together with all else that is wrong there.
+// destination is named before READY, together with all else that is wrong there: to the
+// source by its own names, in the log by those of the destination.
 func TestTapTakenAtTheDestination(t *testing.T) {
 	needKVM(t)
 	needRoot(t)
@@ -166,10 +170,11 @@ func TestTapTakenAtTheDestination(t *testing.T) {
 	name := func(what string) string { return fmt.Sprintf("gv%s%d", what, os.Getpid()%1e6) }
 	busy, own := name("b"), name("o")
 	h.start("run", "other", "--memory", "64M", "--net", "tap="+busy, "--cmdline", "tick=1").out.awaitText(t, 0, "tick 1 ")
-	here := h.start("run", "here", "--memory", "64M", "--disk", newImage(t, mib), "--net", "tap="+own, "--cmdline", "fill=8M tick=0.5")
+	image := newImage(t, mib)
+	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--net", "tap="+own+",mac=52:54:00:00:00:07", "--cmdline", "fill=8M tick=0.5")
 	here.out.awaitText(t, 0, "tick 1 ")
 	gone := filepath.Join(t.TempDir(), "gone.img")
-	_, addr := h.receive("there", "--net", "tap="+busy, "--disk", gone)
+	there, addr := h.receive("there", "--net", "tap="+busy, "--disk", gone)
 	var mu sync.Mutex
 	var ready bool
 	proxy := newWireProxy(t, addr, func(toSource bool, typ byte, _ uint64) bool {
@@ -182,10 +187,23 @@ func TestTapTakenAtTheDestination(t *testing.T) {
 	if exit != 1 || r.Status != "failed" {
 		t.Fatalf("exit %d, %+v", exit, r)
 	}
-	for _, says := range []string{"tap " + busy, "another process uses it", gone} {
-		if !strings.Contains(r.Error, says) {
-			t.Errorf("the error is %q, without %q", r.Error, says)
+	at := there.err.awaitText(t, 0, "migration failed")
+	log := there.err.snapshot()[at]
+	for _, c := range []struct {
+		where, text string
+		says        []string
+	}{
+		{"the error", r.Error, []string{"disk " + image + ": this host cannot open", "net 52:54:00:00:00:07: this host cannot open"}},
+		{"the destination's log", log, []string{"tap " + busy, "another process uses it", gone}},
+	} {
+		for _, says := range c.says {
+			if !strings.Contains(c.text, says) {
+				t.Errorf("%s is %q, without %q", c.where, c.text, says)
+			}
 		}
+	}
+	if strings.Contains(r.Error, busy) || strings.Contains(r.Error, gone) {
+		t.Errorf("the error names what the source did not: %q", r.Error)
 	}
 	mu.Lock()
 	if ready {

@@ -86,6 +86,24 @@ type Negotiated interface {
 	Negotiated(d Device, features uint64) Spec
 }
 
+// Latecomer is a Spec of a device that uses files and the like of its host later than
+// when its machine is made. A process that gives up its rights before its guest runs must
+// keep these.
+type Latecomer interface {
+	// Later returns what is used. arrives is set for a device of a guest that is
+	// received: all of it is opened when the guest comes.
+	Later(arrives bool) Later
+}
+
+// Later is what a device of a host uses later. Paths are absolute.
+type Later struct {
+	Read, Write []string // files that are opened for reading, and for both
+	Replace     []string // directories in which files are made and removed
+	Listen      bool     // a socket is made in one of Replace
+	Netlink     bool     // the kernel is asked about network interfaces
+	NetAdmin    bool     // CAP_NET_ADMIN is used, if the process has it
+}
+
 // Exclusive is a Spec that needs something of the host which only one device of a
 // machine can use.
 type Exclusive interface {

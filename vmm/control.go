@@ -64,7 +64,7 @@ func (v *VM) arrive() error {
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
 	if v.refusing {
-		return kind.State("the VM is being stopped")
+		return kind.Told(kind.State("the VM is being stopped"))
 	}
 	v.arriving = true
 	return nil

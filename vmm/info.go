@@ -4,6 +4,7 @@ import (
 	"os"
 
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm/sandbox"
 )
 
 // State is what a VM is doing.
@@ -36,6 +37,8 @@ type Info struct {
 	// whatever state the VM is.
 	Panicked bool    `json:"panicked,omitempty"`
 	Devices  Devices `json:"devices,omitzero"`
+	// Sandbox is what the process of the VM has given up.
+	Sandbox sandbox.Status `json:"sandbox"`
 	// Migration is the migration from here that is under way or was the last.
 	Migration *migrate.Progress `json:"migration,omitempty"`
 	// Incoming is the migration to here that is under way.
@@ -46,7 +49,7 @@ type Info struct {
 func (v *VM) Info() Info {
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
-	i := Info{Name: v.name, PID: os.Getpid(), State: v.state()}
+	i := Info{Name: v.name, PID: os.Getpid(), State: v.state(), Sandbox: sandbox.Current()}
 	m := v.machine
 	if m == nil {
 		m = v.incoming

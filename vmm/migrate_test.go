@@ -133,7 +133,7 @@ func TestRelativeDiskMigrates(t *testing.T) {
 }
 
 // TestOtherDiskIsNoticed: a destination that reaches another disk of the same size gives
-// the guest back, and both sides say why. A copy of a disk that nobody writes will do.
+// the guest back, and both sides say why; the source not by the other side's path. A copy of a disk that nobody writes will do.
 func TestOtherDiskIsNoticed(t *testing.T) {
 	needKVM(t)
 	rw, ro := vmtest.Image(t, "rw.img", 1<<20), vmtest.Image(t, "ro.img", 1<<20)
@@ -149,8 +149,8 @@ func TestOtherDiskIsNoticed(t *testing.T) {
 	said := "B"
 	r.con.Await(t, said)
 	for _, c := range []struct{ rw, ro, says string }{
-		{changed, ro, "disk " + changed + ": expected the file of the source, \"" + rw + "\", found another one with other bytes at offset 0"},
-		{rw, changed, "disk " + changed + ": expected the content of the source's disk, \"" + ro + "\", found other bytes at offset 0"},
+		{changed, ro, "disk " + rw + ": this host has other bytes"},
+		{rw, changed, "disk " + ro + ": this host has other bytes"},
 		{rw, zeros, ""},
 	} {
 		next := receiving(t, ReceiveConfig{Devices: []virtio.Spec{disk(c.rw), disk(c.ro)}})
@@ -161,7 +161,7 @@ func TestOtherDiskIsNoticed(t *testing.T) {
 			next.con.Await(t, "y")
 			break
 		}
-		if err == nil || !strings.Contains(err.Error(), c.says) {
+		if err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), changed) {
 			t.Errorf("%+v, %v, want %q", res, err, c.says)
 		}
 		r.is(t, StateRunning)

@@ -21,16 +21,19 @@ type ReceiveConfig struct {
 	Listener   net.Listener          // where sources connect; required. The VM closes it.
 	TLS        *tls.Config           // as for migrate.Receiver.RequireTLS; nil: connections are plain
 	Name       string                // "": as at the source
-	Backing    memory.Backing        // "": as at the source
+	Backing    memory.Backing        // "": as at the source, but a guest in huge pages is refused
 	Tracking   machine.DirtyTracking // "": machine.TrackAuto
 	Overcommit bool                  // as in Config
 	Serial     serial.Backend        // as in Config
 	Console    serial.Backend        // as in Config, for a guest that has a virtio console
-	// Devices name what of this host takes the place of the source's disks, taps and
-	// sockets; nil: the same paths and names as there. See machine.Builder.
-	Devices []virtio.Spec
-	Kinds   []virtio.Kind // as in Config
-	Log     *slog.Logger  // as in Config
+	// Devices are the disks, taps and sockets of this host that the guest gets. A guest
+	// that needs others is refused, unless AllowSourcePaths gives it those that have the
+	// same paths and names as at the source: whatever the source names, and so only for
+	// a source that this host trusts. See machine.Builder.
+	Devices          []virtio.Spec
+	AllowSourcePaths bool
+	Kinds            []virtio.Kind // as in Config
+	Log              *slog.Logger  // as in Config
 }
 
 // NewReceiver makes a VM that waits for a guest. [VM.Run] takes migrations
@@ -63,7 +66,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.listener = cfg.Listener
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm: v,
-		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
+		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
 			Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log},
 	}, v.log)
 	if cfg.TLS != nil {

@@ -17,11 +17,11 @@ import (
 	"github.com/govmm/govmm/vmm/memory"
 )
 
-// receiving starts a VM that waits for a guest.
+// receiving starts a VM that waits for a guest. It trusts whoever sends it.
 func receiving(t *testing.T, cfg ReceiveConfig) *ran {
 	t.Helper()
 	con := vmtest.NewTape()
-	cfg.Listener, cfg.Serial, cfg.Log = listen(t), con, vmtest.Log(t)
+	cfg.Listener, cfg.Serial, cfg.Log, cfg.AllowSourcePaths = listen(t), con, vmtest.Log(t), true
 	vm, err := NewReceiver(cfg)
 	check(t, err)
 	r := run(t, vm, con)

@@ -15,6 +15,7 @@ import (
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 	"github.com/govmm/govmm/vmm/machine"
+	"github.com/govmm/govmm/vmm/sandbox"
 	"github.com/govmm/govmm/vmm/serial"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -27,6 +28,8 @@ type hostFlags struct {
 	console    string
 	socket     string
 	tracking   string
+	sandbox    string
+	ports      []uint
 	overcommit bool
 }
 
@@ -36,6 +39,8 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
 	cmd.Flags().BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
+	cmd.Flags().StringVar(&f.sandbox, "sandbox", defaultSandbox, "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
+	cmd.Flags().UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
 }
 
@@ -52,6 +57,14 @@ func (f *hostFlags) check() error {
 	if _, err := machine.ParseDirtyTracking(f.tracking); err != nil {
 		return fmt.Errorf("--dirty-tracking: %w", err)
 	}
+	if _, err := sandbox.ParseMode(f.sandbox); err != nil {
+		return fmt.Errorf("--sandbox: %w", err)
+	}
+	for _, port := range f.ports {
+		if port < 1 || port > 65535 {
+			return fmt.Errorf("--migrate-ports %d: must be between 1 and 65535", port)
+		}
+	}
 	if f.console == f.serial && f.console != "null" {
 		return fmt.Errorf("--console %s: the serial port leads there already; use --serial null, or another place", f.console)
 	}
@@ -66,8 +79,9 @@ type host struct {
 	log     *slog.Logger
 }
 
-// host claims a name, makes the VM, serves its API, and runs it to its end.
-func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error)) error {
+// host claims a name, makes the VM, serves its API, and runs it to its end. later is what
+// the VM needs of this host while it runs; it is called when the VM was made.
+func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error), later func() sandbox.Policy) error {
 	ctx, quit := context.WithCancel(cmd.Context())
 	defer quit()
 	// A reader of the guest's output that goes away (govmm run | head) must not
@@ -83,7 +97,7 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	stderr := newPatientWriter(terminalWriter(cmd.ErrOrStderr()))
 	defer stderr.close()
 	p := &process{claim: claim, stderr: stderr, quit: quit}
-	outcome, err := p.run(ctx, f, build)
+	outcome, err := p.run(ctx, f, build, later)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
 	}
@@ -115,7 +129,7 @@ func (p *process) say(format string, args ...any) {
 
 // run makes the VM, and serves its API while it runs. When run returns the terminal
 // is as it was before, and the last answer has been sent.
-func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error)) (vmm.Outcome, error) {
+func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() sandbox.Policy) (vmm.Outcome, error) {
 	defer collectLate().Stop()
 	h := host{name: p.claim.Name(), log: newLog(p.stderr)}
 	var err error
@@ -142,6 +156,9 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	defer stop()
 	ln, err := p.claim.Listen()
 	if err != nil {
+		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
+	}
+	if err := p.cage(f, later()); err != nil {
 		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
 	}
 	server := api.NewServer(vm, p.claim.Socket())

@@ -62,6 +62,7 @@ func printInfo(out io.Writer, info api.Info) error {
 	row("memory", "%s", memoryText(info.Memory))
 	row("pid", "%d", info.PID)
 	row("api socket", "%s", info.Socket)
+	row("sandbox", "%s", info.Sandbox)
 	for _, d := range info.Devices {
 		lines := []string{d.Kind.About}
 		if d.Info != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -12,17 +13,22 @@ import (
 	"github.com/govmm/govmm/migrate/hosttls"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/machine"
+	"github.com/govmm/govmm/vmm/memory"
+	"github.com/govmm/govmm/vmm/sandbox"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // receiveFlags are the flags of govmm receive.
 type receiveFlags struct {
 	hostFlags
 	deviceFlags
-	listen   string
-	insecure bool
-	tlsDir   string
-	allow    []string
+	backing    string
+	trustPaths bool
+	listen     string
+	insecure   bool
+	tlsDir     string
+	allow      []string
 
 	allowed []hosttls.Pattern
 	tcp     *net.TCPAddr // listen, looked up by check; nil: unix:PATH
@@ -35,11 +41,14 @@ func newReceive() *cobra.Command {
 		Short: "Wait for a guest that is migrated here, and then run it",
 		Long: `Wait for a guest that is migrated here, and then run it as govmm run does.
 
-The guest keeps its CPUs, memory and devices: they need no flags here. What its
-devices use of the host has the same path or name as at the source; a flag for
-the device gives another one. A disk must be the same one, on storage that both
-hosts reach. Port 0 takes any free port; the address that is printed is the one
-for govmm migrate --to. After an attempt that fails it waits for the next.
+The guest keeps its CPUs, memory and devices. What its devices use of this host
+(disks, taps, a socket) is only what flags give here, one for each device in
+their order; a guest that needs more is refused, with the flags that it needs. With
+--allow-source-paths it gets whatever the source names, as root perhaps any file
+of this host: for hosts that trust each other. A disk must be the same one, on
+storage that both hosts reach. Port 0 takes any free port; the address that is
+printed is the one for govmm migrate --to. After an attempt that fails it waits
+for the next.
 
 With --tls-dir a source needs a certificate that an authority in ca.pem has
 signed, and --tls-allow says for which names. Without TLS anybody who can connect
@@ -65,16 +74,24 @@ of root, a tunnel's end for example.`,
 					return nil, err
 				}
 				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, TLS: config, Serial: h.serial, Console: h.console,
-					Devices: here, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
+					Devices: here, AllowSourcePaths: f.trustPaths, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}
 				return vm, nil
+			}, func() sandbox.Policy {
+				policy := laterOf(here, true)
+				if f.trustPaths { // whatever the source names is opened when it comes
+					policy.AllFiles, policy.Listen, policy.Netlink, policy.Keep = true, true, true, []int{unix.CAP_NET_ADMIN}
+				}
+				return f.later(policy)
 			})
 		},
 	}
 	f.hostFlags.register(cmd)
 	f.registerReceive(cmd.Flags())
+	cmd.Flags().BoolVar(&f.trustPaths, "allow-source-paths", false, "let a source name the disks, taps, bridges and sockets of this host, and take its huge pages: where no flag gives others, the same names as at the source")
+	cmd.Flags().StringVar(&f.backing, "memory-backing", "", "`KIND` of host memory: anonymous, memfd or hugetlb; none: as at the source, unless that is hugetlb")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "`ADDRESS` to wait at: HOST:PORT (no HOST: every address of this host) or unix:PATH")
 	registerTLSDir(cmd, &f.tlsDir)
 	cmd.Flags().StringArrayVar(&f.allow, "tls-allow", nil,
@@ -90,6 +107,9 @@ func (f *receiveFlags) check() error {
 	}
 	if err := f.hostFlags.check(); err != nil {
 		return err
+	}
+	if _, err := memory.ParseBacking(f.backing); f.backing != "" && err != nil {
+		return fmt.Errorf("--memory-backing: %w", err)
 	}
 	if err := f.checkTLS(); err != nil {
 		return err
@@ -139,6 +159,17 @@ func (f *receiveFlags) tlsConfig(h host) (*tls.Config, error) {
 		return nil, fmt.Errorf("--tls-dir: %w", err)
 	}
 	return s.Config(), nil
+}
+
+// later adds to a policy what the receiver needs for connections.
+func (f *receiveFlags) later(policy sandbox.Policy) sandbox.Policy {
+	if f.tlsDir != "" {
+		policy.Read = append(policy.Read, f.tlsDir) // files that change are read again
+	}
+	if f.tcp == nil {
+		policy.Remove = append(policy.Remove, filepath.Dir(strings.TrimPrefix(f.listen, migrate.UnixPrefix)))
+	}
+	return policy
 }
 
 // open makes the listener.

@@ -14,6 +14,7 @@ import (
 	"github.com/govmm/govmm/vmm/cpu"
 	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
+	"github.com/govmm/govmm/vmm/sandbox"
 	"github.com/spf13/cobra"
 )
 
@@ -56,7 +57,7 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 				}
 				cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
 				return vmm.NewVM(cfg)
-			})
+			}, func() sandbox.Policy { return laterOf(cfg.Devices, false) })
 		},
 	}
 	f.hostFlags.register(cmd)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -281,7 +282,7 @@ func (m *Machine) CompareStorage(_ context.Context, session [16]byte, samples []
 		return err
 	}
 	if here := fmt.Sprintf("%x %s", session, m.Storage); here != string(samples) {
-		return fmt.Errorf("compare the storage of a simulated machine: expected %.100q, found %.100q", samples, here)
+		return kind.Told(fmt.Errorf("compare the storage of a simulated machine: expected %.100q, found %.100q", samples, here))
 	}
 	return nil
 }

@@ -9,13 +9,14 @@ import (
 
 	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/virtio"
+	"golang.org/x/sys/unix"
 )
 
 // Kind is the entry of disks in a machine's table of devices.
 var Kind = virtio.Kind{
 	Name:      "disk",
 	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw][,bps=N][,iops=N] (`DISK`; may be given several times)",
-	HereUsage: "where the guest's disk is on this host: path=FILE[,direct][,bps=N][,iops=N] (`DISK`; once for each disk, in their order; none: the same paths as at the source)",
+	HereUsage: "where the guest's disk is on this host: path=FILE[,direct][,bps=N][,iops=N] (`DISK`; once for each disk, in their order; a guest with a disk needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
 	ParseHere: parseSpec,
 	New:       func() virtio.Spec { return new(Spec) },
@@ -86,6 +87,18 @@ func (s *Spec) Move(here virtio.Spec) error {
 	}
 	s.Path, s.Direct, s.Limit = h.Path, h.Direct, h.Limit
 	return errors.Join(errs...)
+}
+
+// Later implements [virtio.Latecomer]: to be compared with another host's, an image is
+// opened for reading once more, and a block device that is taken back is claimed by
+// opening it.
+func (s *Spec) Later(arrives bool) virtio.Later {
+	var st unix.Stat_t
+	device := unix.Stat(s.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
+	if !s.ReadOnly && (arrives || device) {
+		return virtio.Later{Write: []string{s.Path}}
+	}
+	return virtio.Later{Read: []string{s.Path}}
 }
 
 // Open implements [virtio.Spec]. The image is not locked yet.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/govmm/govmm/internal/bootid"
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/strictcbor"
 )
 
@@ -161,11 +162,23 @@ func (d *Device) Compare(ctx context.Context, nonce [16]byte, b []byte) error {
 	return err
 }
 
+// errOther is in the error of an image that is not the source's.
+var errOther = errors.New("both sides must reach the same storage, and no old cache of it")
+
 func (d *Device) compare(nonce [16]byte, b []byte) error {
 	var s sample
 	if err := strictcbor.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("decode what the source says of it: %w", err)
+		return kind.Told(fmt.Errorf("decode what the source says of it: %w", err))
 	}
+	err := d.compareWith(nonce, &s)
+	says := "it cannot be compared here"
+	if errors.Is(err, errOther) {
+		says = "this host has other bytes: " + errOther.Error()
+	}
+	return kind.Hidden(err, "disk %.*s: %s", maxTold, s.Path, says)
+}
+
+func (d *Device) compareWith(nonce [16]byte, s *sample) error {
 	if err := s.check(d.image); err != nil {
 		return err
 	}
@@ -186,15 +199,15 @@ func (d *Device) compare(nonce [16]byte, b []byte) error {
 		at := i * hashBytes
 		switch differs := string(hashes[at:at+hashBytes]) != string(s.Hashes[at:at+hashBytes]); {
 		case differs && other:
-			err := fmt.Errorf("expected the file of the source, %.*q, found another one with other bytes at offset %d; both sides must reach the same storage",
-				maxTold, s.Path, n*sampleBlock)
+			err := fmt.Errorf("expected the file of the source, %.*q, found another one with other bytes at offset %d; %w",
+				maxTold, s.Path, n*sampleBlock, errOther)
 			if d.image.inUse() {
 				err = fmt.Errorf("lock: %w; %w", ErrInUse, err)
 			}
 			return err
 		case differs:
-			return fmt.Errorf("expected the content of the source's disk, %.*q, found other bytes at offset %d; both sides must reach the same storage, and no old cache of it",
-				maxTold, s.Path, n*sampleBlock)
+			return fmt.Errorf("expected the content of the source's disk, %.*q, found other bytes at offset %d; %w",
+				maxTold, s.Path, n*sampleBlock, errOther)
 		}
 	}
 	if other {

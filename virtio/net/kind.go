@@ -15,7 +15,7 @@ import (
 var Kind = virtio.Kind{
 	Name:      "net",
 	Usage:     "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER][,bps=N] (`NET`; may be given several times)",
-	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N] (`NET`; once for each, in their order; none: the same names as at the source)",
+	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
 	Parse:     func(words string) (virtio.Spec, error) { return specOf(ParseOptions(words)) },
 	ParseHere: func(words string) (virtio.Spec, error) { return specOf(ParseHostOptions(words)) },
 	New:       func() virtio.Spec { return new(Spec) },
@@ -75,6 +75,14 @@ func (s *Spec) Negotiated(d virtio.Device, features uint64) virtio.Spec {
 		n.MTU = dev.cfg.MTU
 	}
 	return &n
+}
+
+// Later implements [virtio.Latecomer].
+func (s *Spec) Later(arrives bool) virtio.Later {
+	if !arrives {
+		return virtio.Later{}
+	}
+	return virtio.Later{Write: []string{tunDevice}, Netlink: true, NetAdmin: true}
 }
 
 // Open implements [virtio.Spec].

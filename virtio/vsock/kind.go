@@ -14,7 +14,7 @@ var Kind = virtio.Kind{
 	Name:      "vsock",
 	Max:       1,
 	Usage:     "sockets between host and guest: path=SOCKET[,cid=N] (`VSOCK`)",
-	HereUsage: "where the guest's socket device has its socket on this host: path=SOCKET (`VSOCK`; none: the same path as at the source)",
+	HereUsage: "where the guest's socket device has its socket on this host: path=SOCKET (`VSOCK`; a guest with such a device needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
 	ParseHere: parseSpec,
 	New:       func() virtio.Spec { return new(Spec) },
@@ -68,6 +68,12 @@ func (s *Spec) Move(here virtio.Spec) error {
 	}
 	s.Path = h.Path
 	return nil
+}
+
+// Later implements [virtio.Latecomer]: the socket is made again when a guest that was
+// handed over comes back.
+func (s *Spec) Later(bool) virtio.Later {
+	return virtio.Later{Replace: []string{filepath.Dir(s.Path)}, Listen: true}
 }
 
 // Open implements [virtio.Spec]. The socket is not there yet.

@@ -52,7 +52,11 @@ func CheckFeatureMSRs(v *kvm.VCPU, cpuid []kvm.CPUIDEntry, list []kvm.MSR) error
 	if err != nil {
 		return err
 	}
-	return errors.Join(lacksCapabilities(list, fresh), LoadMSRs(v, cpuid, list), LoadMSRs(v, cpuid, fresh))
+	lacks := lacksCapabilities(list, fresh)
+	if lacks != nil { // one reason is enough
+		list = slices.DeleteFunc(list, func(m kvm.MSR) bool { return m.Index == msrArchCapabilities })
+	}
+	return errors.Join(lacks, LoadMSRs(v, cpuid, list), LoadMSRs(v, cpuid, fresh))
 }
 
 // lacksCapabilities compares ARCH_CAPABILITIES: KVM takes any value of it, but a guest that

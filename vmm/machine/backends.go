@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/virtio"
 )
@@ -25,11 +26,15 @@ type backends struct {
 // openBackends opens what the devices need of this host, which their specs note.
 // The error lists everything that is not available, or is not what the guest
 // knows. Nothing is locked yet.
-func openBackends(devices []virtio.Spec, log *slog.Logger) (b backends, err error) {
+// failed gives the error of a device its form; nil: as it is.
+func openBackends(devices []virtio.Spec, log *slog.Logger, failed func(i int, err error) error) (b backends, err error) {
 	var errs []error
-	for _, d := range devices {
+	for i, d := range devices {
 		opened, err := d.Open(log.With("device", d.String()))
 		if err != nil {
+			if failed != nil {
+				err = failed(i, err)
+			}
 			errs = append(errs, err)
 			continue
 		}
@@ -150,10 +155,10 @@ func (b backends) sample(ctx context.Context, nonce [16]byte) ([]byte, error) {
 func (b backends) compare(ctx context.Context, nonce [16]byte, encoded []byte) error {
 	var samples [][]byte
 	if err := strictcbor.Unmarshal(encoded, &samples); err != nil {
-		return fmt.Errorf("decode the samples of the guest's storage: %w", err)
+		return kind.Told(fmt.Errorf("decode the samples of the guest's storage: %w", err))
 	}
 	if len(samples) != len(b.samplers) {
-		return fmt.Errorf("samples of the guest's storage: expected %d, found %d", len(b.samplers), len(samples))
+		return kind.Told(fmt.Errorf("samples of the guest's storage: expected %d, found %d", len(b.samplers), len(samples)))
 	}
 	return b.eachSampler(func(i int, s virtio.Sampler) error { return s.Compare(ctx, nonce, samples[i]) })
 }

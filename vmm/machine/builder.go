@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio"
@@ -17,14 +18,19 @@ import (
 type Builder struct {
 	// Ends are what the machine's lines are connected to.
 	Ends Ends
-	// Devices name what of this host takes the place of the source's: for each
-	// kind either nothing, which means the same names as at the source, or one for
-	// each of the guest's devices of the kind, in their order. They are made by
-	// [virtio.Kind.ParseHere].
+	// Devices are all of this host that the guest's devices get: for each kind one
+	// for each of the guest's, in their order. They are made by
+	// [virtio.Kind.ParseHere]. A guest that needs others is refused before anything
+	// is opened for it.
 	Devices []virtio.Spec
+	// AllowSourcePaths gives the guest's devices what has the same names here as at
+	// the source, where Devices has none of a kind: whatever paths and interfaces
+	// the source names. It is for hosts that trust each other.
+	AllowSourcePaths bool
 	// Kinds are kinds of devices beside those of [Kinds].
 	Kinds []virtio.Kind
-	// Backing is what guest memory is made of here; "": as at the source.
+	// Backing is what guest memory is made of here; "": as at the source, but a pool of
+	// huge pages is this host's to give, and such a guest is refused.
 	Backing memory.Backing
 	// Tracking is how writes are tracked when the guest moves on; "": TrackAuto.
 	Tracking DirtyTracking
@@ -53,10 +59,13 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	go rehearse()
 	spec, err := decodeSpec(config, b.Kinds)
 	if err != nil {
-		return nil, err
+		return nil, kind.Told(err)
 	}
+	var pool error
 	if b.Backing != "" {
 		spec.Backing = b.Backing
+	} else if spec.Backing == memory.Hugetlb && !b.AllowSourcePaths {
+		pool = kind.Told(errors.New("the guest's memory is made of huge pages, and this host does not give its pool to every guest: --memory-backing hugetlb, or another"))
 	}
 	spec.Tracking, spec.Overcommit, spec.received = b.Tracking, b.Overcommit, true
 	if b.Name != "" {
@@ -66,13 +75,18 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	moved := move(spec.Devices, b.Devices, spec.kinds())
-	wrong := []error{moved, fitsHere(&spec)}
+	var names []string // that the source knows
+	for _, d := range spec.Devices {
+		names = append(names, peersName(d))
+	}
+	moved := move(spec.Devices, b.Devices, spec.kinds(), b.AllowSourcePaths)
+	wrong := []error{moved, pool, fitsHere(&spec)}
 	var opened backends
-	if moved == nil { // the paths and taps are known
-		if opened, err = openBackends(spec.Devices, log); err != nil {
-			wrong = append(wrong, err)
-		}
+	if moved == nil { // the paths and taps are known, and this host's
+		opened, err = openBackends(spec.Devices, log, func(i int, err error) error {
+			return kind.Hidden(err, "%s: this host cannot open what it needs", names[i])
+		})
+		wrong = append(wrong, err)
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return nil, errors.Join(err, opened.close())
@@ -123,10 +137,10 @@ func (t *Target) PrepareState(state []byte) error {
 	t.saved.before = time.Now()
 	s, err := decodeState(state)
 	if err != nil {
-		return err
+		return kind.Told(err)
 	}
 	if err := t.fits(s); err != nil {
-		return err
+		return kind.Told(err)
 	}
 	t.prepared = s
 	return nil

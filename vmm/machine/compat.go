@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/cpu"
 )
@@ -18,23 +19,21 @@ const tscTolerance = 250
 // can. The spec is valid.
 func (h *host) incompatible(s *Spec) error {
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	bad := func(format string, args ...any) { errs = append(errs, kind.Told(fmt.Errorf(format, args...))) }
 
 	if s.CPUs > h.maxCPUs {
 		bad("%d vCPUs: this host's KVM runs at most %d", s.CPUs, h.maxCPUs)
 	}
 	if err := h.admit(s.Memory, s.Backing, s.Overcommit); err != nil {
-		errs = append(errs, err)
+		errs = append(errs, kind.Hidden(err, "memory of %d MiB (%s): this host has too little", s.Memory>>20, s.Backing))
 	}
 	for _, n := range s.Needs {
-		if err := h.lacks(n); err != nil {
-			errs = append(errs, err)
-		}
+		errs = append(errs, kind.Told(h.lacks(n)))
 	}
 	if s.TSCKHz != 0 && !h.tscControl && !sameFrequency(s.TSCKHz, h.tscKHz) {
 		bad("TSC of %d kHz: this host's runs at %d kHz and its KVM cannot scale it (KVM_CAP_TSC_CONTROL)", s.TSCKHz, h.tscKHz)
 	}
-	errs = append(errs, cpu.Differences(s.CPUID, h.cpuid)...)
+	errs = append(errs, kind.Told(errors.Join(cpu.Differences(s.CPUID, h.cpuid)...)))
 	return errors.Join(errs...)
 }
 

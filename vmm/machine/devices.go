@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/transport"
@@ -175,7 +176,7 @@ func (m *Machine) saveDevices() (s virtioState, err error) {
 // loadDevices puts the devices into a saved state; they stay quiet.
 func (m *Machine) loadDevices(s *virtioState) error {
 	if got, want := len(s.Devices), len(m.devices.plugged); got != want {
-		return fmt.Errorf("machine state: expected %d devices, found %d", want, got)
+		return kind.Told(fmt.Errorf("machine state: expected %d devices, found %d", want, got))
 	}
 	if err := m.board.pci.LoadState(s.Bus); err != nil {
 		return fmt.Errorf("PCI bus: %w", err)
@@ -183,7 +184,7 @@ func (m *Machine) loadDevices(s *virtioState) error {
 	m.devices.isQuiet, m.devices.arrived = true, true
 	for i, d := range m.devices.plugged {
 		if err := d.LoadState(s.Devices[i]); err != nil {
-			return fmt.Errorf("%s: %w", d.name, err)
+			return kind.Hidden(fmt.Errorf("%s: %w", d.name, err), "device %d (%s): this host cannot load its state", i+1, m.spec.Devices[i].Kind())
 		}
 	}
 	return nil

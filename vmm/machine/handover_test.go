@@ -34,7 +34,7 @@ func built(t *testing.T, m *Machine) *Target {
 	t.Helper()
 	config, err := m.Source().MigrationConfig()
 	check(t, err)
-	to, err := (&Builder{Log: vmtest.Log(t)}).BuildTarget(t.Context(), config)
+	to, err := (&Builder{AllowSourcePaths: true, Log: vmtest.Log(t)}).BuildTarget(t.Context(), config)
 	check(t, err)
 	t.Cleanup(func() { check(t, to.Discard()) })
 	return to
@@ -217,7 +217,7 @@ func TestDestinationNamesAll(t *testing.T) {
 			}
 		}
 	}
-	refuses(Builder{}, "expected 1048576 bytes as at the source, found 4096", "gone.img")
+	refuses(Builder{AllowSourcePaths: true}, "expected 1048576 bytes as at the source, found 4096", "gone.img")
 	other := vmtest.Image(t, "other.img", 1<<20)
 	refuses(Builder{Devices: []virtio.Spec{disk(other), &net.Spec{}}},
 		"disk: expected 2 as at the source, 1 given", "net: expected 0 as at the source, 1 given")
@@ -231,7 +231,7 @@ func TestDestinationNamesAll(t *testing.T) {
 		withNet.Devices = append(slices.Clone(spec.Devices), &net.Spec{Options: busy, Features: 1})
 		encoded, err := withNet.encode(nil)
 		check(t, err)
-		_, err = (&Builder{}).BuildTarget(t.Context(), encoded)
+		_, err = (&Builder{AllowSourcePaths: true}).BuildTarget(t.Context(), encoded)
 		for _, s := range []string{"tap " + busy.Tap, "another process uses it", "gone.img"} {
 			if err == nil || !strings.Contains(err.Error(), s) {
 				t.Errorf("error %v, want %q in it", err, s)

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/blk"
@@ -101,16 +103,23 @@ func validateDevices(devices []virtio.Spec, kinds []virtio.Kind) (errs []error) 
 	return errs
 }
 
-// move adapts the devices of a guest that has come to this host. here are those
-// that name something of it; where there are none of a kind, the names are those
-// of the source.
-func move(devices, here []virtio.Spec, kinds []virtio.Kind) error {
+// move adapts the devices of a guest that has come to this host. here are those that
+// name something of it. Where there are none of a kind, the guest is refused, and the
+// error lists all that it needs; with trust, the names are those of the source.
+func move(devices, here []virtio.Spec, kinds []virtio.Kind, trust bool) error {
 	var errs []error
+	var needs []string
 	for _, k := range kinds {
 		ofKind := func(d virtio.Spec) bool { return d.Kind() != k.Name }
 		guest, given := slices.DeleteFunc(slices.Clone(devices), ofKind), slices.DeleteFunc(slices.Clone(here), ofKind)
 		if len(given) > 0 && len(given) != len(guest) {
-			errs = append(errs, fmt.Errorf("%s: expected %d as at the source, %d given on this host", k.Name, len(guest), len(given)))
+			errs = append(errs, kind.Told(fmt.Errorf("%s: expected %d as at the source, %d given on this host", k.Name, len(guest), len(given))))
+			continue
+		}
+		if len(given) == 0 && !trust {
+			if names := slices.DeleteFunc(guest, usesNothing); len(names) > 0 {
+				needs = append(needs, need(k.Name, names))
+			}
 			continue
 		}
 		for i, d := range guest {
@@ -118,14 +127,47 @@ func move(devices, here []virtio.Spec, kinds []virtio.Kind) error {
 			if !ok {
 				continue
 			}
+			name := peersName(d) // before it is this host's
 			var h virtio.Spec
 			if len(given) > 0 {
 				h = given[i]
 			}
 			if err := m.Move(h); err != nil {
-				errs = append(errs, err)
+				errs = append(errs, kind.Hidden(err, "%s: this host does not give the guest what it knows", name))
 			}
 		}
 	}
+	if needs != nil {
+		errs = append(errs, kind.Told(fmt.Errorf("this guest needs what this host does not give to every guest: %s", strings.Join(needs, ", "))))
+	}
 	return errors.Join(errs...)
 }
+
+// usesNothing says that a device needs nothing of its host that has a name there.
+func usesNothing(d virtio.Spec) bool {
+	switch d.(type) {
+	case virtio.Mover, virtio.Pathed, virtio.Exclusive:
+		return false
+	}
+	return true
+}
+
+// need names the flag that gives devices of a kind what they need of this host.
+func need(flag string, devices []virtio.Spec) string {
+	const most = 4 // of what a peer wrote, in one line
+	var names []string
+	for i, d := range devices {
+		if i == most {
+			names = append(names, fmt.Sprintf("and %d more", len(devices)-most))
+			break
+		}
+		names = append(names, peersName(d))
+	}
+	if len(devices) == 1 {
+		return fmt.Sprintf("--%s (for %s)", flag, names[0])
+	}
+	return fmt.Sprintf("--%s (%d times: for %s)", flag, len(devices), strings.Join(names, ", "))
+}
+
+// peersName is a device's name at the source.
+func peersName(d virtio.Spec) string { return fmt.Sprintf("%.100s", d) }

@@ -26,12 +26,12 @@ func socket(cid uint32, path string) *vsock.Spec {
 // TestVsockOverride: the path is the host's choice, the CID the guest's.
 func TestVsockOverride(t *testing.T) {
 	guest := socket(77, "/there")
-	check(t, move(specs(guest), nil, Kinds()))
+	check(t, move(specs(guest), nil, Kinds(), true))
 	if guest.Path != "/there" {
 		t.Errorf("no device given on this host: %v", guest.Config)
 	}
-	check(t, move(specs(guest), specs(socket(0, "/here")), Kinds()))
-	check(t, move(specs(guest), specs(socket(77, "/here")), Kinds()))
+	check(t, move(specs(guest), specs(socket(0, "/here")), Kinds(), true))
+	check(t, move(specs(guest), specs(socket(77, "/here")), Kinds(), true))
 	if guest.Config != (vsock.Config{CID: 77, Path: "/here"}) || guest.String() != "vsock cid 77" {
 		t.Errorf("%v, %v", guest.Config, guest)
 	}
@@ -43,7 +43,7 @@ func TestVsockOverride(t *testing.T) {
 		{specs(guest), socket(78, "/x"), "vsock /x: the CID is the guest's and cannot change when it moves; it is 77"},
 		{nil, socket(0, "/x"), "vsock: expected 0 as at the source, 1 given on this host"},
 	} {
-		if err := move(c.guest, specs(c.here), Kinds()); err == nil || err.Error() != c.says {
+		if err := move(c.guest, specs(c.here), Kinds(), true); err == nil || err.Error() != c.says {
 			t.Errorf("error %v, want %q", err, c.says)
 		}
 	}
@@ -72,7 +72,7 @@ func TestMove(t *testing.T) {
 	}
 
 	moved := guest()
-	check(t, move(moved, specs(conf("path=/x,direct"), nic("tap=here0,bridge=br0"), conf("path=/y,readonly")), Kinds()))
+	check(t, move(moved, specs(conf("path=/x,direct"), nic("tap=here0,bridge=br0"), conf("path=/y,readonly")), Kinds(), true))
 	a, b, n := moved[1].(*blk.Spec), moved[2].(*blk.Spec), moved[3].(*net.Spec)
 	if a.Path != "/x" || !a.Direct || a.ID != "root" || a.Queues != 2 {
 		t.Errorf("first disk %+v", a)
@@ -84,7 +84,7 @@ func TestMove(t *testing.T) {
 		t.Errorf("network device %+v", n)
 	}
 	same := guest()
-	check(t, move(same, nil, Kinds()))
+	check(t, move(same, nil, Kinds(), true))
 	if p := same[1].(*blk.Spec); p.Path != "/a" || same[3].(*net.Spec).Tap != "tap2" {
 		t.Errorf("nothing given: %+v, %+v", p, same[3])
 	}
@@ -99,7 +99,7 @@ func TestMove(t *testing.T) {
 		{specs(conf("path=/x,readonly,id=other,queues=3"), conf("path=/y")),
 			[]string{"disk /x: readonly is the guest's", "disk /x: id is the guest's", "disk /x: queues is the guest's"}},
 	} {
-		err := move(guest(), c.here, Kinds())
+		err := move(guest(), c.here, Kinds(), true)
 		for _, says := range c.says {
 			if err == nil || !strings.Contains(err.Error(), says) {
 				t.Errorf("error %v, want %q in it", err, says)
@@ -119,7 +119,7 @@ func TestRelativePaths(t *testing.T) {
 	own := specs(image("a.img"), image(".//link/../b"), image("/c/../d"), socket(0, "./@v"))
 	check(t, MakeAbsolute(own))
 	guest := specs(image("/there"), socket(77, "/there.sock"))
-	check(t, move(guest, specs(image("a.img"), socket(0, "v")), Kinds()))
+	check(t, move(guest, specs(image("a.img"), socket(0, "v")), Kinds(), true))
 	for _, c := range []struct {
 		spec virtio.Spec
 		want string
@@ -132,10 +132,10 @@ func TestRelativePaths(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ sent, here virtio.Spec }{{image("a.img"), image("/a.img")}, {socket(77, "v"), socket(0, "/v")}} {
-		if err := move(specs(c.sent), nil, Kinds()); err == nil || !strings.Contains(err.Error(), "expected an absolute path from the source") {
+		if err := move(specs(c.sent), nil, Kinds(), true); err == nil || !strings.Contains(err.Error(), "expected an absolute path from the source") {
 			t.Errorf("a relative path from a source: %v", err)
 		}
-		check(t, move(specs(c.sent), specs(c.here), Kinds()))
+		check(t, move(specs(c.sent), specs(c.here), Kinds(), true))
 	}
 }
 
@@ -231,3 +231,43 @@ func TestDevicesOfKinds(t *testing.T) {
 		t.Errorf("devices %s", got)
 	}
 }
+
+// TestNothingIsOpenedThatWasNotGiven: a guest that needs what this host did not give is
+// refused before anything is opened, also if a part of it was given, and the error names
+// each flag, with as much of the peer's words as fits a line.
+func TestNothingIsOpenedThatWasNotGiven(t *testing.T) {
+	long := strings.Repeat("/x", 2000)
+	guest := func() []virtio.Spec {
+		two, err := net.Kind.Parse("tap=tap2,mac=52:54:00:00:00:02")
+		check(t, err)
+		return specs(&balloon.Spec{}, disk("/a"), disk(long), disk("/c"), disk("/d"), disk("/e"), two, socket(7, "/v"))
+	}
+	const needs = "this guest needs what this host does not give to every guest: "
+	disks := "--disk (5 times: for disk /a, disk " + long[:95] + ", disk /c, disk /d, and 1 more)"
+	for _, c := range []struct {
+		here []virtio.Spec
+		want string
+	}{
+		{nil, needs + disks + ", --net (for net 52:54:00:00:00:02), --vsock (for vsock cid 7)"},
+		{specs(socket(0, "/here")), needs + disks + ", --net (for net 52:54:00:00:00:02)"},
+		{specs(disk("/one")), "disk: expected 5 as at the source, 1 given on this host\n" + needs + "--net (for net 52:54:00:00:00:02), --vsock (for vsock cid 7)"},
+	} {
+		if err := move(guest(), c.here, Kinds(), false); err == nil || err.Error() != c.want {
+			t.Errorf("error %v, want %s", err, c.want)
+		}
+	}
+	check(t, move(specs(&balloon.Spec{}), nil, Kinds(), false))
+
+	// A kind of the user's own that names something of the host and cannot move.
+	mine := append(Kinds(), virtio.Kind{Name: "mine"})
+	if err := move(specs(rooted{}), nil, mine, false); err == nil || err.Error() != needs+"--mine (for mine /)" {
+		t.Errorf("error %v", err)
+	}
+}
+
+// rooted is a device that has a path and no way to another host.
+type rooted struct{ virtio.Spec }
+
+func (rooted) Kind() string        { return "mine" }
+func (rooted) String() string      { return "mine /" }
+func (rooted) MakeAbsolute() error { return nil }

@@ -24,7 +24,7 @@ func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	b, err := openBackends(spec.Devices, log)
+	b, err := openBackends(spec.Devices, log, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make the machine: %w", err)
 	}

@@ -3,6 +3,7 @@ package machine
 import (
 	"fmt"
 
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/cpu"
@@ -27,9 +28,9 @@ func (s *source) PreviewState() ([]byte, error) {
 func (t *Target) CheckPreview(preview []byte) error {
 	p, err := decodePreview(preview)
 	if err != nil {
-		return err
+		return kind.Told(err)
 	}
-	return cpu.CheckFeatureMSRs(t.vcpus[0].kvm, t.spec.CPUID, p.MSRs)
+	return kind.Told(cpu.CheckFeatureMSRs(t.vcpus[0].kvm, t.spec.CPUID, p.MSRs))
 }
 
 // decodePreview decodes what an untrusted peer may have sent.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/vmm/cpu"
@@ -141,18 +142,8 @@ func (m *Machine) loadState(s *machineState) error {
 	if s.Reset != nil {
 		return m.loadReset(s.Reset)
 	}
-	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRegisters(v, &s.VCPUs[i]) }); err != nil {
-		return err
-	}
-	if err := m.loadClock(s); err != nil {
-		return err
-	}
-	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRest(v, &s.VCPUs[i]) }); err != nil {
-		return err
-	}
-	m.kernel.features = cpu.FeatureMSRs(m.spec.CPUID, s.VCPUs[0].MSRs)
-	if err := m.loadChips(&s.Chips); err != nil {
-		return err
+	if err := m.loadProcessor(s); err != nil {
+		return kind.Told(err)
 	}
 	m.resetControl.Store(uint32(s.ResetControl &^ resetCPU))
 	m.panicked.Store(s.Panicked)
@@ -168,6 +159,21 @@ func (m *Machine) loadState(s *machineState) error {
 		return err
 	}
 	return m.lines.uart.LoadState(s.Serial)
+}
+
+// loadProcessor loads what is KVM's.
+func (m *Machine) loadProcessor(s *machineState) error {
+	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRegisters(v, &s.VCPUs[i]) }); err != nil {
+		return err
+	}
+	if err := m.loadClock(s); err != nil {
+		return err
+	}
+	if err := m.eachVCPU(func(i int, v *kvm.VCPU) error { return m.loadRest(v, &s.VCPUs[i]) }); err != nil {
+		return err
+	}
+	m.kernel.features = cpu.FeatureMSRs(m.spec.CPUID, s.VCPUs[0].MSRs)
+	return m.loadChips(&s.Chips)
 }
 
 // fits reports why this machine cannot load the state.

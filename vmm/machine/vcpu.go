@@ -9,6 +9,7 @@ import (
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/cpu"
+	"github.com/govmm/govmm/vmm/sandbox"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,8 +85,15 @@ func (c *vcpu) loop() {
 	defer c.machine.gate.leave()
 	defer c.kvm.UnbindThread()
 
-	pending, kicked := false, false
+	pending, kicked, narrow := false, false, false
 	for c.machine.gate.admit(c.kvm, pending, kicked) {
+		if !narrow { // only now: the machine is made before its process gives up its rights
+			if err := sandbox.NarrowVCPU(); err != nil {
+				c.crash(err)
+				return
+			}
+			narrow = true
+		}
 		err := c.kvm.Run()
 		pending, kicked = err == nil, errors.Is(err, unix.EINTR)
 		switch {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -67,6 +68,22 @@ func CheckBackend(spec string) error {
 		return err
 	}
 	return errSpec(spec)
+}
+
+// Directories returns what the backend of a spec needs of the file system after it was
+// opened: directories in which it makes, writes, renames and removes files, and those in
+// which it only removes one.
+func Directories(spec string) (replace, remove []string) {
+	kind, path, _ := strings.Cut(spec, ":")
+	if kind == "file" {
+		if f, err := parseFile(path); err == nil {
+			return []string{filepath.Dir(f.path)}, nil
+		}
+	}
+	if kind == "unix" {
+		return nil, []string{filepath.Dir(path)}
+	}
+	return nil, nil
 }
 
 func errSpec(spec string) error {
