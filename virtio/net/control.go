@@ -54,7 +54,7 @@ func (s *controller) command(class, command byte, data []byte) bool {
 		return s.allowed(FeatureGuestAnnounce) && s.change(func(st *State) { st.Status &^= statusAnnounce })
 	case class == classMAC && command == macAddrSet && len(data) == len(MAC{}):
 		m := MAC(data)
-		return s.allowed(FeatureCtrlMACAddr) && m.valid() && s.change(func(st *State) { st.MAC = m })
+		return s.allowed(FeatureCtrlMACAddr) && m.valid() && s.d.mayBe(m) && s.change(func(st *State) { st.MAC = m })
 	case class == classMQ && command == pairsSet && len(data) == 2:
 		n := int(binary.LittleEndian.Uint16(data))
 		return s.allowed(FeatureMultiQueue) && n >= 1 && n <= len(s.d.ports) && s.d.setPairs(n) &&

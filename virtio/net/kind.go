@@ -14,8 +14,8 @@ import (
 // Kind is the entry of network devices in a machine's table of devices.
 var Kind = virtio.Kind{
 	Name:      "net",
-	Usage:     "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER][,bps=N] (`NET`; may be given several times)",
-	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
+	Usage:     "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; may be given several times)",
+	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
 	Parse:     func(words string) (virtio.Spec, error) { return specOf(ParseOptions(words)) },
 	ParseHere: func(words string) (virtio.Spec, error) { return specOf(ParseHostOptions(words)) },
 	New:       func() virtio.Spec { return new(Spec) },
@@ -60,7 +60,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 	s.Owner, s.Arriving = nil, true
 	if here != nil {
 		h := here.(*Spec)
-		s.Tap, s.Bridge, s.Owner, s.Limit = h.Tap, h.Bridge, h.Owner, h.Limit
+		s.Tap, s.Bridge, s.Owner, s.Policy = h.Tap, h.Bridge, h.Owner, h.Policy
 	}
 	return nil
 }
@@ -91,7 +91,7 @@ func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := New(Config{Backend: tap, MAC: s.MAC, MTU: tap.MTU(), Limit: s.Limit, Log: log})
+	d, err := New(Config{Backend: tap, MAC: s.MAC, MTU: tap.MTU(), Policy: s.Policy, Log: log})
 	if err != nil {
 		return nil, errors.Join(err, tap.Close())
 	}
@@ -167,20 +167,21 @@ type Info struct {
 	Bridge    string `json:"bridge,omitempty"` // if govmm made the tap its port
 	MTU       uint16 `json:"mtu,omitempty"`    // as the guest is told
 	Queues    int    `json:"queues"`           // pairs
-	Limit     string `json:"limit,omitempty"`  // of this host, for people
+	Policy    string `json:"policy,omitempty"` // of this host, for people
 	RxFrames  uint64 `json:"rx_frames"`
 	RxBytes   uint64 `json:"rx_bytes"`
 	RxDropped uint64 `json:"rx_dropped"`
 	TxFrames  uint64 `json:"tx_frames"`
 	TxBytes   uint64 `json:"tx_bytes"`
 	TxDropped uint64 `json:"tx_dropped"`
+	TxForeign uint64 `json:"tx_foreign,omitempty"` // not the guest's own
 }
 
 // Info implements [virtio.Backend].
 func (b *backend) Info() virtio.Info {
 	c, s := b.Counters(), b.spec
-	return &Info{MAC: s.MAC.String(), Tap: b.tap.Interface(), Bridge: s.Bridge, MTU: b.cfg.MTU, Queues: s.Queues, Limit: s.Limit.Describe(),
-		RxFrames: c.RxFrames, RxBytes: c.RxBytes, RxDropped: c.RxDropped, TxFrames: c.TxFrames, TxBytes: c.TxBytes, TxDropped: c.TxDropped}
+	return &Info{MAC: s.MAC.String(), Tap: b.tap.Interface(), Bridge: s.Bridge, MTU: b.cfg.MTU, Queues: s.Queues, Policy: s.Policy.describe(),
+		RxFrames: c.RxFrames, RxBytes: c.RxBytes, RxDropped: c.RxDropped, TxFrames: c.TxFrames, TxBytes: c.TxBytes, TxDropped: c.TxDropped, TxForeign: c.TxForeign}
 }
 
 // Lines implements [virtio.Info].
@@ -189,9 +190,13 @@ func (i *Info) Lines() []string {
 	if i.Bridge != "" {
 		what += ", bridge " + i.Bridge
 	}
-	if i.Limit != "" {
-		what += ", " + i.Limit + " each way"
+	if i.Policy != "" {
+		what += ", " + i.Policy
 	}
-	return []string{what, fmt.Sprintf("received %d frames (%s), sent %d (%s), dropped %d and %d",
+	lines := []string{what, fmt.Sprintf("received %d frames (%s), sent %d (%s), dropped %d and %d",
 		i.RxFrames, units.Bytes(i.RxBytes), i.TxFrames, units.Bytes(i.TxBytes), i.RxDropped, i.TxDropped)}
+	if i.TxForeign != 0 {
+		lines = append(lines, fmt.Sprintf("refused %d frames that were not its own", i.TxForeign))
+	}
+	return lines
 }

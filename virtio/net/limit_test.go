@@ -82,7 +82,7 @@ func testLimit(t *testing.T, pairs int) {
 	if pairs > 1 {
 		features |= net.FeatureMultiQueue
 	}
-	r := newRigWith(t, net.Config{Backend: b, MAC: guestMAC, MTU: 1500, Limit: limit.Rates{BPS: limit.MinBurst}}, nil, pairs, features)
+	r := newRigWith(t, net.Config{Backend: b, MAC: guestMAC, MTU: 1500, Policy: net.Policy{Limit: limit.Rates{BPS: limit.MinBurst}}}, nil, pairs, features)
 	if pairs > 1 && r.command(4, 0, byte(pairs), 0) != 0 {
 		t.Fatal("the queues were refused")
 	}
@@ -157,7 +157,7 @@ func testLimit(t *testing.T, pairs int) {
 // An invalid frame counts, and a short one counts as Ethernet's shortest.
 func TestDroppedFramesCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRigWith(t, net.Config{Backend: newPipe(1), MAC: guestMAC, Limit: limit.Rates{BPS: 60, BPSBurst: limit.MinBurst}}, nil, 1, plain&^net.FeatureMTU)
+		r := newRigWith(t, net.Config{Backend: newPipe(1), MAC: guestMAC, Policy: net.Policy{Limit: limit.Rates{BPS: 60, BPSBurst: limit.MinBurst}}}, nil, 1, plain&^net.FeatureMTU)
 		for range limit.MinBurst/60/200 + 1 {
 			for range 200 {
 				r.add(1, []virtiotest.Buffer{{GPA: r.data, Len: 1}}, nil)

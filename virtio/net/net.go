@@ -128,10 +128,10 @@ var (
 
 // Config configures a device.
 type Config struct {
-	Backend Backend      // required; Close of the device closes it
-	MAC     MAC          // required; the guest may change it
-	MTU     uint16       // that of the guest's link; 0: the guest is not told, and may send any
-	Limit   limit.Rates  // of each direction
+	Backend Backend // required; Close of the device closes it
+	MAC     MAC     // required; the guest may change it
+	MTU     uint16  // that of the guest's link; 0: the guest is not told, and may send any
+	Policy  Policy
 	Log     *slog.Logger // nil: nothing is logged
 }
 
@@ -141,6 +141,7 @@ type Device struct {
 	ports []Port
 	// toGuest and fromGuest keep a direction to its limit, all queues together; nil: none.
 	toGuest, fromGuest *limit.Limiter
+	guard              *guard // nil: the guest may send anything
 
 	config   sync.Mutex // guards the fields down to notifier
 	state    State
@@ -187,7 +188,8 @@ func New(cfg Config) (*Device, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{cfg: cfg, ports: ports, hostUp: true, toGuest: cfg.Limit.Limiter(), fromGuest: cfg.Limit.Limiter()}
+	d := &Device{cfg: cfg, ports: ports, hostUp: true,
+		toGuest: cfg.Policy.Limit.Limiter(), fromGuest: cfg.Policy.Limit.Limiter(), guard: newGuard(cfg.Policy, cfg.MAC)}
 	d.setState(d.fresh())
 	return d, nil
 }
@@ -272,11 +274,13 @@ func (d *Device) WriteConfig(uint32, []byte) {}
 type Counters struct {
 	RxFrames, RxBytes, RxDropped uint64
 	TxFrames, TxBytes, TxDropped uint64
+	TxForeign                    uint64 // frames that were not the guest's own: see [Policy]
 }
 
 type counters struct {
 	rxFrames, rxBytes, rxDropped atomic.Uint64
 	txFrames, txBytes, txDropped atomic.Uint64
+	txForeign                    atomic.Uint64
 }
 
 // Counters returns the counters.
@@ -285,5 +289,6 @@ func (d *Device) Counters() Counters {
 	return Counters{
 		c.rxFrames.Load(), c.rxBytes.Load(), c.rxDropped.Load(),
 		c.txFrames.Load(), c.txBytes.Load(), c.txDropped.Load(),
+		c.txForeign.Load(),
 	}
 }

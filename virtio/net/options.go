@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/govmm/govmm/virtio/limit"
 )
 
 // Options is what `--net` says.
@@ -30,13 +28,12 @@ type Options struct {
 	// Arriving says that the guest comes from another host, where it was told the
 	// MTU: an existing tap must have it, and is not changed for it.
 	Arriving bool `cbor:"-"`
-	// Limit is how many bytes a second this host lets pass, in each direction; it
-	// does not travel.
-	Limit limit.Rates `cbor:"-"`
+	// Policy is this host's and does not travel.
+	Policy Policy `cbor:"-"`
 }
 
 // ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`
-// and the options of [policy].
+// and the options of a [Policy].
 // Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
 func ParseOptions(s string) (Options, error) {
 	o, err := parse(s, "tap", "bridge", "mac", "mtu", "queues", "owner")
@@ -52,8 +49,8 @@ func ParseOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]` and the options of
-// [policy]: the host's side of a device whose other options a guest brings along.
+// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]` and the options of a
+// [Policy]: the host's side of a device whose other options a guest brings along.
 func ParseHostOptions(s string) (Options, error) {
 	o, err := parse(s, "tap", "bridge", "owner")
 	if err == nil {
@@ -67,13 +64,10 @@ func ParseHostOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// policy are the options that say what the host lets the guest do.
-var policy = []string{"bps", "bps-burst"}
-
-// parse reads the options that are known, and those of policy; the first is always tap.
+// parse reads the options that are known, and those of a Policy; the first is always tap.
 func parse(s string, known ...string) (Options, error) {
 	o := Options{Queues: 1}
-	known = append(known, policy...)
+	known = append(known, policyOptions...)
 	seen := map[string]bool{}
 	for i, field := range strings.Split(s, ",") {
 		key, value, given := strings.Cut(field, "=")
@@ -82,9 +76,11 @@ func parse(s string, known ...string) (Options, error) {
 			return o, fmt.Errorf("the first item must be tap or tap=NAME")
 		case !slices.Contains(known, key):
 			return o, fmt.Errorf("%q is not one of %s", key, strings.Join(known, ", "))
-		case seen[key]:
+		case seen[key] && key != "ip":
 			return o, fmt.Errorf("%s is given twice", key)
-		case value == "" && (given || key != "tap"):
+		case given && key == "antispoof":
+			return o, fmt.Errorf("antispoof has no value: it is given or not")
+		case value == "" && (given || key != "tap" && key != "antispoof"):
 			return o, fmt.Errorf("%s has no value", key)
 		}
 		seen[key] = true
@@ -117,7 +113,7 @@ func (o *Options) set(key, value string) (err error) {
 	case "owner":
 		o.Owner, err = parseOwner(value)
 	default:
-		_, err = o.Limit.Set(key, value)
+		err = o.Policy.set(key, value)
 	}
 	return err
 }
@@ -139,7 +135,7 @@ func (o Options) String() string {
 	if o.Owner != nil {
 		s += fmt.Sprintf(",owner=%d", *o.Owner)
 	}
-	return s + o.Limit.String()
+	return s + o.Policy.String()
 }
 
 // Validate reports the first invalid option. It does not look at the host.
@@ -157,7 +153,7 @@ func (o Options) Validate() error {
 	case o.Queues < 1 || o.Queues > MaxQueuePairs:
 		return fmt.Errorf("queue pairs must be between 1 and %d, got %d", MaxQueuePairs, o.Queues)
 	}
-	return o.Limit.Validate()
+	return o.Policy.validate()
 }
 
 // validInterface is the kernel's dev_valid_name, without patterns.

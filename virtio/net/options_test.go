@@ -1,6 +1,7 @@
 package net_test
 
 import (
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -16,7 +17,9 @@ func TestParseOptions(t *testing.T) {
 		"tap=tap0,bridge=br0,mac=52:54:00:01:02:03,mtu=9000,queues=4,owner=1000": {
 			Tap: "tap0", Bridge: "br0", MAC: guestMAC, MTU: 9000, Queues: 4, Owner: &uid,
 		},
-		"tap,mac=52:54:00:01:02:03,bps=10M,bps-burst=1M": {MAC: guestMAC, Queues: 1, Limit: limit.Rates{BPS: 10 << 20, BPSBurst: 1 << 20}},
+		"tap,mac=52:54:00:01:02:03,bps=10M,bps-burst=1M": {MAC: guestMAC, Queues: 1, Policy: net.Policy{Limit: limit.Rates{BPS: 10 << 20, BPSBurst: 1 << 20}}},
+		"tap,mac=52:54:00:01:02:03,antispoof,ip=10.0.0.2,ip=fd00:1::/64": {MAC: guestMAC, Queues: 1, Policy: net.Policy{Antispoof: true,
+			IPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32"), netip.MustParsePrefix("fd00:1::/64")}}},
 	} {
 		got, err := net.ParseOptions(s)
 		if err != nil || !reflect.DeepEqual(got, want) {
@@ -37,7 +40,9 @@ func TestParseOptions(t *testing.T) {
 		"", "user", "bridge=br0", "tap=", "tap=a,tap=b", "tap=sixteencharacter", "tap=a/b", "tap=tap%d", "tap=..", "tap,bridge", "tap,bridge=",
 		"tap,mac=01:00:5e:00:00:01", "tap,mac=00:00:00:00:00:00", "tap,mac=1", "tap,mac=02:00:00:00:00:00:00:01",
 		"tap,mtu=67", "tap,mtu=65536", "tap,mtu=-1", "tap,queues=0", "tap,queues=17", "tap,queues=two", "tap,owner=no-such-user", "tap,vhost=on", "tap,,",
-		"tap,bps=0", "tap,bps-burst=1M", "tap,iops=1", "tap,bps=1,bps=1",
+		"tap,bps=0", "tap,bps-burst=1M", "tap,iops=1", "tap,bps=1,bps=1", "tap,antispoof=on", "tap,antispoof,antispoof", "tap,ip=10.0.0.1", "tap,antispoof,ip",
+		"tap,antispoof,ip=", "tap,antispoof,ip=10.0.0.1/24", "tap,antispoof,ip=0.0.0.0", "tap,antispoof,ip=::/0", "tap,antispoof,ip=ff02::1",
+		"tap,antispoof,ip=fe80::1%eth0", "tap,antispoof,ip=::ffff:10.0.0.1", "tap,antispoof" + strings.Repeat(",ip=10.0.0.1", net.MaxIPs+1),
 	} {
 		if o, err := net.ParseOptions(bad); err == nil {
 			t.Errorf("%q was taken for %+v", bad, o)

@@ -38,6 +38,10 @@ func (s *sender) serve(c *virtio.Chain) (uint32, error) {
 		n.txDropped.Add(1)
 		return 0, nil
 	}
+	if s.d.guard != nil && !s.d.guard.owns(p) {
+		n.txForeign.Add(1)
+		return 0, nil
+	}
 	if err := s.port.Write(p); err != nil {
 		n.txDropped.Add(1)
 		// An error of a port that is being detached is not the backend's end.
