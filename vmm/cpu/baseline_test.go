@@ -275,3 +275,23 @@ func ExampleModels() {
 	fmt.Println(Models())
 	// Output: [host x86-64-v2 x86-64-v3]
 }
+
+// TestForeignHypervisor: KVM turns on the interface of another hypervisor for a guest
+// whose CPUID has its leaves, so a guest that has some is refused.
+func TestForeignHypervisor(t *testing.T) {
+	own := haswell.host()
+	if errs := Differences(own, own); errs != nil {
+		t.Fatalf("%v", errs)
+	}
+	for name, l := range map[string][]kvm.CPUIDEntry{
+		"Hyper-V's features": {{Function: 0x40000003, Eax: 0x2e7f}},
+		"Xen's":              {{Function: 0x40000100, Eax: 0x40000104, Ebx: 0x566e6558, Ecx: 0x65584d4d, Edx: 0x4d4d566e}},
+		"another signature":  {{Function: 0x40000000, Eax: 0x4000000a, Ebx: 0x7263694d, Ecx: 0x666f736f, Edx: 0x76482074}},
+	} {
+		want := slices.DeleteFunc(slices.Clone(own), func(e kvm.CPUIDEntry) bool { return e.Function == l[0].Function })
+		errs := Differences(append(want, l...), own)
+		if len(errs) != 1 || !strings.Contains(errs[0].Error(), fmt.Sprintf("leaf %#x of a hypervisor", l[0].Function)) {
+			t.Errorf("%s: %v", name, errs)
+		}
+	}
+}

@@ -21,6 +21,14 @@ func Differences(want, here []kvm.CPUIDEntry) (errs []error) {
 		}
 	}
 
+	// KVM has interfaces of other hypervisors, which the leaves of a guest turn on.
+	for _, w := range want {
+		g, ok := entryOf(here, w.Function)
+		if w.Function>>28 == leafKVM>>28 && (!ok || w.Function == leafKVM && (w.Ebx != g.Ebx || w.Ecx != g.Ecx || w.Edx != g.Edx)) {
+			bad("the guest has leaf %#x of a hypervisor (%#x, %#x, %#x, %#x), which is none of KVM's here", w.Function, w.Eax, w.Ebx, w.Ecx, w.Edx)
+		}
+	}
+
 	// The area that XSAVE writes has to be the same for the components in use.
 	components := leafOf(want, leafXState, 0)
 	for i := uint32(2); i < 63; i++ {
@@ -41,4 +49,14 @@ func Differences(want, here []kvm.CPUIDEntry) (errs []error) {
 		bad("performance counters differ (CPUID 0xa: %#x and %#x, here %#x and %#x)", w.Eax, w.Edx, g.Eax, g.Edx)
 	}
 	return errs
+}
+
+// entryOf returns the first entry of a leaf.
+func entryOf(list []kvm.CPUIDEntry, function uint32) (kvm.CPUIDEntry, bool) {
+	for _, e := range list {
+		if e.Function == function {
+			return e, true
+		}
+	}
+	return kvm.CPUIDEntry{}, false
 }

@@ -56,7 +56,7 @@ func CheckFeatureMSRs(v *kvm.VCPU, cpuid []kvm.CPUIDEntry, list []kvm.MSR) error
 	if lacks != nil { // one reason is enough
 		list = slices.DeleteFunc(list, func(m kvm.MSR) bool { return m.Index == msrArchCapabilities })
 	}
-	return errors.Join(lacks, LoadMSRs(v, cpuid, list), LoadMSRs(v, cpuid, fresh))
+	return errors.Join(lacks, LoadMSRs(v, cpuid, indices, list), LoadMSRs(v, cpuid, indices, fresh))
 }
 
 // lacksCapabilities compares ARCH_CAPABILITIES: KVM takes any value of it, but a guest that

@@ -82,17 +82,75 @@ func ReadMSRs(v *kvm.VCPU, indices []uint32) ([]kvm.MSR, error) {
 	return list, err
 }
 
-// LoadMSRs loads the MSRs that differ from the values of the new vCPU. Some MSRs can
-// be read but not set, or set to one value only. That is fine as long as they have
-// the right value, or the guest's CPUID does not show them; otherwise the error names
-// all of them.
-func LoadMSRs(v *kvm.VCPU, cpuid []kvm.CPUIDEntry, saved []kvm.MSR) error {
+// CheckMSRs reports which MSRs of a peer this host does not load into a guest with this
+// CPUID: known are those that it would have saved itself ([SavedMSRs]), each once. What
+// is zero, or the guest's CPUID does not show, is no fault; [LoadMSRs] leaves it out.
+func CheckMSRs(cpuid []kvm.CPUIDEntry, known []uint32, saved []kvm.MSR) error {
+	if isPart(saved, known) {
+		return nil
+	}
+	const most = 8 // of what a peer wrote, in one line
+	var errs []error
+	bad := func(format string, args ...any) {
+		if len(errs) < most {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	has, seen := setOf(known), map[uint32]bool{}
+	for _, m := range saved {
+		switch {
+		case seen[m.Index]:
+			bad("MSR %s: is there twice", msrName(m.Index))
+		case !has[m.Index] && m.Data != 0 && shows(cpuid, m.Index):
+			bad("MSR %s: is %#x in the guest, and this host would not have saved it", msrName(m.Index), m.Data)
+		}
+		seen[m.Index] = true
+	}
+	return errors.Join(errs...)
+}
+
+// isPart says that the MSRs are some of the list, in its order: what the same version
+// on the same kernel has saved.
+func isPart(saved []kvm.MSR, list []uint32) bool {
+	i := 0
+	for _, m := range saved {
+		for i < len(list) && list[i] != m.Index {
+			i++
+		}
+		if i == len(list) {
+			return false
+		}
+		i++
+	}
+	return true
+}
+
+func setOf(list []uint32) map[uint32]bool {
+	set := make(map[uint32]bool, len(list))
+	for _, index := range list {
+		set[index] = true
+	}
+	return set
+}
+
+// loadable returns those of the MSRs that are known.
+func loadable(known []uint32, saved []kvm.MSR) []kvm.MSR {
+	if isPart(saved, known) {
+		return saved
+	}
+	has := setOf(known)
+	return slices.DeleteFunc(slices.Clone(saved), func(m kvm.MSR) bool { return !has[m.Index] })
+}
+
+// LoadMSRs loads those of the MSRs that are known, have passed [CheckMSRs], and differ from
+// the values of the new vCPU. Some MSRs can be read but not set, or set to one value only.
+// That is fine as long as they have the right value, or the guest's CPUID does not show
+// them; otherwise the error names all of them.
+func LoadMSRs(v *kvm.VCPU, cpuid []kvm.CPUIDEntry, known []uint32, saved []kvm.MSR) error {
+	saved = loadable(known, saved)
 	indices := make([]uint32, 0, len(saved))
 	for _, m := range saved {
 		indices = append(indices, m.Index)
-	}
-	if slices.ContainsFunc(indices, staysHere) {
-		return fmt.Errorf("machine state: vCPU %d has MSRs that must stay on their host", v.ID())
 	}
 	fresh, err := ReadMSRs(v, indices)
 	if err != nil {

@@ -61,12 +61,6 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if err != nil {
 		return nil, kind.Told(err)
 	}
-	var pool error
-	if b.Backing != "" {
-		spec.Backing = b.Backing
-	} else if spec.Backing == memory.Hugetlb && !b.AllowSourcePaths {
-		pool = kind.Told(errors.New("the guest's memory is made of huge pages, and this host does not give its pool to every guest: --memory-backing hugetlb, or another"))
-	}
 	spec.Tracking, spec.Overcommit, spec.received = b.Tracking, b.Overcommit, true
 	if b.Name != "" {
 		spec.Name = b.Name
@@ -75,14 +69,10 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	var names []string // that the source knows
-	for _, d := range spec.Devices {
-		names = append(names, peersName(d))
-	}
-	moved := move(spec.Devices, b.Devices, spec.kinds(), b.AllowSourcePaths)
-	wrong := []error{moved, pool, fitsHere(&spec)}
+	names, moved := b.adopt(&spec)
+	wrong := []error{moved, fitsHere(&spec)}
 	var opened backends
-	if moved == nil { // the paths and taps are known, and this host's
+	if moved == nil { // what is opened is this host's
 		opened, err = openBackends(spec.Devices, log, func(i int, err error) error {
 			return kind.Hidden(err, "%s: this host cannot open what it needs", names[i])
 		})
@@ -96,6 +86,20 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 		return nil, err
 	}
 	return &Target{guestRAM: guestRAM{m.mem}, Machine: m}, nil
+}
+
+// adopt puts what this host gives in the place of what a spec says of its host, and
+// returns the names that the devices had there. After an error nothing may be opened.
+func (b *Builder) adopt(spec *Spec) (names []string, err error) {
+	for _, d := range spec.Devices {
+		names = append(names, peersName(d))
+	}
+	if b.Backing != "" {
+		spec.Backing = b.Backing
+	} else if spec.Backing == memory.Hugetlb && !b.AllowSourcePaths {
+		err = kind.Told(errors.New("the guest's memory is made of huge pages, and this host does not give its pool to every guest: --memory-backing hugetlb, or another"))
+	}
+	return names, errors.Join(err, move(spec.Devices, b.Devices, spec.kinds(), b.AllowSourcePaths))
 }
 
 // fitsHere compares a spec with this host.

@@ -97,7 +97,7 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("decoded, and not valid: %v", err)
 			}
 		}
-		_, _ = decodeState(b)
+		checkDecodedState(t, b)
 		if p, err := decodePreview(b); err == nil && len(cpu.FeatureMSRs(aSpec().CPUID, p.MSRs)) > 16 {
 			t.Errorf("%d MSRs of a peer are tried", len(p.MSRs))
 		}

@@ -178,21 +178,34 @@ func (m *Machine) loadProcessor(s *machineState) error {
 
 // fits reports why this machine cannot load the state.
 func (m *Machine) fits(s *machineState) error {
+	ids := make([]uint32, len(m.vcpus))
+	for i, v := range m.vcpus {
+		ids[i] = uint32(v.kvm.ID())
+	}
+	return s.check(ids, m.spec.CPUID, m.kernel.msrs)
+}
+
+// check reports what is not the state of a guest with these vCPUs and this CPUID, saved
+// by a host with these MSRs. What it does not look at KVM checks, or the device.
+func (s *machineState) check(ids []uint32, cpuid []kvm.CPUIDEntry, msrs []uint32) error {
 	if s.Version != stateVersion {
 		return fmt.Errorf("machine state: expected version %d, found %d", stateVersion, s.Version)
 	}
 	if s.Reset != nil {
 		return nil
 	}
-	if len(s.VCPUs) != len(m.vcpus) {
-		return fmt.Errorf("machine state: expected %d vCPUs, found %d", len(m.vcpus), len(s.VCPUs))
+	if len(s.VCPUs) != len(ids) {
+		return fmt.Errorf("machine state: expected %d vCPUs, found %d", len(ids), len(s.VCPUs))
 	}
-	for i, v := range m.vcpus {
-		if s.VCPUs[i].ID != uint32(v.kvm.ID()) {
-			return fmt.Errorf("machine state: expected vCPU %d, found %d", v.kvm.ID(), s.VCPUs[i].ID)
+	for i, v := range s.VCPUs {
+		if v.ID != ids[i] {
+			return fmt.Errorf("machine state: expected vCPU %d, found %d", ids[i], v.ID)
+		}
+		if err := cpu.CheckMSRs(cpuid, msrs, v.MSRs); err != nil {
+			return fmt.Errorf("machine state: vCPU %d: %w", v.ID, err)
 		}
 	}
-	return nil
+	return s.Chips.check()
 }
 
 // eachVCPU calls f for every vCPU, with its index, on all processors: ioctls of
@@ -266,9 +279,6 @@ func (m *Machine) saveChips() (s chipState, err error) {
 
 func (m *Machine) loadChips(s *chipState) error {
 	for _, c := range s.all() {
-		if c.state.ChipID != c.id {
-			return fmt.Errorf("machine state: expected interrupt chip %d, found %d", c.id, c.state.ChipID)
-		}
 		if err := m.kernel.vm.SetIRQChip(*c.state); err != nil {
 			return err
 		}
@@ -278,6 +288,31 @@ func (m *Machine) loadChips(s *chipState) error {
 	}
 	return m.kernel.vm.SetPIT2(s.PIT)
 }
+
+// check reports what KVM would not have saved: it takes any state of the PIT.
+func (s *chipState) check() error {
+	for _, c := range s.all() {
+		if c.state.ChipID != c.id {
+			return fmt.Errorf("machine state: expected interrupt chip %d, found %d", c.id, c.state.ChipID)
+		}
+	}
+	// The mode is three bits of what the guest wrote, and 0xff before; which halves of a
+	// count are accessed is two, and a step of such an access at most 4 (arch/x86/kvm/i8254.c).
+	const maxCount, maxMode, noMode, maxAccess, maxStep = 0x10000, 7, 0xff, 3, 4
+	for i, c := range s.PIT.Channels {
+		if c.Count > maxCount || c.Mode > maxMode && c.Mode != noMode || c.RWMode > maxAccess || c.CountLatched > maxAccess || c.StatusLatched > 1 ||
+			c.ReadState > maxStep || c.WriteState > maxStep || c.BCD > 1 || c.Gate > 1 {
+			return fmt.Errorf("machine state: channel %d of the PIT: %+v is none of its states", i, c)
+		}
+	}
+	if s.PIT.Flags&^pitFlags != 0 {
+		return fmt.Errorf("machine state: flags %#x of the PIT: must be within %#x", s.PIT.Flags, pitFlags)
+	}
+	return nil
+}
+
+// pitFlags are those of KVM_GET_PIT2: HPET_LEGACY, SPEAKER_DATA_ON.
+const pitFlags = 1 | 2
 
 type chip struct {
 	id    uint32

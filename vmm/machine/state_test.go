@@ -155,8 +155,12 @@ func TestStateRules(t *testing.T) {
 		"vCPU's id":     {func(s *machineState) { s.VCPUs[0].ID = 7 }, "expected vCPU 0, found 7"},
 		"no segments":   {func(s *machineState) { s.VCPUs[0].Sregs2 = nil }, "no segments"},
 		"chip":          {func(s *machineState) { s.Chips.PICSlave.ChipID = 2 }, "expected interrupt chip 1, found 2"},
-		"MSR":           {func(s *machineState) { s.VCPUs[0].MSRs[0].Index = msrKVMWallClock }, "MSRs that must stay on their host"},
-		"unknown MSR":   {func(s *machineState) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: 0x12345678, Data: 5} }, "MSR 0x12345678: expected 0x5 as in the guest, found no such MSR"},
+		"MSR":           {func(s *machineState) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: msrKVMWallClock, Data: 5} }, "vCPU 0: MSR 0x4b564d00: is 0x5 in the guest, and this host would not have saved it"},
+		"unknown MSR":   {func(s *machineState) { s.VCPUs[0].MSRs[0] = kvm.MSR{Index: 0x12345678, Data: 5} }, "MSR 0x12345678: is 0x5 in the guest, and this host would not have saved it"},
+		"an MSR twice":  {func(s *machineState) { s.VCPUs[0].MSRs[0] = s.VCPUs[0].MSRs[1] }, "is there twice"},
+		"mode of PIT":   {func(s *machineState) { s.Chips.PIT.Channels[2].Mode = 8 }, "channel 2 of the PIT"},
+		"count of PIT":  {func(s *machineState) { s.Chips.PIT.Channels[0].Count = 0x10001 }, "channel 0 of the PIT"},
+		"flags of PIT":  {func(s *machineState) { s.Chips.PIT.Flags = 4 }, "flags 0x4 of the PIT"},
 		"TSC":           {func(s *machineState) { s.Clock.TSCKHz *= 2 }, "the TSC runs at"},
 		"XSAVE":         {func(s *machineState) { s.VCPUs[0].XSAVE = bytes.Repeat([]byte{1}, 1<<16) }, "KVM_SET_XSAVE"},
 		"serial port":   {func(s *machineState) { s.Serial.FIFO = make([]byte, 99) }, "serial port state"},
@@ -183,7 +187,7 @@ func TestMSRs(t *testing.T) {
 	v := m.vcpus[0].kvm
 	list, err := cpu.ReadMSRs(v, m.kernel.msrs)
 	check(t, err)
-	check(t, cpu.LoadMSRs(v, m.spec.CPUID, list))
+	check(t, cpu.LoadMSRs(v, m.spec.CPUID, m.kernel.msrs, list))
 	// MTRRcap can be read and not set on any KVM.
 	fixed, err := v.GetMSRs([]uint32{0xfe})
 	check(t, err)
@@ -191,7 +195,8 @@ func TestMSRs(t *testing.T) {
 	list = append(list, fixed...)
 	was := list[i].Data
 	list[i].Data = ^uint64(0)
-	err = cpu.LoadMSRs(v, m.spec.CPUID, list)
+	check(t, cpu.LoadMSRs(v, m.spec.CPUID, m.kernel.msrs, list)) // it is none of them
+	err = cpu.LoadMSRs(v, m.spec.CPUID, append(slices.Clone(m.kernel.msrs), 0xfe), list)
 	if err == nil || !strings.Contains(err.Error(), "vCPU 0: MSR 0xfe: expected 0xffffffffffffffff as in the guest, found ") {
 		t.Errorf("an MSR that cannot be set (it was %#x): %v", was, err)
 	}

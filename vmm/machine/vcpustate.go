@@ -106,7 +106,7 @@ func (m *Machine) loadRest(v *kvm.VCPU, s *vcpuState) error {
 	if err := v.SetLAPIC(s.LAPIC); err != nil {
 		return err
 	}
-	if err := cpu.LoadMSRs(v, m.spec.CPUID, s.MSRs); err != nil {
+	if err := cpu.LoadMSRs(v, m.spec.CPUID, m.kernel.msrs, s.MSRs); err != nil {
 		return err
 	}
 	events, err := m.events(s)
