@@ -2,9 +2,11 @@ package vsock
 
 import (
 	"net"
+	"slices"
 	"time"
 
 	"github.com/govmm/govmm/virtio"
+	"golang.org/x/sys/unix"
 )
 
 // ports identify a connection: there is one host and one guest.
@@ -76,8 +78,18 @@ func (d *Device) add(at ports) *conn {
 	return c
 }
 
-// full reports whether there are maxConnections. serving is held.
-func (d *Device) full() bool { return len(d.all)+len(d.clients) >= maxConnections }
+// full reports whether there are as many connections as there may be. serving is held.
+func (d *Device) full() bool { return len(d.all)+len(d.clients) >= d.most }
+
+// budget is how many connections a device may have. Each is an open file: a quarter of those
+// that the process may have is left to a guest, and the rest to disks, the API and a migration.
+func budget() int {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return maxConnections / 8 // a quarter of the least that is usual
+	}
+	return int(min(maxConnections, files.Cur/4))
+}
 
 // handle handles a packet of the guest. serving is held, as in all that follows.
 func (c *conn) handle(h *header, packet *virtio.Chain) {
@@ -193,6 +205,10 @@ func (c *conn) end(drain bool) {
 	}
 	c.ended = true
 	delete(c.d.conns, c.at)
+	if c.queued { // a guest that takes nothing would have it wait for ever
+		c.queued = false
+		c.d.ready = slices.DeleteFunc(c.d.ready, func(r *conn) bool { return r == c })
+	}
 	close(c.gone)
 	if c.timer != nil {
 		c.timer.Stop()

@@ -50,7 +50,8 @@ const (
 	eventQueue    = 2
 
 	// maxConnections limits connections, including those of the host that are
-	// not made yet, and those that have ended and are being drained.
+	// not made yet, and those that have ended and are being drained. The files
+	// that the process may open limit them further.
 	maxConnections = 512
 	// bufferSize is how many bytes of a connection the guest may send before
 	// the host's program reads them (buf_alloc, 5.10.6.3).
@@ -71,6 +72,7 @@ type Device struct {
 	wake   chan struct{} // has a value when there is something for the guest
 
 	answerTime time.Duration // the constant of that name, except in tests
+	most       int           // connections: see budget
 
 	// listenMu guards listener, and orders Listen and Unlisten.
 	listenMu  sync.Mutex
@@ -109,7 +111,7 @@ func New(c Config, log *slog.Logger) (*Device, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Device{
-		config: c, log: log, wake: make(chan struct{}, 1), answerTime: answerTime, nextPort: firstPort,
+		config: c, log: log, wake: make(chan struct{}, 1), answerTime: answerTime, most: budget(), nextPort: firstPort,
 		clients: map[*net.UnixConn]bool{}, all: map[*conn]bool{}, conns: map[ports]*conn{},
 	}, nil
 }
