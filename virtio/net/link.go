@@ -59,6 +59,9 @@ func OpenTap(o Options) (_ *Tap, err error) {
 	if err := t.links.LinkSetHardwareAddr(link, stdnet.HardwareAddr(mac[:])); err != nil {
 		return nil, tapError(t.name, fmt.Errorf("set its address to %s: %w", mac, err))
 	}
+	if err := t.silence(link); err != nil {
+		return nil, tapError(t.name, err)
+	}
 	if t.mtu == 0 {
 		t.mtu = mtuOf(link)
 	}
