@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/internal/testcert"
 )
 
 // Sizes of the benchmarks in MiB. GOVMM_BENCH_MIB is another size for the filled
@@ -79,6 +81,25 @@ func BenchmarkEngine(b *testing.B) {
 	t.ratio("engine, 1", "raw TCP, 1", "of-raw-1")
 	t.ratio("engine, 2", "raw TCP, 2", "of-raw-2")
 	t.ratio("engine, 2", "engine, 1", "two-to-one")
+	t.report(size)
+}
+
+// BenchmarkEngineTLS moves the memory of BenchmarkEngine by the engine, plain and over TLS
+// with certificates of both sides, by one and by two connections.
+func BenchmarkEngineTLS(b *testing.B) {
+	size := filledMiB()
+	ca := testcert.NewCA(b, "engine")
+	plain := newSender(b, "migrate", "arrive", size, size)
+	secure := newSenderOver(b, ca.WriteDir(b, ca.Issue(b, rawName)), "migrate", "arrive", size, size)
+	t := newTurns(b)
+	for b.Loop() {
+		for _, n := range []int{1, 2} {
+			t.add(fmt.Sprintf("plain, %d", n), plain.send(n))
+			t.add(fmt.Sprintf("TLS, %d", n), secure.send(n))
+		}
+	}
+	t.ratio("TLS, 1", "plain, 1", "of-plain-1")
+	t.ratio("TLS, 2", "plain, 2", "of-plain-2")
 	t.report(size)
 }
 

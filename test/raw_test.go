@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/migrate/hosttls"
 	"github.com/govmm/govmm/vmm/memory"
 )
 
@@ -29,6 +31,7 @@ const (
 	rawMiB  = "GOVMM_TEST_RAW_MIB"     // of memory
 	rawFill = "GOVMM_TEST_RAW_FILL"    // MiB of it that the sender fills
 	rawConn = "GOVMM_TEST_RAW_STREAMS" // connections that the receiver waits for
+	rawTLS  = "GOVMM_TEST_RAW_TLS"     // directory of the certificates; "": plain
 )
 
 // rawChunk is the size of a write and of a read of raw TCP. Of 256 KiB, 1, 4 and
@@ -102,14 +105,20 @@ type sender struct {
 	*helper
 	mib, fill int
 	receiver  string // role of the other end
+	tls       string // directory of the certificates of both; "": plain
 	netns     string // where the receiver is, and
 	host      string // its address there
 }
 
 // newSender starts one with so much memory, of which fill is not zero.
 func newSender(b *testing.B, role, receiver string, mib, fill int) *sender {
-	s := &sender{helper: startHelper(b, role, fmt.Sprintf("%s=%d", rawMiB, mib), fmt.Sprintf("%s=%d", rawFill, fill)),
-		mib: mib, fill: fill, receiver: receiver}
+	return newSenderOver(b, "", role, receiver, mib, fill)
+}
+
+// newSenderOver is newSender over TLS, with the certificates of a directory.
+func newSenderOver(b *testing.B, tls, role, receiver string, mib, fill int) *sender {
+	s := &sender{helper: startHelper(b, role, fmt.Sprintf("%s=%d", rawMiB, mib), fmt.Sprintf("%s=%d", rawFill, fill), rawTLS+"="+tls),
+		mib: mib, fill: fill, receiver: receiver, tls: tls}
 	b.Cleanup(s.end)
 	s.ask("") // populated
 	return s
@@ -119,7 +128,7 @@ func newSender(b *testing.B, role, receiver string, mib, fill int) *sender {
 // dialling until the receiver says that it has all.
 func (s *sender) send(n int, more ...string) time.Duration {
 	s.b.Helper()
-	r := startHelperIn(s.b, s.netns, s.receiver, fmt.Sprintf("%s=%d", rawMiB, s.mib), fmt.Sprintf("%s=%d", rawConn, n), rawHost+"="+s.host)
+	r := startHelperIn(s.b, s.netns, s.receiver, fmt.Sprintf("%s=%d", rawMiB, s.mib), fmt.Sprintf("%s=%d", rawConn, n), rawHost+"="+s.host, rawTLS+"="+s.tls)
 	defer r.end()
 	line := fmt.Sprintf("%s %d %s", r.ask(""), n, strings.Join(more, " "))
 	ns, err := strconv.ParseInt(s.ask(line), 10, 64)
@@ -320,7 +329,17 @@ func (stillBuilder) Build(_ context.Context, config []byte) (migrate.Target, err
 }
 
 func engineSend(mem *memory.Memory, addr string, channels int, c migrate.Compression) error {
-	_, err := migrate.New(still{mem}, addr, migrate.Options{Channels: channels, Compression: c}).Run(context.Background())
+	opt := migrate.Options{Channels: channels, Compression: c}
+	if dir := os.Getenv(rawTLS); dir != "" {
+		credentials, err := hosttls.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		if opt.TLS, err = credentials.Client(rawName); err != nil {
+			return err
+		}
+	}
+	_, err := migrate.New(still{mem}, addr, opt).Run(context.Background())
 	return err
 }
 
@@ -344,6 +363,15 @@ func engineReceive() error {
 		return err
 	}
 	r := migrate.NewReceiver(stillBuilder{}, nil)
+	if dir := os.Getenv(rawTLS); dir != "" {
+		server, err := hosttls.NewServer(dir, nil, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		if err := r.RequireTLS(server.Config()); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
@@ -352,6 +380,9 @@ func engineReceive() error {
 	cancel()
 	return <-served
 }
+
+// rawName is the name in the certificates of [rawTLS].
+const rawName = "engine"
 
 // rawHost is the address that the engine's destination listens on.
 const rawHost = "GOVMM_TEST_RAW_HOST"
