@@ -15,9 +15,12 @@ const (
 	frameRound    = 3
 	frameState    = 5
 	frameCommit   = 6
+	frameHelloOK  = 64
+	frameRefused  = 65
 	frameReady    = 66
 	framePrepared = 67
 	frameRunning  = 68
+	frameFailed   = 69
 )
 
 // wireProxy is between a source and a destination. It calls hook before it passes on a
