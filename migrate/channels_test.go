@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/boundedlog"
 	"github.com/govmm/govmm/mempage"
 )
 
@@ -226,11 +227,13 @@ func TestDataChannelsThatDoNotBelong(t *testing.T) {
 		if line := <-p.lines; !strings.Contains(line, c.why) {
 			t.Errorf("%s: refused since %q, want %q", c.name, line, c.why)
 		}
+		boundedlog.Tell(p.recv.log) // the next one is no repetition
 	}
 	other, b := net.Pipe()
 	p.served.Go(func() { p.recv.serveConn(context.Background(), b) })
 	_, _ = other.Write([]byte("GET / HTTP/1.1\r\nHost: somewhere.example\r\nAccept: text/html\r\nX: 0123456789\r\n\r\n")[:helloSize])
 	<-p.lines
+	boundedlog.Tell(p.recv.log)
 	other.Close()
 
 	p.data = append(p.data, p.dial(dataHello(1, 2)))
@@ -238,6 +241,7 @@ func TestDataChannelsThatDoNotBelong(t *testing.T) {
 	late := p.dial(dataHello(1, 2))
 	p.read(late, frameRefused)
 	<-p.lines
+	boundedlog.Tell(p.recv.log)
 	late.Close()
 	last := new(stream).frame(round(0, flagLast), nil)
 	p.write(p.data[0], last)

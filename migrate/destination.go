@@ -13,14 +13,15 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/govmm/govmm/internal/boundedlog"
 )
 
 // Receiver is the destination: it takes migrations until one completes, and from
 // then on answers queries about it.
 type Receiver struct {
 	builder   Builder
-	log       *slog.Logger
-	warnings  *sparingLog
+	log       *slog.Logger  // bounded: whoever can connect must not be able to fill a log
 	timeout   time.Duration // for a silent source
 	known     []string      // features
 	arrived   chan Target
@@ -41,7 +42,7 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{builder: b, log: log, warnings: newSparingLog(log), timeout: defaultPeerTimeout, known: knownFeatures, keyLimit: keyLimit,
+	return &Receiver{builder: b, log: boundedlog.New(log), timeout: defaultPeerTimeout, known: knownFeatures, keyLimit: keyLimit,
 		arrived: make(chan Target, 1), verdicts: verdicts{kept: map[sessionID]keptVerdict{}}}
 }
 
@@ -54,6 +55,11 @@ func (r *Receiver) RequireTLS(config *tls.Config) (err error) {
 	return err
 }
 
+// warn logs what a peer did, or what came of it.
+func (r *Receiver) warn(msg string, peer net.Addr, err error) {
+	r.log.Warn(msg, "peer", peer, "err", clip(err.Error()))
+}
+
 // Arrived delivers the machine that got the right to run, once.
 func (r *Receiver) Arrived() <-chan Target { return r.arrived }
 
@@ -63,7 +69,7 @@ func (r *Receiver) Arrived() <-chan Target { return r.arrived }
 func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 	ending := ctx
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer r.warnings.end()
+	defer boundedlog.Tell(r.log)
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel(errEnding)
@@ -104,7 +110,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	peer := c.RemoteAddr()
 	_ = c.SetDeadline(time.Now().Add(r.timeout)) // for the hello as a whole, and for the answer to a query
 	if err := checkUnixPeer(nc); err != nil {
-		r.warnings.warn("connection refused", peer, err)
+		r.warn("connection refused", peer, err)
 		if r.tls == nil {
 			_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		}
@@ -117,11 +123,11 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	case ctx.Err() != nil, !r.newcomers.leave(nc): // or it was closed for another one
 		return
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		r.warnings.warn("connection refused", peer, fmt.Errorf("the peer did not say hello within %v", r.timeout))
+		r.warn("connection refused", peer, fmt.Errorf("the peer did not say hello within %v", r.timeout))
 		return
 	default:
 		r.enter(nc) // again: what is left takes a moment
-		r.warnings.warn("connection refused", peer, err)
+		r.warn("connection refused", peer, err)
 		if errors.Is(err, errNoTLS) {
 			_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // which a source with TLS recognizes
 		}
@@ -130,7 +136,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	}
 	h, err := decodeHello(&b)
 	if errors.Is(err, errNotGovmm) {
-		r.warnings.warn("connection refused", peer, err)
+		r.warn("connection refused", peer, err)
 		return
 	}
 	if r.tls != nil && c.lower == nil {
@@ -139,7 +145,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	if h.purpose == purposeQuery && err == nil {
 		r.newcomers.leave(nc) // it is answered, however many come meanwhile
 		if err := r.answer(ctx, c, h.session); err != nil {
-			r.warnings.warn("query refused", peer, err)
+			r.warn("query refused", peer, err)
 			_ = c.writeControl(frameRefused, refused{reasonsOf(err)})
 		}
 		return
@@ -168,7 +174,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		err = fmt.Errorf("%w: hello with unknown purpose %d", ErrProtocol, h.purpose)
 	}
 	if err != nil {
-		r.warnings.warn("connection refused", peer, err)
+		r.warn("connection refused", peer, err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
 		return
@@ -209,7 +215,7 @@ func (r *Receiver) enter(nc net.Conn) {
 	if oldest := r.newcomers.enter(nc); oldest != nil {
 		peer := peerOf(oldest)
 		oldest.Close()
-		r.warnings.warn("connection closed", peer, errCrowded)
+		r.warn("connection closed", peer, errCrowded)
 	}
 }
 
@@ -231,7 +237,7 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) (failed 
 	peer := c.RemoteAddr()
 	s, err := r.begin(ctx, h, c)
 	if err != nil {
-		r.warnings.warn("migration refused", peer, err)
+		r.warn("migration refused", peer, err)
 		_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone
 		drain(c)
 		return false
@@ -252,9 +258,9 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) (failed 
 		return false
 	}
 	if ctx.Err() != nil {
-		r.warnings.warn("migration failed", peer, err)
+		r.warn("migration failed", peer, err)
 	} else {
-		r.warnings.warn("migration failed, still listening", peer, err)
+		r.warn("migration failed, still listening", peer, err)
 	}
 	r.enter(c.flow.Conn) // the place is free, and this may take a second
 	drain(c)

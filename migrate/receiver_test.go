@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -15,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/govmm/govmm/internal/boundedlog"
 	"github.com/govmm/govmm/mempage"
 )
 
@@ -175,7 +175,8 @@ func TestIdleConnectionsKeepNobodyOut(t *testing.T) {
 					if d := time.Since(began); d > 11*time.Second {
 						t.Errorf("they were there for %v more", d)
 					}
-					b.recv.warnings.end()
+					boundedlog.Tell(b.recv.log)
+					synctest.Wait()
 					lines := drained(b.lines)
 					if len(lines) > 5 {
 						t.Errorf("%d lines: %q", len(lines), lines)
@@ -431,49 +432,6 @@ func TestIdleSocketsKeepNobodyOut(t *testing.T) {
 		t.Error(err)
 	}
 	<-rig.recv.Arrived()
-}
-
-// Warnings of one kind are counted, those of many kinds too, and nothing is forgotten.
-func TestWarningsAreSparing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		lines := make(chan string, 100)
-		l := newSparingLog(newLineLog(lines))
-		peer := &net.TCPAddr{Port: 1}
-		count := func(want int, last string) {
-			t.Helper()
-			synctest.Wait()
-			got := drained(lines)
-			if len(got) != want || want > 0 && !strings.Contains(got[len(got)-1], last) {
-				t.Errorf("%q, want %d lines and %q", got, want, last)
-			}
-		}
-		for range 1000 {
-			l.warn("refused", peer, os.ErrDeadlineExceeded)
-		}
-		count(1, "err=i/o timeout")
-		l.warn("failed", peer, os.ErrDeadlineExceeded)
-		count(1, "failed")
-		time.Sleep(time.Minute)
-		count(1, "refused more=999")
-		l.warn("refused", peer, os.ErrDeadlineExceeded)
-		count(0, "")
-		time.Sleep(time.Minute)
-		count(1, "more=1")
-		time.Sleep(2 * time.Minute)
-		l.mu.Lock()
-		if len(l.kinds) != 0 {
-			t.Errorf("%d kinds are kept", len(l.kinds))
-		}
-		l.mu.Unlock()
-		for i := range 1000 {
-			l.warn("refused", peer, fmt.Errorf("reason %d", i))
-		}
-		count(maxKinds+1, "reason 16")
-		l.end()
-		count(1, "more=983")
-		l.warn("refused", peer, errors.New("a\nb\x1b"))
-		count(1, "err=a b ")
-	})
 }
 
 // A source that comes while the machine of the last session is still being freed, which

@@ -15,6 +15,7 @@ package pci
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -151,6 +152,17 @@ func (b *Bus) find(addr uint64, n int) (*bar, uint64) {
 		}
 	}
 	return nil, 0
+}
+
+// SlotAt returns the slot of the function with a BAR at addr. It waits for nobody.
+func (b *Bus) SlotAt(addr uint64) (slot int, ok bool) {
+	r, _ := b.find(addr, 1)
+	for slot, f := range b.functions {
+		if f != nil && r != nil && slices.Contains(f.bars[:], r) {
+			return slot, true
+		}
+	}
+	return 0, false
 }
 
 // MMIO is the window of the BARs, from MMIOBase on.

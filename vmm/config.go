@@ -46,7 +46,10 @@ type Config struct {
 	// Console is the other end of the virtio console, as Serial; nil: there is
 	// no such device, unless Devices has it.
 	Console serial.Backend
-	// Log gets what a user should know; nil: nothing is logged.
+	// Log gets what a user should know; nil: nothing is logged. Of a kind of records (a
+	// message and its attribute "device") it gets the first one and then one in ten seconds,
+	// which has as "more" how many it stands for. Nobody waits for its handler, which
+	// is called by one goroutine at a time.
 	Log *slog.Logger
 }
 

@@ -25,7 +25,7 @@ func TestRingMigrates(t *testing.T) {
 	here := run(t, vm, con)
 	con.AwaitPart(t, "tick 2 ")
 	for _, tracking := range []machine.DirtyTracking{machine.TrackRing, machine.TrackBitmap} {
-		if here.machine.Tracking() != machine.TrackRing || here.machine.ManualProtect() {
+		if here.current().Tracking() != machine.TrackRing || here.current().ManualProtect() {
 			t.Fatal("the machine has no rings")
 		}
 		there := receiving(t, ReceiveConfig{Tracking: tracking})
@@ -41,7 +41,7 @@ func TestRingMigrates(t *testing.T) {
 		}
 		here = there
 	}
-	if got := here.machine.Tracking(); got != machine.TrackBitmap {
+	if got := here.current().Tracking(); got != machine.TrackBitmap {
 		t.Errorf("the last machine tracks writes by %s", got)
 	}
 	check(t, here.Stop(vmtest.Within(t)))

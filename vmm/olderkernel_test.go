@@ -28,7 +28,7 @@ func TestOlderKernels(t *testing.T) {
 			check(t, err)
 			here := run(t, vm, con)
 			con.AwaitPart(t, "tick 2 ")
-			if here.machine.ManualProtect() != (flags != 0) {
+			if here.current().ManualProtect() != (flags != 0) {
 				t.Fatal("the machine uses other flags")
 			}
 			there := receiving(t, ReceiveConfig{})

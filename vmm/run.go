@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/govmm/govmm/internal/boundedlog"
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/vmm/machine"
 )
@@ -44,7 +45,7 @@ type Outcome struct {
 }
 
 // lastWords bounds how long the end of a VM waits for the other ends of its lines to
-// take what the guest has sent.
+// take what the guest has sent, and for the log to take its records.
 const lastWords = time.Second
 
 // Run lets the guest run and returns when the VM has ended and everything is
@@ -79,6 +80,9 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 		}
 		err = errors.Join(err, v.free(end))
 		close(v.ended)
+		ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+		defer cancel()
+		boundedlog.Flush(ctx, v.log)
 	}()
 
 	if v.receiver != nil {
@@ -102,6 +106,9 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 	}
 }
 
+// stepMigration is what is waited for when a migration is cancelled.
+const stepMigration = "the migration under way"
+
 // watch waits until the machine has ended, has moved away or is to be stopped.
 // When it returns no vCPU runs and no migration is under way. again is set for
 // a reset.
@@ -123,14 +130,14 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 		case again || err != nil:
 			return Outcome{}, again, err
 		case ctx.Err() != nil:
-			v.cancelMigration()
+			v.during(stepMigration, v.cancelMigration)
 		case v.current() != m: // a migration has reset the guest here
 			return v.watch(ctx)
 		}
 	case <-v.left:
 		<-v.lastMigration().settled
 	case <-ctx.Done():
-		v.cancelMigration()
+		v.during(stepMigration, v.cancelMigration)
 	}
 	if o := v.lastMigration(); o != nil && o.succeeded() {
 		m.Stop()
@@ -198,7 +205,7 @@ func (v *VM) free(end life) error {
 		}
 	}
 	for _, l := range v.lines { // before the machine, which waits for a write that is stuck
-		errs = append(errs, l.Close())
+		v.during("the other end of the guest's "+l.name, func() { errs = append(errs, l.Close()) })
 	}
 	if m != nil {
 		_ = m.Disconnect() // Close has its error

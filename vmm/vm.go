@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 
+	"github.com/govmm/govmm/internal/boundedlog"
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm/machine"
@@ -20,7 +22,7 @@ import (
 type VM struct {
 	name  string
 	log   *slog.Logger
-	lines []serial.Backend // closed at the end
+	lines []*line // closed at the end
 	ends  machine.Ends
 
 	resets   resets            // of Run's goroutine
@@ -28,10 +30,11 @@ type VM struct {
 	listener net.Listener
 
 	stopOnce sync.Once
-	stopping chan struct{} // closed by Stop, and when Run's context ends
-	ended    chan struct{} // closed at the end of Run
-	left     chan struct{} // closed when the guest has moved away
-	moved    chan struct{} // closed when nothing with a name is left of it here
+	stopping chan struct{}          // closed by Stop, and when Run's context ends
+	ended    chan struct{}          // closed at the end of Run
+	left     chan struct{}          // closed when the guest has moved away
+	moved    chan struct{}          // closed when nothing with a name is left of it here
+	step     atomic.Pointer[string] // what the end has begun, if it is not the machine's
 
 	// lifeMu guards all below. It is not held while a vCPU, a peer or a disk is
 	// waited for.
@@ -62,6 +65,7 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	log = boundedlog.New(log)
 	v := &VM{name: name, log: log, stopping: make(chan struct{}),
 		ended: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
 	if port != nil {
@@ -169,6 +173,36 @@ func (v *VM) onMachine(ctx context.Context, act func(*machine.Machine) error) er
 			return err
 		}
 	}
+}
+
+// Stopping is closed when the VM was told to end at once, by [VM.Stop] or by the end of Run's
+// context, and when Run has returned.
+func (v *VM) Stopping() <-chan struct{} { return v.stopping }
+
+// Awaits says in a few words what the end of the VM waits for, for a process that does not
+// want to wait any longer. freeing is set if it is nothing but guest memory that is given
+// back to the host: that, the end of the process does as well.
+func (v *VM) Awaits() (what string, freeing bool) {
+	if now := v.step.Load(); now != nil {
+		return *now, false
+	}
+	v.lifeMu.Lock()
+	m := v.machine
+	if v.incoming != nil {
+		m = v.incoming
+	}
+	v.lifeMu.Unlock()
+	if m == nil {
+		return "the receiver's connections", false
+	}
+	return m.Awaits()
+}
+
+// during calls f, whose end is waited for under this name.
+func (v *VM) during(what string, f func()) {
+	v.step.Store(&what)
+	defer v.step.Store(nil)
+	f()
 }
 
 // Stop ends the VM at once, as pulling the plug would; a migration under way is

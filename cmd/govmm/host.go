@@ -94,9 +94,9 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
 	defer claim.Release()
-	stderr := newPatientWriter(terminalWriter(cmd.ErrOrStderr()))
-	defer stderr.close()
-	p := &process{claim: claim, stderr: stderr, quit: quit}
+	log := newLog(terminalWriter(cmd.ErrOrStderr()))
+	defer flushLog(log)
+	p := &process{claim: claim, log: log, quit: quit}
 	outcome, err := p.run(ctx, f, build, later)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
@@ -117,21 +117,21 @@ func (f *hostFlags) claim(name string) (*api.Claim, error) {
 
 // process is one that holds a VM.
 type process struct {
-	claim  *api.Claim
-	stderr io.Writer
-	quit   func() // ends the VM: the key for it was pressed
+	claim *api.Claim
+	log   *slog.Logger
+	quit  func() // ends the VM: the key for it was pressed
 }
 
 // say prints a line of what the user has asked for.
 func (p *process) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(p.stderr, "govmm: "+format+"\n", args...)
+	p.log.Info(fmt.Sprintf(format, args...))
 }
 
 // run makes the VM, and serves its API while it runs. When run returns the terminal
 // is as it was before, and the last answer has been sent.
 func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() sandbox.Policy) (vmm.Outcome, error) {
 	defer collectLate().Stop()
-	h := host{name: p.claim.Name(), log: newLog(p.stderr)}
+	h := host{name: p.claim.Name(), log: p.log}
 	var err error
 	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}
 	if h.serial, err = serial.OpenBackend(f.serial, opt); err != nil {
@@ -162,6 +162,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
 	}
 	server := api.NewServer(vm, p.claim.Socket())
+	defer p.watchdog(vm, server)()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
 	if addr := vm.Addr(); addr != nil {
@@ -209,7 +210,16 @@ func onSignals(ctx context.Context, vm powerer, say func(string, ...any)) (_ con
 		close(watching)
 		select {
 		case s := <-signals:
-			if vm.PowerOff(ctx) != nil {
+			asked := make(chan error, 1)
+			go func() { asked <- vm.PowerOff(ctx) }() // a device that hangs may hold it up
+			select {
+			case err := <-asked:
+				if err != nil {
+					return
+				}
+			case <-signals:
+				return
+			case <-ctx.Done():
 				return
 			}
 			select {

@@ -7,65 +7,32 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 
-	"github.com/govmm/govmm/internal/charqueue"
+	"github.com/govmm/govmm/internal/boundedlog"
 )
 
 // newLog returns a logger that writes a line for each record of level Info and
-// above: "govmm: message key=value ...".
+// above: "govmm: message key=value ...". Nobody who logs waits for out, a terminal or pipe
+// that nobody may read, and a guest cannot fill it: see [boundedlog.New].
 func newLog(out io.Writer) *slog.Logger {
-	return slog.New(&lineHandler{writeMu: new(sync.Mutex), out: out})
+	return boundedlog.New(slog.New(&lineHandler{out: out}))
 }
 
-// patientWriter passes on what is written to it, without waiting for it: a terminal or
-// pipe that nobody reads must not stop who logs. Each Write is one line or more; what
-// there is no room for is dropped, and counted.
-type patientWriter struct {
-	out *charqueue.Output
-
-	writeMu sync.Mutex // guards dropped; makes a Write one piece of out
-	dropped int
-}
-
-func newPatientWriter(out io.Writer) *patientWriter {
-	return &patientWriter{out: charqueue.NewOutput(out, 1, func() {})}
-}
-
-func (w *patientWriter) Write(p []byte) (int, error) {
-	w.writeMu.Lock()
-	defer w.writeMu.Unlock()
-	told := ""
-	if w.dropped > 0 {
-		told = fmt.Sprintf("govmm: %d lines were lost here, since nobody read them\n", w.dropped)
-	}
-	if w.out.Room() < len(told)+len(p) {
-		w.dropped++
-		return len(p), nil
-	}
-	w.dropped = 0
-	w.out.Put([]byte(told))
-	w.out.Put(p)
-	return len(p), nil
-}
-
-// close waits a second at most for what was written.
-func (w *patientWriter) close() {
+// flushLog waits a second at most for what was logged.
+func flushLog(log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if w.out.Drain(ctx) == nil {
-		_ = w.out.Close() // of what could not be written nobody can be told
-	}
+	boundedlog.Flush(ctx, log)
 }
 
-// lineHandler is the slog.Handler of newLog.
+// lineHandler is the slog.Handler of newLog. A line is one write to out. It is called by one
+// goroutine at a time.
 type lineHandler struct {
-	writeMu *sync.Mutex // makes a line one write to out; shared with what WithAttrs returns
-	out     io.Writer
-	attrs   string // of WithAttrs, as they are written
-	group   string // of WithGroup: "a.b."
+	out   io.Writer
+	attrs string // of WithAttrs, as they are written
+	group string // of WithGroup: "a.b."
 }
 
 // Enabled implements [slog.Handler].
@@ -80,8 +47,6 @@ func (h *lineHandler) Handle(_ context.Context, r slog.Record) error {
 		return true
 	})
 	line.WriteByte('\n')
-	h.writeMu.Lock()
-	defer h.writeMu.Unlock()
 	_, err := io.WriteString(h.out, line.String())
 	return err
 }

@@ -3,13 +3,16 @@ package main
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"log/slog"
+	"os"
 	"strings"
-	"sync"
 	"testing"
 	"testing/slogtest"
 	"time"
+
+	"github.com/govmm/govmm/internal/testenv"
+	"github.com/govmm/govmm/internal/vmtest"
+	"golang.org/x/sys/unix"
 )
 
 func TestLogLines(t *testing.T) {
@@ -32,7 +35,8 @@ func TestLogLines(t *testing.T) {
 		{func() { log.With("a", 1).WithGroup("g").With("b", 2).Warn("m", "c", 3, slog.Group("h", "d", 4)) }, "govmm: m a=1 g.b=2 g.c=3 g.h.d=4\n"},
 	} {
 		out.Reset()
-		if tc.log(); out.String() != tc.want {
+		tc.log()
+		if flushLog(log); out.String() != tc.want {
 			t.Errorf("%q, want %q", out.String(), tc.want)
 		}
 	}
@@ -41,10 +45,13 @@ func TestLogLines(t *testing.T) {
 // The contract of slog.Handler, except for time and level, which are not written.
 func TestLogHandler(t *testing.T) {
 	var out *bytes.Buffer
+	var log *slog.Logger
 	slogtest.Run(t, func(*testing.T) slog.Handler {
 		out = new(bytes.Buffer)
-		return newLog(out).Handler()
+		log = newLog(out)
+		return log.Handler()
 	}, func(t *testing.T) map[string]any {
+		flushLog(log)
 		message, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimSpace(out.String()), "govmm: "), " ")
 		fields := map[string]any{slog.LevelKey: slog.LevelInfo, slog.MessageKey: message}
 		if !strings.Contains(t.Name(), "zero-time") {
@@ -69,54 +76,35 @@ func TestLogHandler(t *testing.T) {
 	})
 }
 
-// A line of one goroutine does not break that of another.
-func TestLogFromManyGoroutines(t *testing.T) {
-	var out bytes.Buffer
-	log := newLog(&out)
-	var all sync.WaitGroup
-	for range 8 {
-		log := log.With("k", "v")
-		all.Go(func() {
-			for range 100 {
-				log.Info("message", "n", 1)
-			}
-		})
+// TestStderrThatNobodyReads: a VM whose stderr is a full pipe starts, resets, is paused and
+// ends.
+func TestStderrThatNobodyReads(t *testing.T) {
+	testenv.NeedKVM(t)
+	c := newCLI(t)
+	r, w, err := os.Pipe()
+	testenv.Check(t, err)
+	defer r.Close()
+	size, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096)
+	testenv.Check(t, err)
+	_, err = w.Write(make([]byte, size))
+	testenv.Check(t, err)
+	cmd := c.command(t.Context(), "run", "--memory", "32M", "--serial", "null")
+	cmd.Stderr = w
+	testenv.Check(t, cmd.Start())
+	testenv.Check(t, w.Close())
+	deadline := vmtest.Within(t)
+	for {
+		if exit, out, _ := c.run("info"); exit == exitDone && strings.Contains(out, "running") {
+			break
+		}
+		testenv.Check(t, deadline.Err())
 	}
-	all.Wait()
-	if want := strings.Repeat("govmm: message k=v n=1\n", 800); out.String() != want {
-		t.Errorf("%d bytes, want %d", out.Len(), len(want))
+	for _, command := range [][]string{{"pause"}, {"resume"}, {"stop", "--force"}} {
+		if exit, _, stderr := c.run(command...); exit != exitDone {
+			t.Fatalf("%s: exit status %d: %s", command, exit, stderr)
+		}
 	}
-}
-
-// gate is a terminal that nobody reads until it is opened.
-type gate struct {
-	open chan struct{}
-	got  bytes.Buffer
-}
-
-func (g *gate) Write(p []byte) (int, error) {
-	<-g.open
-	return g.got.Write(p)
-}
-
-// Who logs does not wait for a terminal that nobody reads. What does not fit is counted.
-func TestLogDoesNotWait(t *testing.T) {
-	g := &gate{open: make(chan struct{})}
-	w := newPatientWriter(g)
-	log := newLog(w)
-	for i := range 3000 {
-		log.Info("some line of some length", "n", i)
-	}
-	close(g.open)
-	if err := w.out.Drain(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	log.Info("the last one")
-	w.close()
-	lines := strings.Split(g.got.String(), "\n")
-	kept := len(lines) - 3 // the count, the last line, and what is behind it
-	if kept < 100 || kept > 2999 || lines[kept-1] != fmt.Sprintf("govmm: some line of some length n=%d", kept-1) ||
-		lines[kept] != fmt.Sprintf("govmm: %d lines were lost here, since nobody read them", 3000-kept) || lines[kept+1] != "govmm: the last one" {
-		t.Errorf("%d lines were kept; the last are %q", kept, lines[max(0, kept-1):])
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }

@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 			<-panics
 			panic("on purpose")
 		}()
+		addHanging()
 		main()
 	}
 	os.Exit(m.Run())
@@ -34,6 +35,7 @@ func TestMain(m *testing.M) {
 type cli struct {
 	t   *testing.T
 	dir string
+	env []string // what its processes have besides
 }
 
 func newCLI(t *testing.T) *cli {
@@ -42,7 +44,7 @@ func newCLI(t *testing.T) *cli {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return &cli{t, dir}
+	return &cli{t: t, dir: dir}
 }
 
 func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
@@ -52,7 +54,7 @@ func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 func (c *cli) environ() []string {
-	return append(os.Environ(), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
+	return append(append(os.Environ(), c.env...), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
 }
 
 // run runs one command to its end.

@@ -76,6 +76,12 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	return cmd
 }
 
+// beside are kinds, and devices of these, that tests add to every machine.
+var beside struct {
+	kinds   []virtio.Kind
+	devices []virtio.Spec
+}
+
 // config checks the flags and turns them into a VM's configuration.
 func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	backing, err := memory.ParseBacking(f.backing)
@@ -102,7 +108,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	}
 	testhook.Prefill.Store(f.prefill)
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
-		NoUnpack: f.noUnpack, Devices: devices, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
+		NoUnpack: f.noUnpack, Devices: append(devices, beside.devices...), Kinds: beside.kinds, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
 }
 
 // readImage reads a file of at most so many bytes; it reads none if path is "".

@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/limit"
@@ -78,11 +77,6 @@ type Device struct {
 	topology  Topology
 	writeBack bool // the writeback field: writes are durable only after a flush
 
-	// errorMu guards the host's errors.
-	errorMu  sync.Mutex
-	logged   time.Time
-	unlogged int
-
 	flushes flushes
 
 	counters counters
@@ -90,8 +84,8 @@ type Device struct {
 }
 
 // Open opens the disk's image, which is not locked yet. A file in a format such
-// as qcow2 is refused with [ErrNotRaw]. Errors of the host's storage are logged, a
-// few at most; if log is nil, nothing is logged.
+// as qcow2 is refused with [ErrNotRaw]. Errors of the host's storage are logged;
+// if log is nil, nothing is.
 func Open(c Config, log *slog.Logger) (*Device, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
@@ -217,20 +211,8 @@ func (d *Device) Close() error {
 	return errors.Join(d.flush(false), d.image.close())
 }
 
-// logEvery is the least time between two records of errors.
-const logEvery = 10 * time.Second
-
 // hostError counts and logs an error of the host's storage.
 func (d *Device) hostError(what string, sector uint64, n int64, err error) {
 	d.counters.errors.Add(1)
-	d.errorMu.Lock()
-	if !d.logged.IsZero() && time.Since(d.logged) < logEvery {
-		d.unlogged++
-		d.errorMu.Unlock()
-		return
-	}
-	unlogged := d.unlogged
-	d.logged, d.unlogged = time.Now(), 0
-	d.errorMu.Unlock()
-	d.log.Error("storage error", "device", "disk "+d.config.Path, "request", what, "sector", sector, "bytes", n, "err", err, "unlogged", unlogged)
+	d.log.Error("storage error", "device", "disk "+d.config.Path, "request", what, "sector", sector, "bytes", n, "err", err)
 }

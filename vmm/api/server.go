@@ -23,9 +23,10 @@ const (
 
 // Server serves one VM's [Controller].
 type Server struct {
-	vm     Controller[Migration]
-	socket string
-	http   http.Server
+	vm      Controller[Migration]
+	socket  string
+	http    http.Server
+	abandon context.CancelCauseFunc // ends the contexts of requests
 	// ProgressInterval is the time between two lines of a progress stream;
 	// 0: 200 ms. It is set before Serve is called.
 	ProgressInterval time.Duration
@@ -38,7 +39,10 @@ func NewServer[M interface {
 	Migration
 }](vm Controller[M], socket string) *Server {
 	s := &Server{vm: controlled[M]{vm}, socket: socket}
+	ctx, abandon := context.WithCancelCause(context.Background())
+	s.abandon = abandon
 	s.http = http.Server{
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 		Handler:           s.routes(),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
@@ -66,6 +70,10 @@ func (s *Server) Shutdown() {
 		_ = s.http.Close()
 	}
 }
+
+// Abandon ends the requests under way with an error, before [Server.Shutdown]: what they wait
+// for does not come any more.
+func (s *Server) Abandon(why error) { s.abandon(why) }
 
 type handler func(w http.ResponseWriter, r *http.Request) error
 

@@ -17,6 +17,7 @@ import (
 // opened: an interface's first type assertion takes long, compared with a stop.
 type backends struct {
 	all        []virtio.Backend // in the order of the devices
+	names      []string         // of these devices
 	lockers    []virtio.Locker
 	syncers    []*syncer
 	samplers   []virtio.Sampler
@@ -38,7 +39,7 @@ func openBackends(devices []virtio.Spec, log *slog.Logger, failed func(i int, er
 			errs = append(errs, err)
 			continue
 		}
-		b.all = append(b.all, opened)
+		b.all, b.names = append(b.all, opened), append(b.names, d.String())
 		if l, ok := opened.(virtio.Locker); ok {
 			b.lockers = append(b.lockers, l)
 		}
@@ -53,7 +54,7 @@ func openBackends(devices []virtio.Spec, log *slog.Logger, failed func(i int, er
 		}
 	}
 	if errs != nil {
-		return backends{}, errors.Join(append(errs, b.close())...)
+		return backends{}, errors.Join(append(errs, b.close(new(step)))...)
 	}
 	return b, nil
 }
@@ -181,9 +182,11 @@ func (b backends) announce() {
 	}
 }
 
-func (b backends) close() error {
+// close gives everything back, and says in at with what it has begun.
+func (b backends) close(at *step) error {
 	var errs []error
-	for _, one := range b.all {
+	for i, one := range b.all {
+		at.begin(b.names[i] + ": its end, on this host")
 		errs = append(errs, one.Close())
 	}
 	return errors.Join(errs...)

@@ -79,7 +79,7 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 		wrong = append(wrong, err)
 	}
 	if err := errors.Join(wrong...); err != nil {
-		return nil, errors.Join(err, opened.close())
+		return nil, errors.Join(err, opened.close(new(step)))
 	}
 	m, err := newWith(spec, b.Ends, log, opened, nil)
 	if err != nil {

@@ -140,13 +140,14 @@ func (d *devices) resume(log *slog.Logger) {
 }
 
 // unplug gives everything back but the backends. The vCPUs have stopped.
-func (d *devices) unplug() error {
+func (d *devices) unplug(at *step) error {
 	if d.unplugged {
 		return nil
 	}
 	d.unplugged = true
 	var errs []error
 	for _, p := range d.plugged {
+		at.begin(p.name + ": the requests that it has begun")
 		if err := p.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", p.name, err))
 		}

@@ -141,6 +141,7 @@ func (m *Machine) closeSerial() error {
 	if m.lines.uart == nil {
 		return nil
 	}
+	m.ending.step.begin("the serial port: a write of its other end")
 	m.stopInput()
 	return m.lines.uart.Close()
 }

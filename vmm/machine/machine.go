@@ -81,6 +81,7 @@ type ending struct {
 	threads        sync.WaitGroup // of vCPUs
 	done           chan struct{}  // closed when it has ended and no vCPU runs
 	reset          chan struct{}  // closed then, too, if the guest is to be reset
+	step           step           // of the end
 	disconnectOnce sync.Once
 	disconnectErr  error
 	closeOnce      sync.Once

@@ -193,7 +193,8 @@ func (m *Machine) Disconnect() error {
 	m.gate.join()
 	m.ending.threads.Wait()
 	m.ending.disconnectOnce.Do(func() {
-		m.ending.disconnectErr = errors.Join(m.closeSerial(), m.unplug(), m.devices.backends.close())
+		m.ending.disconnectErr = errors.Join(m.closeSerial(), m.unplug(), m.devices.backends.close(&m.ending.step))
+		m.ending.step.begin(stepMemory)
 	})
 	return m.ending.disconnectErr
 }
@@ -205,7 +206,7 @@ func (m *Machine) unplug() error {
 	if m.board.interrupts != nil {
 		m.board.interrupts.over.Store(true)
 	}
-	return m.devices.unplug()
+	return m.devices.unplug(&m.ending.step)
 }
 
 func (m *Machine) free() error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/mempage"
@@ -17,6 +18,7 @@ import (
 type vcpu struct {
 	machine *Machine
 	kvm     *kvm.VCPU
+	at      atomic.Uint64 // the address of the access to a register that a device is just answering; 0: none is
 }
 
 // createVCPUs makes the vCPUs and starts their threads, which wait at the gate.
@@ -183,9 +185,13 @@ func (c *vcpu) memoryAccess(a kvm.MMIOExit) {
 	case len(a.Data) == 0:
 		c.crash(fmt.Errorf("vCPU %d: KVM_EXIT_MMIO at %#x has no valid length", c.kvm.ID(), a.Addr))
 	case a.Write:
+		c.at.Store(a.Addr)
 		c.machine.board.mmio.Write(a.Addr, a.Data)
+		c.at.Store(0)
 	default:
+		c.at.Store(a.Addr)
 		c.machine.board.mmio.Read(a.Addr, a.Data)
+		c.at.Store(0)
 	}
 }
 
