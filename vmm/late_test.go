@@ -50,7 +50,8 @@ func TestNothingIsOpenedLate(t *testing.T) {
 	vm, err := NewVM(Config{Cmdline: guest.DefaultCmdline, Serial: tape, Console: vmtest.NewTape(), Log: vmtest.Log(t), Devices: []virtio.Spec{
 		&blk.Spec{Config: blk.Config{Path: image}}, &balloon.Spec{}, &rng.Spec{}, &vsock.Spec{Config: vsock.Config{Path: socket}}}})
 	check(t, err)
-	receiver, err := NewReceiver(ReceiveConfig{Listener: listen(t), Serial: next, Console: vmtest.NewTape(), Log: vmtest.Log(t)})
+	receiver, err := NewReceiver(ReceiveConfig{Listener: listen(t), Serial: next, Console: vmtest.NewTape(), Log: vmtest.Log(t),
+		Devices: []virtio.Spec{disk(image), &vsock.Spec{Config: vsock.Config{Path: socket}}}})
 	check(t, err)
 	check(t, syscall.Chroot(root))
 	check(t, os.Chdir("/"))
