@@ -15,7 +15,7 @@ import (
 var Kind = virtio.Kind{
 	Name:      "net",
 	Usage:     "a network device: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; may be given several times)",
-	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,owner=USER][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
+	HereUsage: "the guest's tap on this host: tap[=NAME][,bridge=NAME][,mac=ADDRESS][,owner=USER][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
 	Parse:     func(words string) (virtio.Spec, error) { return specOf(ParseOptions(words)) },
 	ParseHere: func(words string) (virtio.Spec, error) { return specOf(ParseHostOptions(words)) },
 	New:       func() virtio.Spec { return new(Spec) },
@@ -55,11 +55,15 @@ func (s *Spec) Uses() []string {
 	return []string{"tap " + s.Tap}
 }
 
-// Move implements [virtio.Mover]: tap, bridge and owner are the host's.
+// Move implements [virtio.Mover]: tap, bridge and owner are the host's. The address is
+// the guest's, and may have to be the one that is given here.
 func (s *Spec) Move(here virtio.Spec) error {
 	s.Owner, s.Arriving = nil, true
 	if here != nil {
 		h := here.(*Spec)
+		if h.MAC != (MAC{}) && h.MAC != s.MAC {
+			return fmt.Errorf("net tap=%s: the MAC address is the guest's and cannot change when it moves; expected %s as given here, found %s", h.Tap, h.MAC, s.MAC)
+		}
 		s.Tap, s.Bridge, s.Owner, s.Policy = h.Tap, h.Bridge, h.Owner, h.Policy
 	}
 	return nil

@@ -219,14 +219,19 @@ func (t *Tap) Yield() error {
 // configure changes what differs from the options.
 func (t *Tap) configure(link netlink.Link) error {
 	have, want := link.Attrs(), int(t.opt.MTU)
+	bridge, err := t.bridge()
+	if err != nil {
+		return err
+	}
+	if bridge != nil && t.made && t.opt.Arriving && want != 0 {
+		// A bridge takes the smallest MTU of its ports: a guest that arrives does not
+		// choose it for all others.
+		want = max(want, bridge.Attrs().MTU)
+	}
 	if want != 0 && have.MTU != want && !(t.opt.Arriving && have.MTU > want) {
 		if err := t.links.LinkSetMTU(link, want); err != nil {
 			return tapError(t.name, fmt.Errorf("set its MTU to %d: %w", want, err))
 		}
-	}
-	bridge, err := t.bridge()
-	if err != nil {
-		return err
 	}
 	if bridge != nil && have.MasterIndex != bridge.Attrs().Index {
 		if err := t.links.LinkSetMaster(link, bridge); err != nil {

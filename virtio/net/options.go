@@ -49,13 +49,16 @@ func ParseOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]` and the options of a
-// [Policy]: the host's side of a device whose other options a guest brings along.
+// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,owner=USER]` and the
+// options of a [Policy]: the host's side of a device whose other options a guest brings
+// along. The address is the one that the guest must have; zero: any.
 func ParseHostOptions(s string) (Options, error) {
-	o, err := parse(s, "tap", "bridge", "owner")
+	o, err := parse(s, "tap", "bridge", "mac", "owner")
 	if err == nil {
 		guest := o
-		guest.MAC = randomMAC() // any will do
+		if guest.MAC == (MAC{}) {
+			guest.MAC = randomMAC() // any will do
+		}
 		err = guest.Validate()
 	}
 	if err != nil {

@@ -242,6 +242,29 @@ func TestMTUIsPromised(t *testing.T) {
 	}
 }
 
+// TestMTUOfABridge: a guest that arrives with a smaller MTU than a bridge's does not make
+// the bridge's smaller; a user of this host may.
+func TestMTUOfABridge(t *testing.T) {
+	for arriving, want := range map[bool]int{true: 1500, false: 1400} {
+		t.Run(fmt.Sprint(arriving), func(t *testing.T) {
+			namespace(t)
+			bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0", MTU: 1500}}
+			check(t, netlink.LinkAdd(bridge))
+			check(t, netlink.LinkSetUp(bridge))
+			spec := &net.Spec{Options: net.Options{Tap: "made", Bridge: "br0", MAC: guestMAC, MTU: 1400, Queues: 1, Arriving: arriving}}
+			b, err := spec.Open(nil)
+			check(t, err)
+			check(t, b.(virtio.Locker).Lock())
+			now, err := netlink.LinkByName("br0")
+			check(t, err)
+			if got := now.Attrs().MTU; got != want || b.Info().(*net.Info).MTU != 1400 {
+				t.Errorf("the bridge has %d, want %d; the guest is told %d", got, want, b.Info().(*net.Info).MTU)
+			}
+			check(t, b.Close())
+		})
+	}
+}
+
 // TestTapsLink: the guest's link is the tap's, as it changes.
 func TestTapsLink(t *testing.T) {
 	namespace(t)

@@ -72,7 +72,7 @@ func TestMove(t *testing.T) {
 	}
 
 	moved := guest()
-	check(t, move(moved, specs(conf("path=/x,direct"), nic("tap=here0,bridge=br0"), conf("path=/y,readonly")), Kinds(), true))
+	check(t, move(moved, specs(conf("path=/x,direct"), nic("tap=here0,bridge=br0,mac=52:54:00:00:00:02"), conf("path=/y,readonly")), Kinds(), true))
 	a, b, n := moved[1].(*blk.Spec), moved[2].(*blk.Spec), moved[3].(*net.Spec)
 	if a.Path != "/x" || !a.Direct || a.ID != "root" || a.Queues != 2 {
 		t.Errorf("first disk %+v", a)
@@ -96,6 +96,8 @@ func TestMove(t *testing.T) {
 		{specs(conf("path=/x")), []string{"disk: expected 2 as at the source, 1 given on this host"}},
 		{specs(conf("path=/x"), conf("path=/y"), conf("path=/z")), []string{"disk: expected 2 as at the source, 3 given on this host"}},
 		{specs(nic("tap=t"), nic("tap=u"), socket(0, "/v")), []string{"net: expected 1 as at the source, 2 given", "vsock: expected 0 as at the source, 1 given"}},
+		{specs(conf("path=/x"), conf("path=/y"), nic("tap=t,mac=52:54:00:00:00:03")),
+			[]string{"net tap=t: the MAC address is the guest's and cannot change when it moves; expected 52:54:00:00:00:03 as given here, found 52:54:00:00:00:02"}},
 		{specs(conf("path=/x,readonly,id=other,queues=3"), conf("path=/y")),
 			[]string{"disk /x: readonly is the guest's", "disk /x: id is the guest's", "disk /x: queues is the guest's"}},
 	} {
