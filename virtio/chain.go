@@ -96,6 +96,15 @@ func (c *Chain) reset() {
 	c.queue = nil
 }
 
+// shrink frees the slices of a chain that had many segments: a device that keeps chains
+// would hold the longest one in each of its places.
+func (c *Chain) shrink() {
+	const few = 16
+	if cap(c.Readable)+cap(c.Writable) > few {
+		c.Readable, c.Writable = nil, nil
+	}
+}
+
 // add appends a descriptor's buffer. Readable buffers come first (2.7.4.2), and
 // all together are shorter than 4 GiB: the used ring has 32 bits for a length.
 func (c *Chain) add(mem Memory, addr uint64, n uint32, write bool) error {

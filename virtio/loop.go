@@ -508,6 +508,7 @@ func (s *server) finish(done int) error {
 		s.chains[i-done], s.chains[i] = s.chains[i], s.chains[i-done]
 	}
 	s.out -= done
+	s.shrink(done)
 	if s.unsaid += done; s.unsaid >= s.limit {
 		s.say()
 	}
@@ -524,6 +525,7 @@ func (s *server) say() {
 
 // putBack puts the requests that are out back into the queue.
 func (s *server) putBack() {
+	defer s.shrink(s.out)
 	for ; s.out > 0; s.out-- {
 		// Rewind fails if the chain is not the last one that is out.
 		if err := s.Queue.Rewind(&s.chains[s.out-1]); err != nil {
@@ -535,8 +537,17 @@ func (s *server) putBack() {
 
 // drop drops the requests that are out.
 func (s *server) drop() {
+	defer s.shrink(s.out)
 	for ; s.out > 0; s.out-- {
 		_ = s.Queue.Drop(&s.chains[s.out-1]) // an error: it was given back already
+	}
+}
+
+// shrink frees what the n chains behind those that are out hold, except the first place,
+// which is used for every request.
+func (s *server) shrink(n int) {
+	for i := max(s.out, 1); i < s.out+n; i++ {
+		s.chains[i].shrink()
 	}
 }
 
