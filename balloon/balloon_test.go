@@ -89,6 +89,22 @@ func TestPagesThatAreNotThere(t *testing.T) {
 	}
 }
 
+// A request has an end: the pages of 4 GiB, and no more.
+func TestRequestWithoutEnd(t *testing.T) {
+	const most = 1 << 20 // page numbers
+	for _, queue := range []int{inflate, deflate} {
+		r := newRig(t, allOf)
+		b := r.put(words(make([]uint32, most/64)...)) // many times the same numbers
+		r.send(queue, slices.Repeat([]virtiotest.Buffer{b}, 64), nil)
+		r.wait(queue)
+		r.noReset()
+		r.send(queue, append(slices.Repeat([]virtiotest.Buffer{b}, 64), virtiotest.Buffer{GPA: b.GPA, Len: 4}), nil)
+		if err := <-r.broken; !errors.Is(err, balloon.ErrPage) {
+			t.Error(err)
+		}
+	}
+}
+
 // A host that cannot take memory back says so, once, and the guest goes on.
 func TestPunchFails(t *testing.T) {
 	r := newRig(t, allOf)

@@ -156,3 +156,16 @@ func TestNoLimit(t *testing.T) {
 		t.Error("a disk without limits asks for them")
 	}
 }
+
+// A disk carries out a bounded number of requests at once, and each needs a bounded buffer.
+func TestRequestsAtOnce(t *testing.T) {
+	for queues := 1; queues <= MaxQueues; queues++ {
+		if n := workersOf(queues); n < 4 || n > 16 || n*queues > 128 {
+			t.Errorf("%d queues: %d requests of each at once", queues, n)
+		}
+	}
+	var s scratch
+	if b := s.buffer(); len(b) != bounceSize || cap(b) != bounceSize || &b[0] != &s.buffer()[0] {
+		t.Errorf("a buffer of %d bytes, or a new one each time", cap(b))
+	}
+}

@@ -110,3 +110,33 @@ func TestDescriptorsAreLeft(t *testing.T) {
 		t.Cleanup(func() { _ = f.Close() })
 	}
 }
+
+// What the guest sends to a program that does not read takes at most two buffers of a
+// connection, in packets of any length; beyond its credit the connection ends.
+func TestUnreadDataIsBounded(t *testing.T) {
+	for _, n := range []int{1, 100, 4096, 30000} {
+		r := newRig(t, layouts["split"])
+		l := r.listen(52)
+		_, p := r.request(l, 1000, 52)
+		at := ports{52, 1000}
+		r.d.serving.Lock()
+		c := r.d.conns[at]
+		r.d.serving.Unlock()
+		payload := make([]byte, n)
+		for {
+			r.d.serving.Lock()
+			held, ended := cap(c.in)+c.writing, c.ended
+			r.d.serving.Unlock()
+			if held > 2*bufferSize {
+				t.Fatalf("packets of %d bytes: %d bytes are held", n, held)
+			}
+			if ended {
+				break
+			}
+			p.send(opData, 0, payload)
+		}
+		if p.sent < bufferSize {
+			t.Errorf("packets of %d bytes: the connection has ended after %d bytes", n, p.sent)
+		}
+	}
+}
