@@ -86,7 +86,7 @@ func (s *Spec) Later(arrives bool) virtio.Later {
 	if !arrives {
 		return virtio.Later{}
 	}
-	return virtio.Later{Write: []string{tunDevice}, Netlink: true, NetAdmin: true}
+	return virtio.Later{Write: []string{tunDevice, ipv6Settings}, Netlink: true, NetAdmin: true}
 }
 
 // Open implements [virtio.Spec].

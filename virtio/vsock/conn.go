@@ -85,7 +85,7 @@ func (d *Device) full() bool { return len(d.all)+len(d.clients) >= d.most }
 // that the process may have is left to a guest, and the rest to disks, the API and a migration.
 func budget() int {
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &files); err != nil { // as the sandbox allows
 		return maxConnections / 8 // a quarter of the least that is usual
 	}
 	return int(min(maxConnections, files.Cur/4))
