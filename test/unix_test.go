@@ -102,6 +102,9 @@ func strangerMain(role string) error {
 	if err != nil {
 		return err
 	}
+	if err := os.Chmod(path, 0o666); err != nil { // root may have no capability left in its sandbox
+		return err
+	}
 	_, _ = fmt.Println("listening")
 	for {
 		c, err := ln.Accept()

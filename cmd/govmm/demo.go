@@ -21,13 +21,14 @@ import (
 )
 
 func newDemo() *cobra.Command {
-	return &cobra.Command{
+	var secure bool
+	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Watch a guest move to another process while it writes memory",
 		Long: `Watch a guest move to another process while it writes memory.
 
 The demo starts govmm run and govmm receive, migrates the guest from one to the
-other over TCP on this host, and waits until the guest has checked every page of
+other over TCP on this host (--tls: encrypted), and waits until the guest has checked every page of
 its memory at the destination. The last line is bad=0 if no page was lost.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -36,12 +37,14 @@ its memory at the destination. The last line is bad=0 if no page was lost.`,
 			defer runtime.UnlockOSThread()
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
-			if err := demo(ctx, cmd.OutOrStdout()); err != nil {
+			if err := demo(ctx, cmd.OutOrStdout(), secure); err != nil {
 				return fmt.Errorf("demo: %w", err)
 			}
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&secure, "tls", false, "migrate by TLS, with certificates that are made for the demo")
+	return cmd
 }
 
 // How long each part of the demo may take.
@@ -63,7 +66,7 @@ func (d demoSize) need() uint64 {
 	return 2*n + 256<<20
 }
 
-func demo(ctx context.Context, out io.Writer) error {
+func demo(ctx context.Context, out io.Writer, secure bool) error {
 	size, err := pickDemoSize()
 	if err != nil {
 		return err
@@ -73,12 +76,18 @@ func demo(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	var tls demoTLS
+	if secure {
+		if tls, err = newDemoTLS(dir); err != nil {
+			return err
+		}
+	}
 	s := &stage{ctx: ctx, out: out, events: make(chan event, 64)}
 	defer s.close()
 
 	_, _ = fmt.Fprintf(out, "A guest with 2 vCPUs and %s of memory owns %s of it, rewrites %s flat out, and checks all of it\n"+
 		"once a second. It moves to another process while it does so.\n\n", size.memory, size.fill, size.dirty)
-	source, destination, addr, err := s.open(dir, size)
+	source, destination, addr, err := s.open(dir, size, tls)
 	if err != nil {
 		return err
 	}
@@ -86,7 +95,7 @@ func demo(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	res, err := s.migrate(source, addr)
+	res, err := s.migrate(source, addr, tls)
 	if err != nil {
 		return err
 	}
@@ -117,9 +126,9 @@ func pickDemoSize() (demoSize, error) {
 }
 
 // open starts the receiver and the guest.
-func (s *stage) open(dir string, size demoSize) (source, destination *child, addr string, err error) {
+func (s *stage) open(dir string, size demoSize, tls demoTLS) (source, destination *child, addr string, err error) {
 	destination, err = s.start("destination", filepath.Join(dir, "destination.sock"),
-		"receive", "demo", "--listen", "127.0.0.1:0", "--serial", "stdio")
+		"receive", "demo", "--listen", "127.0.0.1:0", "--serial", "stdio", "--tls-dir", tls.destination)
 	if err != nil {
 		return nil, nil, "", err
 	}
@@ -167,14 +176,14 @@ func (s *stage) tick(at *child) (t tick, err error) {
 }
 
 // migrate moves the guest and waits until the source's process has ended.
-func (s *stage) migrate(source *child, addr string) (migrate.Result, error) {
+func (s *stage) migrate(source *child, addr string, tls demoTLS) (migrate.Result, error) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	var v outcome
 	over := make(chan struct{})
 	defer func() { cancel(); <-over }()
 	go func() {
 		defer close(over)
-		v.res, v.err = api.Open(source.socket).Migrate(ctx, api.MigrateRequest{To: addr}, nil)
+		v.res, v.err = api.Open(source.socket).Migrate(ctx, api.MigrateRequest{To: addr, TLS: tls.source}, nil)
 	}()
 	gone := false
 	sourceEnds := func(e event) bool {

@@ -305,13 +305,15 @@ func TestTerminalAfterACrash(t *testing.T) {
 func TestDemo(t *testing.T) {
 	testenv.NeedKVM(t)
 	c := newCLI(t)
-	exit, stdout, stderr := c.run("demo")
-	if exit != exitDone || !strings.HasSuffix(stdout, "\nbad=0\n") || stderr != "" {
-		t.Errorf("exit %d, %q\n%s", exit, stderr, stdout)
-	}
-	for _, want := range []string{"source      | tick ", "destination | tick ", "ROUND", "completed: "} {
-		if !strings.Contains(stdout, want) {
-			t.Errorf("no %q in\n%s", want, stdout)
+	for _, args := range [][]string{{"demo"}, {"demo", "--tls"}} {
+		exit, stdout, stderr := c.run(args...)
+		if exit != exitDone || !strings.HasSuffix(stdout, "\nbad=0\n") || stderr != "" {
+			t.Errorf("%v: exit %d, %q\n%s", args, exit, stderr, stdout)
+		}
+		for _, want := range []string{"source      | tick ", "destination | tick ", "ROUND", "completed: "} {
+			if !strings.Contains(stdout, want) {
+				t.Errorf("%v: no %q in\n%s", args, want, stdout)
+			}
 		}
 	}
 }

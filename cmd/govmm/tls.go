@@ -75,5 +75,37 @@ func (f *migrateFlags) credentials() (*api.TLS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--tls-dir %s: %w", f.tlsDir, err)
 	}
-	return &api.TLS{CA: string(c.CA), Cert: string(c.Cert), Key: string(c.Key), ServerName: name}, nil
+	return credentialsOf(c, name), nil
+}
+
+func credentialsOf(c hosttls.Credentials, serverName string) *api.TLS {
+	return &api.TLS{CA: string(c.CA), Cert: string(c.Cert), Key: string(c.Key), ServerName: serverName}
+}
+
+// demoTLS is what the two sides of the demo have; the zero value: no TLS.
+type demoTLS struct {
+	source      *api.TLS
+	destination string // --tls-dir
+}
+
+// newDemoTLS makes an authority and two certificates in a directory.
+func newDemoTLS(dir string) (t demoTLS, err error) {
+	from, until := validity(1)
+	authority := filepath.Join(dir, "ca")
+	if err := hosttls.CreateCA(authority, from, until); err != nil {
+		return t, err
+	}
+	ca, err := hosttls.OpenCA(authority)
+	if err != nil {
+		return t, err
+	}
+	const name = "127.0.0.1"
+	source := filepath.Join(authority, "source")
+	t.destination = filepath.Join(authority, "destination")
+	if err := errors.Join(ca.Issue(source, []string{name}, from, until), ca.Issue(t.destination, []string{name}, from, until)); err != nil {
+		return t, err
+	}
+	c, err := hosttls.ReadDir(source)
+	t.source = credentialsOf(c, name)
+	return t, err
 }
