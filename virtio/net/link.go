@@ -194,22 +194,19 @@ func (t *Tap) plug() error {
 	return nil
 }
 
-// Yield gives the tap to another process that shares it: its queues are detached,
-// since frames that go to them would be lost. A tap that nobody shares stays as it is.
+// Yield gives the tap to another process that may share it: the queues of a tap that can
+// have several are detached, since frames that go to them would be lost. Who shares it cannot
+// be seen: the other one's queues become queues of the tap when it takes it.
 func (t *Tap) Yield() error {
 	t.queues.Lock()
 	defer t.queues.Unlock()
 	if !t.taken || !t.multi {
 		return nil
 	}
-	link, err := t.links.LinkByIndex(t.index)
-	if err != nil {
-		return nil // it is gone
-	}
-	if tap, ok := link.(*netlink.Tuntap); ok && tap.Queues+tap.DisabledQueues <= len(t.ports) {
-		return nil
-	}
 	if err := t.attach(0); err != nil {
+		if _, gone := t.links.LinkByIndex(t.index); gone != nil {
+			return nil
+		}
 		return tapError(t.name, err)
 	}
 	t.taken = false
