@@ -279,7 +279,7 @@ func (h *hostileRun) stops() {
 		}
 	} else {
 		h.vm.kill(syscall.SIGTERM)
-		time.Sleep(time.Duration(h.r.IntN(20)) * time.Millisecond)
+		h.asked()
 		h.vm.kill(syscall.SIGTERM)
 	}
 	exit := h.vm.wait()
@@ -293,11 +293,29 @@ func (h *hostileRun) stops() {
 	h.sound(h.vm)
 }
 
+// asked waits until the first signal was taken: two at once may be one.
+func (h *hostileRun) asked() {
+	h.t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		select {
+		case <-h.vm.done:
+			return
+		default:
+		}
+		for _, s := range h.vm.err.snapshot() {
+			if strings.Contains(s, "a second signal ends it at once") {
+				return
+			}
+		}
+	}
+	h.t.Fatal("the process takes no signal")
+}
+
 // gone reports what follows from a call that failed: nothing, if the guest has ended
 // itself. It returns false.
 func (h *hostileRun) gone(what string, err error) bool {
 	h.t.Helper()
-	if !errors.Is(err, api.ErrNotRunning) && !errors.Is(err, api.ErrLost) && !strings.Contains(err.Error(), "ended") {
+	if !errors.Is(err, api.ErrNotRunning) && !errors.Is(err, api.ErrLost) && !strings.Contains(err.Error(), "ended") && !strings.Contains(err.Error(), "has stopped") {
 		h.vm.kill(syscall.SIGQUIT) // the stacks
 		h.vm.wait()
 		h.t.Fatalf("%s: %v", what, err)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/virtio"
@@ -83,7 +84,7 @@ func Fuzz(f *testing.F, d Device) {
 			in = append(in, r.Readable...)
 		}
 		f.Add(in)
-		f.Add(append(in, opWait, 0, 0, 0, opHost, 1, 2, 3, opMove, 0, 0, 0, opHost, 0, 1, 0, opResetQueue, 0, 0, 0, opPause, 0, 0, 0, opWait, 0, 0, 0, opReset, 0, 0, 0))
+		f.Add(append(in, opWait, 0, 0, 0, opHost, 1, 2, 3, opMove, 0, 0, 0, opMove, 1, 0, 0, 60, 0, 1, opHost, 0, 1, 0, opResetQueue, 0, 0, 0, opPause, 0, 0, 0, opWait, 0, 0, 0, opReset, 0, 0, 0))
 	}
 	mem := virtiotest.NewMemory(f, Base, Size)
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -106,7 +107,7 @@ func Fuzz(f *testing.F, d Device) {
 		if lost := mem.Unmarked(before); len(lost) > 0 {
 			t.Errorf("the device has written pages %#x and not marked them", lost)
 		}
-		g.move()
+		g.move(nil)
 		g.unplug()
 	})
 }
@@ -192,8 +193,10 @@ func (g *guest) step(op, a byte, v uint16, rest []byte) int {
 		g.pause()
 		_ = g.card.Resume() // that it cannot go on, the driver learns
 	case opMove:
+		n := min(3*int(a%8), len(rest)/3*3)
 		g.pause()
-		g.move()
+		g.move(rest[:n])
+		return n
 	case opHost:
 		if g.kind.Host != nil {
 			g.kind.Host(g.t, g.dev, a, v)
@@ -346,16 +349,31 @@ func (g *guest) pause() {
 	testenv.Check(g.t, g.card.Pause(context.Background()))
 }
 
-// move takes the device, which is paused, to another host.
-func (g *guest) move() {
+// move takes the device, which is paused, to another host. Three bytes of changes say
+// which byte of its state a hostile source changes, and how; a device whose state is
+// refused moves as it is.
+func (g *guest) move(changes []byte) {
 	g.t.Helper()
-	s, err := g.card.SaveState()
+	good, err := g.card.SaveState()
 	testenv.Check(g.t, err)
+	raw, err := strictcbor.Marshal(good)
+	testenv.Check(g.t, err)
+	for ; len(changes) >= 3; changes = changes[3:] {
+		raw[int(binary.LittleEndian.Uint16(changes))%len(raw)] ^= changes[2]
+	}
+	var s transport.State
+	if strictcbor.Unmarshal(raw, &s) != nil {
+		s = good
+	}
 	g.unplug()
 	base := g.base
 	g.plug()
 	g.base = base
-	testenv.Check(g.t, g.card.LoadState(s))
+	if g.card.LoadState(s) != nil {
+		g.unplug()
+		g.plug()
+		testenv.Check(g.t, g.card.LoadState(good))
+	}
 	_ = g.card.Resume() // that it cannot go on, the driver learns
 }
 
