@@ -68,6 +68,7 @@ type hostileFigures struct {
 	mu            sync.Mutex // guards all below
 	pauses, stops []time.Duration
 	anonymous     []int // KiB of the VMM's own memory
+	lines         []int // on stderr
 	ends          map[string]int
 }
 
@@ -84,8 +85,8 @@ func (f *hostileFigures) report(t *testing.T) {
 		t.Error("no run got as far as a pause and a stop")
 		return
 	}
-	t.Logf("%d pauses, the longest %v; %d stops, the longest %v; at most %d KiB of own memory; ends: %v",
-		len(f.pauses), slices.Max(f.pauses), len(f.stops), slices.Max(f.stops), slices.Max(f.anonymous), f.ends)
+	t.Logf("%d pauses, the longest %v; %d stops, the longest %v; at most %d KiB of own memory; at most %d lines logged; ends: %v",
+		len(f.pauses), slices.Max(f.pauses), len(f.stops), slices.Max(f.stops), slices.Max(f.anonymous), slices.Max(f.lines), f.ends)
 }
 
 const hostileDisk = 4 << 20
@@ -100,7 +101,7 @@ func (h *hostileRun) run() {
 	}
 	args := append([]string{"run", h.name(), "--kernel", "../guest/hostile.elf", "--cmdline", fmt.Sprintf("seed=%d", h.seed),
 		"--memory", []string{"64M", "96M"}[h.r.IntN(2)], "--cpus", fmt.Sprint(1 + h.r.IntN(2)),
-		"--console", []string{"null", "unix:" + h.dir + "/console", "file:" + h.dir + "/out,max=1M"}[h.r.IntN(3)]}, h.devices(true)...)
+		"--sandbox", "on", "--console", []string{"null", "unix:" + h.dir + "/console", "file:" + h.dir + "/out,max=1M"}[h.r.IntN(3)]}, h.devices(true)...)
 	h.began(h.start(args...))
 	h.answers()
 	h.vm.out.awaitText(h.t, 0, "hostile guest: seed")
@@ -243,7 +244,7 @@ func (h *hostileRun) pauses() bool {
 func (h *hostileRun) moves() bool {
 	old := h.at
 	h.at++
-	there, addr := h.receive(h.name(), h.devices(false)...)
+	there, addr := h.receive(h.name(), append(h.devices(false), "--sandbox", "on")...)
 	result, err := h.client.Migrate(context.Background(), api.MigrateRequest{To: addr, DowntimeLimit: api.Duration(time.Minute), Timeout: api.Duration(patience)}, nil)
 	if err != nil {
 		return h.gone("migrate", err)
@@ -377,4 +378,5 @@ func (h *hostileRun) measure() {
 	h.figures.mu.Lock()
 	defer h.figures.mu.Unlock()
 	h.figures.anonymous = append(h.figures.anonymous, kib)
+	h.figures.lines = append(h.figures.lines, h.vm.err.len())
 }
