@@ -260,7 +260,7 @@ func (h *hostileRun) moves() bool {
 		if result.Error == "" || strings.Contains(result.Error, "\n") {
 			h.t.Errorf("migration %s: %q", result.Status, result.Error)
 		}
-		h.t.Logf("migration %s: %s", result.Status, result.Error)
+		h.t.Logf("migration %s: %s; the destination: %s", result.Status, result.Error, there.err.tail(2))
 		there.kill(syscall.SIGTERM)
 		there.wait()
 		h.sound(there)

@@ -103,6 +103,8 @@ func call(n uintptr, args ...uintptr) error {
 // tries are what is tried, by name.
 var tries = map[string]func(arg string) error{
 	"nothing": func(string) error { return nil },
+	// A device does this to its connections when the guest resets it.
+	"shutdown": func(string) error { return unix.Shutdown(-1, unix.SHUT_RD) },
 	"read": func(path string) error {
 		f, err := os.Open(path)
 		if err == nil {
@@ -309,6 +311,7 @@ func TestVCPUThreadsAreNarrower(t *testing.T) {
 	ends(t, attempt{Try: "read", Policy: policy, Arg: dir, VCPU: true}, "openat")
 	ends(t, attempt{Try: "udp", Policy: policy, VCPU: true}, "socket")
 	ends(t, attempt{Try: "exec", Policy: policy, VCPU: true}, "execve")
+	gets(t, attempt{Try: "shutdown", Policy: policy, VCPU: true}, "EBADF")
 	gets(t, attempt{Try: "threads", Policy: policy}, "<nil>")
 }
 

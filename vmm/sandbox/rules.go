@@ -127,7 +127,7 @@ func vcpuRules() []rule {
 			list = append(list, r)
 		}
 	}
-	return append(list, always("close", "eventfd2", "epoll_ctl", "fallocate")...)
+	return append(list, always("close", "shutdown", "eventfd2", "epoll_ctl", "fallocate")...)
 }
 
 func always(calls ...string) (list []rule) {
