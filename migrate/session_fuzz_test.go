@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
 )
 
 // script turns the bytes of a fuzzer into what a peer says: frames that make sense, in
@@ -188,4 +187,3 @@ func FuzzSource(f *testing.F) {
 		}
 	})
 }
-
