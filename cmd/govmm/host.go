@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
 	"syscall"
 
+	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 	"github.com/govmm/govmm/vmm/machine"
@@ -29,6 +31,7 @@ type hostFlags struct {
 	socket     string
 	tracking   string
 	sandbox    string
+	user       string
 	ports      []uint
 	overcommit bool
 }
@@ -40,6 +43,7 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
 	cmd.Flags().BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
 	cmd.Flags().StringVar(&f.sandbox, "sandbox", defaultSandbox, "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
+	cmd.Flags().StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
 	cmd.Flags().UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
 }
@@ -60,6 +64,9 @@ func (f *hostFlags) check() error {
 	if _, err := sandbox.ParseMode(f.sandbox); err != nil {
 		return fmt.Errorf("--sandbox: %w", err)
 	}
+	if _, err := parseUser(f.user); err != nil {
+		return fmt.Errorf("--user: %w", err)
+	}
 	for _, port := range f.ports {
 		if port < 1 || port > 65535 {
 			return fmt.Errorf("--migrate-ports %d: must be between 1 and 65535", port)
@@ -79,9 +86,9 @@ type host struct {
 	log     *slog.Logger
 }
 
-// host claims a name, makes the VM, serves its API, and runs it to its end. later is what
-// the VM needs of this host while it runs; it is called when the VM was made.
-func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error), later func() sandbox.Policy) error {
+// host claims a name, makes the VM, serves its API, and runs it to its end. later is the
+// devices, and what the VM needs of this host while it runs; it is called when the VM was made.
+func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error), later func() ([]virtio.Spec, sandbox.Policy)) error {
 	ctx, quit := context.WithCancel(cmd.Context())
 	defer quit()
 	// A reader of the guest's output that goes away (govmm run | head) must not
@@ -89,14 +96,22 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	// So must not a file that has reached the limit of the process (ulimit -f).
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGXFSZ)
 
-	claim, err := f.claim(nameOf(args))
+	id, err := parseUser(f.user)
+	if err != nil {
+		return err
+	}
+	var claim *api.Claim
+	err = id.do(func() (err error) {
+		claim, err = f.claim(nameOf(args))
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
 	defer claim.Release()
 	log := newLog(terminalWriter(cmd.ErrOrStderr()))
 	defer flushLog(log)
-	p := &process{claim: claim, log: log, quit: quit}
+	p := &process{claim: claim, log: log, quit: quit, user: id}
 	outcome, err := p.run(ctx, f, build, later)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
@@ -115,11 +130,23 @@ func (f *hostFlags) claim(name string) (*api.Claim, error) {
 	return api.ClaimName(api.Directory(), name)
 }
 
+// open opens the other ends of the guest's lines.
+func (h *host) open(f *hostFlags, opt serial.Options) (err error) {
+	if h.serial, err = serial.OpenBackend(f.serial, opt); err != nil || f.console == "none" {
+		return err
+	}
+	if h.console, err = serial.OpenBackend(f.console, opt); err != nil {
+		return errors.Join(err, h.serial.Close())
+	}
+	return nil
+}
+
 // process is one that holds a VM.
 type process struct {
 	claim *api.Claim
 	log   *slog.Logger
 	quit  func() // ends the VM: the key for it was pressed
+	user  *identity
 }
 
 // say prints a line of what the user has asked for.
@@ -129,18 +156,13 @@ func (p *process) say(format string, args ...any) {
 
 // run makes the VM, and serves its API while it runs. When run returns the terminal
 // is as it was before, and the last answer has been sent.
-func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() sandbox.Policy) (vmm.Outcome, error) {
+func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() ([]virtio.Spec, sandbox.Policy)) (vmm.Outcome, error) {
 	defer collectLate().Stop()
 	h := host{name: p.claim.Name(), log: p.log}
 	var err error
 	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}
-	if h.serial, err = serial.OpenBackend(f.serial, opt); err != nil {
+	if err := p.user.do(func() error { return h.open(f, opt) }); err != nil {
 		return vmm.Outcome{}, err
-	}
-	if f.console != "none" {
-		if h.console, err = serial.OpenBackend(f.console, opt); err != nil {
-			return vmm.Outcome{}, errors.Join(err, h.serial.Close())
-		}
 	}
 	vm, err := build(h)
 	if err != nil {
@@ -154,11 +176,16 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	// the process. The terminal is not raw yet, and the kernel drops the claim.
 	ctx, watching, stop := onSignals(ctx, vm, p.say)
 	defer stop()
-	ln, err := p.claim.Listen()
-	if err != nil {
-		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
+	devices, policy := later()
+	err = p.user.become(devices, vm.Addr() != nil, policy)
+	var ln net.Listener
+	if err == nil {
+		ln, err = p.claim.Listen() // as the user that removes it
 	}
-	if err := p.cage(f, later()); err != nil {
+	if err == nil {
+		err = p.cage(f, policy)
+	}
+	if err != nil {
 		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
 	}
 	server := api.NewServer(vm, p.claim.Socket())

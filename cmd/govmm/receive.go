@@ -11,6 +11,7 @@ import (
 
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/hosttls"
+	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
@@ -79,12 +80,12 @@ of root, a tunnel's end for example.`,
 					return nil, errors.Join(err, ln.Close())
 				}
 				return vm, nil
-			}, func() sandbox.Policy {
+			}, func() ([]virtio.Spec, sandbox.Policy) {
 				policy := laterOf(here, true)
 				if f.trustPaths { // whatever the source names is opened when it comes
 					policy.AllFiles, policy.Listen, policy.Netlink, policy.Keep = true, true, true, []int{unix.CAP_NET_ADMIN}
 				}
-				return f.later(policy)
+				return here, f.later(policy)
 			})
 		},
 	}

@@ -57,7 +57,7 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 				}
 				cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
 				return vmm.NewVM(cfg)
-			}, func() sandbox.Policy { return laterOf(cfg.Devices, false) })
+			}, func() ([]virtio.Spec, sandbox.Policy) { return cfg.Devices, laterOf(cfg.Devices, false) })
 		},
 	}
 	f.hostFlags.register(cmd)

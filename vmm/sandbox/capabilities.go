@@ -26,6 +26,9 @@ func allThreads(call, a, b, c uintptr) error {
 	return nil
 }
 
+// DropCapabilities does this part of [Policy.Enter] alone, whatever the mode is.
+func (p Policy) DropCapabilities() error { return p.dropCapabilities(new(Status)) }
+
 // dropCapabilities leaves no capability but those to keep, in any set of any thread, and
 // no way to get one by starting a program.
 func (p Policy) dropCapabilities(s *Status) error {
