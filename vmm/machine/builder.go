@@ -81,7 +81,7 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if err := errors.Join(wrong...); err != nil {
 		return nil, errors.Join(err, opened.close(new(step)))
 	}
-	m, err := newWith(spec, b.Ends, log, opened, nil)
+	m, err := newChecked(spec, b.Ends, log, opened)
 	if err != nil {
 		return nil, err
 	}

@@ -26,9 +26,22 @@ func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
 	}
 	b, err := openBackends(spec.Devices, log, nil)
 	if err != nil {
-		return nil, fmt.Errorf("make the machine: %w", err)
+		return nil, fmt.Errorf("make the machine: %w", tooFewFiles(err))
 	}
-	return newWith(spec, ends, log, b, nil)
+	return newChecked(spec, ends, log, b)
+}
+
+// newChecked is newWith for a machine that is new in this process, which may have too few
+// open files for it.
+func newChecked(spec Spec, ends Ends, log *slog.Logger, b backends) (*Machine, error) {
+	m, err := newWith(spec, ends, log, b, nil)
+	if err != nil {
+		return nil, tooFewFiles(err)
+	}
+	if err := checkFiles(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }
 
 // newWith is New with backends that are open, and memory, if it is not nil. They belong to

@@ -51,9 +51,11 @@ func (k *keptFiles) ReadFile(name string) ([]byte, error) {
 	return text, nil
 }
 
-// Prepare opens the files that tell how much memory is available, of any backing, for a
-// process that will be in a sandbox when [Admit] is called.
+// Prepare opens the files that tell how much memory is available, of any backing, and which
+// pages are populated, for a process that will be in a sandbox when it calls [Admit] and
+// [New].
 func Prepare() {
+	_, _ = pagemapFile()
 	for _, b := range []Backing{DefaultBacking, Hugetlb} {
 		_, _ = thisHost.room(b) // whoever needs it gets the error
 	}
