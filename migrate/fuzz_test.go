@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/govmm/govmm/internal/testcert"
 	"github.com/govmm/govmm/mempage"
 )
 
@@ -380,6 +381,48 @@ func FuzzHello(f *testing.F) {
 	f.Add(new(stream).hello(newHello(purposeQuery, sessionID{1})).Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) { serveBytes(t, in, noPages()) })
 }
+
+// FuzzTLSPort feeds a receiver with TLS, and one without, what a stranger may say.
+func FuzzTLSPort(f *testing.F) {
+	ca := testcert.NewCA(f, "the CA")
+	server := ca.Server(ca.Issue(f, "destination"))
+	said := &recordingConn{}
+	k, err := newCredentials(ca.Client(ca.Issue(f, "source"), "destination"), "")
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := k.handshake(context.Background(), newConn(said)); err == nil {
+		f.Fatal("nobody answered")
+	}
+	f.Add(said.Bytes())
+	f.Add(start().Bytes())
+	f.Add([]byte{tlsFirstByte})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		for _, secure := range []bool{true, false} {
+			r := NewReceiver(buildFunc(func(context.Context, []byte) (Target, error) {
+				if secure {
+					t.Error("a machine is built for a stranger")
+				}
+				return nil, errors.New("none here")
+			}), nil)
+			if secure {
+				if err := r.RequireTLS(server); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.serveConn(context.Background(), byteConn{bytes.NewReader(in)})
+		}
+	})
+}
+
+// recordingConn keeps what is written to it, and ends.
+type recordingConn struct {
+	byteConn
+	bytes.Buffer
+}
+
+func (c *recordingConn) Read([]byte) (int, error)    { return 0, io.EOF }
+func (c *recordingConn) Write(p []byte) (int, error) { return c.Buffer.Write(p) }
 
 // FuzzReplies feeds a source what a hostile destination may answer.
 func FuzzReplies(f *testing.F) {

@@ -2,7 +2,9 @@ package migrate_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testcert"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/simtest"
 )
@@ -61,12 +64,13 @@ type rig struct {
 	valve   *valve
 	addr    string
 	recv    *migrate.Receiver
+	tls     *tls.Config // nil: plain
 
 	once    atomic.Bool // the first stop has met its trouble
 	unloads atomic.Int32
 }
 
-func newRig(t *testing.T, layout simtest.Layout, balloon bool) *rig {
+func newRig(t *testing.T, layout simtest.Layout, balloon, secure bool) *rig {
 	t.Helper()
 	w := simtest.NewWorld()
 	t.Cleanup(w.Close)
@@ -84,6 +88,11 @@ func newRig(t *testing.T, layout simtest.Layout, balloon bool) *rig {
 	r.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	r.recv = migrate.NewReceiver(r.builder, nil)
+	if secure {
+		ca := testcert.NewCA(t, "the CA")
+		r.tls = ca.Client(ca.Issue(t, "here"), "there")
+		must(t, r.recv.RequireTLS(ca.Server(ca.Issue(t, "there"))))
+	}
 	served := make(chan error, 1)
 	go func() { served <- r.recv.Serve(ctx, ln) }()
 	t.Cleanup(func() {
@@ -185,17 +194,19 @@ func TestAStopThatTakesTooLongIsUndone(t *testing.T) {
 			layout   simtest.Layout
 			balloon  bool
 			compress migrate.Compression
+			secure   bool
 		}{
 			{name: "one channel, GET clears", channels: 1, balloon: true},
 			{name: "three channels, manual protect", channels: 3, layout: simtest.Layout{ManualProtect: true, InitiallySet: true}, balloon: true},
 			{name: "two channels, compressed", channels: 2, layout: simtest.Layout{ManualProtect: true}, compress: migrate.CompressLZ4},
+			{name: "two channels, TLS", channels: 2, layout: simtest.Layout{ManualProtect: true}, secure: true},
 		} {
 			t.Run(trouble.name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				r := newRig(t, c.layout, c.balloon)
+				r := newRig(t, c.layout, c.balloon, c.secure)
 				trouble.set(r)
 				must(t, r.source.Resume())
-				m := migrate.New(r.source, r.addr, migrate.Options{Channels: c.channels, Compression: c.compress, Dial: r.valve.dial,
+				m := migrate.New(r.source, r.addr, migrate.Options{Channels: c.channels, Compression: c.compress, Dial: r.valve.dial, TLS: r.tls,
 					DowntimeLimit: time.Hour}) // no trial
 				m.HurryGuard(100 * time.Millisecond)
 				if _, err := m.Run(t.Context()); err != nil {
@@ -225,7 +236,7 @@ func TestAStopThatTakesTooLongIsUndone(t *testing.T) {
 
 // A paused guest has no downtime: a stop of it may take as long as it does.
 func TestAPausedGuestIsNotGuarded(t *testing.T) {
-	r := newRig(t, simtest.Layout{ManualProtect: true}, false)
+	r := newRig(t, simtest.Layout{ManualProtect: true}, false, false)
 	r.source.Steps.Save = func() error {
 		time.Sleep(50 * time.Millisecond)
 		return nil
@@ -245,13 +256,14 @@ func TestAPausedGuestIsNotGuarded(t *testing.T) {
 // A trouble that never ends: the guest stands still for a small part of the time, and a
 // cancel comes through at once wherever the stop is.
 func TestCancelReachesIntoTheStop(t *testing.T) {
-	for _, trouble := range troubles {
-		t.Run(trouble.name, func(t *testing.T) {
+	for i, trouble := range append(troubles, troubles...) {
+		secure := i >= len(troubles)
+		t.Run(fmt.Sprintf("%s/TLS %v", trouble.name, secure), func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, simtest.Layout{ManualProtect: true}, true)
+			r := newRig(t, simtest.Layout{ManualProtect: true}, true, secure)
 			trouble.set(r)
 			must(t, r.source.Resume())
-			m := migrate.New(r.source, r.addr, migrate.Options{Dial: r.valve.dial, DowntimeLimit: time.Hour})
+			m := migrate.New(r.source, r.addr, migrate.Options{Dial: r.valve.dial, TLS: r.tls, DowntimeLimit: time.Hour})
 			m.HurryGuard(time.Hour)
 			ended := make(chan error, 1)
 			go func() {

@@ -2,34 +2,51 @@ package simtest
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/govmm/govmm/internal/testcert"
 	"github.com/govmm/govmm/migrate"
 )
 
 // receiver serves destinations of a world on loopback until the test ends.
 func receiver(t *testing.T, b *Builder) (addr string, r *migrate.Receiver) {
 	t.Helper()
-	addr, _, r = receiverOver(t, transports[0], b)
-	return addr, r
+	to, r := receiverOver(t, transports[0], b)
+	return to.addr, r
 }
 
-func receiverOver(t *testing.T, tr transport, b *Builder) (addr string, d dial, r *migrate.Receiver) {
+// place is where a receiver can be reached.
+type place struct {
+	addr string
+	dial dial
+	tls  *tls.Config
+}
+
+func receiverOver(t *testing.T, tr transport, b *Builder) (to place, r *migrate.Receiver) {
 	t.Helper()
 	ln, d := tr.listen(t)
+	to = place{addr: ln.Addr().String(), dial: d}
 	ctx, cancel := context.WithCancel(context.Background())
 	r = migrate.NewReceiver(b, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if tr.secure {
+		ca := testcert.NewCA(t, "the CA")
+		to.tls = ca.Client(ca.Issue(t, "here"), "there")
+		if err := r.RequireTLS(ca.Server(ca.Issue(t, "there"))); err != nil {
+			t.Fatal(err)
+		}
+	}
 	served := make(chan error, 1)
 	go func() { served <- r.Serve(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
 		<-served
 	})
-	return ln.Addr().String(), d, r
+	return to, r
 }
 
 func newWorld(t *testing.T) *World {
@@ -48,10 +65,10 @@ func options() migrate.Options {
 // send migrates the world's guest from the machine that holds it.
 func send(t *testing.T, tr transport, w *World, src migrate.Source, b *Builder) error {
 	t.Helper()
-	addr, d, r := receiverOver(t, tr, b)
+	to, r := receiverOver(t, tr, b)
 	o := options()
-	o.Dial = d
-	if _, err := migrate.New(src, addr, o).Run(context.Background()); err != nil {
+	o.Dial, o.TLS = to.dial, to.tls
+	if _, err := migrate.New(src, to.addr, o).Run(context.Background()); err != nil {
 		return err
 	}
 	<-r.Arrived()

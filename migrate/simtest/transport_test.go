@@ -2,17 +2,10 @@ package simtest
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"math/big"
 	"net"
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -23,12 +16,13 @@ type dial = func(context.Context, string) (net.Conn, error)
 type transport struct {
 	name   string
 	listen func(t *testing.T) (net.Listener, dial)
+	secure bool // TLS on top of it
 }
 
 // transports are those that the main tests of the engine run over.
 var transports = []transport{
-	{"tcp", listenTCP},
-	{"unix", func(t *testing.T) (net.Listener, dial) {
+	{name: "tcp", listen: listenTCP},
+	{name: "unix", listen: func(t *testing.T) (net.Listener, dial) {
 		path := filepath.Join(t.TempDir(), "s")
 		ln, err := net.Listen("unix", path)
 		if err != nil {
@@ -38,11 +32,11 @@ var transports = []transport{
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		}
 	}},
-	{"memory", func(*testing.T) (net.Listener, dial) {
+	{name: "memory", listen: func(*testing.T) (net.Listener, dial) {
 		l := Listen()
 		return l, l.Dial
 	}},
-	{"tls", listenTLS},
+	{name: "tls", listen: listenTCP, secure: true},
 }
 
 func listenTCP(t *testing.T) (net.Listener, dial) {
@@ -51,31 +45,6 @@ func listenTCP(t *testing.T) (net.Listener, dial) {
 		t.Fatal(err)
 	}
 	return ln, nil
-}
-
-func listenTLS(t *testing.T) (net.Listener, dial) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"there"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(cert)
-	ln, _ := listenTCP(t)
-	to := ln.Addr().String()
-	server := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	client := &tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "there"}}
-	return tls.NewListener(ln, server), func(ctx context.Context, _ string) (net.Conn, error) {
-		return client.DialContext(ctx, "tcp", to)
-	}
 }
 
 // overEach runs a test over each transport.
@@ -107,13 +76,15 @@ func TestTheVerdictIsAskedFor(t *testing.T) {
 			defer mu.Unlock()
 			return conns[0].Close()
 		}
-		addr, connect, r := receiverOver(t, tr, &Builder{World: w, Steps: Steps{Start: cut}})
+		to, r := receiverOver(t, tr, &Builder{World: w, Steps: Steps{Start: cut}})
+		connect := to.dial
 		if connect == nil {
 			connect = func(ctx context.Context, address string) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, "tcp", address)
 			}
 		}
 		o := options()
+		o.TLS = to.tls
 		o.Dial = func(ctx context.Context, address string) (net.Conn, error) {
 			c, err := connect(ctx, address)
 			mu.Lock()
@@ -123,7 +94,7 @@ func TestTheVerdictIsAskedFor(t *testing.T) {
 			}
 			return c, err
 		}
-		if _, err := migrate.New(m, addr, o).Run(context.Background()); err != nil {
+		if _, err := migrate.New(m, to.addr, o).Run(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		<-r.Arrived()
