@@ -178,6 +178,30 @@ func checkImage(t testing.TB, image string, pages int) {
 	}
 }
 
+// TestSlowFlush: what a stop took is what the guest saw of it, also with storage whose
+// flush takes long. The guest goes on while its disk is flushed before the stop.
+func TestSlowFlush(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	image := newImage(t, 4*mib)
+	const flush = 700 // milliseconds
+	here := h.start("run", "here", "--memory", "64M", "--disk", image, "--slow-flush", fmt.Sprintf("%dms", flush),
+		"--cmdline", "fill=8M dirty=1M rate=2000 verify=1 tick=0.5 disk=2M drate=20")
+	here.out.awaitTick(t, 0, "the disk written", func(k tick) bool { return k.more["dwrites"] > 0 })
+	there, addr := h.receive("there", "--disk", image)
+	r, exit := h.migrate("here", "--to", addr, "--downtime-limit", "10s")
+	if exit != 0 || r.Status != "completed" {
+		t.Fatalf("exit %d, %+v", exit, r)
+	}
+	if r.TotalMS < flush {
+		t.Errorf("the migration took %d ms, and its disk one of %d to flush", r.TotalMS, flush)
+	}
+	k, _ := there.out.awaitTick(t, 0, "at the destination", func(tick) bool { return true })
+	if r.DowntimeMS > k.gap+1 || r.Downtime["pause_ms"] > k.gap+1 {
+		t.Errorf("a downtime of %.1f ms (%.1f until all stood still), of which the guest saw %.1f", r.DowntimeMS, r.Downtime["pause_ms"], k.gap)
+	}
+}
+
 // TestDiskTakenAtTheDestination: if another VM has the disk at the destination, the
 // guest stays where it is, with its lock.
 func TestDiskTakenAtTheDestination(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/govmm/govmm/internal/testhook"
 	"github.com/govmm/govmm/mempage"
@@ -31,6 +32,8 @@ type runFlags struct {
 	memory   sizeFlag
 	backing  string
 	prefill  bool
+
+	slowFlush time.Duration
 }
 
 func newRun() *cobra.Command {
@@ -73,6 +76,8 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
 	flags.BoolVar(&f.prefill, "prefill", false, "fill the guest's memory with a pattern before the kernel is loaded")
 	_ = flags.MarkHidden("prefill") // for tests, see testhook.Prefill
+	flags.DurationVar(&f.slowFlush, "slow-flush", 0, "how long each flush of a disk takes besides")
+	_ = flags.MarkHidden("slow-flush") // for tests, see testhook.SlowFlush
 	return cmd
 }
 
@@ -107,6 +112,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 		return vmm.Config{}, usagef(cmd, "%v", err)
 	}
 	testhook.Prefill.Store(f.prefill)
+	testhook.SlowFlush.Store(int64(f.slowFlush))
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
 		NoUnpack: f.noUnpack, Devices: append(devices, beside.devices...), Kinds: beside.kinds, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
 }

@@ -17,3 +17,7 @@ var WithoutDirtyLog atomic.Int64
 // RingBytes is the size of a vCPU's dirty ring in new machines, in bytes; 0: the
 // usual one. A small ring is full often.
 var RingBytes atomic.Int64
+
+// SlowFlush is how long each flush of a disk takes besides, in nanoseconds: a storage
+// that is slow.
+var SlowFlush atomic.Int64

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
+	"github.com/govmm/govmm/internal/testhook"
 	"golang.org/x/sys/unix"
 )
 
@@ -212,6 +214,7 @@ func (im *image) flush() error {
 	if im.readOnly {
 		return nil
 	}
+	time.Sleep(time.Duration(testhook.SlowFlush.Load()))
 	_, err := retry(func() (int, error) { return 0, im.fdatasync(im.fd) })
 	return err
 }
