@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -127,7 +128,14 @@ func readImage(what, path string, most int64) ([]byte, error) {
 		return nil, fmt.Errorf("read the %s: %w", what, err)
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	// As large as it is: a buffer that grows leaves as much garbage, which stays.
+	var size int64
+	if info, err := f.Stat(); err == nil {
+		size = min(info.Size(), most)
+	}
+	buf := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead))
+	_, err = buf.ReadFrom(io.LimitReader(f, most+1))
+	b := buf.Bytes()
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("read the %s: %w", what, err)
