@@ -317,37 +317,49 @@ func TestTLSPortIsScanned(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
 	ours := newAuthority(t)
-	dst, addr := h.receive("dst", "--tls-dir", ours.host("beta", "127.0.0.1"))
-	alpha := ours.host("alpha")
-	for name, config := range map[string]*tls.Config{
-		"no certificate": {RootCAs: trusted(t, alpha), NextProtos: []string{alpn}},
-		"TLS 1.2":        {RootCAs: trusted(t, alpha), NextProtos: []string{alpn}, MaxVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair(t, alpha)}},
-		"another use":    {RootCAs: trusted(t, alpha), NextProtos: []string{"h2"}, Certificates: []tls.Certificate{pair(t, alpha)}},
-	} {
-		from := dst.err.len()
-		c, err := tls.Dial("tcp", addr, config)
-		if err == nil {
+	beta, alpha := ours.host("beta", "127.0.0.1"), ours.host("alpha")
+	as := func(config *tls.Config) func(string) error {
+		config.RootCAs = trusted(t, alpha)
+		return func(addr string) error {
+			c, err := tls.Dial("tcp", addr, config)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
 			_ = c.SetReadDeadline(time.Now().Add(patience))
 			_, err = c.Read(make([]byte, 1))
-			c.Close()
+			return err
 		}
-		if err == nil {
+	}
+	var addr string
+	for name, scan := range map[string]func(addr string) error{
+		"no-certificate": as(&tls.Config{NextProtos: []string{alpn}}),
+		"tls-1.2":        as(&tls.Config{NextProtos: []string{alpn}, MaxVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair(t, alpha)}}),
+		"another-use":    as(&tls.Config{NextProtos: []string{"h2"}, Certificates: []tls.Certificate{pair(t, alpha)}}),
+		"half-a-record": func(addr string) error {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, _ = c.Write([]byte{22, 3, 1, 0xff, 0xff, 1, 2, 3}) // it may be cut off
+			_ = c.(*net.TCPConn).CloseWrite()
+			_ = c.SetReadDeadline(time.Now().Add(patience))
+			if b, _ := io.ReadAll(c); len(b) > 100 {
+				return nil
+			}
+			return io.EOF
+		},
+	} {
+		var dst *proc
+		dst, addr = h.receive(name, "--tls-dir", beta) // its log may have one line of a kind in a while
+		if err := scan(addr); err == nil {
 			t.Errorf("%s: something came", name)
 		}
-		dst.err.awaitText(t, from, "connection refused")
+		dst.err.awaitText(t, 0, "connection refused")
 	}
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	from := dst.err.len()
-	_, _ = c.Write([]byte{22, 3, 1, 0xff, 0xff, 1, 2, 3}) // it may be cut off
-	_ = c.(*net.TCPConn).CloseWrite()
-	_, _ = io.Copy(io.Discard, c)
-	dst.err.awaitText(t, from, "connection refused")
 	h.startDemo("src", 1, 64, 16, 4)
-	if r, exit := h.migrate("src", "--to", addr, "--tls-dir", alpha); exit != 0 {
+	if r, exit := h.migrate("src", "--to", addr, "--tls-dir", alpha); exit != 0 { // the last one has got over it
 		t.Fatalf("%+v", r)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/govmm/govmm/internal/boundedlog"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,10 +25,9 @@ type Server struct {
 
 	current atomic.Pointer[tls.Config]
 
-	reading  sync.Mutex // held by the one handshake that looks; guards the three below
-	seen     stamps
-	settled  bool      // a change of the files would change seen
-	silentTo time.Time // until then no line is logged
+	reading sync.Mutex // held by the one handshake that looks; guards the two below
+	seen    stamps
+	settled bool // a change of the files would change seen
 }
 
 // stamps say whether the three files are those that were read.
@@ -38,13 +38,9 @@ type stamps [3]struct {
 	ctime    unix.Timespec
 }
 
-const (
-	// settling is how long after a change of a file another one may leave the same
-	// time stamps: file systems count time in steps, of 2 s at most (FAT).
-	settling = 3 * time.Second
-	// logEvery bounds what is logged of files that cannot be used.
-	logEvery = 10 * time.Second
-)
+// settling is how long after a change of a file another one may leave the same time
+// stamps: file systems count time in steps, of 2 s at most (FAT).
+const settling = 3 * time.Second
 
 // NewServer reads and checks the files of a directory. allow says which names may hand
 // over a guest; without any, each certificate that a trusted authority has signed does.
@@ -57,7 +53,7 @@ func NewServer(dir string, allow []Pattern, log *slog.Logger) (*Server, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{dir: dir, allow: allow, log: log}
+	s := &Server{dir: dir, allow: allow, log: boundedlog.New(log)}
 	if err := s.read(stampsOf(dir)); err != nil {
 		return nil, err
 	}
@@ -86,21 +82,14 @@ func (s *Server) refresh() {
 	changed := now != s.seen
 	if s.settled && !changed {
 		if err := checkTime(s.current.Load().Certificates[0].Leaf, time.Now()); err != nil {
-			s.warn("peers refuse this host's certificate", err)
+			s.log.Warn("peers refuse this host's certificate", "dir", s.dir, "err", err.Error())
 		}
 		return
 	}
 	if err := s.read(now); err != nil {
-		s.warn("TLS files that have changed are not used, those before them are", err)
+		s.log.Warn("TLS files that have changed are not used, those before them are", "dir", s.dir, "err", err.Error())
 	} else if changed {
 		s.log.Info("TLS files that have changed are in use", "dir", s.dir)
-	}
-}
-
-func (s *Server) warn(msg string, err error) {
-	if now := time.Now(); now.After(s.silentTo) {
-		s.silentTo = now.Add(logEvery)
-		s.log.Warn(msg, "dir", s.dir, "err", err.Error())
 	}
 }
 
