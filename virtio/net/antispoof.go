@@ -133,8 +133,8 @@ func (g *guard) ip4(b []byte) (looked int, own bool) {
 	return header, b[9] == protoIGMP && to.IsMulticast()
 }
 
-// ip6 looks at IPv6 and finds what its headers lead to. What neighbour discovery says may
-// be behind any of them except for a fragment's, where nobody listens to it (RFC 6980).
+// ip6 looks at IPv6 and finds what its headers lead to. All headers of a packet in
+// fragments must be in the first one (RFC 7112).
 func (g *guard) ip6(b []byte) (looked int, own bool) {
 	if len(b) < ip6Bytes || b[0]>>4 != 6 {
 		return 0, false
@@ -144,7 +144,7 @@ func (g *guard) ip6(b []byte) (looked int, own bool) {
 	if !own && !from.IsUnspecified() {
 		return 0, false
 	}
-	next, at := b[6], ip6Bytes
+	next, at, fragment := b[6], ip6Bytes, false
 	for range 8 { // headers; more than that nobody uses
 		if at+8 > len(b) {
 			return 0, false
@@ -155,8 +155,14 @@ func (g *guard) ip6(b []byte) (looked int, own bool) {
 		case protoAH:
 			next, at = b[at], at+8+4*int(b[at+1])
 		case protoFragment:
-			return at + 8, own
+			if first := binary.BigEndian.Uint16(b[at+2:])>>3 == 0; !first || fragment {
+				return at + 8, own && !fragment
+			}
+			next, at, fragment = b[at], at+8, true
 		case protoICMPv6:
+			if kind := b[at]; fragment && kind >= 133 && kind <= 137 {
+				return 0, false // neighbour discovery has no fragments (RFC 6980)
+			}
 			return g.icmp6(b, at, own)
 		default:
 			return at, own
