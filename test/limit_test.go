@@ -1,8 +1,10 @@
 package test
 
 import (
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/mempage"
 )
@@ -43,4 +45,44 @@ func TestLimitedDiskMoves(t *testing.T) {
 		t.Errorf("exit %d", exit)
 	}
 	checkImage(t, image, size/mempage.Size)
+}
+
+// TestAntispoofIsTheHosts: a guest talks by its own address where that was given, and by no
+// other. What passes after a migration is what the receiver's command line says.
+func TestAntispoofIsTheHosts(t *testing.T) {
+	needKVM(t)
+	a, _ := newSites(t)
+	here := a.start("run", "s0", "--memory", "64M", "--net", "tap=tap1,bridge=br0,antispoof,ip="+guestIP, "--cmdline", "fill=8M tick=0.5 ip="+guestIP)
+	here.out.awaitText(t, 0, "filled ")
+	client := a.echo(t)
+	client.await(t, 5)
+	foreign := regexp.MustCompile(`"tx_foreign": *[1-9]`)
+	if out := a.must("info", "s0", "--json"); foreign.MatchString(out) {
+		t.Errorf("frames of the guest's own address were refused:\n%s", out)
+	}
+
+	there := a.start("receive", "s1", "--listen", a.ip+":0", "--insecure", "--net", "tap=tap2,bridge=br0,antispoof,ip=10.9.0.99")
+	line := there.err.awaitText(t, 0, "listening on ")
+	_, addr, _ := strings.Cut(there.err.snapshot()[line], "listening on ")
+	if r, exit := a.migrate("s0", "--to", strings.TrimSpace(addr), "--downtime-limit", "3s"); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	here.wait()
+	client.mu.Lock()
+	from := len(client.sent)
+	client.mu.Unlock()
+	for end := time.Now().Add(patience); !foreign.MatchString(a.must("info", "s1", "--json")); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("no frame of another address was refused")
+		}
+	}
+	there.out.awaitTick(t, there.out.len(), "the guest goes on", func(tick) bool { return true })
+	client.end()
+	client.mu.Lock()
+	defer client.mu.Unlock()
+	for n := range client.answered {
+		if int(n) >= from {
+			t.Errorf("packet %d of %d was answered from an address that is not the guest's here", n, len(client.sent))
+		}
+	}
 }
