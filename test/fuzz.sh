@@ -27,8 +27,8 @@ for dir in $dirs; do
 	for target in $targets; do
 		echo "fuzz: $target in $dir for $1 s"
 		fuzz "$target" "$1"
-		tried=$(grep -o 'execs: [0-9]*' "$out" | tail -1)
-		count=$((count + 1)) total=$((total + ${tried#execs: }))
+		tried=$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$out" | tail -1)
+		count=$((count + 1)) total=$((total + ${tried:-0}))
 	done
 done
 echo "fuzz: $total executions of $count targets"

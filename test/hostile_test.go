@@ -346,10 +346,16 @@ var broken = regexp.MustCompile(`^panic:|^fatal error:|^goroutine \d|^SIGSEGV|DA
 func (h *hostileRun) sound(p *proc) {
 	h.t.Helper()
 	said := p.err.snapshot()
+	if len(said) > hostileLines {
+		h.t.Errorf("the process said %d lines, such as %q", len(said), said[len(said)-1])
+	}
 	if at := slices.IndexFunc(said, broken.MatchString); at >= 0 {
 		h.t.Errorf("the process said %q", said[at])
 	}
 }
+
+// hostileLines is the most that a VMM may log: each kind of line comes once in 10 s.
+const hostileLines = 1000
 
 // hostileMemory is the most memory of its own that a VMM may have, in KiB.
 const hostileMemory = 200 << 10

@@ -140,27 +140,7 @@ func FuzzRegisters(f *testing.F) {
 	f.Add([]byte{0x84, 0x10, 0x80, 'x', 0x80, 'y', 0x05, 0, 0x48, 'z', 0x84, 0, 0x00, 0})
 	f.Fuzz(func(t *testing.T, ops []byte) {
 		u, line := newUART(t, io.Discard)
-		fed := 0
-		for ; len(ops) >= 2; ops = ops[2:] {
-			off := ops[0] & 0x0f
-			switch {
-			case ops[0]&0x80 != 0:
-				u.WritePort(off, ops[1])
-			case ops[0]&0x40 != 0:
-				fed += u.Feed(bytes.Repeat(ops[1:2], int(off)))
-			default:
-				u.ReadPort(off)
-			}
-			if level, _ := line.get(); level != (u.interrupt() != iirNone) {
-				t.Fatalf("the line is %v, IIR %#x", level, u.interrupt())
-			}
-			if len(u.fifo) > u.depth() || len(u.pending) > maxPending {
-				t.Fatalf("%d bytes in a FIFO of %d, %d wait", len(u.fifo), u.depth(), len(u.pending))
-			}
-			if len(u.pending) > 0 && len(u.fifo) < u.depth() && u.mcr&mcrLoop == 0 {
-				t.Fatal("input waits with room in the FIFO")
-			}
-		}
+		exercise(t, u, line, ops)
 		dst, _ := newUART(t, io.Discard)
 		if err := dst.LoadState(u.SaveState()); err != nil {
 			t.Fatal(err)
@@ -238,4 +218,46 @@ func TestHeldLineTravels(t *testing.T) {
 	if err := New(func(bool) {}, &there).LoadState(bad); err == nil {
 		t.Error("an unfinished line with a newline was loaded")
 	}
+}
+
+// exercise does what ops say with the registers and the other end, and checks after each
+// that the UART holds together.
+func exercise(t *testing.T, u *UART, line *irqLine, ops []byte) {
+	t.Helper()
+	for ; len(ops) >= 2; ops = ops[2:] {
+		off := ops[0] & 0x0f
+		switch {
+		case ops[0]&0x80 != 0:
+			u.WritePort(off, ops[1])
+		case ops[0]&0x40 != 0:
+			u.Feed(bytes.Repeat(ops[1:2], int(off)))
+		default:
+			u.ReadPort(off)
+		}
+		if level, _ := line.get(); level != (u.interrupt() != iirNone) {
+			t.Fatalf("the line is %v, IIR %#x", level, u.interrupt())
+		}
+		if len(u.fifo) > u.depth() || len(u.pending) > maxPending {
+			t.Fatalf("%d bytes in a FIFO of %d, %d wait", len(u.fifo), u.depth(), len(u.pending))
+		}
+		if len(u.pending) > 0 && len(u.fifo) < u.depth() && u.mcr&mcrLoop == 0 {
+			t.Fatal("input waits with room in the FIFO")
+		}
+	}
+}
+
+// A state from a hostile source is refused, or the UART holds together with it.
+func FuzzState(f *testing.F) {
+	f.Add([]byte{1, 1, 3, 8, 0, 1, 0, 0, 3}, []byte("typed"), []byte("more"), []byte("a prompt"), []byte{0x81, 0x0f, 0x02, 0, 0x00, 0, 0x48, 'z'})
+	f.Fuzz(func(t *testing.T, regs, fifo, pending, unended, ops []byte) {
+		if len(regs) < 9 {
+			return
+		}
+		s := State{IER: regs[0], FCR: regs[1], LCR: regs[2], MCR: regs[3], SCR: regs[4], DLL: regs[5], DLM: regs[6], MSR: regs[7],
+			Overrun: regs[8]&1 != 0, THREPending: regs[8]&2 != 0, FIFO: fifo, Pending: pending, Line: unended}
+		u, line := newUART(t, io.Discard)
+		if u.LoadState(s) == nil {
+			exercise(t, u, line, ops)
+		}
+	})
 }
