@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -9,9 +10,11 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/govmm/govmm/internal/boundedlog"
 	"github.com/govmm/govmm/internal/testenv"
 	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/vmm/api"
 )
 
 // hanging names what a device does not return from, in a govmm that a test has started.
@@ -145,4 +148,50 @@ func TestForceWhileAPauseHangs(t *testing.T) {
 		t.Errorf("stop: exit status %d: %s", exit, stderr)
 	}
 	tm.ended(exitDone)
+}
+
+// awaiting is a VM whose end waits for something.
+type awaiting struct {
+	what    string
+	freeing bool
+	silent  chan struct{} // nil, or Awaits returns when it is closed
+}
+
+func (a *awaiting) Stopping() <-chan struct{} { return nil }
+func (a *awaiting) Awaits() (string, bool) {
+	if a.silent != nil {
+		<-a.silent
+	}
+	return a.what, a.freeing
+}
+
+// TestEndByForce: memory that is still being freed is no failure; a VM that cannot even say
+// what it waits for ends; whoever waits for a request hears why; the name is free.
+func TestEndByForce(t *testing.T) {
+	silent := make(chan struct{})
+	defer close(silent)
+	for _, tc := range []struct {
+		vm     *awaiting
+		status int
+		says   string
+	}{
+		{&awaiting{what: "guest memory", freeing: true}, exitDone, "govmm: a: stopped\n"},
+		{&awaiting{what: "disk a.img"}, exitFailed, "govmm: a did not end within 4s, and is ended by force; it waits for disk a.img\n"},
+		{&awaiting{silent: silent}, exitFailed, "it waits for something that cannot be told\n"},
+	} {
+		socket := filepath.Join(t.TempDir(), "s")
+		claim, err := api.ClaimSocket(socket, "a")
+		testenv.Check(t, err)
+		var out bytes.Buffer
+		p := &process{claim: claim, log: newLog(&out)}
+		status := p.endByForce(tc.vm, api.NewServer(&fakeVM{}, socket))
+		boundedlog.Flush(t.Context(), p.log) // also where it took longer
+		if status != tc.status || !strings.HasSuffix(out.String(), tc.says) {
+			t.Errorf("exit status %d: %q", status, out.String())
+		}
+		claim.Release() // which is done, or is being done
+		again, err := api.ClaimSocket(socket, "a")
+		testenv.Check(t, err)
+		again.Release()
+	}
 }

@@ -25,7 +25,7 @@ func PrepareToReceive() error {
 func readHost() {
 	bootid.ID()
 	softwareKVM()
-	time.Now().Zone() // loads the time zone, for the times in answers
+	_, _ = time.Now().Zone() // loads the time zone, for the times in answers
 }
 
 // softwareKVM says whether neither of the hardware modules is loaded: KVM then runs
