@@ -143,7 +143,7 @@ func TestRefusedGuestGoesOn(t *testing.T) {
 	vm := obeying(t)
 	next := receiving(t, ReceiveConfig{Backing: memory.Hugetlb})
 	r := vm.migrateTo(t, next.Addr().String())
-	if r.Status != "failed" || !strings.Contains(r.Error, "memory of 16 MiB (hugetlb): this host has 0 MiB available") {
+	if r.Status != "failed" || !strings.Contains(r.Error, "memory of 16 MiB (hugetlb): this host has too little") {
 		t.Fatalf("%+v", r)
 	}
 	for deadline := vmtest.Within(t); next.Info().Incoming != nil; time.Sleep(time.Millisecond) {
