@@ -195,7 +195,7 @@ func TestVMInfo(t *testing.T) {
 	if i.Name != "test" || i.PID != os.Getpid() || i.CPUs != 2 || i.Memory != 16<<20 || i.Address != "" || i.Migration != nil || i.Incoming != nil {
 		t.Errorf("info %+v", i)
 	}
-	if b, err := json.Marshal(i); err != nil || !strings.HasSuffix(string(b), `"devices":{"console":false,"disks":[],"nets":[],"rng":false}}`) {
+	if b, err := json.Marshal(i); err != nil || !strings.Contains(string(b), `"devices":{"console":false,"disks":[],"nets":[],"rng":false}`) {
 		t.Errorf("JSON of a VM without devices: %s, %v", b, err)
 	}
 	if b, err := json.Marshal(receiving(t, ReceiveConfig{}).Info()); err != nil || strings.Contains(string(b), "devices") {
