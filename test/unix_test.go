@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
@@ -174,4 +175,49 @@ func TestUnixStrangers(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	awaitVerified(t, dst.out, 0, 16*mib/mempage.Size)
+}
+
+// TestUnixAsUser: a receiver that gives up root listens on a socket of its user, which
+// vanishes too, and reads its certificates as that user.
+func TestUnixAsUser(t *testing.T) {
+	needKVM(t)
+	needRoot(t)
+	h := newHost(t)
+	ours := newAuthority(t)
+	beta := filepath.Join(h.dir, "beta")
+	if err := ours.ca.Issue(beta, []string{"beta"}, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	user := []string{"--user", fmt.Sprint(stranger)}
+	path := filepath.Join(h.dir, "in.sock")
+	own := func(paths ...string) {
+		t.Helper()
+		for _, p := range paths {
+			if err := os.Chown(p, stranger, stranger); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	own(h.dir, beta)
+	if _, errs, exit := h.run(append([]string{"receive", "--listen", "unix:" + path, "--tls-dir", beta}, user...)...); exit != 1 ||
+		!strings.Contains(errs, "key.pem: permission denied") || strings.Count(errs, "\n") != 1 {
+		t.Errorf("a key of root's: exit %d, %q", exit, errs)
+	}
+	own(filepath.Join(beta, "key.pem"))
+	dst, addr := h.receiveUnix("dst", path, append([]string{"--tls-dir", beta}, user...)...)
+	h.startDemo("src", 1, 64, 16, 4, user...)
+	copyFiles(t, beta, ours.host("beta"))                                                  // over the same files, which stay the user's
+	api := func(name string) string { return filepath.Join(h.dir, "govmm", name+".sock") } // another user's names are not listed
+	if r, exit := h.migrate("--api-socket", api("src"), "--to", addr, "--tls-dir", ours.host("alpha"), "--tls-server-name", "beta"); exit != 0 {
+		t.Fatalf("%+v", r)
+	}
+	dst.err.awaitText(t, 0, "changed are in use")
+	awaitVerified(t, dst.out, 0, 16*mib/mempage.Size)
+	h.must("stop", "--api-socket", api("dst"), "--force")
+	if dst.wait() != 0 {
+		t.Errorf("exit %d", dst.exit)
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket is left behind: %v", err)
+	}
 }

@@ -84,6 +84,7 @@ type host struct {
 	serial  serial.Backend
 	console serial.Backend // nil: none
 	log     *slog.Logger
+	user    *identity
 }
 
 // host claims a name, makes the VM, serves its API, and runs it to its end. later is the
@@ -158,7 +159,7 @@ func (p *process) say(format string, args ...any) {
 // is as it was before, and the last answer has been sent.
 func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() ([]virtio.Spec, sandbox.Policy)) (vmm.Outcome, error) {
 	defer collectLate().Stop()
-	h := host{name: p.claim.Name(), log: p.log}
+	h := host{name: p.claim.Name(), log: p.log, user: p.user}
 	var err error
 	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}
 	if err := p.user.do(func() error { return h.open(f, opt) }); err != nil {

@@ -151,15 +151,19 @@ func (f *receiveFlags) checkTLS() (err error) {
 }
 
 // tlsConfig reads the files of --tls-dir, nil if there is none.
-func (f *receiveFlags) tlsConfig(h host) (*tls.Config, error) {
+func (f *receiveFlags) tlsConfig(h host) (config *tls.Config, err error) {
 	if f.tlsDir == "" {
 		return nil, nil
 	}
-	s, err := hosttls.NewServer(f.tlsDir, f.allowed, h.log)
-	if err != nil {
-		return nil, fmt.Errorf("--tls-dir: %w", err)
-	}
-	return s.Config(), nil
+	err = h.user.do(func() error { // who reads them again later
+		s, err := hosttls.NewServer(f.tlsDir, f.allowed, h.log)
+		if err != nil {
+			return fmt.Errorf("--tls-dir: %w", err)
+		}
+		config = s.Config()
+		return nil
+	})
+	return config, err
 }
 
 // later adds to a policy what the receiver needs for connections.
@@ -174,9 +178,13 @@ func (f *receiveFlags) later(policy sandbox.Policy) sandbox.Policy {
 }
 
 // open makes the listener.
-func (f *receiveFlags) open(h host) (net.Listener, error) {
+func (f *receiveFlags) open(h host) (ln net.Listener, err error) {
 	if f.tcp == nil {
-		return migrate.ListenUnix(strings.TrimPrefix(f.listen, migrate.UnixPrefix))
+		err = h.user.do(func() error { // who removes it
+			ln, err = migrate.ListenUnix(strings.TrimPrefix(f.listen, migrate.UnixPrefix))
+			return err
+		})
+		return ln, err
 	}
 	if f.insecure && !f.tcp.IP.IsLoopback() {
 		h.log.Warn("--insecure: whoever reaches this address can send a guest, and read or change one that comes", "listen", f.listen)
