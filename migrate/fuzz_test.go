@@ -405,6 +405,7 @@ func FuzzTLSPort(f *testing.F) {
 				}
 				return nil, errors.New("none here")
 			}), nil)
+			r.timeout = time.Second
 			if secure {
 				if err := r.RequireTLS(server); err != nil {
 					t.Fatal(err)
