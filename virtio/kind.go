@@ -59,11 +59,13 @@ type Spec interface {
 	Open(log *slog.Logger) (Backend, error)
 }
 
-// Mover is a Spec that names something of its host.
+// Mover is a Spec that names something of its host. A Spec that does so and is no
+// Mover, which [Pathed] and [Exclusive] show, is refused by other hosts.
 type Mover interface {
 	// Move adapts the spec of a guest that has come to this host. here, a spec of
 	// the same kind made by [Kind].ParseHere, says what of this host takes the
-	// place of the source's; nil: what has the same name. It fails if here asks
+	// place of the source's; nil: what has the same name, which a destination
+	// allows only if it trusts its source. It fails if here asks
 	// for what the guest would notice, and if a name that the source gave is a
 	// relative path.
 	Move(here Spec) error
