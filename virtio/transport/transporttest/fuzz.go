@@ -202,7 +202,7 @@ func (g *guest) step(op, a byte, v uint16, rest []byte) int {
 			g.kind.Host(g.t, g.dev, a, v)
 		}
 	case opWait:
-		time.Sleep(20 * time.Microsecond)
+		time.Sleep(100 * time.Microsecond) // the device works
 	case opPlace:
 		g.base = pci.MMIOBase + uint64(v)<<13%pci.MMIOSize
 		g.config(0x10, 4, uint32(g.base))
