@@ -85,6 +85,15 @@ func (v *VM) Addr() net.Addr {
 	return v.listener.Addr()
 }
 
+// Arrived returns a channel that is closed when the guest that a receiver waits for runs
+// here; nil for other VMs.
+func (v *VM) Arrived() <-chan struct{} {
+	if v.receiver == nil {
+		return nil
+	}
+	return v.here
+}
+
 // receive waits until a guest has arrived. The listener goes on until stop is
 // called, which waits for its end. When ctx ends first there is no machine.
 func (v *VM) receive(ctx context.Context) (stop func(), err error) {
@@ -149,6 +158,7 @@ func (a *arrival) Start(ctx context.Context, paused bool) error {
 	}
 	a.vm.setIncoming(nil)
 	a.vm.setMachine(a.Machine)
+	close(a.vm.here) // a machine starts once
 	return nil
 }
 

@@ -32,6 +32,7 @@ type VM struct {
 	stopOnce sync.Once
 	stopping chan struct{}          // closed by Stop, and when Run's context ends
 	ended    chan struct{}          // closed at the end of Run
+	here     chan struct{}          // closed when the guest of a receiver runs here
 	left     chan struct{}          // closed when the guest has moved away
 	moved    chan struct{}          // closed when nothing with a name is left of it here
 	step     atomic.Pointer[string] // what the end has begun, if it is not the machine's
@@ -67,7 +68,7 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 	}
 	log = boundedlog.New(log)
 	v := &VM{name: name, log: log, stopping: make(chan struct{}),
-		ended: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
+		ended: make(chan struct{}), here: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
 	if port != nil {
 		l := &line{Backend: port, name: "serial port", log: log}
 		v.ends.Serial, v.lines = l, append(v.lines, l)

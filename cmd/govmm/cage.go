@@ -13,8 +13,6 @@ import (
 // lookups are what a name is looked up in, for an outgoing migration.
 var lookups = []string{"/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/services"}
 
-var defaultSandbox = "off"
-
 // cage puts this process into the sandbox, which leaves it what policy has and what every
 // VM needs.
 func (p *process) cage(f *hostFlags, policy sandbox.Policy) error {

@@ -42,7 +42,7 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
 	cmd.Flags().BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
-	cmd.Flags().StringVar(&f.sandbox, "sandbox", defaultSandbox, "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
+	cmd.Flags().StringVar(&f.sandbox, "sandbox", string(sandbox.On), "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
 	cmd.Flags().StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
 	cmd.Flags().UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
@@ -207,6 +207,15 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		}
 		server.Shutdown()
 		p.claim.Release()
+	})
+	leaving.Go(func() {
+		select {
+		case <-vm.Arrived(): // its taps are there
+			if err := sandbox.DropCapabilities(); err != nil {
+				h.log.Warn("the process keeps capabilities that it needs no more", "err", err)
+			}
+		case <-over:
+		}
 	})
 	<-watching
 	outcome, err := vm.Run(ctx) // closes the backends, which restores the terminal

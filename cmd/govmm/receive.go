@@ -169,7 +169,12 @@ func (f *receiveFlags) tlsConfig(h host) (config *tls.Config, err error) {
 // later adds to a policy what the receiver needs for connections.
 func (f *receiveFlags) later(policy sandbox.Policy) sandbox.Policy {
 	if f.tlsDir != "" {
-		policy.Read = append(policy.Read, f.tlsDir) // files that change are read again
+		policy.Read = append(policy.Read, f.tlsDir)                      // files that change are read again
+		for _, name := range []string{"ca.pem", "cert.pem", "key.pem"} { // they may be links
+			if path, err := filepath.EvalSymlinks(filepath.Join(f.tlsDir, name)); err == nil {
+				policy.Read = append(policy.Read, filepath.Dir(path))
+			}
+		}
 	}
 	if f.tcp == nil {
 		policy.Remove = append(policy.Remove, filepath.Dir(strings.TrimPrefix(f.listen, migrate.UnixPrefix)))

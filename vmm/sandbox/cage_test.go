@@ -179,10 +179,19 @@ var tries = map[string]func(arg string) error{
 	"kexec":       func(string) error { return call(unix.SYS_KEXEC_LOAD) },
 	"by handle":   func(string) error { return call(unix.SYS_OPEN_BY_HANDLE_AT) },
 	"setuid":      func(string) error { return call(unix.SYS_SETUID, 0) },
-	"capset":      func(string) error { return call(unix.SYS_CAPSET) },
-	"chroot":      func(string) error { return unix.Chroot("/") },
-	"unknown":     func(string) error { return call(499) },
-	"x32":         func(string) error { return call(0x40000000 + unix.SYS_GETPID) },
+	"drop": func(string) error {
+		if err := DropCapabilities(); err != nil {
+			return err
+		}
+		var data [2]unix.CapUserData
+		if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
+			return err
+		}
+		return fmt.Errorf("%v %v", data, Current().Capabilities)
+	},
+	"chroot":  func(string) error { return unix.Chroot("/") },
+	"unknown": func(string) error { return call(499) },
+	"x32":     func(string) error { return call(0x40000000 + unix.SYS_GETPID) },
 	"executable": func(string) error {
 		return call(unix.SYS_MMAP, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON, ^uintptr(0))
 	},
@@ -290,7 +299,7 @@ func TestSystemCallsEndTheProcess(t *testing.T) {
 		{"exec", "execve"}, {"fork", "clone"}, {"namespace", "clone"}, {"unshare", "unshare"}, {"setns", "setns"},
 		{"ptrace", "ptrace"}, {"vm read", "process_vm_readv"}, {"mount", "mount"}, {"bpf", "bpf"}, {"keyctl", "keyctl"},
 		{"io_uring", "io_uring_setup"}, {"userfaultfd", "userfaultfd"}, {"perf", "perf_event_open"}, {"kexec", "kexec_load"},
-		{"by handle", "open_by_handle_at"}, {"setuid", "setuid"}, {"capset", "capset"}, {"chroot", "chroot"}, {"executable", "mmap"},
+		{"by handle", "open_by_handle_at"}, {"setuid", "setuid"}, {"chroot", "chroot"}, {"executable", "mmap"},
 		{"mprotect", "mprotect"}, {"kill another", "kill"}, {"own sigsys", "rt_sigaction"}, {"owner of io", "fcntl"}, {"tiocsti", "ioctl"},
 		{"dumpable", "prctl"}, {"limit", "prlimit64"}, {"answer", "ioctl"}, {"mptcp", "socket"}, {"packet", "socket"}, {"netlink", "socket"},
 		{"fast open", "sendto"}, {"unix listen", "bind"}, {"unknown", "of an unknown number"}, {"x32", "of an unknown number"},
@@ -313,6 +322,17 @@ func TestVCPUThreadsAreNarrower(t *testing.T) {
 	ends(t, attempt{Try: "exec", Policy: policy, VCPU: true}, "execve")
 	gets(t, attempt{Try: "shutdown", Policy: policy, VCPU: true}, "EBADF")
 	gets(t, attempt{Try: "threads", Policy: policy}, "<nil>")
+}
+
+// TestDropCapabilities drops what was kept, while a vCPU's thread is there.
+func TestDropCapabilities(t *testing.T) {
+	if withCgo {
+		t.Log("a program with cgo keeps them: TestSandboxDropsCapabilities runs the command without")
+		return
+	}
+	for _, vcpu := range []bool{false, true} {
+		gets(t, attempt{Try: "drop", Policy: Policy{Mode: On, Keep: []int{unix.CAP_NET_ADMIN}}, VCPU: vcpu}, "[{0 0 0} {0 0 0}] []")
+	}
 }
 
 // TestLogGoesOn: what would end the process is reported.

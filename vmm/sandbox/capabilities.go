@@ -10,12 +10,13 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
-// capabilityNames are the capabilities of linux/capability.h, by number.
-var capabilityNames = []string{"chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid",
-	"setpcap", "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner",
-	"sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice", "sys_resource",
-	"sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin",
-	"syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"}
+// capabilityName names a capability that may be kept.
+func capabilityName(c int) string {
+	if c == unix.CAP_NET_ADMIN {
+		return "net_admin"
+	}
+	return fmt.Sprint(c)
+}
 
 // allThreads makes a system call on each thread of the process, as C programs do with
 // libcap's psx and others with syscall.AllThreadsSyscall.
@@ -41,28 +42,50 @@ func (p Policy) dropCapabilities(s *Status) error {
 	if err := allThreads(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil && !errors.Is(err, unix.EINVAL) { // Linux 4.3
 		return fmt.Errorf("PR_CAP_AMBIENT_CLEAR_ALL: %w", err)
 	}
+	var err error
+	s.Capabilities, err = keepOnly(p.Keep)
+	return err
+}
+
+// keepOnly leaves each thread those of the capabilities that the process has, and returns
+// their names.
+func keepOnly(keep []int) ([]string, error) {
 	header := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := new([2]unix.CapUserData)
 	if err := unix.Capget(header, &data[0]); err != nil {
-		return fmt.Errorf("capget: %w", err)
+		return nil, fmt.Errorf("capget: %w", err)
 	}
-	kept := [2]uint32{}
-	for _, c := range p.Keep {
-		kept[c/32] |= data[c/32].Permitted & (1 << (c % 32))
+	kept, names := [2]uint32{}, []string{}
+	for _, c := range keep {
+		if data[c/32].Permitted&(1<<(c%32)) != 0 {
+			kept[c/32] |= 1 << (c % 32)
+			names = append(names, capabilityName(c))
+		}
 	}
 	for i := range data {
 		data[i] = unix.CapUserData{Effective: kept[i], Permitted: kept[i]}
 	}
-	header.Pid = 0
 	if err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(header)), uintptr(unsafe.Pointer(data)), 0); err != nil {
-		return fmt.Errorf("capset: %w", err)
+		return nil, fmt.Errorf("capset: %w", err)
 	}
-	s.Capabilities = []string{}
-	for c, name := range capabilityNames {
-		if kept[c/32]&(1<<(c%32)) != 0 {
-			s.Capabilities = append(s.Capabilities, name)
-		}
+	return names, nil
+}
+
+// DropCapabilities takes from the process what [Policy].Keep has left to it, when it is
+// needed no more. Outside of the cage it does nothing, nor in a program with cgo: to reach
+// all threads of one takes system calls that the cage does not let through.
+func DropCapabilities() error {
+	s := current.Load()
+	if s == nil || len(s.Capabilities) == 0 || withCgo {
+		return nil
 	}
+	names, err := keepOnly(nil)
+	if err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	next := *s
+	next.Capabilities = names
+	current.Store(&next)
 	return nil
 }
 

@@ -56,7 +56,7 @@ func (p Policy) rules() []rule {
 		// Sockets that are there.
 		"accept4", "getsockname", "getpeername", "getsockopt", "setsockopt", "recvfrom", "shutdown", "connect",
 		// Questions, and the end of a process that was started before.
-		"uname", "getrusage", "getuid", "geteuid", "getgid", "getegid", "getpgrp", "waitid", "wait4", "capget", "mincore", "sysinfo",
+		"uname", "getrusage", "getuid", "geteuid", "getgid", "getegid", "getpgrp", "waitid", "wait4", "mincore", "sysinfo",
 	)...)
 	list = append(list,
 		rule{call: "fcntl", any: one(1, unix.F_DUPFD, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC,
@@ -68,8 +68,11 @@ func (p Policy) rules() []rule {
 		// A filter that is added, on this thread only, can only take more away.
 		rule{call: "seccomp", any: []alternative{{{arg: 0, values: []uint32{unix.SECCOMP_SET_MODE_FILTER}}, {arg: 1, values: []uint32{0}}}}},
 	)
+	if p.Listen || p.Netlink { // to be told of changes
+		list = append(list, always("bind")...)
+	}
 	if p.Listen {
-		list = append(list, always("bind", "listen")...)
+		list = append(list, always("listen")...)
 	}
 	return list
 }
@@ -102,6 +105,8 @@ func runtimeRules(self uint32) []rule {
 		rule{call: "arch_prctl", any: one(0, archSetFS, archGetXCompSupported, archGetXCompGuestPerm, archReqXCompGuestPerm)},
 		rule{call: "prctl", any: one(0, prSetVMA, unix.PR_SET_NAME)},
 		rule{call: "prlimit64", any: []alternative{{{arg: 0, values: []uint32{0}}, {arg: 2, values: []uint32{0}}}}}, // to ask
+		// Capabilities that were kept are dropped later, on each thread.
+		rule{call: "capset"}, rule{call: "capget"},
 		// The handler of SIGSYS stays.
 		rule{call: "rt_sigaction", any: []alternative{{{arg: 0, values: signals()}}}},
 	)
@@ -118,7 +123,8 @@ func signals() (list []uint32) {
 }
 
 // vcpuRules are the system calls of a thread that runs a vCPU: KVM's, the runtime's except
-// for new threads, and what a device does when the guest writes its registers.
+// for new threads, and what a device does when the guest writes its registers: to activate
+// one takes an eventfd, to reset one closes connections.
 func vcpuRules() []rule {
 	p := Policy{}
 	list := p.hot()
@@ -127,7 +133,7 @@ func vcpuRules() []rule {
 			list = append(list, r)
 		}
 	}
-	return append(list, always("close", "shutdown", "eventfd2", "epoll_ctl", "fallocate")...)
+	return append(list, always("close", "shutdown", "setsockopt", "eventfd2", "epoll_ctl", "fallocate")...)
 }
 
 func always(calls ...string) (list []rule) {
