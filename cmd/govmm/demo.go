@@ -49,9 +49,9 @@ its memory at the destination. The last line is bad=0 if no page was lost.`,
 
 // How long each part of the demo may take.
 const (
-	demoStart   = 15 * time.Second // until a child listens, or its guest has filled its memory
-	demoTick    = 10 * time.Second // between two ticks
-	demoMigrate = 30 * time.Second
+	demoStart   = time.Minute      // until a child listens, or its guest has filled its memory
+	demoTick    = 30 * time.Second // between two ticks
+	demoMigrate = 2 * time.Minute
 )
 
 // demoSize is a guest that fits the machine.
@@ -183,7 +183,7 @@ func (s *stage) migrate(source *child, addr string, tls demoTLS) (migrate.Result
 	defer func() { cancel(); <-over }()
 	go func() {
 		defer close(over)
-		v.res, v.err = api.Open(source.socket).Migrate(ctx, api.MigrateRequest{To: addr, TLS: tls.source}, nil)
+		v.res, v.err = api.Open(source.socket).Migrate(ctx, api.MigrateRequest{To: addr, TLS: tls.source, AutoConverge: true}, nil)
 	}()
 	gone := false
 	sourceEnds := func(e event) bool {
