@@ -214,14 +214,16 @@ func explainTLS(err error, peer string) error {
 }
 
 // explainAlert is explainTLS for an error that comes after the handshake: an alert of the
-// peer, or one that has nothing to do with TLS.
+// peer, or of this side, or one that has nothing to do with TLS.
 func explainAlert(err error, peer string) error {
 	op := (*net.OpError)(nil)
-	if !errors.As(err, &op) || op.Op != "remote error" {
+	if !errors.As(err, &op) || op.Op != "remote error" && op.Op != "local error" {
 		return err
 	}
 	alert := strings.TrimPrefix(op.Err.Error(), "tls: ")
 	switch {
+	case op.Op == "local error": // such as a record that was changed on its way
+		return fmt.Errorf("%w: what came is not what the %s sent by TLS: %s", ErrProtocol, peer, alert)
 	case !strings.Contains(alert, "certificate") && alert != "access denied":
 		return fmt.Errorf("the %s ended TLS: %s", peer, alert)
 	case peer == "destination":
