@@ -10,23 +10,29 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// rss is a process's resident memory in bytes.
+// rss returns the resident memory of a process, in bytes.
 func rss(t testing.TB, pid int) int {
 	t.Helper()
+	n, err := memoryOf(pid, "VmRSS:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// memoryOf returns a figure of /proc/PID/status, in bytes.
+func memoryOf(pid int, what string) (int, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
-	_, after, _ := strings.Cut(string(text), "VmRSS:")
+	_, after, _ := strings.Cut(string(text), what)
 	fields := strings.Fields(after)
 	if len(fields) == 0 {
-		t.Fatalf("process %d has no VmRSS", pid)
+		return 0, fmt.Errorf("process %d has no %s", pid, what)
 	}
 	kib, err := strconv.Atoi(fields[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib << 10
+	return kib << 10, err
 }
 
 // awaitBallooned waits until the guest's balloon holds that much.
