@@ -120,8 +120,9 @@ func TestSandboxModes(t *testing.T) {
 	needKVM(t)
 	h := newHost(t)
 	log := h.start("run", "log", "--sandbox", "log")
-	h.start("run", "off", "--sandbox", "off")
-	h.start("run", "ports", "--migrate-ports", "1,2")
+	for _, p := range []*proc{log, h.start("run", "off", "--sandbox", "off"), h.start("run", "ports", "--migrate-ports", "1,2")} {
+		p.err.awaitText(t, 0, "its API socket is")
+	}
 	_, addr := h.receive("dst")
 	for name, want := range map[string]string{"log": "log, seccomp", "off": "off"} {
 		h.awaitInfo(name, "running guest", func(i info) bool { return i.State == "running" })
