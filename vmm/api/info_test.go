@@ -15,6 +15,7 @@ import (
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 	"github.com/govmm/govmm/vmm/machine"
+	"github.com/govmm/govmm/vmm/sandbox"
 )
 
 // toy describes a device of a kind that is not among the built-in ones.
@@ -44,16 +45,18 @@ func TestInfoJSON(t *testing.T) {
 		info vmm.Info
 		want string
 	}{
-		{"a receiver that waits", vmm.Info{Name: "a", PID: 1, State: vmm.StateReceiving, Address: "h:1"},
-			`{"name":"a","pid":1,"state":"receiving","address":"h:1","cpus":0,"memory":0,"api_socket":"SOCKET"}`},
-		{"no device", vmm.Info{Name: "a", State: vmm.StateRunning, CPUs: 1, Memory: 4096, Kernel: "ELF", Panicked: true, Devices: vmm.Devices{}},
+		{"a receiver that waits", vmm.Info{Name: "a", PID: 1, State: vmm.StateReceiving, Address: "h:1", Sandbox: sandbox.Status{Mode: sandbox.Off}},
+			`{"name":"a","pid":1,"state":"receiving","address":"h:1","cpus":0,"memory":0,"sandbox":{"mode":"off","landlock":0,"seccomp":false},"api_socket":"SOCKET"}`},
+		{"no device", vmm.Info{Name: "a", State: vmm.StateRunning, CPUs: 1, Memory: 4096, Kernel: "ELF", Panicked: true, Devices: vmm.Devices{},
+			Sandbox: sandbox.Status{Mode: sandbox.On, Landlock: 3, Seccomp: true, Capabilities: []string{}, Missing: []string{"b"}}},
 			`{"name":"a","pid":0,"state":"running","address":"","cpus":1,"memory":4096,"kernel":"ELF","panicked":true,` +
-				`"devices":{"rng":false,"console":false,"disks":[],"nets":[]},"api_socket":"SOCKET"}`},
+				`"devices":{"rng":false,"console":false,"disks":[],"nets":[]},` +
+				`"sandbox":{"mode":"on","landlock":3,"seccomp":true,"capabilities":[],"missing":["b"]},"api_socket":"SOCKET"}`},
 		{"every device", vmm.Info{Name: "a", Devices: append(devices(), unknown)},
 			`{"name":"a","pid":0,"state":"","address":"","cpus":0,"memory":0,"devices":{"balloon":{"target":2,"actual":1},"rng":true,"console":true,` +
 				`"disks":[{"path":"a","size":512,"readonly":false,"direct":false,"queues":1,"read_bytes":0,"written_bytes":0,"errors":0}],` +
 				`"nets":[{"mac":"52:54:00:01:02:03","tap":"tap7","queues":1,"rx_frames":0,"rx_bytes":0,"rx_dropped":0,"tx_frames":0,"tx_bytes":0,"tx_dropped":0}],` +
-				`"vsock":{"cid":5,"path":"c"},"toys":[{"colour":"red"}]},"api_socket":"SOCKET"}`},
+				`"vsock":{"cid":5,"path":"c"},"toys":[{"colour":"red"}]},"sandbox":{"mode":"","landlock":0,"seccomp":false},"api_socket":"SOCKET"}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			b, err := json.Marshal(api.Info{Info: tc.info, Socket: "SOCKET"})

@@ -33,7 +33,9 @@ func (h *host) incompatible(s *Spec) error {
 	if s.TSCKHz != 0 && !h.tscControl && !sameFrequency(s.TSCKHz, h.tscKHz) {
 		bad("TSC of %d kHz: this host's runs at %d kHz and its KVM cannot scale it (KVM_CAP_TSC_CONTROL)", s.TSCKHz, h.tscKHz)
 	}
-	errs = append(errs, kind.Told(errors.Join(cpu.Differences(s.CPUID, h.cpuid)...)))
+	for _, err := range cpu.Differences(s.CPUID, h.cpuid) {
+		errs = append(errs, kind.Told(err))
+	}
 	return errors.Join(errs...)
 }
 

@@ -75,8 +75,8 @@ type Status struct {
 	Landlock int `json:"landlock"`
 	// Seccomp says that system calls are filtered.
 	Seccomp bool `json:"seccomp"`
-	// Capabilities are those that the process has kept.
-	Capabilities []string `json:"capabilities"`
+	// Capabilities are those that the process has kept; nil: all of its user's.
+	Capabilities []string `json:"capabilities,omitzero"`
 	// Missing lists what this kernel cannot do.
 	Missing []string `json:"missing,omitempty"`
 }
