@@ -56,7 +56,7 @@ func (p Policy) rules() []rule {
 		// Sockets that are there.
 		"accept4", "getsockname", "getpeername", "getsockopt", "setsockopt", "recvfrom", "shutdown", "connect",
 		// Questions, and the end of a process that was started before.
-		"uname", "getrusage", "getuid", "geteuid", "getgid", "getegid", "getpgrp", "waitid", "wait4", "mincore", "sysinfo",
+		"uname", "getrusage", "getuid", "geteuid", "getgid", "getegid", "getpgrp", "getpgid", "waitid", "wait4", "mincore", "sysinfo",
 	)...)
 	list = append(list,
 		rule{call: "fcntl", any: one(1, unix.F_DUPFD, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC,
