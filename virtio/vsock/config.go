@@ -82,7 +82,7 @@ func (c Config) Validate() error {
 	case strings.IndexByte(c.Path, 0) >= 0:
 		return fmt.Errorf("the path has a zero byte")
 	case c.Path[0] == '@':
-		return fmt.Errorf("path=%s: must be a file, such as ./%s", c.Path, c.Path)
+		return fmt.Errorf("path=%q: must be a file, such as %q", c.Path, "./"+c.Path)
 	case len(c.Path) > maxPath && (len(c.Path) > longest || len(filepath.Base(c.Path)) > maxName):
 		return fmt.Errorf("the path must have at most %d bytes, or its last element at most %d, so that PATH_PORT fits a socket address; got %d", maxPath, maxName, len(c.Path))
 	case c.CID != 0 && (c.CID < MinCID || c.CID > MaxCID):
