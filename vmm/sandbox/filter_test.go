@@ -1,0 +1,120 @@
+package sandbox
+
+import (
+	"slices"
+	"testing"
+
+	seccomp "github.com/elastic/go-seccomp-bpf"
+	"github.com/elastic/go-seccomp-bpf/arch"
+	"golang.org/x/net/bpf"
+)
+
+// TestFilterSaysWhatTheRulesSay runs the assembled program for every call, with arguments
+// that the rules look at and others.
+func TestFilterSaysWhatTheRulesSay(t *testing.T) {
+	policy := Policy{Mode: On, Netlink: true}
+	for what, rules := range map[string][]rule{"process": policy.rules(), "vCPU": vcpuRules()} {
+		raw, err := assemble(rules, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		program, ok := bpf.Disassemble(raw)
+		if !ok {
+			t.Fatal("the program is not understood")
+		}
+		vm, err := bpf.NewVM(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d rules, %d instructions", what, len(rules), len(program))
+		byNumber := make(map[uint32]rule)
+		for _, r := range rules {
+			n := numberOf(t, r.call)
+			if _, twice := byNumber[n]; twice {
+				t.Errorf("%s: two rules for %s", what, r.call)
+			}
+			byNumber[n] = r
+		}
+		values := []uint32{0, 1, 2, 16, ^uint32(0)}
+		for _, r := range rules {
+			for _, a := range r.any {
+				for _, c := range a {
+					values = append(values, c.none)
+					for _, v := range c.values {
+						values = append(values, v, v^1, v|1<<31)
+					}
+				}
+			}
+		}
+		slices.Sort(values)
+		values = slices.Compact(values)
+		for n := range uint32(numbers) {
+			r, known := byNumber[n]
+			tested := []uint32{0, 1}
+			if known && r.any != nil {
+				tested = values
+			}
+			for _, x := range tested {
+				for _, y := range []uint32{0, 1, 2, 6, 16, 17, x} {
+					for _, high := range []uint32{0, 1} {
+						args := [6]uint64{uint64(x) | uint64(high)<<32, uint64(y), uint64(x), uint64(x), 0, 0}
+						if r.call == "socket" || r.call == "seccomp" {
+							args[2] = uint64(y)
+						} else {
+							args[1] = uint64(x) | uint64(high)<<32
+						}
+						got, err := vm.Run(packed(n, args))
+						if err != nil {
+							t.Fatal(err)
+						}
+						want := 0 // what is refused
+						if known && r.errno != 0 {
+							want = int(seccomp.ActionErrno) | int(r.errno)
+						} else if known && r.allows(args) {
+							want = int(seccomp.ActionAllow)
+						}
+						if got != want {
+							t.Fatalf("%s: call %d %s %#x: the filter says %#x, expected %#x", what, n, r.call, args, got, want)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// allows is what a rule means.
+func (r rule) allows(args [6]uint64) bool {
+	if r.any == nil {
+		return true
+	}
+	return slices.ContainsFunc(r.any, func(a alternative) bool {
+		return !slices.ContainsFunc(a, func(c check) bool {
+			v := args[c.arg]
+			return v>>32 != 0 || uint32(v)&c.none != 0 || c.values != nil && !slices.Contains(c.values, uint32(v))
+		})
+	})
+}
+
+func numberOf(t *testing.T, name string) uint32 {
+	for n, s := range arch.X86_64.SyscallNumbers {
+		if s == name {
+			return uint32(n)
+		}
+	}
+	t.Fatalf("no system call %s", name)
+	return 0
+}
+
+// packed is struct seccomp_data as the machine of package bpf reads it: big-endian words.
+func packed(n uint32, args [6]uint64) []byte {
+	words := []uint32{n, 0xc000003e, 0, 0}
+	for _, a := range args {
+		words = append(words, uint32(a), uint32(a>>32))
+	}
+	b := make([]byte, 0, 64)
+	for _, w := range words {
+		b = append(b, byte(w>>24), byte(w>>16), byte(w>>8), byte(w))
+	}
+	return b
+}
