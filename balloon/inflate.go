@@ -78,13 +78,23 @@ func (s *pfnServer) pages(pfns []uint32) error {
 }
 
 func (s *pfnServer) run(gpa, n uint64) error {
-	if _, err := s.b.cfg.Memory.Slice(gpa, n); err != nil {
+	if err := s.b.within(gpa, n); err != nil {
 		return fmt.Errorf("%w: %w", ErrPage, err)
 	}
 	if s.punch {
 		s.b.punch(gpa, n)
 	}
 	return nil
+}
+
+// within reports what is not memory. It does not fetch a page that has not come yet, where
+// that can be told: the page is given up.
+func (b *Balloon) within(gpa, n uint64) error {
+	if m, ok := b.cfg.Memory.(interface{ Contains(gpa, n uint64) error }); ok {
+		return m.Contains(gpa, n)
+	}
+	_, err := b.cfg.Memory.Slice(gpa, n)
+	return err
 }
 
 // counter counts punched bytes, and notes the first failure.

@@ -82,6 +82,7 @@ of root, a tunnel's end for example.`,
 				return vm, nil
 			}, func() ([]virtio.Spec, sandbox.Policy) {
 				policy := laterOf(here, true)
+				policy.Missing = true
 				if f.trustPaths { // whatever the source names is opened when it comes
 					policy.AllFiles, policy.Listen, policy.Netlink, policy.Keep = true, true, true, []int{unix.CAP_NET_ADMIN}
 				}

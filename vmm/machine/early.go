@@ -16,6 +16,7 @@ import (
 // it will get. [New] does so for its own machine, and for those after a reset.
 func PrepareToReceive() error {
 	memory.Prepare()
+	_ = memory.PrepareMissing() // who needs it gets the error
 	_, err := kvm.Shared()
 	readHost()
 	return err

@@ -13,7 +13,10 @@ func (m *Memory) ReadAt(p []byte, gpa uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := guard(func() { copy(p, m.ram[off:]) }); err != nil {
+	if err = m.await(off, uint64(len(p))); err == nil {
+		err = guard(func() { copy(p, m.ram[off:]) })
+	}
+	if err != nil {
 		return fmt.Errorf("read %d bytes of guest memory at gpa %#x: %w", len(p), gpa, err)
 	}
 	return nil
@@ -27,7 +30,9 @@ func (m *Memory) WriteAt(p []byte, gpa uint64) error {
 	if err != nil {
 		return err
 	}
-	err = guard(func() { copy(m.ram[off:], p) })
+	if err = m.await(off, uint64(len(p))); err == nil {
+		err = guard(func() { copy(m.ram[off:], p) })
+	}
 	m.mark(off, uint64(len(p)))
 	if err != nil {
 		return fmt.Errorf("write %d bytes of guest memory at gpa %#x: %w", len(p), gpa, err)
@@ -49,5 +54,14 @@ func (m *Memory) Slice(gpa, n uint64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := m.await(off, n); err != nil {
+		return nil, fmt.Errorf("%d bytes of guest memory at gpa %#x: %w", n, gpa, err)
+	}
 	return m.ram[off : off+n : off+n], nil
+}
+
+// Contains fails unless [gpa, gpa+n) is contiguous RAM. It touches nothing.
+func (m *Memory) Contains(gpa, n uint64) error {
+	_, err := m.offset(gpa, n)
+	return err
 }

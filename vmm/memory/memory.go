@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/govmm/govmm/mempage"
@@ -77,10 +78,11 @@ type Memory struct {
 	high    uint64 // bytes of RAM from gpa 4 GiB
 	ram     []byte // low and high, contiguous here
 	slots   []slot
-	unit    uint64   // size of each slot except the last one below the hole and the last one
-	lows    uint64   // slots below the hole
-	fd      int      // the memfd, or -1
-	pagemap *pagemap // nil if holes are found in the memfd
+	unit    uint64                  // size of each slot except the last one below the hole and the last one
+	lows    uint64                  // slots below the hole
+	fd      int                     // the memfd, or -1
+	pagemap *pagemap                // nil if holes are found in the memfd
+	missing atomic.Pointer[Missing] // nil: all of it is here
 }
 
 // New returns guest memory of size bytes. No page is populated: the kernel allocates
@@ -141,6 +143,9 @@ func (m *Memory) cut(gpa, off, n uint64) {
 // deleted, and no slice of it is in use.
 func (m *Memory) Close() error {
 	var errs []error
+	if x := m.missing.Load(); x != nil {
+		errs = append(errs, x.Stop())
+	}
 	if m.ram != nil {
 		if err := unix.MunmapPtr(unsafe.Pointer(&m.ram[0]), uintptr(len(m.ram))); err != nil {
 			errs = append(errs, fmt.Errorf("munmap guest memory: %w", err))
@@ -210,6 +215,7 @@ func (m *Memory) SlotBytes(index int, first, n uint64) []byte {
 	if err != nil {
 		panic(err)
 	}
+	_ = m.await(s.off+first<<mempage.Shift, n<<mempage.Shift) // after an error no access faults either
 	return s.ram[first<<mempage.Shift : (first+n)<<mempage.Shift : (first+n)<<mempage.Shift]
 }
 

@@ -65,7 +65,12 @@ func (m *Memory) Punch(gpa, n uint64) error {
 	for n > 0 {
 		index, at := m.at(off)
 		count := min(n, m.slots[index].Size-at)
-		if err := m.Zero(index, at>>mempage.Shift, count>>mempage.Shift); err != nil {
+		if x := m.missing.Load(); x != nil {
+			err = x.giveUp(index, at>>mempage.Shift, count>>mempage.Shift)
+		} else {
+			err = m.Zero(index, at>>mempage.Shift, count>>mempage.Shift)
+		}
+		if err != nil {
 			return err
 		}
 		off, n = off+count, n-count

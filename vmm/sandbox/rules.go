@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/vmm/memory"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +39,9 @@ func (p Policy) hot() []rule {
 	requests := ioctls()
 	if p.Mode == Log {
 		requests = append(requests, notifyReceive, notifySend)
+	}
+	if p.Missing {
+		requests = append(requests, memory.FaultRequests()...)
 	}
 	return append([]rule{{call: "ioctl", any: one(1, requests...)}},
 		always("futex", "read", "write", "epoll_pwait", "nanosleep", "rt_sigreturn", "readv", "writev", "recvmsg", "preadv", "pwritev", "preadv2", "pwritev2",

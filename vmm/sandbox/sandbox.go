@@ -59,6 +59,8 @@ type Policy struct {
 	Listen bool
 	// Netlink lets the process ask the kernel about network interfaces.
 	Netlink bool
+	// Missing lets the process have guest memory that comes later (userfaultfd).
+	Missing bool
 	// Ports are the TCP ports that the process may connect to; nil: all.
 	Ports []uint16
 	// Keep are capabilities that the process keeps if it has them, as unix.CAP_NET_ADMIN.
