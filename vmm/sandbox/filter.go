@@ -3,11 +3,10 @@ package sandbox
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"syscall"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -30,85 +29,76 @@ type check struct {
 	none   uint32
 }
 
+// Offsets in struct seccomp_data, and what is not in package unix.
+const (
+	dataNumber, dataArch, dataArgs = 0, 4, 16
+	// x32 marks the calls of an interface that has the same architecture.
+	x32 = 0x40000000
+)
+
 // assemble makes a program for seccomp(2) of rules, the most frequent ones first; other
-// calls end in otherwise. It is built from the parts of go-seccomp-bpf's assembler and not
-// by its Policy, which has lost the call's number when the checks of arguments have
-// failed, and looks for a rule by what it then holds.
-func assemble(rules []rule, otherwise seccomp.Action) ([]bpf.RawInstruction, error) {
-	info := arch.X86_64
-	const number, architecture = 0, 4 // in struct seccomp_data
-	refuse := bpf.RetConstant{Val: uint32(otherwise)}
-	head := []bpf.Instruction{
-		bpf.LoadAbsolute{Off: architecture, Size: 4},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(info.ID), SkipTrue: 1},
-		refuse,
-		bpf.LoadAbsolute{Off: number, Size: 4},
-		// Calls of the x32 interface have the same architecture.
-		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: uint32(arch.X32.SeccompMask), SkipTrue: 1},
-		refuse,
-	}
-	p := seccomp.NewProgram()
-	for _, r := range rules {
-		n, ok := info.SyscallNames[r.call]
-		if !ok {
+// calls end in otherwise, one of the actions of seccomp(2).
+func assemble(rules []rule, otherwise uint32) ([]bpf.RawInstruction, error) {
+	a := &assembler{back: make([]bpf.RawInstruction, 0, 1024)}
+	next := a.add(opReturn, otherwise)
+	for _, r := range slices.Backward(rules) {
+		n := slices.Index(names[:numbers], r.call)
+		if n < 0 {
 			return nil, fmt.Errorf("system call %s is unknown", r.call)
-		}
-		next := p.NewLabel()
-		p.JmpIfTrue(bpf.JumpNotEqual, uint32(n), next)
-		for _, a := range r.any {
-			a.assemble(&p)
 		}
 		switch {
 		case r.errno != 0:
-			p.Ret(seccomp.ActionErrno | seccomp.Action(r.errno))
+			a.add(opReturn, unix.SECCOMP_RET_ERRNO|uint32(r.errno))
 		case r.any == nil:
-			p.Ret(seccomp.ActionAllow)
+			a.add(opReturn, unix.SECCOMP_RET_ALLOW)
 		default: // there is no other rule for this call
-			p.Ret(otherwise)
+			a.add(opReturn, otherwise)
 		}
-		p.SetLabel(next)
+		for _, alt := range slices.Backward(r.any) {
+			alt.assemble(a)
+		}
+		next = a.jump(opEqual, uint32(n), a.first(), next)
 	}
-	p.Ret(otherwise)
-	tail, err := p.Assemble()
-	if err != nil {
-		return nil, err
-	}
-	return bpf.Assemble(append(head, tail...))
+	refuse := a.add(opReturn, otherwise)
+	a.jump(opAtMost, x32, refuse, next)
+	known := a.add(opLoad, dataNumber)
+	refuse = a.add(opReturn, otherwise)
+	a.jump(opEqual, unix.AUDIT_ARCH_X86_64, known, refuse)
+	a.add(opLoad, dataArch)
+	return a.program(), nil
 }
 
 // assemble returns from the program if the checks hold, and goes on behind it otherwise.
-func (a alternative) assemble(p *seccomp.Program) {
-	fails := p.NewLabel()
-	for _, c := range a {
-		p.LdHi(c.arg)
-		p.JmpIfTrue(bpf.JumpNotEqual, 0, fails)
-		p.LdLo(c.arg)
-		if c.none != 0 {
-			p.JmpIfTrue(bpf.JumpBitsSet, c.none, fails)
-		}
-		if len(c.values) > 0 {
-			holds := p.NewLabel()
-			last := len(c.values) - 1
-			for _, v := range c.values[:last] {
-				p.JmpIfTrue(bpf.JumpEqual, v, holds)
+func (alt alternative) assemble(a *assembler) {
+	fails := a.first()
+	holds := a.add(opReturn, unix.SECCOMP_RET_ALLOW)
+	for _, c := range slices.Backward(alt) {
+		for i, v := range slices.Backward(c.values) {
+			other := fails
+			if i < len(c.values)-1 {
+				other = a.first()
 			}
-			p.JmpIfTrue(bpf.JumpNotEqual, c.values[last], fails)
-			p.SetLabel(holds)
+			a.jump(opEqual, v, holds, other)
 		}
+		if c.none != 0 {
+			a.jump(opBits, c.none, fails, a.first())
+		}
+		low := dataArgs + 8*c.arg // little endian
+		a.add(opLoad, low)
+		a.jump(opEqual, 0, a.first(), fails)
+		holds = a.add(opLoad, low+4)
 	}
-	p.Ret(seccomp.ActionAllow)
-	p.SetLabel(fails)
 }
 
 // filterCalls filters the system calls of all threads.
 func (p Policy) filterCalls(s *Status) error {
-	if !seccomp.Supported() {
+	if !supported() {
 		s.Missing = append(s.Missing, "seccomp (system calls are not filtered)")
 		return nil
 	}
-	onVCPU := seccomp.ActionTrap
+	onVCPU := uint32(unix.SECCOMP_RET_TRAP)
 	if p.Mode == Log {
-		onVCPU = seccomp.ActionLog // to the kernel's log: a thread can have one listener
+		onVCPU = unix.SECCOMP_RET_LOG // to the kernel's log: a thread can have one listener
 		if err := p.listen(); err != nil {
 			return err
 		}
@@ -116,7 +106,7 @@ func (p Policy) filterCalls(s *Status) error {
 		if err := catch(); err != nil {
 			return err
 		}
-		program, err := assemble(p.rules(), seccomp.ActionTrap)
+		program, err := assemble(p.rules(), unix.SECCOMP_RET_TRAP)
 		if err != nil {
 			return err
 		}
@@ -131,6 +121,12 @@ func (p Policy) filterCalls(s *Status) error {
 	narrow = program
 	s.Seccomp = true
 	return nil
+}
+
+// supported reports whether the kernel has seccomp(2): it refuses flags of its strict mode.
+func supported() bool {
+	_, _, errno := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_STRICT, 1, 0)
+	return errno == unix.EINVAL
 }
 
 // install gives the calling thread a filter, and all others with the flag for that.

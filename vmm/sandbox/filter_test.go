@@ -7,6 +7,7 @@ import (
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 )
 
 // TestFilterSaysWhatTheRulesSay runs the assembled program for every call, with arguments
@@ -94,6 +95,56 @@ func (r rule) allows(args [6]uint64) bool {
 			return v>>32 != 0 || uint32(v)&c.none != 0 || c.values != nil && !slices.Contains(c.values, uint32(v))
 		})
 	})
+}
+
+// TestLongRules: conditional jumps skip at most 255 instructions.
+func TestLongRules(t *testing.T) {
+	var values []uint32
+	for v := range uint32(1000) {
+		values = append(values, v*3)
+	}
+	long := rule{call: "ioctl", any: []alternative{{{arg: 1, values: values}, {arg: 2, none: 1}}, {{arg: 2, values: values}}}}
+	raw, err := assemble([]rule{long, {call: "read"}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, ok := bpf.Disassemble(raw)
+	if !ok {
+		t.Fatal("the program is not understood")
+	}
+	vm, err := bpf.NewVM(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for x := range uint64(3010) {
+		for _, y := range []uint64{0, 1, 2, 3, 2997, 2998} {
+			args := [6]uint64{1: x, 2: y}
+			got, err := vm.Run(packed(numberOf(t, "ioctl"), args))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if allowed := got == unix.SECCOMP_RET_ALLOW; allowed != long.allows(args) {
+				t.Fatalf("ioctl with %#x: the filter says %#x", args, got)
+			}
+		}
+	}
+	if got, err := vm.Run(packed(numberOf(t, "read"), [6]uint64{})); err != nil || got != unix.SECCOMP_RET_ALLOW {
+		t.Errorf("read: %#x, %v", got, err)
+	}
+}
+
+// TestNames compares the table of system calls with that of another package.
+func TestNames(t *testing.T) {
+	for n, name := range names[:numbers] {
+		if other := arch.X86_64.SyscallNumbers[n]; name != other {
+			t.Errorf("system call %d is %q here and %q there", n, name, other)
+		}
+	}
+	for n := range arch.X86_64.SyscallNumbers {
+		if n >= numbers {
+			t.Errorf("system call %d is not in the table", n)
+		}
+	}
 }
 
 func numberOf(t *testing.T, name string) uint32 {

@@ -6,8 +6,6 @@ import (
 	"syscall"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,7 +35,7 @@ const (
 
 // listen has what is not allowed reported by a goroutine, which lets it through.
 func (p Policy) listen() error {
-	program, err := assemble(p.rules(), seccomp.ActionUserNotify)
+	program, err := assemble(p.rules(), unix.SECCOMP_RET_USER_NOTIF)
 	if err != nil {
 		return err
 	}
@@ -78,9 +76,9 @@ const maxTold = 200
 
 // describe names the call, and those arguments that rules look at.
 func (p Policy) describe(n *notification) string {
-	name, ok := arch.X86_64.SyscallNumbers[int(n.call)]
-	if !ok {
-		name = fmt.Sprintf("number %d", n.call)
+	name := fmt.Sprintf("number %d", n.call)
+	if n.call >= 0 && n.call < numbers && names[n.call] != "" {
+		name = names[n.call]
 	}
 	for _, r := range p.rules() {
 		if r.call != name || r.any == nil {

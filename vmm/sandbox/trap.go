@@ -5,7 +5,6 @@ import (
 	"syscall"
 	"unsafe"
 
-	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,16 +12,11 @@ import (
 var (
 	//lint:ignore U1000 by the handler
 	trapping uint32
-	// names are those of the system calls, by number; the last one is for all others.
-	names [numbers + 1]string
 	// line is what is printed: words, a name, words.
 	line [3]unix.Iovec
 	//lint:ignore U1000 by the handler
 	stderr = unix.PollFd{Fd: 2, Events: unix.POLLOUT}
 )
-
-// numbers is more than the number of any system call.
-const numbers = 512
 
 const (
 	lineBegin = "govmm: sandbox: the system call "
@@ -36,14 +30,6 @@ func trappedPC() uintptr
 // catch installs the handler. Go's own, which the runtime has for every signal, would
 // take the signal for a fault of the runtime and print all goroutines' stacks.
 func catch() error {
-	for n := range names {
-		names[n] = "of an unknown number"
-	}
-	for n, name := range arch.X86_64.SyscallNumbers {
-		if n < numbers {
-			names[n] = name
-		}
-	}
 	for i, s := range []string{0: lineBegin, 2: lineEnd} {
 		line[i] = unix.Iovec{Base: unsafe.StringData(s), Len: uint64(len(s))}
 	}

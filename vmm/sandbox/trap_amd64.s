@@ -18,6 +18,10 @@ known:
 	SHLQ	$4, BX			// sizeof(string)
 	LEAQ	·names(SB), CX
 	ADDQ	CX, BX
+	CMPQ	8(BX), $0		// its length
+	JNE	named
+	LEAQ	8192(CX), BX		// the last name
+named:
 	MOVQ	0(BX), AX
 	MOVQ	AX, ·line+16(SB)	// the second iovec
 	MOVQ	8(BX), AX
