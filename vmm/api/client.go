@@ -82,7 +82,7 @@ func (c *Client) Balloon(ctx context.Context) (balloon.Info, error) {
 // and describes it afterwards. It does not wait for the guest to follow.
 func (c *Client) SetBalloon(ctx context.Context, target uint64) (balloon.Info, error) {
 	var b balloon.Info
-	err := c.call(ctx, http.MethodPut, "/v1/balloon", BalloonRequest{Target: &target}, &b)
+	err := c.call(ctx, http.MethodPut, "/v1/balloon", BalloonRequest{Target: target}, &b)
 	return b, err
 }
 
@@ -186,8 +186,8 @@ func (c *Client) do(ctx context.Context, method, path string, req any) (*http.Re
 		return resp, nil
 	}
 	defer func() { _ = resp.Body.Close() }()
-	var e errorBody
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e); err != nil || e.Error == "" {
+	var e problem
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e); err != nil || e.Detail == "" {
 		return nil, fmt.Errorf("%s: expected the answer of a VM, found %q", c.socket, resp.Status)
 	}
 	return nil, errorOf(resp.StatusCode, e)

@@ -5,19 +5,20 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/govmm/govmm/migrate"
 )
 
 // DirtyRateRequest is the body of POST /v1/dirty-rate.
 type DirtyRateRequest struct {
-	Interval Duration `json:"interval,omitempty"` // 0: migrate.DefaultRateInterval
+	Interval Duration `json:"interval,omitempty" doc:"for how long to watch what the guest writes"` // 0: migrate.DefaultRateInterval
 }
 
 // EstimateRequest is the body of POST /v1/migration/estimate: the options of a
 // migration, and for how long to watch what the guest writes.
 type EstimateRequest struct {
 	MigrateRequest
-	Interval Duration `json:"interval,omitempty"` // 0: migrate.DefaultRateInterval
+	Interval Duration `json:"interval,omitempty" doc:"for how long to watch what the guest writes"` // 0: migrate.DefaultRateInterval
 }
 
 // interval fills in the default.
@@ -28,32 +29,26 @@ func (d Duration) interval() time.Duration {
 	return time.Duration(d)
 }
 
-func (s *Server) postDirtyRate(w http.ResponseWriter, r *http.Request) error {
-	var req DirtyRateRequest
-	if err := body(w, r, &req); err != nil {
-		return err
-	}
-	rate, err := s.vm.MeasureDirtyRate(r.Context(), req.Interval.interval())
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, rate)
-}
-
-func (s *Server) postEstimate(w http.ResponseWriter, r *http.Request) error {
-	var req EstimateRequest
-	if err := body(w, r, &req); err != nil {
-		return err
-	}
-	opt, err := req.Options()
-	if err != nil {
-		return err
-	}
-	e, err := s.vm.EstimateMigration(r.Context(), req.To, opt, req.Interval.interval())
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, e)
+// registerMeasurements adds what looks at how the guest writes.
+func (s *Server) registerMeasurements(a huma.API) {
+	register(a, operation(http.MethodPost, "/v1/dirty-rate", "measure-dirty-rate", "Measure how fast the guest writes its memory"),
+		func(ctx context.Context, in *struct{ Body *DirtyRateRequest }) (*answer[migrate.DirtyRate], error) {
+			var interval Duration
+			if in.Body != nil {
+				interval = in.Body.Interval
+			}
+			rate, err := s.vm.MeasureDirtyRate(ctx, interval.interval())
+			return &answer[migrate.DirtyRate]{rate}, err
+		})
+	register(a, operation(http.MethodPost, "/v1/migration/estimate", "estimate-migration", "Predict what a migration would take"),
+		func(ctx context.Context, in *struct{ Body EstimateRequest }) (*answer[migrate.Estimate], error) {
+			opt, err := in.Body.Options()
+			if err != nil {
+				return nil, err
+			}
+			e, err := s.vm.EstimateMigration(ctx, in.Body.To, opt, in.Body.Interval.interval())
+			return &answer[migrate.Estimate]{e}, err
+		})
 }
 
 // DirtyRate measures how fast the guest writes its memory. The end of ctx ends

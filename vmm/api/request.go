@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -43,29 +42,29 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 // MigrateRequest is the body of POST /v1/migration. A field that is left out has
 // its default, see [migrate.DefaultOptions].
 type MigrateRequest struct {
-	To               string   `json:"to"`                           // host:port of a receiver, or unix:PATH with an absolute path
-	DowntimeLimit    Duration `json:"downtime_limit,omitempty"`     // "300ms"
-	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty"`    // bytes a second; 0: none
-	Timeout          Duration `json:"timeout,omitempty"`            // "1h"
-	MaxRounds        int      `json:"max_rounds,omitempty"`         // 0: no limit
-	AutoConverge     bool     `json:"auto_converge,omitempty"`      // slow the guest down if rounds stop shrinking
-	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty"` // 6 to 31; 0: the default
-	Hints            string   `json:"hints,omitempty"`              // auto, on, off
-	HintWait         Duration `json:"hint_wait,omitempty"`          // "1s"
-	Channels         int      `json:"channels,omitempty"`           // 1 to 16; 0: the default
-	Compress         string   `json:"compress,omitempty"`           // "zstd", "lz4" or "none"; "": none
-	VerifyPages      bool     `json:"verify_pages,omitempty"`       // for tests: compare every page's hash
-	TLS              *TLS     `json:"tls,omitempty"`                // nil: connections are plain
+	To               string   `json:"to" doc:"HOST:PORT of a receiver, or unix:PATH with an absolute path"`
+	DowntimeLimit    Duration `json:"downtime_limit,omitempty" doc:"how long the guest may stand still"`
+	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty" doc:"bytes a second while the guest runs; 0: no limit"`
+	Timeout          Duration `json:"timeout,omitempty" doc:"give up after this time; the guest goes on here"`
+	MaxRounds        int      `json:"max_rounds,omitempty" minimum:"0" doc:"give up after so many rounds; 0: no limit"`
+	AutoConverge     bool     `json:"auto_converge,omitempty" doc:"slow the guest down if rounds stop shrinking"`
+	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty" maximum:"31" doc:"clear the dirty log in chunks of 2 to the power of so many pages, 6 to 31; 0: the default"`
+	Hints            string   `json:"hints,omitempty" enum:"auto,on,off" doc:"whether to ask the guest which pages are free"`
+	HintWait         Duration `json:"hint_wait,omitempty" doc:"the longest wait for the guest's answer before the first round"`
+	Channels         int      `json:"channels,omitempty" minimum:"0" maximum:"16" doc:"connections that carry pages, 1 to 16; 0: the default"`
+	Compress         string   `json:"compress,omitempty" enum:"none,zstd,lz4" doc:"how pages are compressed"`
+	VerifyPages      bool     `json:"verify_pages,omitempty" doc:"for tests: compare a hash of every page while both sides stand still"`
+	TLS              *TLS     `json:"tls,omitempty" doc:"migrate by TLS; without it connections are plain"`
 }
 
 // TLS are the credentials of one migration: the contents of PEM files, see
 // [hosttls.Credentials], since the VM's process may not be able to read the files. They
 // are kept no longer than the migration, and never logged or returned.
 type TLS struct {
-	CA         string `json:"ca"`
-	Cert       string `json:"cert"`
-	Key        string `json:"key"`
-	ServerName string `json:"server_name,omitempty"` // that the receiver's certificate must carry; "": the host of To
+	CA         string `json:"ca" doc:"PEM"`
+	Cert       string `json:"cert" doc:"PEM"`
+	Key        string `json:"key" doc:"PEM; kept until the VM's process ends, never logged or returned" writeOnly:"true"`
+	ServerName string `json:"server_name,omitempty" doc:"that the receiver's certificate must carry; the host of to, unless given"`
 }
 
 // String does not show the key.
@@ -143,30 +142,13 @@ func ValidateAddress(s string) error {
 	return kind.Invalid("address %.80q: expected HOST:PORT, with a port between 1 and 65535, or %sPATH", s, migrate.UnixPrefix)
 }
 
-// decodeStrict reads one JSON object into v. An unknown field, anything behind the
-// object and a body longer than maxBody are errors that match [vmm.ErrInvalid]. An
-// empty body leaves v as it is.
-func decodeStrict(body io.Reader, v any) error {
-	data, err := io.ReadAll(io.LimitReader(body, maxBody+1))
-	if err != nil {
-		return kind.Invalid("read the body: %w", err)
-	}
+// checkBody returns what of a request's body is to be decoded, "" if nothing.
+func checkBody(data []byte) ([]byte, error) {
 	if len(data) > maxBody {
-		return kind.Invalid("body: must be at most %d bytes", maxBody)
+		return nil, kind.Invalid("body: must be at most %d bytes", maxBody)
 	}
-	if data = bytes.TrimSpace(data); len(data) == 0 {
-		return nil
+	if data = bytes.TrimSpace(data); len(data) != 0 && data[0] != '{' {
+		return nil, kind.Invalid("body: expected a JSON object")
 	}
-	if data[0] != '{' {
-		return kind.Invalid("body: expected a JSON object")
-	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return kind.Invalid("body: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return kind.Invalid("body: expected its end after the JSON object")
-	}
-	return nil
+	return data, nil
 }

@@ -49,9 +49,9 @@ func FuzzServer(f *testing.F) {
 			t.Errorf("%q: %d %s", raw, w.Code, w.Body)
 		}
 		var body struct {
-			Error string `json:"error"`
+			Detail string `json:"detail"`
 		}
-		if w.Code >= 400 && (json.Unmarshal(w.Body.Bytes(), &body) != nil || body.Error == "" || bytes.ContainsAny([]byte(body.Error), "\n\r")) {
+		if w.Code >= 400 && (json.Unmarshal(w.Body.Bytes(), &body) != nil || body.Detail == "" || bytes.ContainsAny([]byte(body.Detail), "\n\r")) {
 			t.Errorf("%q: %d %q", raw, w.Code, w.Body)
 		}
 	})

@@ -84,15 +84,18 @@ func TestErrorStatus(t *testing.T) {
 		vm.err = tc.err
 		vm.mu.Unlock()
 		status, header, body := request(t, c, "POST", "/v1/pause", "")
-		var e struct{ Error string }
-		if err := json.Unmarshal([]byte(body), &e); err != nil || status != tc.status || e.Error == "" ||
-			strings.Contains(e.Error, "\n") || header.Get("Content-Type") != "application/json" {
+		var e struct {
+			Title, Detail, Type string
+			Status              int
+		}
+		if err := json.Unmarshal([]byte(body), &e); err != nil || status != tc.status || e.Detail == "" || e.Status != status || e.Title != http.StatusText(status) || e.Type == "" ||
+			strings.Contains(e.Detail, "\n") || header.Get("Content-Type") != "application/problem+json" {
 			t.Errorf("%v: %d %s, want %d and one line", tc.err, status, body, tc.status)
 		}
 		_, err := c.Pause(context.Background())
-		if err == nil || err.Error() != e.Error || (tc.kind != nil && !errors.Is(err, tc.kind)) ||
+		if err == nil || err.Error() != e.Detail || (tc.kind != nil && !errors.Is(err, tc.kind)) ||
 			errors.Is(err, vmm.ErrNoBalloon) != errors.Is(tc.err, vmm.ErrNoBalloon) {
-			t.Errorf("the client says %v, want %q", err, e.Error)
+			t.Errorf("the client says %v, want %q", err, e.Detail)
 		}
 	}
 }
@@ -122,6 +125,15 @@ func TestStrictRequests(t *testing.T) {
 		{"POST", "/v1/resume", `{"force":true}{}`, 400},
 		{"POST", "/v1/resume", `{"force":true`, 400},
 		{"POST", "/v1/resume", `{"force":true,"a":"` + strings.Repeat("x", 300<<10) + `"}`, 400},
+		{"PUT", "/v1/balloon", `{}`, 400},
+		{"PUT", "/v1/balloon", `{"target":null}`, 400},
+		{"PUT", "/v1/balloon", `{"target":-1}`, 400},
+		{"PUT", "/v1/balloon", `{"target":4096}`, 200},
+		{"GET", "/v1/info?x=1", "", 400},
+		{"GET", "//v1/info", "", 404},
+		{"GET", "/v1/openapi.json", "", 200},
+		{"GET", "/v1/openapi-3.0.json", "", 200},
+		{"POST", "/v1/migration", `{"to":null}`, 400},
 		{"POST", "/v1/migration", ``, 400},
 		{"POST", "/v1/migration", `{}`, 400},
 		{"POST", "/v1/migration", `{"to":"host"}`, 400},
@@ -150,7 +162,7 @@ func TestStrictRequests(t *testing.T) {
 			t.Errorf("%s %s: no Allow", tc.method, tc.path)
 		}
 		var v map[string]any
-		if err := json.Unmarshal([]byte(body), &v); err != nil || (status >= 400) != (v["error"] != nil) {
+		if err := json.Unmarshal([]byte(body), &v); err != nil || (status >= 400) != (v["detail"] != nil) || (status >= 400) != (header.Get("Content-Type") == "application/problem+json") {
 			t.Errorf("%s %s %.60s: %q", tc.method, tc.path, tc.body, body)
 		}
 	}
@@ -177,5 +189,17 @@ func TestMigrateOptionsArrive(t *testing.T) {
 	}
 	if _, err := c.Migrate(context.Background(), api.MigrateRequest{To: "h:1"}, nil); err != nil || !reflect.DeepEqual(vm.opt, migrate.DefaultOptions()) {
 		t.Errorf("%+v, %v; want the defaults", vm.opt, err)
+	}
+}
+
+// The answer that does without the routes is the one that they give.
+func TestInfoByBothWays(t *testing.T) {
+	c, _ := serve(t, t.TempDir(), "", &fakeVM{info: vmm.Info{State: vmm.StateRunning, Kernel: "<ELF>"}})
+	for range 2 {
+		status, header, short := request(t, c, "GET", "/v1/info", "")
+		status2, header2, long := request(t, c, "GET", "/v1/info", "{}")
+		if status != 200 || status2 != 200 || short != long || header.Get("Content-Type") != header2.Get("Content-Type") {
+			t.Errorf("%d %v %s\n%d %v %s", status, header, short, status2, header2, long)
+		}
 	}
 }

@@ -1,51 +1,89 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
+	"reflect"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/govmm/govmm/internal/kind"
 )
 
 const defaultProgressInterval = 200 * time.Millisecond
 
-// postMigration starts a migration. With ?follow=true the answer is its progress
+// ndjson is the content type of streams: one JSON object a line.
+const ndjson = "application/x-ndjson"
+
+// streamed is an answer that may be a stream.
+type streamed struct {
+	Status int
+	Body   func(huma.Context)
+}
+
+// registerMigration adds migrations away from here.
+func (s *Server) registerMigration(a huma.API) {
+	event := a.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[Event](), true, "")
+	one := func(ct, what string) *huma.Response {
+		return &huma.Response{Description: what, Content: map[string]*huma.MediaType{ct: {Schema: event}}}
+	}
+	start := operation(http.MethodPost, "/v1/migration", "start-migration", "Start a migration; with follow the answer is its progress stream")
+	start.Responses = map[string]*huma.Response{"202": one("application/json", "It is under way"), "200": one(ndjson, "Its progress, and in the last line its result")}
+	start.DefaultStatus = http.StatusAccepted
+	start.Errors = []int{http.StatusBadRequest, http.StatusConflict}
+	register(a, start, func(_ context.Context, in *struct {
+		Follow bool `query:"follow" doc:"answer with the progress stream"`
+		Body   MigrateRequest
+	}) (*streamed, error) {
+		return s.startMigration(in.Body, in.Follow)
+	})
+	events := operation(http.MethodGet, "/v1/migration/events", "follow-migration", "The progress stream of the migration that is under way or was the last")
+	events.Responses = map[string]*huma.Response{"200": one(ndjson, "Its progress, and in the last line its result")}
+	events.Errors = []int{http.StatusNotFound}
+	register(a, events, func(context.Context, *struct{}) (*streamed, error) {
+		m, err := s.migration()
+		if err != nil {
+			return nil, err
+		}
+		return s.follow(m), nil
+	})
+	register(a, operation(http.MethodGet, "/v1/migration", "get-migration", "Progress of the migration that is under way or was the last, and its result if it has ended"),
+		func(context.Context, *struct{}) (*answer[Event], error) { return s.getMigration() })
+	cancel := operation(http.MethodDelete, "/v1/migration", "cancel-migration", "Cancel the migration under way; its result comes with the progress stream")
+	cancel.DefaultStatus = http.StatusAccepted
+	register(a, cancel, func(context.Context, *struct{}) (*answer[Event], error) { return s.cancelMigration() })
+}
+
+// startMigration starts a migration. With follow the answer is its progress
 // stream, so that a client cannot miss the result of a quick migration.
-func (s *Server) postMigration(w http.ResponseWriter, r *http.Request) error {
-	follow, err := flagParam(r, "follow")
-	if err != nil {
-		return err
-	}
-	var req MigrateRequest
-	if err := body(w, r, &req); err != nil {
-		return err
-	}
+func (s *Server) startMigration(req MigrateRequest, follow bool) (*streamed, error) {
 	opt, err := req.Options()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m, err := s.vm.StartMigration(req.To, opt)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if follow {
-		s.stream(w, r, m)
-		return nil
+		return s.follow(m), nil
 	}
 	p := m.Progress()
-	return writeJSON(w, http.StatusAccepted, Event{Progress: &p})
+	return &streamed{Body: func(ctx huma.Context) {
+		ctx.SetHeader("Content-Type", "application/json")
+		ctx.SetStatus(http.StatusAccepted)
+		_ = json.NewEncoder(ctx.BodyWriter()).Encode(Event{Progress: &p}) // a client that left cannot be told
+	}}, nil
 }
 
-func flagParam(r *http.Request, name string) (bool, error) {
-	switch v := r.URL.Query().Get(name); v {
-	case "", "false":
-		return false, nil
-	case "true":
-		return true, nil
-	default:
-		return false, kind.Invalid("%s: expected true or false, found %.80q", name, v)
-	}
+// follow answers with the progress stream of a migration.
+func (s *Server) follow(m Migration) *streamed {
+	return &streamed{Body: func(ctx huma.Context) {
+		r, w := humago.Unwrap(ctx)
+		s.stream(w, r, m)
+	}}
 }
 
 // migration returns the VM's last migration, or an error that matches
@@ -58,10 +96,10 @@ func (s *Server) migration() (Migration, error) {
 }
 
 // getMigration answers with the progress and, at the end, the result.
-func (s *Server) getMigration(w http.ResponseWriter, _ *http.Request) error {
+func (s *Server) getMigration() (*answer[Event], error) {
 	m, err := s.migration()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var e Event
 	select {
@@ -72,36 +110,25 @@ func (s *Server) getMigration(w http.ResponseWriter, _ *http.Request) error {
 	}
 	p := m.Progress()
 	e.Progress = &p
-	return writeJSON(w, http.StatusOK, e)
+	return &answer[Event]{e}, nil
 }
 
-// deleteMigration cancels; the result comes with the progress stream.
-func (s *Server) deleteMigration(w http.ResponseWriter, _ *http.Request) error {
+// cancelMigration cancels; the result comes with the progress stream.
+func (s *Server) cancelMigration() (*answer[Event], error) {
 	m, err := s.migration()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	select {
 	case <-m.Done():
-		return kind.State("no migration is under way; the last one: %s", m.Result().Status)
+		return nil, kind.State("no migration is under way; the last one: %s", m.Result().Status)
 	default:
 	}
 	if err := m.Cancel(); err != nil {
-		return kind.State("%w", err)
+		return nil, kind.State("%w", err)
 	}
 	p := m.Progress()
-	return writeJSON(w, http.StatusAccepted, Event{Progress: &p})
-}
-
-// getEvents streams the progress of the migration that is under way or was the
-// last.
-func (s *Server) getEvents(w http.ResponseWriter, r *http.Request) error {
-	m, err := s.migration()
-	if err != nil {
-		return err
-	}
-	s.stream(w, r, m)
-	return nil
+	return &answer[Event]{Event{Progress: &p}}, nil
 }
 
 // stream writes one [Event] a line, the first at once, until the migration has
@@ -124,7 +151,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, m Migration) {
 		_, err = w.Write(append(data, '\n'))
 		return err == nil && rc.Flush() == nil
 	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Content-Type", ndjson)
 	w.Header().Set("Cache-Control", "no-store")
 	for {
 		p := m.Progress()
