@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,7 +43,11 @@ func NewReceiver(b Builder, log *slog.Logger) *Receiver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Receiver{builder: b, log: boundedlog.New(log), timeout: defaultPeerTimeout, known: knownFeatures, keyLimit: keyLimit,
+	known := knownFeatures
+	if _, ok := b.(Sharer); ok {
+		known = append(slices.Clone(known), featureShared)
+	}
+	return &Receiver{builder: b, log: boundedlog.New(log), timeout: defaultPeerTimeout, known: known, keyLimit: keyLimit,
 		arrived: make(chan Target, 1), verdicts: verdicts{kept: map[sessionID]keptVerdict{}}}
 }
 

@@ -38,6 +38,9 @@ func (o Options) features() []string {
 	if o.TLS != nil {
 		used = append(used, featureRenew)
 	}
+	if o.SharedMemory {
+		used = append(used, featureShared)
+	}
 	return used
 }
 

@@ -10,16 +10,10 @@ import (
 // handOver hands over the right to run and finds out who has it. The guest is
 // stopped here; it goes on only if the destination says that it aborted.
 func (m *Migration) handOver(base context.Context, p *precopy) error {
-	l := p.link
-	running, why := m.sendCommit(p)
-	l.close()
-	if failed := (*failedError)(nil); !running && !errors.As(why, &failed) {
-		m.setPhase(PhaseHandoffUnknown)
-		running, why = m.askUntilKnown(base, why)
-		if errors.Is(why, ErrHandoffUnknown) {
-			p.hints.finish(false)
-			return why
-		}
+	running, why := m.decide(base, p.link, p.stops, p.watch)
+	if errors.Is(why, ErrHandoffUnknown) {
+		p.hints.finish(false)
+		return why
 	}
 	if !running {
 		err := fmt.Errorf("the destination gave the right to run back, the guest goes on here: %w", why)
@@ -44,9 +38,8 @@ var errAborted = errors.New("it aborted")
 
 // sendCommit sends COMMIT and waits for RUNNING. After a failedError the destination
 // will not run the guest; after any other error nothing is known.
-func (m *Migration) sendCommit(p *precopy) (running bool, why error) {
-	l := p.link
-	if err := l.conn.writeFrame(header{typ: frameCommit, first: p.stops}); err != nil {
+func (m *Migration) sendCommit(l *link, stop uint64, watch *stopwatch) (running bool, why error) {
+	if err := l.conn.writeFrame(header{typ: frameCommit, first: stop}); err != nil {
 		// It may have left nevertheless.
 		return false, l.explain(err)
 	}
@@ -55,7 +48,7 @@ func (m *Migration) sendCommit(p *precopy) (running bool, why error) {
 		return false, err
 	}
 	// It runs there, also if the payload is wrong.
-	p.watch.parts.Resume, _, _ = decodeTook(r)
+	watch.parts.Resume, _, _ = decodeTook(r)
 	return true, nil
 }
 

@@ -112,6 +112,8 @@ func (in *inlet) receive(target Target) error {
 			return err
 		}
 		switch {
+		case in.session.shared:
+			err = in.session.unexpected(f, "nothing: the memory is shared")
 		case f.typ == framePages, f.typ == framePacked:
 			err = in.apply(target, f)
 		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags&^flagQuiet == 0):

@@ -39,6 +39,11 @@ type Options struct {
 	// PeerTimeout is how long the peer may be silent before it counts as dead. One that lives says so, and a slow link
 	// is only slow. 0: 10 s.
 	PeerTimeout time.Duration
+	// SharedMemory says that the destination, a process of this host, has the guest's memory already: no page is sent, and
+	// the guest stops at once. It needs a destination whose Builder is a [Sharer].
+	SharedMemory bool
+	// Referee decides who runs the guest if the answer to COMMIT does not come. nil: the destination is asked until it answers.
+	Referee Referee
 	// TLS makes all connections TLS 1.3, with certificates of both sides. It must have RootCAs and a certificate for this
 	// host, which is the same for all connections of the migration. ServerName "": the host of the address. nil: plain.
 	TLS *tls.Config
@@ -88,6 +93,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Channels == 0 {
 		o.Channels = defaultChannels()
+		if o.SharedMemory {
+			o.Channels = 1
+		}
 	}
 	if o.Compression == "" {
 		o.Compression = CompressNone
@@ -136,6 +144,9 @@ func (o Options) Validate() error {
 	case CompressNone, CompressZstd, CompressLZ4:
 	default:
 		bad("compression %.80q: must be %s, %s or %s", o.Compression, CompressNone, CompressZstd, CompressLZ4)
+	}
+	if o.SharedMemory && (o.VerifyPages || o.Compression != CompressNone) {
+		bad("memory that is shared is not sent: there is nothing to verify or to compress")
 	}
 	if o.TLS != nil {
 		if _, err := clientTLS(o.TLS); err != nil {

@@ -57,8 +57,10 @@ func (m *Migration) attempts(pre, base context.Context) error {
 		if n == maxRestarts {
 			return fmt.Errorf("the migration has begun anew %d times: %w", n, err)
 		}
-		if err := m.resetHere(pre, r); err != nil {
-			return err
+		if isClosed(r.ResetRequested()) { // otherwise watchResets has just done it
+			if err := m.resetHere(pre, r); err != nil {
+				return err
+			}
 		}
 		m.meter.again()
 	}
@@ -88,6 +90,10 @@ func (m *Migration) watchResets(ctx context.Context, cancel context.CancelCauseF
 		}
 		m.resets.resetMu.Lock()
 		p := m.resets.precopy
+		if p == nil && ctx.Err() != nil {
+			m.resets.resetMu.Unlock()
+			return
+		}
 		if p == nil {
 			err := m.resetHere(ctx, r)
 			m.resets.resetMu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,7 @@ type session struct {
 	whole  atomic.Uint64  // frames that have arrived, without ALIVE
 
 	features []string // of the protocol, in use; set before a channel is served
+	shared   bool     // no page is sent; as features
 	timeout  time.Duration
 	slots    []Slot
 	ahead    *ahead // nil: memory is not populated ahead
@@ -213,7 +215,7 @@ func (s *session) receive(ctx context.Context, r *Receiver, alive uint16) error 
 		switch {
 		case err != nil:
 			return err
-		case f.typ == frameUndo && f.length == 0 && f.first == s.stop:
+		case f.typ == frameUndo && f.length == 0 && f.first == s.stop && !s.shared:
 			if err := s.undo(target, f, loaded); err != nil {
 				return err
 			}
@@ -330,8 +332,8 @@ func (s *session) build(r *Receiver) (Target, error) {
 	f.payload = nil // it may be large, and has been copied
 	var target Target
 	if err = checkFeatures(config.Features, r.known); err == nil {
-		s.features = config.Features
-		if target, err = r.builder.Build(s.ctx, config.Machine); err == nil {
+		s.features, s.shared = config.Features, slices.Contains(config.Features, featureShared)
+		if target, err = r.sharedBuild(s.shared)(s.ctx, config.Machine); err == nil {
 			err = checkPreview(target, config.Preview)
 		}
 	}
@@ -345,7 +347,11 @@ func (s *session) build(r *Receiver) (Target, error) {
 	if err := s.awaitChannels(); err != nil {
 		return nil, err
 	}
-	s.ahead = newAhead(target, len(s.inlets))
+	if s.shared {
+		close(s.last.landed)
+	} else {
+		s.ahead = newAhead(target, len(s.inlets))
+	}
 	// READY comes before a channel can end a round, which is confirmed by this
 	// connection.
 	s.says()

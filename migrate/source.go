@@ -144,6 +144,9 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		return err
 	}
 	defer l.close()
+	if m.opt.SharedMemory {
+		return m.handOverShared(base, l)
+	}
 	if err := m.setup(l.ctx, l); err != nil {
 		return l.end(err)
 	}
@@ -240,19 +243,36 @@ func (m *Migration) connect(ctx context.Context) (*link, error) {
 
 // setup sends the configuration and waits until the machine is built.
 func (m *Migration) setup(ctx context.Context, l *link) error {
-	m.setPhase(PhaseSetup)
 	m.resets.resetMu.Lock()
-	msg := configMsg{Features: m.features}
-	var err error
+	msg, err := m.describe()
+	m.resets.resetMu.Unlock()
+	if err != nil {
+		return err
+	}
+	return m.announce(ctx, l, msg)
+}
+
+// describe makes the configuration. resetMu is held.
+func (m *Migration) describe() (msg configMsg, err error) {
+	m.setPhase(PhaseSetup)
+	msg = configMsg{Features: m.features}
 	msg.Machine, err = m.src.MigrationConfig()
 	if p, ok := m.src.(Previewer); ok && err == nil {
 		msg.Preview, err = p.PreviewState()
 	}
-	slots := m.src.Slots()
-	m.resets.resetMu.Unlock()
 	if err != nil {
-		return fmt.Errorf("describe the machine: %w", err)
+		return msg, fmt.Errorf("describe the machine: %w", err)
 	}
+	var ram uint64
+	for _, s := range m.src.Slots() {
+		ram += s.Pages * mempage.Size
+	}
+	m.meter.update(func(mt *meter) { mt.progress.RAMBytes, mt.result.RAMBytes = ram, ram })
+	return msg, nil
+}
+
+// announce sends the configuration and waits until the machine is built.
+func (m *Migration) announce(ctx context.Context, l *link, msg configMsg) error {
 	config, err := strictcbor.Marshal(msg)
 	if err != nil {
 		return fmt.Errorf("encode %v: %w", frameConfig, err)
@@ -260,11 +280,6 @@ func (m *Migration) setup(ctx context.Context, l *link) error {
 	if len(config) > maxConfig {
 		return fmt.Errorf("the machine's configuration has %d bytes: must be at most %d", len(config), maxConfig)
 	}
-	var ram uint64
-	for _, s := range slots {
-		ram += s.Pages * mempage.Size
-	}
-	m.meter.update(func(mt *meter) { mt.progress.RAMBytes, mt.result.RAMBytes = ram, ram })
 	if err := l.conn.writeFrame(header{typ: frameConfig}, config); err != nil {
 		return err
 	}

@@ -10,9 +10,9 @@ import (
 // the stop, before COMMIT: the source describes some blocks that the session's nonce
 // chooses (STORAGE, before STATE), and the destination compares them while pages land.
 
-// compareStorage uses the feature if both sides have it.
+// compareStorage uses the feature if both sides have it. Within one host the disks are the same.
 func (m *Migration) compareStorage(known []string) {
-	if _, ok := m.src.(Sampler); ok && slices.Contains(known, featureStorage) {
+	if _, ok := m.src.(Sampler); ok && m.opt.Referee == nil && slices.Contains(known, featureStorage) {
 		m.features = append(m.features, featureStorage)
 	}
 }

@@ -193,8 +193,10 @@ func (p *precopy) save(ctx context.Context, s *stop, send bool) {
 	}()
 }
 
-func (p *precopy) saveState(ctx context.Context) ([]byte, error) {
-	state, err := p.m.src.SaveState(ctx)
+func (p *precopy) saveState(ctx context.Context) ([]byte, error) { return p.m.saveState(ctx) }
+
+func (m *Migration) saveState(ctx context.Context) ([]byte, error) {
+	state, err := m.src.SaveState(ctx)
 	switch {
 	case err != nil:
 		err = fmt.Errorf("save the machine's state: %w", err)

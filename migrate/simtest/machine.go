@@ -119,6 +119,11 @@ func newMachine(w *World, c Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newMachineIn(w, c, memory)
+}
+
+// newMachineIn makes a machine in memory that there is.
+func newMachineIn(w *World, c Config, memory *Memory) (*Machine, error) {
 	m := &Machine{Memory: memory, config: c, world: w, phase: building}
 	for i := range c.CPUs {
 		m.cpus = append(m.cpus, newVCPU(m, i))

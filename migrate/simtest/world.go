@@ -66,9 +66,15 @@ func (w *World) Err() error {
 // Close stops every machine and frees its memory. Receivers that use them must have
 // ended.
 func (w *World) Close() {
+	closed := map[*Memory]bool{} // machines may share one
 	for _, m := range w.Machines() {
 		m.stop()
-		m.Close()
+	}
+	for _, m := range w.Machines() {
+		if !closed[m.Memory] {
+			closed[m.Memory] = true
+			m.Close()
+		}
 	}
 }
 
