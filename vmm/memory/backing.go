@@ -64,6 +64,11 @@ func (m *Memory) open(size uint64) error {
 	if err != nil {
 		return fmt.Errorf("guest memory of %d MiB, backing %s: %w", size>>20, m.backing, err)
 	}
+	return m.prepare()
+}
+
+// prepare is what follows once m.ram is mapped.
+func (m *Memory) prepare() (err error) {
 	// A child process must not share or copy guest memory.
 	if err := unix.Madvise(m.ram, unix.MADV_DONTFORK); err != nil {
 		return fmt.Errorf("madvise guest memory, MADV_DONTFORK: %w", err)

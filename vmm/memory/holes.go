@@ -42,6 +42,14 @@ func (m *Memory) NextPopulated(index int, first, n uint64) (page uint64, err err
 	if err != nil || n == 0 {
 		return first + n, err
 	}
+	if m.inherited != nil {
+		page = first + n
+		err = m.inheritedPopulated(s, first, n, func(at, _ uint64) bool {
+			page = first + at
+			return false
+		})
+		return page, err
+	}
 	if m.backing != Memfd {
 		at, err := m.pagemap.next(s.HVA+uintptr(first<<mempage.Shift), n)
 		return first + at, err
@@ -95,8 +103,12 @@ func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64
 	if m.backing == Memfd {
 		return m.bySeek(s, first, n, found)
 	}
+	if m.inherited != nil {
+		return m.inheritedPopulated(s, first, n, found)
+	}
 	// Also for hugetlb: its pages cannot be swapped, and only this process has
-	// the file, so a page that is not in the page table does not exist.
+	// the file, so a page that is not in the page table does not exist. Where a
+	// process before had the file, Inherited has told what exists.
 	return m.pagemap.populated(s.HVA+uintptr(first<<mempage.Shift), n, found)
 }
 

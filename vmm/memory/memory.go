@@ -83,6 +83,8 @@ type Memory struct {
 	fd      int                     // the memfd, or -1
 	pagemap *pagemap                // nil if holes are found in the memfd
 	missing atomic.Pointer[Missing] // nil: all of it is here
+	// inherited are huge pages that a process before has populated, see Inherited; nil: none is known.
+	inherited mempage.Bitmap
 }
 
 // New returns guest memory of size bytes. No page is populated: the kernel allocates
