@@ -35,6 +35,11 @@ func Open() (*System, error) {
 			return nil, opError(err, "open", devicePath)
 		}
 	}
+	return systemOf(fd)
+}
+
+// systemOf checks the API version of fd, which it takes over.
+func systemOf(fd int) (*System, error) {
 	s := &System{}
 	s.h.init(fd)
 	version, err := s.version()

@@ -94,10 +94,14 @@ func Open(c Config, log *slog.Logger) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	return newDevice(c, im, log), nil
+}
+
+func newDevice(c Config, im *image, log *slog.Logger) *Device {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Device{config: c, image: im, log: log, limit: c.Limit.Limiter(), topology: im.topology, writeBack: true}, nil
+	return &Device{config: c, image: im, log: log, limit: c.Limit.Limiter(), topology: im.topology, writeBack: true}
 }
 
 // Config is what the device was opened with.

@@ -23,6 +23,8 @@ type lock struct {
 	holderMu sync.Mutex // guards held and claim, and orders locking and unlocking
 	held     bool
 	claim    int // the open file that claims a block device, or -1
+
+	inherited bool // from another process of this host, whose lock this is, too
 }
 
 // acquire takes the lock, or fails with ErrInUse. It succeeds if the lock is held
@@ -44,7 +46,7 @@ func (im *image) acquire() error {
 		}
 		return fmt.Errorf("disk %s: lock: %w", im.path, err)
 	}
-	if im.device && !im.readOnly {
+	if im.device && !im.readOnly && l.claim < 0 {
 		self := fmt.Sprintf("/proc/self/fd/%d", im.fd)
 		fd, err := retry(func() (int, error) { return unix.Open(self, unix.O_RDWR|unix.O_EXCL|unix.O_CLOEXEC, 0) })
 		if err != nil {
@@ -58,7 +60,9 @@ func (im *image) acquire() error {
 	}
 	// This host's cache may be older than what the last holder wrote on another
 	// host. On a local file system this changes nothing.
-	_ = unix.Fadvise(im.fd, 0, 0, unix.FADV_DONTNEED)
+	if !l.inherited {
+		_ = unix.Fadvise(im.fd, 0, 0, unix.FADV_DONTNEED)
+	}
 	l.held = true
 	return nil
 }

@@ -95,6 +95,11 @@ func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.backend(tap, log)
+}
+
+// backend makes the device with its tap.
+func (s *Spec) backend(tap *Tap, log *slog.Logger) (virtio.Backend, error) {
 	d, err := New(Config{Backend: tap, MAC: s.MAC, MTU: tap.MTU(), Policy: s.Policy, Log: log})
 	if err != nil {
 		return nil, errors.Join(err, tap.Close())

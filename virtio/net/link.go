@@ -121,6 +121,12 @@ func (t *Tap) Take() (err error) {
 	if t.taken {
 		return nil
 	}
+	if t.inherited && !t.ready { // how many are attached is not known
+		t.attached = 0
+		if err := t.attach(len(t.ports)); err != nil {
+			return tapError(t.name, err)
+		}
+	}
 	if err := t.attach(t.pairs); err != nil {
 		return errors.Join(tapError(t.name, err), t.attach(0))
 	}
@@ -166,7 +172,7 @@ func (t *Tap) tellLink() {
 
 // plug does what is to be done once, and sets the carrier. queues is held.
 func (t *Tap) plug() error {
-	if !t.ready {
+	if !t.ready && !t.inherited {
 		if t.made && t.opt.Owner != nil {
 			if err := t.setOwner(int(*t.opt.Owner)); err != nil {
 				return tapError(t.name, err)

@@ -30,6 +30,9 @@ type Tap struct {
 	index    int // of the interface
 	opt      Options
 	made     bool // by this process
+	// inherited says that the queues are those of another process of this host, which may be
+	// using them until the tap is taken.
+	inherited bool
 	multi    bool // several queues can be opened (IFF_MULTI_QUEUE)
 	mtu      uint16
 	offloads uint64
@@ -301,6 +304,9 @@ func (t *Tap) setQueue(i int, flag uint16) error {
 	}
 	req.SetUint16(flag)
 	if err := unix.IoctlIfreq(t.ports[i].fd, unix.TUNSETQUEUE, req); err != nil {
+		if t.inherited && errors.Is(err, unix.EINVAL) {
+			return nil // the process before has left it so
+		}
 		return fmt.Errorf("TUNSETQUEUE of queue %d: %w", i, err)
 	}
 	return nil

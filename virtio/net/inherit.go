@@ -1,0 +1,107 @@
+package net
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/govmm/govmm/virtio"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	_ virtio.Inheritable = (*backend)(nil)
+	_ virtio.Heir        = (*Spec)(nil)
+)
+
+// Descriptors implements [virtio.Inheritable]: the queues of the tap, which nobody can open
+// a second time if it is the only one. The tap and what waits in it stay as they are.
+func (b *backend) Descriptors() ([]uintptr, error) {
+	if b.gone.Load() {
+		return nil, fmt.Errorf("%s: its tap is gone", b.tap.Name())
+	}
+	b.tap.queues.Lock()
+	defer b.tap.queues.Unlock()
+	if err := b.tap.joinAll(); err != nil { // those that were never used
+		return nil, tapError(b.tap.name, err)
+	}
+	if err := b.tap.attach(b.tap.pairs); err != nil {
+		return nil, tapError(b.tap.name, err)
+	}
+	var all []uintptr
+	for _, p := range b.tap.ports {
+		all = append(all, uintptr(p.fd))
+	}
+	return all, nil
+}
+
+// Inherit implements [virtio.Heir].
+func (s *Spec) Inherit(files []*os.File, log *slog.Logger) (virtio.Backend, error) {
+	tap, err := inheritTap(s.Options, files)
+	if err != nil {
+		return nil, err
+	}
+	return s.backend(tap, log)
+}
+
+// inheritTap is [OpenTap] with the queues of another process. Nothing of the tap is changed
+// before [Tap.Take].
+func inheritTap(o Options, files []*os.File) (_ *Tap, err error) {
+	defer virtio.CloseFiles(files)
+	t := &Tap{name: o.Tap, opt: o, multi: o.Queues > 1, mtu: o.MTU, pairs: 1, inherited: true}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("tap %s: take it over: %w", t.name, err), t.Close())
+		}
+	}()
+	if len(files) != o.Queues || len(files) == 0 {
+		return nil, fmt.Errorf("expected %d queues, found %d", o.Queues, len(files))
+	}
+	for _, f := range files {
+		req, err := unix.NewIfreq("")
+		if err == nil {
+			err = unix.IoctlIfreq(int(f.Fd()), unix.TUNGETIFF, req)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("TUNGETIFF: %w", err)
+		}
+		const format = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+		if flags := req.Uint16(); flags&format != format || len(files) > 1 && flags&unix.IFF_MULTI_QUEUE == 0 || t.index != 0 && req.Name() != t.name {
+			return nil, fmt.Errorf("expected queues of one tap with headers, found one of %s with flags %#x", req.Name(), flags)
+		}
+		t.name, t.multi = req.Name(), req.Uint16()&unix.IFF_MULTI_QUEUE != 0
+		t.index = -1 // not looked up yet
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+		if err != nil {
+			return nil, err
+		}
+		p, err := newPort(fd, tunDevice)
+		if err != nil {
+			return nil, err
+		}
+		t.ports = append(t.ports, p)
+	}
+	if t.offloads, err = knownOffloads(t.ports[0].fd); err != nil {
+		return nil, err
+	}
+	if t.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, err
+	}
+	if t.watch, err = watchLinks(t.linkChanged); err != nil {
+		return nil, err
+	}
+	link, err := t.links.LinkByName(t.name)
+	if err != nil {
+		return nil, fmt.Errorf("%w (is this another network namespace?)", err)
+	}
+	t.index = link.Attrs().Index
+	if t.mtu == 0 {
+		t.mtu = mtuOf(link)
+	}
+	return t, nil
+}
