@@ -46,7 +46,7 @@ func FuzzAdopt(f *testing.F) {
 			return // it is refused
 		}
 		b := Builder{Devices: givenHere(t, given)}
-		if _, err := b.adopt(&spec); err != nil {
+		if _, err := b.adopt(&spec, false); err != nil {
 			return
 		}
 		if spec.Backing == memory.Hugetlb {

@@ -27,11 +27,14 @@ type backends struct {
 // openBackends opens what the devices need of this host, which their specs note.
 // The error lists everything that is not available, or is not what the guest
 // knows. Nothing is locked yet.
-// failed gives the error of a device its form; nil: as it is.
-func openBackends(devices []virtio.Spec, log *slog.Logger, failed func(i int, err error) error) (b backends, err error) {
+// open opens one of them; nil: by its Open. failed gives the error of a device its form; nil: as it is.
+func openBackends(devices []virtio.Spec, log *slog.Logger, open func(i int, d virtio.Spec, log *slog.Logger) (virtio.Backend, error), failed func(i int, err error) error) (b backends, err error) {
+	if open == nil {
+		open = func(_ int, d virtio.Spec, log *slog.Logger) (virtio.Backend, error) { return d.Open(log) }
+	}
 	var errs []error
 	for i, d := range devices {
-		opened, err := d.Open(log.With("device", d.String()))
+		opened, err := open(i, d, log.With("device", d.String()))
 		if err != nil {
 			if failed != nil {
 				err = failed(i, err)

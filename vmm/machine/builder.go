@@ -56,12 +56,18 @@ func (b *Builder) Build(ctx context.Context, config []byte) (migrate.Target, err
 
 // BuildTarget is Build with the type of what it makes.
 func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error) {
+	return b.build(config, nil)
+}
+
+// build makes the machine, from what a process of this host has left if h is not nil.
+func (b *Builder) build(config []byte, h *Heirloom) (*Target, error) {
 	go rehearse()
 	spec, err := decodeSpec(config, b.Kinds)
 	if err != nil {
 		return nil, kind.Told(err)
 	}
 	spec.Tracking, spec.Overcommit, spec.received = b.Tracking, b.Overcommit, true
+	spec.inherited = h != nil && h.Memory != nil
 	if b.Name != "" {
 		spec.Name = b.Name
 	}
@@ -69,11 +75,13 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	names, moved := b.adopt(&spec)
+	names, moved := b.adopt(&spec, h != nil)
+	open, err := h.open(spec.Devices)
+	moved = errors.Join(moved, err)
 	wrong := []error{moved, fitsHere(&spec)}
 	var opened backends
 	if moved == nil { // what is opened is this host's
-		opened, err = openBackends(spec.Devices, log, func(i int, err error) error {
+		opened, err = openBackends(spec.Devices, log, open, func(i int, err error) error {
 			return kind.Hidden(err, "%s: this host cannot open what it needs", names[i])
 		})
 		wrong = append(wrong, err)
@@ -81,7 +89,11 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 	if err := errors.Join(wrong...); err != nil {
 		return nil, errors.Join(err, opened.close(new(step)))
 	}
-	m, err := newChecked(spec, b.Ends, log, opened)
+	mem, err := h.memory(&spec)
+	if err != nil {
+		return nil, errors.Join(err, opened.close(new(step)))
+	}
+	m, err := newChecked(spec, b.Ends, log, opened, mem)
 	if err != nil {
 		return nil, err
 	}
@@ -90,13 +102,14 @@ func (b *Builder) BuildTarget(_ context.Context, config []byte) (*Target, error)
 
 // adopt puts what this host gives in the place of what a spec says of its host, and
 // returns the names that the devices had there. After an error nothing may be opened.
-func (b *Builder) adopt(spec *Spec) (names []string, err error) {
+// same says that the source is a process of this host.
+func (b *Builder) adopt(spec *Spec, same bool) (names []string, err error) {
 	for _, d := range spec.Devices {
 		names = append(names, peersName(d))
 	}
 	if b.Backing != "" {
 		spec.Backing = b.Backing
-	} else if spec.Backing == memory.Hugetlb && !b.AllowSourcePaths {
+	} else if spec.Backing == memory.Hugetlb && !b.AllowSourcePaths && !same {
 		err = kind.Told(errors.New("the guest's memory is made of huge pages, and this host does not give its pool to every guest: --memory-backing hugetlb, or another"))
 	}
 	return names, errors.Join(err, move(spec.Devices, b.Devices, spec.kinds(), b.AllowSourcePaths))

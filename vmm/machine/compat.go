@@ -24,7 +24,7 @@ func (h *host) incompatible(s *Spec) error {
 	if s.CPUs > h.maxCPUs {
 		bad("%d vCPUs: this host's KVM runs at most %d", s.CPUs, h.maxCPUs)
 	}
-	if err := h.admit(s.Memory, s.Backing, s.Overcommit); err != nil {
+	if err := h.admit(s.Memory, s.Backing, s.Overcommit); err != nil && !s.inherited {
 		errs = append(errs, kind.Hidden(err, "memory of %d MiB (%s): this host has too little", s.Memory>>20, s.Backing))
 	}
 	for _, n := range s.Needs {

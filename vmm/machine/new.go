@@ -24,17 +24,17 @@ func New(spec Spec, ends Ends, log *slog.Logger) (*Machine, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	b, err := openBackends(spec.Devices, log, nil)
+	b, err := openBackends(spec.Devices, log, nil, nil)
 	if err != nil {
 		return nil, fmt.Errorf("make the machine: %w", tooFewFiles(err))
 	}
-	return newChecked(spec, ends, log, b)
+	return newChecked(spec, ends, log, b, nil)
 }
 
 // newChecked is newWith for a machine that is new in this process, which may have too few
 // open files for it.
-func newChecked(spec Spec, ends Ends, log *slog.Logger, b backends) (*Machine, error) {
-	m, err := newWith(spec, ends, log, b, nil)
+func newChecked(spec Spec, ends Ends, log *slog.Logger, b backends, mem *memory.Memory) (*Machine, error) {
+	m, err := newWith(spec, ends, log, b, mem)
 	if err != nil {
 		return nil, tooFewFiles(err)
 	}

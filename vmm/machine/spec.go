@@ -73,6 +73,8 @@ type Spec struct {
 	// received says that the kernel comes from a peer. Such a bzImage is not unpacked
 	// on the host: the source has sent it unpacked if it could.
 	received bool
+	// inherited says that the memory is there: a process of this host leaves it.
+	inherited bool
 }
 
 // kernel returns the kernel, unpacked if the user of this host gave it and wants that.
