@@ -26,19 +26,19 @@ const (
 // until [Tap.Take]. So the destination of a migration can open a tap, and report what
 // is wrong with it, while the guest runs elsewhere.
 type Tap struct {
-	name     string
-	index    int // of the interface
-	opt      Options
-	made     bool // by this process
+	name  string
+	index int // of the interface
+	opt   Options
+	made  bool // by this process
 	// inherited says that the queues are those of another process of this host, which may be
 	// using them until the tap is taken.
 	inherited bool
-	multi    bool // several queues can be opened (IFF_MULTI_QUEUE)
-	mtu      uint16
-	offloads uint64
-	ports    []*tapPort
-	links    *netlink.Handle // of the network namespace that the tap is in
-	watch    *linkWatch
+	multi     bool // several queues can be opened (IFF_MULTI_QUEUE)
+	mtu       uint16
+	offloads  uint64
+	ports     []*tapPort
+	links     *netlink.Handle // of the network namespace that the tap is in
+	watch     *linkWatch
 
 	queues   sync.Mutex // guards all below, and orders attaching and detaching
 	onLink   func(up bool)
