@@ -17,6 +17,7 @@ need spin spin          # checks the models of test/model
 need cpio cpio          # checks initial RAM disks
 need ip iproute2        # network namespaces
 need ping iputils-ping  # guests answer it
+need passt passt        # a network at a socket
 for tool in bzip2 lz4 xz zstd; do # compressors of kernels
 	need $tool "${tool/#xz/xz-utils}"
 done

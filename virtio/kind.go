@@ -97,6 +97,13 @@ type Latecomer interface {
 	Later(arrives bool) Later
 }
 
+// Preparer is a Spec of this host, made by [Kind].ParseHere, that starts something before the
+// process gives up its rights, which a device of a guest that comes uses.
+type Preparer interface {
+	// Prepare starts it. It ends with the process, if nobody uses it.
+	Prepare() error
+}
+
 // Later is what a device of a host uses later. Paths are absolute.
 type Later struct {
 	Read, Write []string // files that are opened for reading, and for both

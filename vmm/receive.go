@@ -62,6 +62,13 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	if err := machine.PrepareToReceive(); err != nil {
 		return nil, err
 	}
+	for _, d := range cfg.Devices {
+		if p, ok := d.(virtio.Preparer); ok {
+			if err := p.Prepare(); err != nil {
+				return nil, err
+			}
+		}
+	}
 	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
 	v.listener = cfg.Listener
 	v.receiver = migrate.NewReceiver(&arrivals{

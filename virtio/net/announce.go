@@ -45,8 +45,23 @@ func (d *Device) Announce() {
 			// A dropped frame is sent again. The receivers and senders find out
 			// when the backend is gone.
 			_ = d.ports[0].Write(frame[:])
+			flush(d.ports[0])
 		}
 	}()
+}
+
+// reconnected sets the link up, whose other end knows nothing of the guest yet.
+func (d *Device) reconnected() {
+	d.changeConfig(func(s *State) {
+		d.hostUp = true
+		s.Status = d.withLink(s.Status)
+		if d.features&FeatureGuestAnnounce != 0 {
+			s.Status |= statusAnnounce
+		}
+	})
+	frame := rarp(d.MAC())
+	_ = d.ports[0].Write(frame[:])
+	flush(d.ports[0])
 }
 
 func (d *Device) endAnnouncement() {

@@ -12,26 +12,33 @@ import (
 )
 
 var (
-	_ virtio.Inheritable = (*backend)(nil)
+	_ virtio.Inheritable = tapBackend{}
 	_ virtio.Heir        = (*Spec)(nil)
 )
 
+// tapBackend is a backend whose descriptors another process can go on with.
+type tapBackend struct {
+	*backend
+	tap *Tap
+}
+
 // Descriptors implements [virtio.Inheritable]: the queues of the tap, which nobody can open
 // a second time if it is the only one. The tap and what waits in it stay as they are.
-func (b *backend) Descriptors() ([]uintptr, error) {
+func (b tapBackend) Descriptors() ([]uintptr, error) {
 	if b.gone.Load() {
-		return nil, fmt.Errorf("%s: its tap is gone", b.tap.Name())
+		return nil, fmt.Errorf("%s: its tap is gone", b.link.Name())
 	}
-	b.tap.queues.Lock()
-	defer b.tap.queues.Unlock()
-	if err := b.tap.joinAll(); err != nil { // those that were never used
-		return nil, tapError(b.tap.name, err)
+	t := b.tap
+	t.queues.Lock()
+	defer t.queues.Unlock()
+	if err := t.joinAll(); err != nil { // those that were never used
+		return nil, tapError(t.name, err)
 	}
-	if err := b.tap.attach(b.tap.pairs); err != nil {
-		return nil, tapError(b.tap.name, err)
+	if err := t.attach(t.pairs); err != nil {
+		return nil, tapError(t.name, err)
 	}
 	var all []uintptr
-	for _, p := range b.tap.ports {
+	for _, p := range t.ports {
 		all = append(all, uintptr(p.fd))
 	}
 	return all, nil
@@ -39,6 +46,10 @@ func (b *backend) Descriptors() ([]uintptr, error) {
 
 // Inherit implements [virtio.Heir].
 func (s *Spec) Inherit(files []*os.File, log *slog.Logger) (virtio.Backend, error) {
+	if s.Socket != "" {
+		virtio.CloseFiles(files)
+		return s.Open(log)
+	}
 	tap, err := inheritTap(s.Options, files)
 	if err != nil {
 		return nil, err

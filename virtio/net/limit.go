@@ -12,8 +12,18 @@ const minCost = 60
 // server is what a sender does with its queue. A device without a limit asks nobody.
 func (s *sender) server(q *virtio.Queue) virtio.Server {
 	server := virtio.Server{Queue: q, Serve: s.serve}
+	if f, ok := s.port.(flusher); ok {
+		server.Empty = func([]virtio.Chain, []uint32) int { f.Flush(); return virtio.Keep }
+	}
 	if l := s.d.fromGuest; l != nil {
-		server.Ready, server.Serve = l.Wait, func(c *virtio.Chain) (uint32, error) {
+		server.Ready = func() time.Duration {
+			wait := l.Wait()
+			if wait > 0 {
+				flush(s.port)
+			}
+			return wait
+		}
+		server.Serve = func(c *virtio.Chain) (uint32, error) {
 			// A frame that will be dropped counts, too.
 			l.Spend(1, max(min(c.ReadableLen()-HeaderBytes, maxFrame), minCost))
 			return s.serve(c)

@@ -11,7 +11,8 @@ import (
 
 // Options is what `--net` says.
 type Options struct {
-	// Tap is the host's interface; if empty, a new one, govmm0 and so on.
+	// Tap is the host's interface; if empty, a new one, govmm0 and so on, unless one of
+	// Socket, Macvtap and User is set.
 	Tap string `cbor:"tap"`
 	// Bridge is the bridge that the tap becomes a port of; if empty, the tap's
 	// bridge does not change.
@@ -30,13 +31,34 @@ type Options struct {
 	Arriving bool `cbor:"-"`
 	// Policy is this host's and does not travel.
 	Policy Policy `cbor:"-"`
+
+	// Socket is the path of a unix socket at which another process, such as passt or
+	// gvproxy, takes and sends frames.
+	Socket string `cbor:"socket,omitzero"`
+	// Macvtap is the host's interface on which a macvtap device is made.
+	Macvtap string `cbor:"macvtap,omitzero"`
+	// User is a network in a process of its own, for which no privilege is needed.
+	User bool `cbor:"user,omitzero"`
+	// UserNet is how this host makes it, and does not travel.
+	UserNet UserNet `cbor:"-"`
 }
 
-// ParseOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,mtu=BYTES][,queues=N][,owner=USER]`
-// and the options of a [Policy].
-// Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
+// ways are the ways to a network: the first option, and what may follow it beside mac, mtu,
+// queues and the options of a [Policy].
+var ways = []struct {
+	name    string
+	valued  bool // NAME= must follow
+	options []string
+}{
+	{"tap", false, []string{"bridge", "owner"}},
+	{"socket", true, nil},
+}
+
+// ParseOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]`, `user[,forward=...]...[,host]`,
+// `socket=PATH` or `macvtap=LINK`, with `[,mac=ADDRESS][,mtu=BYTES][,queues=N]` and the options
+// of a [Policy]. Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
 func ParseOptions(s string) (Options, error) {
-	o, err := parse(s, "tap", "bridge", "mac", "mtu", "queues", "owner")
+	o, err := parse(s, "mac", "mtu", "queues")
 	if err == nil && o.MAC == (MAC{}) {
 		o.MAC = randomMAC()
 	}
@@ -49,11 +71,11 @@ func ParseOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// ParseHostOptions reads `tap[=NAME][,bridge=NAME][,mac=ADDRESS][,owner=USER]` and the
-// options of a [Policy]: the host's side of a device whose other options a guest brings
-// along. The address is the one that the guest must have; zero: any.
+// ParseHostOptions reads what ParseOptions does, without mtu and queues: the host's side of a
+// device whose other options a guest brings along. The address is the one that the guest
+// must have; zero: any.
 func ParseHostOptions(s string) (Options, error) {
-	o, err := parse(s, "tap", "bridge", "mac", "owner")
+	o, err := parse(s, "mac")
 	if err == nil {
 		guest := o
 		if guest.MAC == (MAC{}) {
@@ -67,23 +89,50 @@ func ParseHostOptions(s string) (Options, error) {
 	return o, nil
 }
 
-// parse reads the options that are known, and those of a Policy; the first is always tap.
+// parse reads the way to the network, the options that are known, those of the way, and
+// those of a Policy.
 func parse(s string, known ...string) (Options, error) {
 	o := Options{Queues: 1}
-	known = append(known, policyOptions...)
+	fields := strings.Split(s, ",")
+	first, name, named := strings.Cut(fields[0], "=")
+	at := slices.IndexFunc(ways, func(w struct {
+		name    string
+		valued  bool
+		options []string
+	}) bool {
+		return w.name == first
+	})
+	switch {
+	case at < 0:
+		return o, fmt.Errorf("the first item must be tap or tap=NAME, or socket=PATH")
+	case name == "" && (named || ways[at].valued):
+		return o, fmt.Errorf("%s has no value", first)
+	case named && first == "user":
+		return o, fmt.Errorf("user has no value")
+	}
+	switch first {
+	case "tap":
+		o.Tap = name
+	case "user":
+		o.User = true
+	case "socket":
+		o.Socket = name
+	case "macvtap":
+		o.Macvtap = name
+	}
+	known = append(append(known, ways[at].options...), policyOptions...)
 	seen := map[string]bool{}
-	for i, field := range strings.Split(s, ",") {
+	for _, field := range fields[1:] {
 		key, value, given := strings.Cut(field, "=")
+		flag := key == "antispoof" || key == "host"
 		switch {
-		case i == 0 && key != "tap":
-			return o, fmt.Errorf("the first item must be tap or tap=NAME")
 		case !slices.Contains(known, key):
-			return o, fmt.Errorf("%q is not one of %s", key, strings.Join(known, ", "))
-		case seen[key] && key != "ip":
+			return o, fmt.Errorf("%q is not one of %s, which %s has", key, strings.Join(known, ", "), first)
+		case seen[key] && key != "ip" && key != "forward":
 			return o, fmt.Errorf("%s is given twice", key)
-		case given && key == "antispoof":
-			return o, fmt.Errorf("antispoof has no value: it is given or not")
-		case value == "" && (given || key != "tap" && key != "antispoof"):
+		case given && flag:
+			return o, fmt.Errorf("%s has no value: it is given or not", key)
+		case value == "" && !flag:
 			return o, fmt.Errorf("%s has no value", key)
 		}
 		seen[key] = true
@@ -97,10 +146,10 @@ func parse(s string, known ...string) (Options, error) {
 // set sets one option.
 func (o *Options) set(key, value string) (err error) {
 	switch key {
-	case "tap":
-		o.Tap = value
 	case "bridge":
 		o.Bridge = value
+	case "forward", "host":
+		err = o.UserNet.set(key, value)
 	case "mac":
 		o.MAC, err = ParseMAC(value)
 	case "mtu":
@@ -121,12 +170,24 @@ func (o *Options) set(key, value string) (err error) {
 	return err
 }
 
+// way is the way to the network.
+func (o Options) way() string {
+	switch {
+	case o.User:
+		return "user"
+	case o.Socket != "":
+		return "socket=" + o.Socket
+	case o.Macvtap != "":
+		return "macvtap=" + o.Macvtap
+	case o.Tap != "":
+		return "tap=" + o.Tap
+	}
+	return "tap"
+}
+
 // String is the options as ParseOptions reads them.
 func (o Options) String() string {
-	s := "tap"
-	if o.Tap != "" {
-		s += "=" + o.Tap
-	}
+	s := o.way() + o.UserNet.String()
 	if o.Bridge != "" {
 		s += ",bridge=" + o.Bridge
 	}
@@ -143,18 +204,35 @@ func (o Options) String() string {
 
 // Validate reports the first invalid option. It does not look at the host.
 func (o Options) Validate() error {
-	for _, name := range []string{o.Tap, o.Bridge} {
+	for _, name := range []string{o.Tap, o.Bridge, o.Macvtap} {
 		if name != "" && !validInterface(name) {
 			return fmt.Errorf("interface %q: not a name, 1 to 15 characters without %%, : and /", name)
 		}
 	}
+	ways := 0
+	for _, given := range []bool{o.Tap != "" || o.Bridge != "" || o.Owner != nil, o.Socket != "", o.Macvtap != "", o.User} {
+		if given {
+			ways++
+		}
+	}
 	switch {
+	case ways > 1:
+		return fmt.Errorf("expected one of tap, user, socket and macvtap, got %d", ways)
+	case !o.User && !o.UserNet.isZero():
+		return fmt.Errorf("forward and host are of a user network")
+	case o.User && o.MTU > maxUserMTU:
+		return fmt.Errorf("the MTU of a user network must be at most %d, got %d", maxUserMTU, o.MTU)
+	case strings.ContainsRune(o.Socket, 0):
+		return fmt.Errorf("socket %q: not a path", o.Socket)
 	case !o.MAC.valid():
 		return fmt.Errorf("MAC address %s: not one of a single station", o.MAC)
 	case o.MTU != 0 && o.MTU < minMTU:
 		return fmt.Errorf("the MTU must be at least %d, got %d", minMTU, o.MTU)
 	case o.Queues < 1 || o.Queues > MaxQueuePairs:
 		return fmt.Errorf("queue pairs must be between 1 and %d, got %d", MaxQueuePairs, o.Queues)
+	}
+	if err := o.UserNet.validate(); err != nil {
+		return err
 	}
 	return o.Policy.validate()
 }

@@ -133,6 +133,26 @@ func newRigWith(t testing.TB, c net.Config, w *wire, pairs int, features uint64)
 	r.mem = virtiotest.NewMemory(t, ramBase, int(rings)+2<<20)
 	r.data = ramBase + rings
 	r.newDeviceWith(c)
+	r.activate()
+	return r
+}
+
+// newRigOf is a rig of a device that was made by others, with one queue pair.
+func newRigOf(t testing.TB, d *net.Device, features uint64) *rig {
+	t.Helper()
+	r := &rig{t: t, features: features | virtio.FeatureVersion1 | virtio.FeatureIndirectDesc, changed: make(chan struct{}, 64), broken: make(chan error, 64)}
+	rings := 3 * virtiotest.RingBytes(queueSize)
+	r.mem = virtiotest.NewMemory(t, ramBase, int(rings)+2<<20)
+	r.data = ramBase + rings
+	r.use(d)
+	r.activate()
+	return r
+}
+
+// activate starts the device, whose queues are at the beginning of the memory.
+func (r *rig) activate() {
+	t := r.t
+	t.Helper()
 	at := uint64(ramBase)
 	for _, q := range r.queues {
 		d := virtiotest.NewDriver(t, r.mem, at, q.MaxSize(), r.features)
@@ -142,7 +162,6 @@ func newRigWith(t testing.TB, c net.Config, w *wire, pairs int, features uint64)
 	}
 	check(t, r.d.Activate(r.features, r.queues, r))
 	t.Cleanup(func() { r.d.Reset(); check(t, r.d.Close()) })
-	return r
 }
 
 func (r *rig) newDevice(b net.Backend) {
@@ -156,6 +175,11 @@ func (r *rig) newDeviceWith(c net.Config) {
 	c.Log = virtiotest.Log(r.t, r.logged)
 	d, err := net.New(c)
 	check(r.t, err)
+	r.use(d)
+}
+
+// use makes queues for a device.
+func (r *rig) use(d *net.Device) {
 	r.d, r.queues, r.irq = d, nil, nil
 	for _, size := range d.QueueSizes() {
 		irq := make(chan struct{}, 1)

@@ -1,0 +1,150 @@
+package netproc
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Request asks the process of a network for something. It has all of the state, so that a
+// process that is started anew is told everything by one request.
+type Request struct {
+	// MTU is that of the guest's link. It is the same in all requests to a process.
+	MTU uint16
+	// Offloads are the Guest features of virtio-net that the guest accepts.
+	Offloads uint64
+	// Listen says that the host's ports of the forwards are taken.
+	Listen bool
+}
+
+// Reply answers a Request.
+type Reply struct {
+	Error string // "": done
+}
+
+const (
+	// maxMessage is the longest message.
+	maxMessage = 4096
+	// patience is how long an answer may take.
+	patience = 10 * time.Second
+)
+
+// Messages is one end of the messages' socket, which keeps their boundaries.
+type Messages struct {
+	conn   *net.UnixConn
+	asking sync.Mutex // is held from a request to its answer
+}
+
+// OpenMessages takes over a descriptor.
+func OpenMessages(fd int) (*Messages, error) {
+	f := os.NewFile(uintptr(fd), "messages")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("messages: expected a unix socket, found %T", c), c.Close())
+	}
+	return &Messages{conn: u}, nil
+}
+
+// Close closes it.
+func (m *Messages) Close() error { return m.conn.Close() }
+
+// send sends a message, with descriptors.
+func (m *Messages) send(message any, fds ...int) error {
+	raw, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxMessage {
+		return fmt.Errorf("a message of %d bytes, expected at most %d", len(raw), maxMessage)
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	_, _, err = m.conn.WriteMsgUnix(raw, oob, nil)
+	return err
+}
+
+// receive waits for a message, with at most so many descriptors, which the caller closes.
+func (m *Messages) receive(message any, descriptors int) (fds []int, err error) {
+	p, oob := make([]byte, maxMessage+1), make([]byte, unix.CmsgSpace(4*descriptors))
+	n, oobn, _, _, err := m.conn.ReadMsgUnix(p, oob)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			for _, fd := range fds {
+				_ = unix.Close(fd)
+			}
+			fds = nil
+		}
+	}()
+	controls, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return nil, err
+	}
+	for i := range controls {
+		some, err := unix.ParseUnixRights(&controls[i])
+		if err != nil {
+			return fds, err
+		}
+		fds = append(fds, some...)
+	}
+	switch {
+	case n == 0:
+		return fds, errors.New("the other end is gone")
+	case n > maxMessage:
+		return fds, fmt.Errorf("a message of more than %d bytes", maxMessage)
+	}
+	if err := json.Unmarshal(p[:n], message); err != nil {
+		return fds, fmt.Errorf("a message: %w", err)
+	}
+	return fds, nil
+}
+
+// Ask sends a request and waits for its answer.
+func (m *Messages) Ask(r Request) error {
+	m.asking.Lock()
+	defer m.asking.Unlock()
+	if err := m.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	var answer Reply
+	err := m.send(r)
+	if err == nil {
+		_, err = m.receive(&answer, 0)
+	}
+	if err == nil && answer.Error != "" {
+		err = errors.New(answer.Error)
+	}
+	return err
+}
+
+// Answer answers requests with what do returns, until the other end is gone.
+func (m *Messages) Answer(do func(Request) error) error {
+	for {
+		var r Request
+		if _, err := m.receive(&r, 0); err != nil {
+			return err
+		}
+		var answer Reply
+		if err := do(r); err != nil {
+			answer.Error = fmt.Sprintf("%.500s", err)
+		}
+		if err := m.send(answer); err != nil {
+			return err
+		}
+	}
+}
