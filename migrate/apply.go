@@ -22,6 +22,9 @@ func (in *inlet) apply(target Target, f header) error {
 	if err != nil {
 		return err
 	}
+	if w, ok := target.(PageWriter); ok {
+		return in.write(w, f, pages, int(f.length)-len(meta))
+	}
 	span := target.Bytes(int(f.slot), f.first, uint64(f.count))
 	in.session.ahead.span(f, in.meta.data[:spanWords(f.count)], pages)
 	return guard(target, int(f.slot), f.first, span, func() (err error) {

@@ -29,6 +29,8 @@ type Receiver struct {
 	newcomers newcomers
 	tls       *tls.Config // nil: connections must be plain
 	keyLimit  uint64      // keyLimit
+	keeps     bool        // snapshots, and takes nothing else
+	user      int         // whose processes may connect beside those of this one's; 0: nobody's
 
 	sessionMu sync.Mutex // guards the fields below
 	active    *session   // the migration under way
@@ -114,7 +116,7 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	defer stop()
 	peer := c.RemoteAddr()
 	_ = c.SetDeadline(time.Now().Add(r.timeout)) // for the hello as a whole, and for the answer to a query
-	if err := checkUnixPeer(nc); err != nil {
+	if err := r.checkPeer(nc); err != nil {
 		r.warn("connection refused", peer, err)
 		if r.tls == nil {
 			_ = c.writeControl(frameRefused, refused{reasonsOf(err)}) // it may be gone

@@ -19,6 +19,9 @@ const (
 	// featureReset is known by a destination that can start a guest anew, and no source
 	// names it: whether its guest will reset itself is not known before.
 	featureReset = "reset"
+	// featureSnapshot: what is received is kept and does not run, see [Snapshot]. Only a
+	// receiver that is made for it knows it, and takes nothing else.
+	featureSnapshot = "snapshot"
 )
 
 var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew}
@@ -40,6 +43,9 @@ func (o Options) features() []string {
 	}
 	if o.SharedMemory {
 		used = append(used, featureShared)
+	}
+	if o.Snapshot != nil {
+		used = append(used, featureSnapshot)
 	}
 	return used
 }

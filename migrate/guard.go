@@ -57,6 +57,9 @@ func (p *precopy) arm(ctx context.Context) *stopGuard {
 	expected := times.expected * max(p.model.floor(), p.expected.parts.Sum())
 	patience := max(times.limits*p.m.opt.DowntimeLimit, min(expected, guardMost), times.least)
 	patience = min(patience, forever) << min(p.tooLong, guardDoubled)
+	if s := p.m.opt.Snapshot; s != nil {
+		patience = max(patience, s.Patience)
+	}
 	g := &stopGuard{}
 	g.ctx, g.cancel = context.WithCancelCause(ctx)
 	g.timer = time.AfterFunc(patience, func() { g.cancel(errGuard) })

@@ -25,6 +25,7 @@ type inlet struct {
 	meta     spanMeta
 	iov      [][]byte
 	unpacker unpacker
+	staging  []byte // where pages of a [PageWriter] land
 }
 
 // roundWait is the barrier that ends a round: nothing that follows it is read from any

@@ -47,6 +47,8 @@ type Options struct {
 	// TLS makes all connections TLS 1.3, with certificates of both sides. It must have RootCAs and a certificate for this
 	// host, which is the same for all connections of the migration. ServerName "": the host of the address. nil: plain.
 	TLS *tls.Config
+	// Snapshot makes the migration a snapshot: the destination keeps the guest, and does not run it. nil: it is none.
+	Snapshot *Snapshot
 	// Dial makes each connection, to the address that New was given; TLS comes on top of it. nil: TCP to host:port, where
 	// the name is resolved once, so all connections go to one peer; or the unix socket of unix:PATH. Deadlines must work;
 	// one is set only to end a connection.
@@ -147,6 +149,11 @@ func (o Options) Validate() error {
 	}
 	if o.SharedMemory && (o.VerifyPages || o.Compression != CompressNone) {
 		bad("memory that is shared is not sent: there is nothing to verify or to compress")
+	}
+	if o.Snapshot != nil {
+		if err := o.Snapshot.validate(o); err != nil {
+			bad("%w", err)
+		}
 	}
 	if o.TLS != nil {
 		if _, err := clientTLS(o.TLS); err != nil {

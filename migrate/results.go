@@ -21,6 +21,7 @@ const (
 	PhasePrecopy        = report.PhasePrecopy
 	PhaseSwitchover     = report.PhaseSwitchover
 	PhaseHandoffUnknown = report.PhaseHandoffUnknown
+	PhaseSaving         = report.PhaseSaving
 	PhaseCompleted      = report.PhaseCompleted
 	PhaseFailed         = report.PhaseFailed
 	PhaseCancelled      = report.PhaseCancelled

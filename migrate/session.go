@@ -331,7 +331,7 @@ func (s *session) build(r *Receiver) (Target, error) {
 	}
 	f.payload = nil // it may be large, and has been copied
 	var target Target
-	if err = checkFeatures(config.Features, r.known); err == nil {
+	if err = errors.Join(checkFeatures(config.Features, r.known), r.checkKeeps(config.Features)); err == nil {
 		s.features, s.shared = config.Features, slices.Contains(config.Features, featureShared)
 		if target, err = r.sharedBuild(s.shared)(s.ctx, config.Machine); err == nil {
 			err = checkPreview(target, config.Preview)

@@ -164,6 +164,9 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		err = l.explain(err)
 		return l.end(errors.Join(err, m.takeBack(base, p)))
 	}
+	if m.opt.Snapshot != nil {
+		return m.keep(base, p)
+	}
 	return m.handOver(base, p)
 }
 

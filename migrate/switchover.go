@@ -39,7 +39,7 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 		}
 		err = <-sent
 	}
-	if err == nil && p.stopped {
+	if err == nil && p.stopped && p.m.opt.Snapshot == nil {
 		err = p.commit(g)
 	}
 	tooMuch := (*tooMuchError)(nil)

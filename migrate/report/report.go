@@ -15,6 +15,7 @@ const (
 	PhasePrecopy        Phase = "precopy"         // rounds, the guest runs
 	PhaseSwitchover     Phase = "switchover"      // the guest stands still
 	PhaseHandoffUnknown Phase = "handoff-unknown" // COMMIT may have arrived, no verdict
+	PhaseSaving         Phase = "saving"          // of a snapshot: what was sent is made durable
 	PhaseCompleted      Phase = "completed"
 	PhaseFailed         Phase = "failed"
 	PhaseCancelled      Phase = "cancelled"
