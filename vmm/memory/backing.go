@@ -69,23 +69,31 @@ func (m *Memory) open(size uint64) error {
 
 // prepare is what follows once m.ram is mapped.
 func (m *Memory) prepare() (err error) {
-	// A child process must not share or copy guest memory.
-	if err := unix.Madvise(m.ram, unix.MADV_DONTFORK); err != nil {
-		return fmt.Errorf("madvise guest memory, MADV_DONTFORK: %w", err)
-	}
-	// Nor is it for the file of a core dump: it is large, and it is the guest's secret.
-	if err := unix.Madvise(m.ram, unix.MADV_DONTDUMP); err != nil {
-		return fmt.Errorf("madvise guest memory, MADV_DONTDUMP: %w", err)
-	}
-	if m.backing != Hugetlb {
-		// EINVAL: the kernel has no transparent huge pages.
-		if err := unix.Madvise(m.ram, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("madvise guest memory, MADV_HUGEPAGE: %w", err)
-		}
+	if err := advise(m.ram, m.backing != Hugetlb); err != nil {
+		return err
 	}
 	if m.backing != Memfd {
 		if m.pagemap, err = newPagemap(); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// advise tells the kernel what guest memory is.
+func advise(ram []byte, hugePages bool) error {
+	// A child process must not share or copy guest memory.
+	if err := unix.Madvise(ram, unix.MADV_DONTFORK); err != nil {
+		return fmt.Errorf("madvise guest memory, MADV_DONTFORK: %w", err)
+	}
+	// Nor is it for the file of a core dump: it is large, and it is the guest's secret.
+	if err := unix.Madvise(ram, unix.MADV_DONTDUMP); err != nil {
+		return fmt.Errorf("madvise guest memory, MADV_DONTDUMP: %w", err)
+	}
+	if hugePages {
+		// EINVAL: the kernel has no transparent huge pages.
+		if err := unix.Madvise(ram, unix.MADV_HUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("madvise guest memory, MADV_HUGEPAGE: %w", err)
 		}
 	}
 	return nil

@@ -50,6 +50,9 @@ func (m *Memory) NextPopulated(index int, first, n uint64) (page uint64, err err
 		})
 		return page, err
 	}
+	if m.mapped != nil {
+		return m.nextMapped(s, first, n)
+	}
 	if m.backing != Memfd {
 		at, err := m.pagemap.next(s.HVA+uintptr(first<<mempage.Shift), n)
 		return first + at, err
@@ -100,6 +103,9 @@ func (m *Memory) AtMostPopulated(index int, most uint64) (bool, error) {
 // eachPopulated calls found for each range of populated pages in [first, first+n)
 // of the slot, in order, until it returns false. found's page numbers count from first.
 func (m *Memory) eachPopulated(s *slot, first, n uint64, found func(at, n uint64) bool) error {
+	if m.mapped != nil {
+		return m.eachMapped(s, first, n, found)
+	}
 	if m.backing == Memfd {
 		return m.bySeek(s, first, n, found)
 	}

@@ -85,6 +85,7 @@ type Memory struct {
 	missing atomic.Pointer[Missing] // nil: all of it is here
 	// inherited are huge pages that a process before has populated, see Inherited; nil: none is known.
 	inherited mempage.Bitmap
+	mapped    *mapped // nil unless the content comes from a file
 }
 
 // New returns guest memory of size bytes. No page is populated: the kernel allocates
@@ -104,9 +105,14 @@ func New(size uint64, b Backing) (*Memory, error) {
 	if size%unit != 0 {
 		return nil, fmt.Errorf("guest memory of %d bytes: must be a multiple of %d KiB for backing %s", size, unit>>10, b)
 	}
+	return made(size, b, func(m *Memory) error { return m.open(size) })
+}
+
+// made returns memory that open has mapped.
+func made(size uint64, b Backing, open func(*Memory) error) (*Memory, error) {
 	m := &Memory{backing: b, low: min(size, HoleStart), unit: slotSize(size), fd: -1}
 	m.high = size - m.low
-	if err := m.open(size); err != nil {
+	if err := open(m); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	m.cut(0, 0, m.low)
@@ -144,6 +150,7 @@ func (m *Memory) cut(gpa, off, n uint64) {
 // Close frees the memory. Nothing may use it any more: no vCPU runs, KVM's slots are
 // deleted, and no slice of it is in use.
 func (m *Memory) Close() error {
+	m.mapped.end()
 	var errs []error
 	if x := m.missing.Load(); x != nil {
 		errs = append(errs, x.Stop())

@@ -17,12 +17,16 @@ import (
 type pagemap struct {
 	fd   int
 	scan bool // the kernel has PAGEMAP_SCAN
+	// private leaves out pages of files: of a private mapping of a file, only what was
+	// written is found.
+	private bool
 }
 
 // From include/uapi/linux/fs.h.
 const (
 	ioctlPagemapScan = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
 
+	pageIsFile    = 1 << 2
 	pageIsPresent = 1 << 3
 	pageIsSwapped = 1 << 4
 	pageIsPFNZero = 1 << 5
@@ -32,6 +36,7 @@ const (
 const (
 	entryPresent = 1 << 63
 	entrySwapped = 1 << 62
+	entryFile    = 1 << 61 // of a file, or shared
 )
 
 // pmScanArg is struct pm_scan_arg.
@@ -170,6 +175,10 @@ func (p *pagemap) scanOnce(s *scratch, start, end, most uint64) (int, error) {
 		categoryAnyof:    pageIsPresent | pageIsSwapped,
 		returnMask:       pageIsPresent,
 	}
+	if p.private {
+		s.arg.categoryInverted |= pageIsFile
+		s.arg.categoryMask |= pageIsFile
+	}
 	for {
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), ioctlPagemapScan, uintptr(unsafe.Pointer(&s.arg)))
 		switch {
@@ -200,7 +209,11 @@ func (p *pagemap) byEntries(s *scratch, start, n uint64, found func(first, n uin
 		}
 		pages := uint64(got / entrySize)
 		for i := uint64(0); i < pages; i++ {
-			if binary.NativeEndian.Uint64(buf[i*entrySize:])&(entryPresent|entrySwapped) != 0 && !found(done+i, 1) {
+			entry := binary.NativeEndian.Uint64(buf[i*entrySize:])
+			if p.private && entry&entryFile != 0 {
+				continue
+			}
+			if entry&(entryPresent|entrySwapped) != 0 && !found(done+i, 1) {
 				return nil
 			}
 		}

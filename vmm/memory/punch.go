@@ -22,6 +22,12 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 		return nil
 	}
 	ram := s.ram[first<<mempage.Shift : (first+n)<<mempage.Shift]
+	if m.mapped != nil {
+		if err := m.zeroMapped(s, first, n); err != nil {
+			return fmt.Errorf("zero %d pages at page %#x of memory slot %d: %w", n, first, index, err)
+		}
+		return nil
+	}
 	switch m.backing {
 	case Memfd:
 		const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
