@@ -66,6 +66,11 @@ func (b *Builder) build(config []byte, h *Heirloom) (*Target, error) {
 	if err != nil {
 		return nil, kind.Told(err)
 	}
+	return b.buildOf(spec, h, h.memory)
+}
+
+// buildOf is build for a spec that was decoded, with the memory that mem returns.
+func (b *Builder) buildOf(spec Spec, h *Heirloom, mem func(*Spec) (*memory.Memory, error)) (*Target, error) {
 	spec.Tracking, spec.Overcommit, spec.received = b.Tracking, b.Overcommit, true
 	spec.inherited = h != nil && h.Memory != nil
 	if b.Name != "" {
@@ -89,11 +94,11 @@ func (b *Builder) build(config []byte, h *Heirloom) (*Target, error) {
 	if err := errors.Join(wrong...); err != nil {
 		return nil, errors.Join(err, opened.close(new(step)))
 	}
-	mem, err := h.memory(&spec)
+	ram, err := mem(&spec)
 	if err != nil {
 		return nil, errors.Join(err, opened.close(new(step)))
 	}
-	m, err := newChecked(spec, b.Ends, log, opened, mem)
+	m, err := newChecked(spec, b.Ends, log, opened, ram)
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type clockState struct {
 	TSCKHz      uint64 `cbor:"tsc_khz"`
 
 	saved window // set by the destination
+	kept  bool   // it was kept in a snapshot: for how long, only real-time clocks say
 	skew  int64  // nanoseconds by which this host's real-time clock is taken to be ahead
 }
 
@@ -59,6 +60,9 @@ func (c *clockState) check(now time.Time) (wrong bool) {
 
 // passed returns the nanoseconds from a moment of the source to one here, never below 0.
 func (c *clockState) passed(since, now int64) int64 {
+	if c.kept {
+		return within(since, now, maxKept)
+	}
 	if c.saved.after.IsZero() {
 		return elapsed(since, now)
 	}
@@ -74,8 +78,18 @@ func (c *clockState) sameBoot() bool { return c.Boot != "" && c.Boot == bootid.I
 
 // elapsed returns the nanoseconds from a moment to now, never below 0.
 func elapsed(since, now int64) int64 {
+	return within(since, now, maxElapsed)
+}
+
+// maxKept bounds the time for which a snapshot can have been kept. A clock that says more
+// was not set, here or there.
+const maxKept = 20 * 365 * 24 * time.Hour
+
+// within returns the nanoseconds from a moment to now, or 0 if they are not between 0 and
+// most.
+func within(since, now int64, most time.Duration) int64 {
 	d := now - since
-	if d < 0 || d > int64(maxElapsed) {
+	if d < 0 || d > int64(most) {
 		return 0
 	}
 	return d

@@ -74,6 +74,12 @@ func knownFeatures(kinds []virtio.Kind) []string {
 // decodeSpec decodes and validates what an untrusted peer may have sent. extra are
 // kinds of devices beside the built-in ones.
 func decodeSpec(b []byte, extra []virtio.Kind) (Spec, error) {
+	return decodeSpecWith(b, extra, func(*Spec) error { return nil })
+}
+
+// decodeSpecWith is decodeSpec for a spec to which change adds something before it is
+// validated.
+func decodeSpecWith(b []byte, extra []virtio.Kind, change func(*Spec) error) (Spec, error) {
 	fail := func(err error) (Spec, error) {
 		return Spec{}, fmt.Errorf("decode the machine's description: %w", err)
 	}
@@ -123,6 +129,9 @@ func decodeSpec(b []byte, extra []virtio.Kind) (Spec, error) {
 			return fail(fmt.Errorf("device of kind %s: %w", k.Name, err))
 		}
 		s.Devices = append(s.Devices, spec)
+	}
+	if err := change(&s); err != nil {
+		return Spec{}, err
 	}
 	return s, s.Validate()
 }
