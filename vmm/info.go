@@ -79,6 +79,8 @@ func (v *VM) Info() Info {
 func (v *VM) state() State {
 	o := v.outgoing
 	switch {
+	case o != nil && o.succeeded() && o.keeps != nil:
+		return StateStopped
 	case v.life == lifeMigrated || o != nil && o.succeeded():
 		return StateMigrated
 	case v.life == lifeEnded:

@@ -16,6 +16,7 @@ type outgoing struct {
 	addr    string
 	guest   *migrant
 	hints   migrate.HintMode
+	keeps   *migrate.Snapshot // nil: the guest moves
 	cancel  context.CancelCauseFunc
 	settled chan struct{} // closed after err was set and the VM knows
 	err     error         // of Migration.Run
@@ -73,7 +74,7 @@ func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, err
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	guest := &migrant{Source: v.machine.Source(), vm: v, machine: v.machine}
-	o := &outgoing{Migration: migrate.New(guest, address, opt), addr: address, hints: opt.Hints,
+	o := &outgoing{Migration: migrate.New(guest, address, opt), addr: address, hints: opt.Hints, keeps: opt.Snapshot,
 		guest: guest, cancel: cancel, settled: make(chan struct{})}
 	v.outgoing = o
 	go v.drive(ctx, o)
@@ -151,7 +152,9 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 	_, o.err = o.Migration.Run(ctx)
 	v.logHints(o)
 	if o.err == nil {
-		close(v.left)
+		if !o.goesOn() {
+			close(v.left)
+		}
 	} else if !v.isStopping() { // then the outcome says it
 		v.log.Warn("migration failed", "to", o.addr, "err", o.err)
 	}
@@ -195,8 +198,11 @@ func (v *VM) lastMigration() *outgoing {
 
 func (o *outgoing) isSettled() bool { return isClosed(o.settled) }
 
-// succeeded says whether the guest has moved away.
-func (o *outgoing) succeeded() bool { return o.isSettled() && o.err == nil }
+// succeeded says whether the guest has moved away, or was kept and is to end.
+func (o *outgoing) succeeded() bool { return o.isSettled() && o.err == nil && !o.goesOn() }
+
+// goesOn says that the guest is kept and goes on here.
+func (o *outgoing) goesOn() bool { return o.keeps != nil && !o.keeps.Stop }
 
 // unknown says whether the migration ended without a verdict.
 func (o *outgoing) unknown() bool {
@@ -206,9 +212,9 @@ func (o *outgoing) unknown() bool {
 // handedOver says whether the destination may have the right to run the guest.
 func (o *outgoing) handedOver() bool {
 	if o.isSettled() {
-		return o.err == nil
+		return o.succeeded()
 	}
-	return o.Committed()
+	return o.Committed() && o.keeps == nil
 }
 
 // takeBack lets the guest go on here although the destination may run it.

@@ -20,6 +20,7 @@ const (
 	PoweredOff                    // by the guest
 	Crashed                       // the guest, or KVM, could not go on
 	Migrated                      // the guest runs elsewhere
+	Saved                         // the guest was saved, and ended here
 )
 
 // String returns the kind in words.
@@ -33,6 +34,8 @@ func (k OutcomeKind) String() string {
 		return "crashed"
 	case Migrated:
 		return "migrated"
+	case Saved:
+		return "saved"
 	}
 	return fmt.Sprintf("outcome %d", uint8(k))
 }
@@ -94,6 +97,10 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 	} else if err := m.Start(false); err != nil { // somebody may have paused it already
 		return Outcome{}, err
 	}
+	if v.started != nil {
+		v.started()
+		v.started = nil
+	}
 	v.resets.began = time.Now()
 	for {
 		out, again, err := v.watch(ctx)
@@ -141,6 +148,9 @@ func (v *VM) watch(ctx context.Context) (out Outcome, again bool, err error) {
 	}
 	if o := v.lastMigration(); o != nil && o.succeeded() {
 		m.Stop()
+		if o.keeps != nil {
+			return Outcome{Kind: Saved, Text: "the guest was saved; govmm run --from goes on with it"}, false, nil
+		}
 		return Outcome{Kind: Migrated, Text: "the guest runs at " + o.addr + " now"}, false, nil
 	}
 	if ctx.Err() != nil {

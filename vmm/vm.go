@@ -26,6 +26,7 @@ type VM struct {
 	ends  machine.Ends
 
 	resets   resets            // of Run's goroutine
+	started  func()            // called by Run when the guest runs; nil: nothing
 	receiver *migrate.Receiver // nil for a VM that was not received
 	listener net.Listener
 

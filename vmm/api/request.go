@@ -42,19 +42,26 @@ func (d *Duration) UnmarshalJSON(data []byte) error {
 // MigrateRequest is the body of POST /v1/migration. A field that is left out has
 // its default, see [migrate.DefaultOptions].
 type MigrateRequest struct {
-	To               string   `json:"to" doc:"HOST:PORT of a receiver, or unix:PATH with an absolute path"`
-	DowntimeLimit    Duration `json:"downtime_limit,omitempty" doc:"how long the guest may stand still"`
-	BandwidthLimit   uint64   `json:"bandwidth_limit,omitempty" doc:"bytes a second while the guest runs; 0: no limit"`
-	Timeout          Duration `json:"timeout,omitempty" doc:"give up after this time; the guest goes on here"`
-	MaxRounds        int      `json:"max_rounds,omitempty" minimum:"0" doc:"give up after so many rounds; 0: no limit"`
-	AutoConverge     bool     `json:"auto_converge,omitempty" doc:"slow the guest down if rounds stop shrinking"`
-	ClearBitmapShift uint     `json:"clear_bitmap_shift,omitempty" maximum:"31" doc:"clear the dirty log in chunks of 2 to the power of so many pages, 6 to 31; 0: the default"`
-	Hints            string   `json:"hints,omitempty" enum:"auto,on,off" doc:"whether to ask the guest which pages are free"`
-	HintWait         Duration `json:"hint_wait,omitempty" doc:"the longest wait for the guest's answer before the first round"`
-	Channels         int      `json:"channels,omitempty" minimum:"0" maximum:"16" doc:"connections that carry pages, 1 to 16; 0: the default"`
-	Compress         string   `json:"compress,omitempty" enum:"none,zstd,lz4" doc:"how pages are compressed"`
-	VerifyPages      bool     `json:"verify_pages,omitempty" doc:"for tests: compare a hash of every page while both sides stand still"`
-	TLS              *TLS     `json:"tls,omitempty" doc:"migrate by TLS; without it connections are plain"`
+	To               string    `json:"to" doc:"HOST:PORT of a receiver, or unix:PATH with an absolute path"`
+	DowntimeLimit    Duration  `json:"downtime_limit,omitempty" doc:"how long the guest may stand still"`
+	BandwidthLimit   uint64    `json:"bandwidth_limit,omitempty" doc:"bytes a second while the guest runs; 0: no limit"`
+	Timeout          Duration  `json:"timeout,omitempty" doc:"give up after this time; the guest goes on here"`
+	MaxRounds        int       `json:"max_rounds,omitempty" minimum:"0" doc:"give up after so many rounds; 0: no limit"`
+	AutoConverge     bool      `json:"auto_converge,omitempty" doc:"slow the guest down if rounds stop shrinking"`
+	ClearBitmapShift uint      `json:"clear_bitmap_shift,omitempty" maximum:"31" doc:"clear the dirty log in chunks of 2 to the power of so many pages, 6 to 31; 0: the default"`
+	Hints            string    `json:"hints,omitempty" enum:"auto,on,off" doc:"whether to ask the guest which pages are free"`
+	HintWait         Duration  `json:"hint_wait,omitempty" doc:"the longest wait for the guest's answer before the first round"`
+	Channels         int       `json:"channels,omitempty" minimum:"0" maximum:"16" doc:"connections that carry pages, 1 to 16; 0: the default"`
+	Compress         string    `json:"compress,omitempty" enum:"none,zstd,lz4" doc:"how pages are compressed"`
+	VerifyPages      bool      `json:"verify_pages,omitempty" doc:"for tests: compare a hash of every page while both sides stand still"`
+	TLS              *TLS      `json:"tls,omitempty" doc:"migrate by TLS; without it connections are plain"`
+	Snapshot         *Snapshot `json:"snapshot,omitempty" doc:"take a snapshot: the receiver keeps the guest, and does not run it (govmm snapshot)"`
+}
+
+// Snapshot says how a snapshot is taken, see [migrate.Snapshot].
+type Snapshot struct {
+	Stop     bool     `json:"stop,omitempty" doc:"the guest stands still until it was kept, and then ends here"`
+	Patience Duration `json:"patience,omitempty" doc:"how long the guest may stand still, if that is more than for a migration"`
 }
 
 // TLS are the credentials of one migration: the contents of PEM files, see
@@ -111,6 +118,9 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	opt.MaxRounds = r.MaxRounds
 	opt.AutoConverge = r.AutoConverge
 	opt.VerifyPages = r.VerifyPages
+	if r.Snapshot != nil {
+		opt.Snapshot = &migrate.Snapshot{Stop: r.Snapshot.Stop, Patience: time.Duration(r.Snapshot.Patience)}
+	}
 	err := ValidateAddress(r.To)
 	if err == nil {
 		if opt.TLS, err = r.TLS.config(r.To); err != nil {

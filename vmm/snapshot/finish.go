@@ -1,0 +1,150 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/govmm/govmm/mempage"
+	"github.com/govmm/govmm/vmm/memory"
+	"golang.org/x/sys/unix"
+)
+
+// finish writes what is left, makes all durable, and gives the snapshot its name. The
+// guest does not wait for it, unless it is to end with it.
+func (d *draft) finish(ctx context.Context) error {
+	m := &d.manifest
+	m.Session, m.Disks = d.sessionText(), append(m.Disks, d.disks...)
+	m.Created = time.Now().UTC().Round(time.Second)
+	if err := d.write(stateFile, d.state); err != nil {
+		return err
+	}
+	if err := d.write(hotFile, encodeHot(hotRanges(d.hot))); err != nil {
+		return err
+	}
+	if len(d.storage) > 0 {
+		if err := d.write(storageFile, d.storage); err != nil {
+			return err
+		}
+	}
+	if err := d.finishMemory(ctx); err != nil {
+		return err
+	}
+	b, err := m.encode()
+	if err != nil {
+		return err
+	}
+	if err := d.write(manifestFile, b); err != nil {
+		return err
+	}
+	if err := d.syncDisks(); err != nil {
+		return err
+	}
+	if err := syncDir(d.dir); err != nil {
+		return err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return d.rename()
+}
+
+// finishMemory makes the memory durable, packs it if that is asked for, and makes its sum.
+func (d *draft) finishMemory(ctx context.Context) (err error) {
+	ram := &d.manifest.Memory
+	if d.k.opt.Compress == CompressZstd {
+		if err := d.pack(ctx); err != nil {
+			return err
+		}
+	} else {
+		if err := d.memory.Sync(); err != nil {
+			return d.failed("write", err)
+		}
+		var pages uint64
+		ram.SHA256, pages, err = sumMemory(ctx, d.memory, ram.Bytes, runtime.GOMAXPROCS(0))
+		if err != nil {
+			return d.failed("read back", err)
+		}
+		ram.DataBytes = pages << mempage.Shift
+	}
+	if err := d.memory.Close(); err != nil {
+		return d.failed("close", err)
+	}
+	if d.manifest.packed() {
+		return os.Remove(d.memory.Name())
+	}
+	return nil
+}
+
+// readMost is how much of a file is read at once.
+const readMost = 1 << 20
+
+// sumMemory reads a file of memory and makes its sum.
+func sumMemory(ctx context.Context, f *os.File, size uint64, workers int) (sum string, pages uint64, err error) {
+	return inUnits(size, workers, func(start, end int64) (unitSum, error) {
+		s, buf := newSummer(), make([]byte, readMost)
+		err := eachChunk(int(f.Fd()), start, end, func(from, to int64) error {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			b := buf[:to-from]
+			if _, err := f.ReadAt(b, from); err != nil {
+				return err
+			}
+			s.add(b, uint64(from)>>mempage.Shift)
+			return nil
+		})
+		return s.end(), err
+	})
+}
+
+// eachChunk calls found for what is no hole in [start, end) of a file, in whole pages and
+// at most readMost at once.
+func eachChunk(fd int, start, end int64, found func(from, to int64) error) error {
+	done := start // blocks of the file system may be smaller than a page
+	return memory.Extents(fd, start, end, func(from, to int64) error {
+		from = max(done, from&^(mempage.Size-1))
+		to = min((to+mempage.Size-1)&^(mempage.Size-1), end)
+		for ; from < to; from += readMost {
+			if err := found(from, min(from+readMost, to)); err != nil {
+				return err
+			}
+		}
+		done = max(done, to)
+		return nil
+	})
+}
+
+// rename gives the directory its name, durably.
+func (d *draft) rename() error {
+	d.tempMu.Lock()
+	defer d.tempMu.Unlock()
+	err := unix.Renameat2(unix.AT_FDCWD, d.dir, unix.AT_FDCWD, d.k.dir, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // the file system does not know it
+		if _, err = os.Lstat(d.k.dir); err == nil {
+			err = unix.EEXIST
+		} else {
+			err = unix.Rename(d.dir, d.k.dir)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("give the snapshot its name, %s: %w", d.k.dir, err)
+	}
+	d.kept = true
+	return syncDir(filepath.Dir(d.k.dir))
+}
+
+func syncDir(path string) error {
+	f, err := os.Open(path)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("make the directory durable: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,89 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/govmm/govmm/migrate"
+)
+
+// Options say how a snapshot is kept. The zero value keeps no disks, and memory as it is.
+type Options struct {
+	User     int         // of the VM's process, if it is another one's; 0: as this one's
+	Disks    Disks       // "": DisksNone
+	Compress Compression // "": CompressNone
+	Version  string      // of the program, for people
+}
+
+func (o Options) withDefaults() Options {
+	if o.Disks == "" {
+		o.Disks = DisksNone
+	}
+	if o.Compress == "" {
+		o.Compress = CompressNone
+	}
+	return o
+}
+
+// Keeper receives one snapshot.
+type Keeper struct {
+	receiver *migrate.Receiver
+	ln       net.Listener
+	cancel   context.CancelFunc
+	served   chan error
+}
+
+// Keep begins to receive a snapshot at ln, from a migration with [migrate.Options].Snapshot,
+// and to keep it in the directory dir, which must not exist. Nothing is written before the
+// migration begins.
+func Keep(dir string, ln net.Listener, opt Options) (*Keeper, error) {
+	dir, err := CheckNew(dir)
+	if err != nil {
+		return nil, err
+	}
+	k := &Keeper{receiver: migrate.NewKeeper(&keeper{dir: dir, opt: opt.withDefaults()}), ln: ln, served: make(chan error, 1)}
+	k.receiver.TrustUser(opt.User)
+	ctx, cancel := context.WithCancel(context.Background())
+	k.cancel = cancel
+	go func() { k.served <- k.receiver.Serve(ctx, ln) }()
+	return k, nil
+}
+
+// CheckNew reports why no snapshot can be made at dir, and returns its absolute path.
+func CheckNew(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		if err == nil {
+			err = os.ErrExist
+		}
+		return "", fmt.Errorf("%s: %w: a snapshot is made in a directory of its own, which must not exist before", dir, err)
+	}
+	st, err := os.Stat(filepath.Dir(dir))
+	if err == nil && !st.IsDir() {
+		err = errors.New("not a directory")
+	}
+	if err != nil {
+		return "", fmt.Errorf("the directory of %s: %w", dir, err)
+	}
+	return dir, nil
+}
+
+// Close ends the receiving, and returns the manifest of the snapshot if one was kept. What
+// was begun and not kept is removed.
+func (k *Keeper) Close() (*Manifest, error) {
+	k.cancel()
+	<-k.served
+	select {
+	case t := <-k.receiver.Arrived():
+		return &t.(*draft).manifest, nil
+	default:
+		return nil, errors.New("no snapshot was kept")
+	}
+}
