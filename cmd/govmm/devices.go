@@ -13,9 +13,22 @@ import (
 type deviceFlags []func() ([]virtio.Spec, error)
 
 // registerRun adds a flag for each kind of device that a machine may have.
-func (f *deviceFlags) registerRun(flags *pflag.FlagSet) {
+func (f *deviceFlags) registerRun(flags *pflag.FlagSet) { f.registerEither(flags, new(bool)) }
+
+// registerEither is registerRun. If *restored is set when the flags are read, they say
+// what of this host the devices of a guest get that there was before.
+func (f *deviceFlags) registerEither(flags *pflag.FlagSet, restored *bool) {
 	for _, k := range machine.Kinds() {
-		f.add(flags, k, k.Usage, k.Parse)
+		if k.Parse == nil {
+			f.add(flags, k, k.Usage, nil)
+			continue
+		}
+		f.add(flags, k, k.Usage, func(words string) (virtio.Spec, error) {
+			if *restored && k.ParseHere != nil {
+				return k.ParseHere(words)
+			}
+			return k.Parse(words)
+		})
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -33,6 +34,8 @@ type runFlags struct {
 	memory   sizeFlag
 	backing  string
 	prefill  bool
+	restored bool
+	restoreFlags
 
 	slowFlush time.Duration
 }
@@ -48,6 +51,9 @@ Without --kernel it is the demo guest that govmm contains; type help to it. On a
 terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.from != "" {
+				return f.runRestored(cmd, args)
+			}
 			cfg, err := f.config(cmd)
 			if err != nil {
 				return err
@@ -66,7 +72,8 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	}
 	f.hostFlags.register(cmd)
 	flags := cmd.Flags()
-	f.registerRun(flags)
+	f.registerEither(flags, &f.restored)
+	f.restoreFlags.register(flags)
 	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a kernel: a Linux bzImage, or an ELF file with a PVH entry (vmlinux)")
 	flags.StringVar(&f.initrd, "initrd", "", "`FILE` with the kernel's initial RAM disk")
 	flags.BoolVar(&f.noUnpack, "no-unpack", false, "let a bzImage unpack itself in the guest")
@@ -103,7 +110,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	case f.memory < memory.MinSize || f.memory > memory.MaxSize || f.memory%mempage.Size != 0:
 		err = fmt.Errorf("--memory %v: must be a multiple of 4K between %v and %v", &f.memory, formatSize(memory.MinSize), formatSize(memory.MaxSize))
 	default:
-		err = f.check()
+		err = errors.Join(f.hostFlags.check(), f.restoreFlags.unused(cmd))
 	}
 	var devices []virtio.Spec
 	if err == nil {
