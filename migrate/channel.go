@@ -107,6 +107,20 @@ func (l *link) fence(s *sender, round int) error {
 	return s.flush(round, flagQuiet)
 }
 
+// endRound ends a round of disks alone on every connection.
+func (l *link) endRound(number uint64, flags uint8) error {
+	for _, n := range l.data {
+		c, err := l.room(n, headerSize)
+		if err == nil {
+			err = c.writeFrame(header{typ: frameRound, flags: flags, first: number})
+		}
+		if err != nil {
+			return l.channelEnded(fmt.Errorf("data channel %d: %w", n.number, err))
+		}
+	}
+	return nil
+}
+
 // endPages ends the last round: the destination loads the state when the last frame
 // of every data connection has come.
 func (l *link) endPages(s *sender, round int) error {

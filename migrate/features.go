@@ -22,9 +22,10 @@ const (
 	// featureSnapshot: what is received is kept and does not run, see [Snapshot]. Only a
 	// receiver that is made for it knows it, and takes nothing else.
 	featureSnapshot = "snapshot"
+	featureDisks = "copy-disks" // BLOCKS, and the list in READY
 )
 
-var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew}
+var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew, featureDisks}
 
 // features are those that a migration under these options uses.
 func (o Options) features() []string {
@@ -37,6 +38,9 @@ func (o Options) features() []string {
 		used = append(used, featureZstd)
 	case CompressLZ4:
 		used = append(used, featureLZ4)
+	}
+	if o.CopyDisks {
+		used = append(used, featureDisks)
 	}
 	if o.TLS != nil {
 		used = append(used, featureRenew)

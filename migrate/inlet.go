@@ -23,6 +23,7 @@ type inlet struct {
 	done   chan struct{} // closed when it has ended
 
 	meta     spanMeta
+	block    []byte // of BLOCKS; nil until needed
 	iov      [][]byte
 	unpacker unpacker
 	staging  []byte // where pages of a [PageWriter] land
@@ -117,7 +118,9 @@ func (in *inlet) receive(target Target) error {
 			err = in.session.unexpected(f, "nothing: the memory is shared")
 		case f.typ == framePages, f.typ == framePacked:
 			err = in.apply(target, f)
-		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags&^flagQuiet == 0):
+		case f.typ == frameBlocks:
+			err = in.blocks(f)
+		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags == flagDurable || f.flags&^flagQuiet == 0):
 			if err = in.endRound(f.first, f.flags); errors.Is(err, errSettled) {
 				return nil
 			}
@@ -156,7 +159,10 @@ func (in *inlet) endRound(number uint64, flags uint8) error {
 	s.dataMu.Unlock()
 	if all {
 		err := s.ahead.reclaim()
-		if flags == 0 && err == nil {
+		if flags == flagDurable && err == nil {
+			err = s.syncDisks()
+		}
+		if flags&^flagDurable == 0 && err == nil {
 			err = s.echo(number)
 		}
 		if flags == flagLast && err == nil {

@@ -34,6 +34,9 @@ type Options struct {
 	Channels int
 	// Compression is that of page content. "": CompressNone.
 	Compression Compression
+	// CopyDisks copies the guest's disks that the destination does not reach, while the guest runs. The source must be
+	// a [DiskSource]. Otherwise a destination must reach all of them.
+	CopyDisks bool
 	// VerifyPages compares hashes of all pages in the stop, which takes that much longer. It is for tests.
 	VerifyPages bool
 	// PeerTimeout is how long the peer may be silent before it counts as dead. One that lives says so, and a slow link

@@ -15,6 +15,7 @@ type precopy struct {
 	m       *Migration
 	link    *link
 	tracker *tracker
+	disks   *diskCopy // nil: none are copied
 	sender  *sender
 	hints   *hinter
 
@@ -53,7 +54,7 @@ func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 // PREPARED, and COMMIT may be sent.
 func (p *precopy) converge(ctx context.Context) error {
 	for n := 1; ; n++ {
-		began := p.tracker.Remaining()
+		began := p.remaining()
 		if err := p.round(ctx, p.nextRound()); err != nil {
 			return err
 		}
@@ -63,8 +64,8 @@ func (p *precopy) converge(ctx context.Context) error {
 			return err
 		}
 		if last {
-			return fmt.Errorf("%w: after %d rounds the estimated downtime is %v, the limit %v; the guest goes on here",
-				ErrNotConverged, n, p.estimate().Round(time.Millisecond), p.m.opt.DowntimeLimit)
+			return fmt.Errorf("%w: after %d rounds the estimated downtime is %v, the limit %v%s; the guest goes on here",
+				ErrNotConverged, n, p.estimate().Round(time.Millisecond), p.m.opt.DowntimeLimit, p.disks.left())
 		}
 		if n > 1 { // of the first round every page was to be sent
 			if err := p.slowDown(began); err != nil {
@@ -90,7 +91,7 @@ func (p *precopy) nextRound() int {
 func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error) {
 	limit := p.m.opt.DowntimeLimit
 	for {
-		left := p.tracker.Remaining()
+		left := p.remaining()
 		resets, err := p.resetting()
 		if err != nil {
 			return false, err
@@ -137,7 +138,7 @@ func (p *precopy) tryStop(ctx context.Context, last bool) (again bool, err error
 		case <-ctx.Done():
 			return false, context.Cause(ctx)
 		}
-		if err := p.tracker.Sync(); err != nil {
+		if err := p.syncAll(); err != nil {
 			return false, err
 		}
 	}
@@ -150,7 +151,7 @@ const flushShare = 8
 // rest waits before a round that would hardly send anything, or that cannot lead to a
 // stop, since the disks are being flushed; their end ends it.
 func (p *precopy) rest(ctx context.Context) error {
-	idle := p.flush.running != nil || p.tracker.Remaining()*mempage.Size < significantBytes
+	idle := p.flush.running != nil || p.remaining()*mempage.Size < significantBytes
 	pause := p.pace.next(idle)
 	if pause == 0 {
 		return nil
@@ -170,7 +171,7 @@ func (p *precopy) slowDown(began uint64) error {
 	if !p.m.opt.AutoConverge || p.estimate() <= p.m.opt.DowntimeLimit {
 		return nil
 	}
-	if !p.brake.round(began, p.tracker.Remaining(), time.Now()) {
+	if !p.brake.round(began, p.remaining(), time.Now()) {
 		return nil
 	}
 	return p.throttle(p.brake.percent)
@@ -208,6 +209,10 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	began, dirtied := time.Now(), p.tracker.Dirtied()
 	p.began = p.clock.now()
 	p.m.meter.beginRound(n, p.tracker.Remaining())
+	blocks := p.disks.moved()
+	if err := p.disks.send(ctx, p.sender.limit); err != nil {
+		return err
+	}
 	// The log of a slot is fetched again just before the slot is sent: a page that
 	// was written since the round began then goes in this round and not in the next
 	// one, so rounds are fewer (docs/hints.md).
@@ -233,8 +238,8 @@ func (p *precopy) round(ctx context.Context, n int) error {
 	if n == 0 && p.hints.mode == HintsAuto {
 		d -= p.hints.waited // nothing moved
 	}
-	p.model.round(stats.PagesSent*mempage.Size, d)
-	if err := p.tracker.Sync(); err != nil {
+	p.model.round(stats.PagesSent*mempage.Size+p.disks.moved()-blocks, d)
+	if err := p.syncAll(); err != nil {
 		return err
 	}
 	p.hints.after(n)
@@ -264,7 +269,11 @@ func (p *precopy) carried() (sent uint64, landed float64, busy time.Duration) {
 // time of the round gives the bandwidth from memory to memory, and nothing is left
 // in socket buffers that would lengthen the downtime.
 func (p *precopy) barrier(ctx context.Context, n int) error {
-	if err := p.sender.flush(n, 0); err != nil {
+	flags := uint8(0)
+	if p.disks != nil {
+		flags = flagDurable
+	}
+	if err := p.sender.flush(n, flags); err != nil {
 		return err
 	}
 	asked := time.Now()
@@ -279,5 +288,16 @@ func (p *precopy) barrier(ctx context.Context, n int) error {
 	return nil
 }
 
+// remaining is what is left of memory and disks, in pages.
+func (p *precopy) remaining() uint64 { return p.tracker.Remaining() + p.disks.remaining() }
+
+// syncAll fetches what the guest has written to memory and disks.
+func (p *precopy) syncAll() error {
+	if err := p.disks.sync(); err != nil {
+		return err
+	}
+	return p.tracker.Sync()
+}
+
 // estimate is the downtime if the guest stopped now.
-func (p *precopy) estimate() time.Duration { return p.model.downtime(p.tracker.Remaining()) }
+func (p *precopy) estimate() time.Duration { return p.model.downtime(p.remaining()) }

@@ -18,6 +18,7 @@ type (
 const (
 	PhaseConnecting     = report.PhaseConnecting
 	PhaseSetup          = report.PhaseSetup
+	PhaseDisks          = report.PhaseDisks
 	PhasePrecopy        = report.PhasePrecopy
 	PhaseSwitchover     = report.PhaseSwitchover
 	PhaseHandoffUnknown = report.PhaseHandoffUnknown

@@ -40,7 +40,8 @@ type session struct {
 	shared   bool     // no page is sent; as features
 	timeout  time.Duration
 	slots    []Slot
-	ahead    *ahead // nil: memory is not populated ahead
+	copies   []DiskCopy // of disks
+	ahead    *ahead     // nil: memory is not populated ahead
 	wrong    []string
 	nWrong   uint64
 	compared time.Duration // what comparing the storage took after the pages had landed
@@ -244,6 +245,9 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 		return f, false, openly("%d pages differ from the source: %s", s.nWrong, strings.Join(s.wrong, ", "))
 	}
 	began := time.Now()
+	if err := s.storage.whole(); err != nil {
+		return f, false, err
+	}
 	if err := target.LoadState(s.ctx, state); err != nil {
 		return f, false, &stepError{"load the machine's state", err}
 	}
@@ -344,6 +348,10 @@ func (s *session) build(r *Receiver) (Target, error) {
 	s.target = target
 	s.verdictMu.Unlock()
 	s.slots = target.Slots()
+	msg, err := s.readyMsg(target)
+	if err != nil {
+		return nil, &refusedError{err, reasonsOf(err)}
+	}
 	if err := s.awaitChannels(); err != nil {
 		return nil, err
 	}
@@ -355,7 +363,11 @@ func (s *session) build(r *Receiver) (Target, error) {
 	// READY comes before a channel can end a round, which is confirmed by this
 	// connection.
 	s.says()
-	err = s.conn.writeFrame(header{typ: frameReady})
+	if s.copies == nil {
+		err = s.conn.writeFrame(header{typ: frameReady})
+	} else {
+		err = s.conn.writeControl(frameReady, msg)
+	}
 	close(s.ready)
 	return target, err
 }

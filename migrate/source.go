@@ -23,6 +23,8 @@ type Migration struct {
 	guard    guardTimes
 	features []string // of the protocol, in use
 	resets   resets
+	disks    blockLog // to be copied, of the session under way
+	offered  []Disk   // of which these are
 	session  sessionID
 	previous sessionID // given up for this one
 	meter    meter
@@ -151,8 +153,13 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 		return l.end(err)
 	}
 
+	disks, err := m.copyDisks(l)
+	defer disks.end()
+	if err != nil {
+		return l.end(err)
+	}
 	m.setPhase(PhasePrecopy)
-	p, err := m.track(l)
+	p, err := m.track(l, disks)
 	if err != nil {
 		return l.end(err)
 	}
@@ -170,8 +177,19 @@ func (m *Migration) run(pre, base context.Context) (err error) {
 	return m.handOver(base, p)
 }
 
+// copyDisks copies the disks that the destination needs, while the guest runs and may be
+// reset. What it writes from now on is recorded.
+func (m *Migration) copyDisks(l *link) (*diskCopy, error) {
+	d, err := newDiskCopy(l, m.disks, &m.meter, m.opt)
+	if d == nil || err != nil {
+		return nil, err
+	}
+	m.setPhase(PhaseDisks)
+	return d, d.first(l.ctx)
+}
+
 // track turns the dirty log on. From now on the guest is not reset here.
-func (m *Migration) track(l *link) (*precopy, error) {
+func (m *Migration) track(l *link, disks *diskCopy) (*precopy, error) {
 	m.resets.resetMu.Lock()
 	defer m.resets.resetMu.Unlock()
 	tracker, err := newTracker(m.src.Slots(), m.src, m.opt.ClearBitmapShift)
@@ -185,6 +203,9 @@ func (m *Migration) track(l *link) (*precopy, error) {
 	p, err := newPrecopy(m, l, tracker)
 	if err != nil {
 		return nil, errors.Join(err, tracker.Stop())
+	}
+	if p.disks = disks; disks != nil {
+		disks.halted = &p.sender.halted
 	}
 	p.hints = newHinter(m, tracker)
 	p.hints.carried = p.carried
@@ -263,6 +284,10 @@ func (m *Migration) describe() (msg configMsg, err error) {
 	if p, ok := m.src.(Previewer); ok && err == nil {
 		msg.Preview, err = p.PreviewState()
 	}
+	m.disks, m.offered = nil, nil
+	if s, ok := m.src.(DiskSource); ok && m.opt.CopyDisks {
+		m.offered = s.Disks()
+	}
 	if err != nil {
 		return msg, fmt.Errorf("describe the machine: %w", err)
 	}
@@ -286,6 +311,10 @@ func (m *Migration) announce(ctx context.Context, l *link, msg configMsg) error 
 	if err := l.conn.writeFrame(header{typ: frameConfig}, config); err != nil {
 		return err
 	}
-	_, err = l.await(ctx, frameReady)
+	r, err := l.await(ctx, frameReady)
+	if err != nil || len(r.payload) == 0 {
+		return err
+	}
+	m.disks, err = wanted(r, m.offered)
 	return err
 }

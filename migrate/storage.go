@@ -68,6 +68,7 @@ type comparison struct {
 	cancel  context.CancelFunc
 	done    chan error // has one value when begun
 	begun   bool
+	later   []byte // STORAGE, which is compared when the copies of disks are whole; nil: it has been, or is being compared
 }
 
 func (s *session) newComparison(ctx context.Context, target Target) *comparison {
@@ -82,15 +83,33 @@ func (c *comparison) due() bool { return c.missing }
 
 // begin compares while the last pages land.
 func (c *comparison) begin(samples []byte) {
-	c.missing, c.begun = false, true
-	nonce := c.s.id
-	go func() {
-		if c.target == nil {
-			c.done <- openly("this machine has no storage to compare")
-			return
-		}
-		c.done <- c.target.CompareStorage(c.ctx, nonce, samples)
-	}()
+	c.missing = false
+	if len(c.s.copies) > 0 {
+		c.later = samples
+		return
+	}
+	c.begun = true
+	go func() { c.done <- c.compare(samples) }()
+}
+
+func (c *comparison) compare(samples []byte) error {
+	if c.target == nil {
+		return openly("this machine has no storage to compare")
+	}
+	return c.target.CompareStorage(c.ctx, c.s.id, samples)
+}
+
+// whole makes the copies of disks durable, when all of them has landed, and compares them
+// with the source's.
+func (c *comparison) whole() error {
+	if err := c.s.syncDisks(); err != nil {
+		return &stepError{"make the disks durable", err}
+	}
+	if c.later == nil {
+		return nil
+	}
+	defer func() { c.later = nil }()
+	return c.compare(c.later)
 }
 
 // running gives the result of a comparison that has begun; nil: none has.

@@ -18,7 +18,7 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 	p.flush.end()
 	p.m.setPhase(PhaseSwitchover)
 	p.hints.stop()
-	expected := p.tracker.Remaining() + p.model.surge
+	expected := p.remaining() + p.model.surge
 	p.expected = expectedStop{limit: p.m.opt.DowntimeLimit, floor: p.model.floor(), parts: p.model.parts(expected)}
 	g := p.arm(ctx)
 	defer g.disarm()
@@ -79,7 +79,7 @@ func (p *precopy) send(ctx context.Context, g *stopGuard, s *stop) error {
 	if err := p.sync(); err != nil {
 		return err
 	}
-	if left := p.tracker.Remaining(); !p.wasPaused && !p.resets && p.model.failed < maxTries &&
+	if left := p.remaining(); !p.wasPaused && !p.resets && p.model.failed < maxTries &&
 		p.model.stopped(p.watch.sofar(), left) > p.model.allowed(m.opt.DowntimeLimit) {
 		return &tooMuchError{left}
 	}
@@ -98,7 +98,10 @@ func (p *precopy) send(ctx context.Context, g *stopGuard, s *stop) error {
 	}); err != nil {
 		return err
 	}
-	err := p.sender.send(ctx, nil, nil)
+	err := p.disks.send(ctx, nil)
+	if err == nil {
+		err = p.sender.send(ctx, nil, nil)
+	}
 	p.watch.lap(&p.watch.parts.Pages)
 	// Also after an error: while the state is saved the guest must not be resumed and
 	// ABORT must not be sent.
@@ -172,7 +175,7 @@ func (p *precopy) finish(ctx context.Context, g *stopGuard, s *stop, stateSent b
 // sync fetches the dirty log while the guest stands still.
 func (p *precopy) sync() error {
 	defer p.watch.lap(&p.watch.parts.LastSync)
-	return p.tracker.Sync()
+	return p.syncAll()
 }
 
 // save saves the state in the background, and sends it if it may overtake the last

@@ -146,6 +146,7 @@ const (
 	frameStorage                      // source: what the guest's disks are known by, opaque
 	frameUndo                         // source: the stop was undone, its STATE does not count
 	frameRenew                        // source: the data channel goes on with its next connection
+	frameBlocks                       // source: blocks of a disk
 )
 
 const (
@@ -196,6 +197,8 @@ func (t frameType) String() string {
 		return "UNDO"
 	case frameRenew:
 		return "RENEW"
+	case frameBlocks:
+		return "BLOCKS"
 	case frameStorage:
 		return "STORAGE"
 	case frameProbe:
@@ -224,14 +227,16 @@ const (
 	flagPaused uint8 = 1 << 0 // STATE: the guest was paused at the source and stays so
 	flagLast   uint8 = 1 << 0 // ROUND: nothing of this stop follows on this data connection; UNDO: such ROUNDs were sent
 	flagQuiet  uint8 = 1 << 1 // ROUND: the destination does not confirm it
-	flagIdle   uint8 = 1 << 0 // ALIVE: it waits for the peer, and nothing moves
+	// flagDurable: ROUND: what came of the disks is durable when the destination confirms it.
+	flagDurable uint8 = 1 << 2
+	flagIdle    uint8 = 1 << 0 // ALIVE: it waits for the peer, and nothing moves
 )
 
 // header begins every frame: 24 bytes.
 type header struct {
 	typ    frameType
 	flags  uint8
-	slot   uint16 // PAGES, PACKED, HASHES: memory slot
+	slot   uint16 // PAGES, PACKED, HASHES: memory slot; BLOCKS: place of the disk in READY
 	length uint32 // bytes of payload
 	first  uint64 // PAGES, PACKED, HASHES: first page, a multiple of 64; ROUND: its number; STATE, PREPARED, COMMIT, UNDO: that of the stop
 	count  uint32 // PAGES, PACKED, HASHES: pages in the span

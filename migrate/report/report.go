@@ -12,6 +12,7 @@ type Phase string
 const (
 	PhaseConnecting     Phase = "connecting"      // dialling, hello
 	PhaseSetup          Phase = "setup"           // the destination builds the machine
+	PhaseDisks          Phase = "disks"           // disks are copied, the guest runs
 	PhasePrecopy        Phase = "precopy"         // rounds, the guest runs
 	PhaseSwitchover     Phase = "switchover"      // the guest stands still
 	PhaseHandoffUnknown Phase = "handoff-unknown" // COMMIT may have arrived, no verdict
@@ -28,21 +29,25 @@ func (p Phase) Ended() bool {
 
 // Progress is a snapshot of a migration under way.
 type Progress struct {
-	Phase             Phase         `json:"phase"`
-	Address           string        `json:"address"`
-	Round             int           `json:"round"`
-	Channels          int           `json:"channels"` // data connections
-	RAMBytes          uint64        `json:"ram_bytes"`
-	BytesSent         uint64        `json:"bytes_sent"`
-	ChannelBytes      []uint64      `json:"channel_bytes,omitempty"` // of BytesSent, by data connection
-	CompressionRatio  float64       `json:"compression_ratio"`       // see Result
-	RemainingBytes    uint64        `json:"remaining_bytes"`
-	BandwidthBytes    uint64        `json:"bandwidth_bytes"`  // a second, measured over the last rounds
-	DirtyRateBytes    uint64        `json:"dirty_rate_bytes"` // a second, measured over the last round
-	EstimatedDowntime time.Duration `json:"estimated_downtime_ms"`
-	ThrottlePercent   int           `json:"throttle_percent"` // of the vCPUs' time
-	Elapsed           time.Duration `json:"elapsed_ms" ms:"whole"`
-	Error             string        `json:"error,omitempty"`
+	Phase            Phase    `json:"phase"`
+	Address          string   `json:"address"`
+	Round            int      `json:"round"`
+	Channels         int      `json:"channels"` // data connections
+	RAMBytes         uint64   `json:"ram_bytes"`
+	BytesSent        uint64   `json:"bytes_sent"`
+	ChannelBytes     []uint64 `json:"channel_bytes,omitempty"` // of BytesSent, by data connection
+	CompressionRatio float64  `json:"compression_ratio"`       // see Result
+	RemainingBytes   uint64   `json:"remaining_bytes"`
+	// Of disks that are copied: their size, the content that was sent, and what is left.
+	DiskBytes          uint64        `json:"disk_bytes,omitempty"`
+	DiskBytesSent      uint64        `json:"disk_bytes_sent,omitempty"`
+	DiskRemainingBytes uint64        `json:"disk_remaining_bytes,omitempty"`
+	BandwidthBytes     uint64        `json:"bandwidth_bytes"`  // a second, measured over the last rounds
+	DirtyRateBytes     uint64        `json:"dirty_rate_bytes"` // a second, measured over the last round
+	EstimatedDowntime  time.Duration `json:"estimated_downtime_ms"`
+	ThrottlePercent    int           `json:"throttle_percent"` // of the vCPUs' time
+	Elapsed            time.Duration `json:"elapsed_ms" ms:"whole"`
+	Error              string        `json:"error,omitempty"`
 }
 
 // RoundStats is what one precopy round cost; the last round of a completed
@@ -75,6 +80,8 @@ type Result struct {
 	ThrottlePercent  int           `json:"throttle_percent"`        // the most by which the guest was slowed down
 	BytesSent        uint64        `json:"bytes_sent"`
 	RAMBytes         uint64        `json:"ram_bytes"`
+	DiskBytes        uint64        `json:"disk_bytes,omitempty"`      // size of the disks that were copied
+	DiskBytesSent    uint64        `json:"disk_bytes_sent,omitempty"` // content of disks that was sent
 	PagesSent        uint64        `json:"pages_sent"`
 	PagesZero        uint64        `json:"pages_zero"`
 	PagesHole        uint64        `json:"pages_hole"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 
@@ -31,6 +32,14 @@ type Config struct {
 	Fill uint64
 	// Balloon gives the machine a [Balloon].
 	Balloon bool
+	// Disks are the sizes of the machine's disks in bytes, multiples of 512.
+	Disks []uint64
+	// DiskWrites is how many of 1000 writes are to a disk, DiskDirty how many bytes at the
+	// start of each disk the guest writes; 0: all.
+	DiskWrites int
+	DiskDirty  uint64
+	// DiskFill gives that many bytes of each disk content before the guest starts.
+	DiskFill uint64
 }
 
 // Steps are called at the steps of a machine's life. A nil hook is not
@@ -65,6 +74,9 @@ type Machine struct {
 
 	config Config
 	world  *World
+	disks  []*Disk
+	// sharedDisks is how many of them, the first ones, are those of the source.
+	sharedDisks int
 	// throttle is the percentage of time in which vCPUs do not write, throttled the
 	// highest that it has been.
 	throttle, throttled atomic.Int32
@@ -94,6 +106,9 @@ var (
 	_ migrate.Throttler = (*Machine)(nil)
 	_ migrate.Sampler   = (*Machine)(nil)
 	_ migrate.Comparer  = (*Machine)(nil)
+
+	_ migrate.DiskSource = (*Machine)(nil)
+	_ migrate.DiskTarget = (*Machine)(nil)
 )
 
 // NewMachine makes the machine on which the guest of a world begins, paused.
@@ -106,6 +121,14 @@ func NewMachine(w *World, c Config) (*Machine, error) {
 	for slot, s := range m.Slots() {
 		for page := range min(c.Fill, s.Pages) {
 			m.GuestWrite(slot, page)
+		}
+	}
+	for i, d := range m.disks {
+		random := rand.NewChaCha8([32]byte{byte(i + 1)})
+		p := make([]byte, min(c.DiskFill, d.Size()))
+		_, _ = random.Read(p)
+		if err := d.Write(p, 0); err != nil {
+			return nil, err
 		}
 	}
 	return m, nil
@@ -130,6 +153,9 @@ func newMachineIn(w *World, c Config, memory *Memory) (*Machine, error) {
 	}
 	if c.Balloon {
 		m.Balloon = newBalloon(m)
+	}
+	for i, size := range c.Disks {
+		m.disks = append(m.disks, newDisk(i, size))
 	}
 	w.add(m)
 	return m, nil
@@ -268,6 +294,9 @@ func (m *Machine) PauseForHandoff(ctx context.Context) (wasRunning bool, err err
 			m.KernelWrite(slot, page)()
 			slot, page = v.place()
 			m.DeviceWrite(slot, page)()
+			if m.config.DiskWrites > 0 {
+				v.writeDisk()
+			}
 		}
 	}
 	return wasRunning, nil

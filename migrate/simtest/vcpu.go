@@ -117,6 +117,8 @@ func (v *vcpu) write() {
 		v.machine.Punch(slot, page, 1, true)
 	case lot < c.Devices+c.Punches+c.KernelWrites:
 		v.machine.KernelWrite(slot, page)()
+	case lot < c.Devices+c.Punches+c.KernelWrites+c.DiskWrites:
+		v.writeDisk()
 	case lot%100 == 99:
 		v.machine.GuestZero(slot, page)
 	default:

@@ -109,6 +109,11 @@ func (w *World) arrived(m *Machine) {
 		w.wrongs = append(w.wrongs, errors.New("the guest arrived while it ran at the source"))
 	} else if !w.Unchecked {
 		w.losses = append(w.losses, Compare(w.holder.Memory, m.Memory)...)
+		for i, d := range m.disks {
+			if err := d.differs(w.holder.disks[i]); err != nil {
+				w.wrongs = append(w.wrongs, err)
+			}
+		}
 	}
 	w.holder = m
 	w.arrivals++
@@ -123,6 +128,8 @@ type Builder struct {
 	Steps Steps
 	// Storage is what they reach, see [Machine].
 	Storage string
+	// SharedDisks is how many disks, the first ones, the machines share with the source.
+	SharedDisks int
 }
 
 var _ migrate.Builder = (*Builder)(nil)
@@ -141,5 +148,8 @@ func (b *Builder) Build(ctx context.Context, config []byte) (migrate.Target, err
 		return nil, err
 	}
 	m.Steps, m.Storage = b.Steps, b.Storage
+	if err := m.shareDisks(b.World.Holder(), b.SharedDisks); err != nil {
+		return nil, err
+	}
 	return m, ctx.Err()
 }
