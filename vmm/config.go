@@ -40,6 +40,8 @@ type Config struct {
 	Devices []virtio.Spec
 	// Kinds are kinds of devices beside the built-in ones of machine.Kinds.
 	Kinds []virtio.Kind
+	// Force starts the guest from images that are marked as old copies: their guest has moved away.
+	Force bool
 	// Serial is the other end of the guest's serial port; nil: nothing. It
 	// stays open when the guest resets itself; [VM.Run] closes it at its end.
 	Serial serial.Backend
@@ -110,6 +112,11 @@ func (c *Config) linuxCmdline() string {
 // spec describes the machine, on this host.
 func (c Config) spec() (machine.Spec, error) {
 	c = c.withDefaults()
+	for _, d := range c.Devices {
+		if disk, ok := d.(*blk.Spec); ok && c.Force {
+			disk.Force = true
+		}
+	}
 	return machine.Spec{
 		Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
 		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack,

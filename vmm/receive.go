@@ -4,12 +4,16 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
 	"github.com/govmm/govmm/vmm/serial"
@@ -32,8 +36,11 @@ type ReceiveConfig struct {
 	// a source that this host trusts. See machine.Builder.
 	Devices          []virtio.Spec
 	AllowSourcePaths bool
-	Kinds            []virtio.Kind // as in Config
-	Log              *slog.Logger  // as in Config
+	// DiskDir is a directory to which the guest's disks are copied, each to a new file; Devices then has none. "": both
+	// sides reach the disks, or Devices says to which file each is copied. The source must copy (migrate.Options).
+	DiskDir string
+	Kinds   []virtio.Kind // as in Config
+	Log     *slog.Logger  // as in Config
 }
 
 // NewReceiver makes a VM that waits for a guest. [VM.Run] takes migrations
@@ -56,6 +63,10 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	if err := machine.MakeAbsolute(cfg.Devices); err != nil {
 		return nil, err
 	}
+	dir, err := cfg.diskDir()
+	if err != nil {
+		return nil, err
+	}
 	if cfg.Listener == nil {
 		return nil, kind.Invalid("a receiver needs a listener")
 	}
@@ -73,7 +84,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.listener = cfg.Listener
 	v.receiver = migrate.NewReceiver(&arrivals{
 		vm: v,
-		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
+		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, DiskDir: dir, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
 			Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log},
 	}, v.log)
 	if cfg.TLS != nil {
@@ -82,6 +93,26 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 		}
 	}
 	return v, nil
+}
+
+// diskDir is DiskDir as an absolute path.
+func (c *ReceiveConfig) diskDir() (string, error) {
+	if c.DiskDir == "" {
+		return "", nil
+	}
+	if specOf[*blk.Spec](c.Devices) != nil {
+		return "", kind.Invalid("disks are copied to a directory, or are given one by one: not both")
+	}
+	dir, err := filepath.Abs(c.DiskDir)
+	if err != nil {
+		return "", err
+	}
+	if st, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("directory for disks: %w", err)
+	} else if !st.IsDir() {
+		return "", kind.Invalid("directory for disks %s: it is no directory", dir)
+	}
+	return dir, nil
 }
 
 // Addr returns the address that a receiver listens on, nil for other VMs.

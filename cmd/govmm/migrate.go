@@ -33,6 +33,7 @@ type migrateFlags struct {
 	cancel    bool
 	estimate  bool
 	interval  time.Duration
+	copyDisks bool
 	verify    bool
 	hints     string
 	hintWait  time.Duration
@@ -82,6 +83,7 @@ migration goes on.`,
 	flags.DurationVar(&f.hintWait, "hint-wait", def.HintWait, "`TIME` that the first round waits for the guest's answer, at most")
 	flags.IntVar(&f.channels, "channels", def.Channels, "`N` connections that carry pages, between 1 and "+strconv.Itoa(migrate.MaxChannels))
 	flags.StringVar(&f.compress, "compress", string(def.Compression), "compress pages by `METHOD`: zstd, lz4 or none; for slow links")
+	flags.BoolVar(&f.copyDisks, "copy-disks", false, "copy the disks that the receiver does not reach, while the guest runs (govmm receive --disk-dir)")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.estimate, "estimate", false, "move nothing: say what the migration would take")
 	flags.DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "`TIME` for which --estimate watches what the guest writes")
@@ -97,7 +99,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 	req := api.MigrateRequest{
 		To: to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
-		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)),
+		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), CopyDisks: f.copyDisks,
 	}
 	switch {
 	case err != nil:

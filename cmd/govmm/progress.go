@@ -57,6 +57,9 @@ func (l *progressLine) clear() {
 
 // progressText is in ASCII, so that it can be cut anywhere.
 func progressText(p migrate.Progress) string {
+	if p.Phase == migrate.PhaseDisks {
+		return fmt.Sprintf("disks, %s sent, %s left of %s, %s/s", units.Bytes(p.DiskBytesSent), units.Bytes(p.DiskRemainingBytes), units.Bytes(p.DiskBytes), units.Bytes(p.BandwidthBytes))
+	}
 	if p.Phase != migrate.PhasePrecopy {
 		s := string(p.Phase)
 		if p.BytesSent > 0 {
@@ -105,6 +108,9 @@ func printResult(out io.Writer, r migrate.Result) error {
 	}
 	text := fmt.Sprintf("%s: total %s, set-up %s, downtime %s, %s of memory", r.Status,
 		formatMS(r.Total), formatMS(r.Setup), formatMS(r.Downtime), units.Bytes(r.RAMBytes))
+	if r.DiskBytes > 0 {
+		text += fmt.Sprintf(", %s of disks (%s sent)", units.Bytes(r.DiskBytes), units.Bytes(r.DiskBytesSent))
+	}
 	if r.Compression != "" && r.Compression != string(migrate.CompressNone) {
 		text += fmt.Sprintf(", %s made pages %.2f times shorter", r.Compression, r.CompressionRatio)
 	}

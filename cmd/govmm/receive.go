@@ -25,6 +25,7 @@ type receiveFlags struct {
 	hostFlags
 	deviceFlags
 	backing    string
+	diskDir    string
 	trustPaths bool
 	listen     string
 	insecure   bool
@@ -45,6 +46,8 @@ func newReceive() *cobra.Command {
 The guest keeps its CPUs, memory and devices. What its devices use of this host
 (disks, taps, a socket) is only what flags give here, one for each device in
 their order; a guest that needs more is refused, with the flags that it needs. With
+--disk-dir its disks come along, as new files there that have their names when the
+guest runs here. With
 --allow-source-paths it gets whatever the source names, as root perhaps any file
 of this host: for hosts that trust each other. A disk must be the same one, on
 storage that both hosts reach. Port 0 takes any free port; the address that is
@@ -75,7 +78,7 @@ of root, a tunnel's end for example.`,
 					return nil, err
 				}
 				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, TLS: config, Serial: h.serial, Console: h.console,
-					Devices: here, AllowSourcePaths: f.trustPaths, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
+					Devices: here, AllowSourcePaths: f.trustPaths, DiskDir: f.diskDir, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}
@@ -83,6 +86,9 @@ of root, a tunnel's end for example.`,
 			}, func() ([]virtio.Spec, sandbox.Policy) {
 				policy := laterOf(here, true)
 				policy.Missing = true
+				if f.diskDir != "" {
+					policy.Write, policy.Replace = append(policy.Write, f.diskDir), append(policy.Replace, f.diskDir)
+				}
 				if f.trustPaths { // whatever the source names is opened when it comes
 					policy.AllFiles, policy.Listen, policy.Netlink, policy.Keep = true, true, true, []int{unix.CAP_NET_ADMIN}
 				}
@@ -93,6 +99,7 @@ of root, a tunnel's end for example.`,
 	f.hostFlags.register(cmd)
 	f.registerReceive(cmd.Flags())
 	cmd.Flags().BoolVar(&f.trustPaths, "allow-source-paths", false, "let a source name the disks, taps, bridges and sockets of this host, and take its huge pages: where no flag gives others, the same names as at the source")
+	cmd.Flags().StringVar(&f.diskDir, "disk-dir", "", "copy the guest's disks to new files in this `DIR`, instead of --disk; the source needs --copy-disks")
 	cmd.Flags().StringVar(&f.backing, "memory-backing", "", "`KIND` of host memory: anonymous, memfd or hugetlb; none: as at the source, unless that is hugetlb")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "`ADDRESS` to wait at: HOST:PORT (no HOST: every address of this host) or unix:PATH")
 	registerTLSDir(cmd, &f.tlsDir)

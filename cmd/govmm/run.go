@@ -36,6 +36,7 @@ type runFlags struct {
 	prefill  bool
 	restored bool
 	restoreFlags
+	force bool
 
 	slowFlush time.Duration
 }
@@ -82,6 +83,7 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	flags.StringVar(&f.cpu, "cpu", cpu.Host, "the guest's processor: this host's, or a baseline that other hosts have too, `MODEL` "+strings.Join(cpu.Models()[1:], " or "))
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
 	flags.StringVar(&f.backing, "memory-backing", string(memory.DefaultBacking), "`KIND` of host memory: anonymous, memfd or hugetlb")
+	flags.BoolVar(&f.force, "force", false, "start from a disk whose guest has moved away with a copy of it")
 	flags.BoolVar(&f.prefill, "prefill", false, "fill the guest's memory with a pattern before the kernel is loaded")
 	_ = flags.MarkHidden("prefill") // for tests, see testhook.Prefill
 	flags.DurationVar(&f.slowFlush, "slow-flush", 0, "how long each flush of a disk takes besides")
@@ -122,7 +124,7 @@ func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
 	testhook.Prefill.Store(f.prefill)
 	testhook.SlowFlush.Store(int64(f.slowFlush))
 	return vmm.Config{CPUs: f.cpus, CPU: f.cpu, Memory: uint64(f.memory), Backing: backing, Cmdline: f.cmdline,
-		NoUnpack: f.noUnpack, Devices: append(devices, beside.devices...), Kinds: beside.kinds, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
+		NoUnpack: f.noUnpack, Force: f.force, Devices: append(devices, beside.devices...), Kinds: beside.kinds, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
 }
 
 // readImage reads a file of at most so many bytes; it reads none if path is "".

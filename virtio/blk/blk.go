@@ -22,6 +22,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/limit"
@@ -79,6 +80,9 @@ type Device struct {
 
 	flushes flushes
 
+	// blockLog is set while the disk is copied to another host.
+	blockLog atomic.Pointer[blockLog]
+
 	counters counters
 	written  written
 }
@@ -93,6 +97,23 @@ func Open(c Config, log *slog.Logger) (*Device, error) {
 	im, err := openImage(c)
 	if err != nil {
 		return nil, err
+	}
+	return newDevice(c, im, log), nil
+}
+
+// OpenCopy makes a new image of size bytes at c.Path, which reads as zeros, for a disk
+// that is copied from another host. It has no name before [Device.Lock].
+func OpenCopy(c Config, size uint64, log *slog.Logger) (*Device, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	im, err := openNew(c, size)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
+	}
+	c.Raw = true // what a guest has written says nothing about the format
+	if err := im.inspect(c); err != nil {
+		return nil, errors.Join(fmt.Errorf("disk %s: %w", c.Path, err), im.close())
 	}
 	return newDevice(c, im, log), nil
 }
@@ -113,13 +134,37 @@ func (d *Device) Size() uint64 { return d.image.sectors * SectorSize }
 
 // Lock takes the right to use the image, or fails with [ErrInUse]. It comes
 // before Activate. Lock succeeds if the lock is held already.
-func (d *Device) Lock() error { return d.image.acquire() }
+//
+// A disk that was copied here gets its file's name.
+func (d *Device) Lock() error {
+	if err := d.image.acquire(); err != nil {
+		return err
+	}
+	err := d.image.publish()
+	if err == nil && !d.config.ReadOnly {
+		err = d.image.markMoved(false)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("disk %s: %w", d.config.Path, err), d.image.release())
+	}
+	return nil
+}
 
 // Unlock makes all writes durable and gives up the right to use the image. The
 // device is paused or not active. After an error the image is still locked.
 func (d *Device) Unlock() error {
 	if err := d.Sync(); err != nil {
 		return err
+	}
+	return d.release()
+}
+
+// release unlocks the image, and marks it as moved if it has been copied.
+func (d *Device) release() error {
+	if d.blockLog.Load() != nil && !d.config.ReadOnly {
+		if err := d.image.markMoved(true); err != nil {
+			d.log.Warn("the image is not marked as one whose guest has moved away: do not start the old copy", "device", "disk "+d.config.Path, "err", err)
+		}
 	}
 	return d.image.release()
 }

@@ -37,6 +37,11 @@ type Config struct {
 	// migration: the image was checked when the guest was started, and the
 	// guest may have written anything since.
 	Raw bool `cbor:"raw"`
+	// Copy says that the disk is copied here from another host, to a file at Path that is
+	// not there yet, or whose guest has moved away with a copy. It does not travel.
+	Copy bool `cbor:"-"`
+	// Force uses an image whose guest has moved away with a copy. It does not travel.
+	Force bool `cbor:"-"`
 	// Limit is what this host lets the guest do a second; it does not travel.
 	Limit limit.Rates `cbor:"-"`
 }
@@ -69,6 +74,8 @@ func ParseConfig(option string) (Config, error) {
 			c.ReadOnly, err = parseSwitch(value, has)
 		case "direct":
 			c.Direct, err = parseSwitch(value, has)
+		case "copy":
+			c.Copy, err = parseSwitch(value, has)
 		case "queues":
 			c.Queues, err = strconv.Atoi(value)
 			if err != nil || c.Queues < 1 || c.Queues > MaxQueues {
@@ -137,6 +144,9 @@ func (c Config) String() string {
 	}
 	if c.Direct {
 		s += ",direct"
+	}
+	if c.Copy {
+		s += ",copy"
 	}
 	if c.ID != "" {
 		s += ",id=" + double(c.ID)

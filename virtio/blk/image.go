@@ -52,6 +52,8 @@ type image struct {
 	blocks sync.RWMutex
 
 	lock lock
+
+	incoming *incoming // nil: the image was there before
 }
 
 // openImage opens the image and checks it. It does not lock it.
@@ -215,13 +217,18 @@ func (im *image) flush() error {
 		return nil
 	}
 	time.Sleep(time.Duration(testhook.SlowFlush.Load()))
-	_, err := retry(func() (int, error) { return 0, im.fdatasync(im.fd) })
-	return err
+	if _, err := retry(func() (int, error) { return 0, im.fdatasync(im.fd) }); err != nil {
+		return err
+	}
+	return im.named()
 }
 
 // close closes the file, which also unlocks it.
 func (im *image) close() error {
 	im.lock.drop()
+	if in := im.incoming; in != nil && in.hidden != "" {
+		_ = unix.Unlink(in.hidden) // nobody else knows it
+	}
 	if err := unix.Close(im.fd); err != nil {
 		return fmt.Errorf("disk %s: close: %w", im.path, err)
 	}

@@ -51,10 +51,17 @@ func (im *image) read(bufs [][]byte, off int64, s *scratch) error {
 // write writes all of bufs to the image at off. If durable is set, the data is on
 // the storage when write returns.
 func (im *image) write(bufs [][]byte, off int64, durable bool, s *scratch) error {
-	flags := 0
-	if durable {
-		flags = unix.RWF_DSYNC
+	if !durable {
+		return im.put(bufs, off, 0, s)
 	}
+	if err := im.put(bufs, off, unix.RWF_DSYNC, s); err != nil {
+		return err
+	}
+	return im.named()
+}
+
+// put is write with the flags of pwritev2(2).
+func (im *image) put(bufs [][]byte, off int64, flags int, s *scratch) error {
 	if im.aligned(bufs, off) {
 		im.blocks.RLock()
 		defer im.blocks.RUnlock()

@@ -16,14 +16,22 @@ import (
 var Kind = virtio.Kind{
 	Name:      "disk",
 	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw][,bps=N][,iops=N] (`DISK`; may be given several times)",
-	HereUsage: "where the guest's disk is on this host: path=FILE[,direct][,bps=N][,iops=N] (`DISK`; once for each disk, in their order; a guest with a disk needs it, or --allow-source-paths)",
+	HereUsage: "where the guest's disk is on this host: path=FILE[,copy][,direct][,bps=N][,iops=N] (`DISK`; copy: to a new file; once for each disk, in their order; a guest with a disk needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
-	ParseHere: parseSpec,
+	ParseHere: parseHere,
 	New:       func() virtio.Spec { return new(Spec) },
 	NewInfo:   func() virtio.Info { return new(Info) },
 }
 
 func parseSpec(words string) (virtio.Spec, error) {
+	c, err := ParseConfig(words)
+	if err == nil && c.Copy {
+		err = fmt.Errorf("disk %q: copy is for the host to which a guest moves", words)
+	}
+	return &Spec{Config: c}, err
+}
+
+func parseHere(words string) (virtio.Spec, error) {
 	c, err := ParseConfig(words)
 	return &Spec{Config: c}, err
 }
@@ -85,7 +93,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 				h.Path, differs.what, s.Config))
 		}
 	}
-	s.Path, s.Direct, s.Limit = h.Path, h.Direct, h.Limit
+	s.Path, s.Direct, s.Limit, s.Copy = h.Path, h.Direct, h.Limit, h.Copy
 	return errors.Join(errs...)
 }
 
@@ -93,6 +101,10 @@ func (s *Spec) Move(here virtio.Spec) error {
 // opened for reading once more, and a block device that is taken back is claimed by
 // opening it.
 func (s *Spec) Later(arrives bool) virtio.Later {
+	if s.Copy {
+		dir := []string{filepath.Dir(s.Path)}
+		return virtio.Later{Write: dir, Replace: dir}
+	}
 	var st unix.Stat_t
 	device := unix.Stat(s.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 	if !s.ReadOnly && (arrives || device) {
@@ -104,6 +116,16 @@ func (s *Spec) Later(arrives bool) virtio.Later {
 // Open implements [virtio.Spec]. The image is not locked yet.
 func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	c := s.Config
+	if c.Copy {
+		if s.Size == 0 {
+			return nil, fmt.Errorf("disk %s: a new disk cannot be copied", s.Path)
+		}
+		d, err := OpenCopy(c, s.Size, log)
+		if err != nil {
+			return nil, err
+		}
+		return &backend{d, s}, nil
+	}
 	// What a guest has written says nothing about the image's format.
 	c.Raw = c.Raw || s.Size != 0
 	d, err := Open(c, log)
@@ -113,6 +135,9 @@ func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 	if s.Size != 0 && d.Size() != s.Size {
 		err := fmt.Errorf("disk %s: expected %d bytes as at the source, found %d", s.Path, s.Size, d.Size())
 		return nil, errors.Join(err, d.Close())
+	}
+	if err := d.image.checkMoved(); err != nil && s.Size == 0 && !c.Force && !c.ReadOnly {
+		return nil, errors.Join(fmt.Errorf("disk %s: %w", s.Path, err), d.Close())
 	}
 	s.Size = d.Size()
 	return &backend{d, s}, nil
@@ -136,7 +161,7 @@ func (b *backend) Unlock(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return b.image.release()
+		return b.release()
 	case <-ctx.Done():
 		return fmt.Errorf("disk %s: flush: %w", b.spec.Path, context.Cause(ctx))
 	}

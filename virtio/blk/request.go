@@ -153,7 +153,7 @@ func (w *worker) out(c *virtio.Chain, sector uint64) byte {
 	off := int64(sector) * SectorSize
 	durable := !w.d.caches()
 	err := w.d.image.write(w.bufs, off, durable, &w.scratch)
-	w.d.flushes.changed.Add(1)
+	w.d.changed(off, int64(n))
 	if err == nil && durable {
 		err = w.d.flushes.tell() // the driver does not flush
 	}
@@ -234,7 +234,7 @@ func (w *worker) discard(s span) error {
 	for off < end && !w.loop.Urgent() {
 		n := min(end-off, discardStep)
 		err := w.d.image.discard(off, n)
-		w.d.flushes.changed.Add(1)
+		w.d.changed(off, n)
 		if err != nil {
 			w.d.hostError("discard", uint64(off)/SectorSize, n, err)
 			return err
@@ -249,7 +249,7 @@ func (w *worker) writeZeroes(s span) error {
 	w.d.limit.Spend(0, int(n))
 	durable := !w.d.caches()
 	err := w.d.image.zero(int64(s.sector)*SectorSize, n, s.unmap, durable, &w.scratch)
-	w.d.flushes.changed.Add(1)
+	w.d.changed(int64(s.sector)*SectorSize, n)
 	if err == nil && durable {
 		err = w.d.flushes.tell()
 	}

@@ -210,7 +210,7 @@ func (d *Device) compareWith(nonce [16]byte, s *sample) error {
 				maxTold, s.Path, n*sampleBlock, errOther)
 		}
 	}
-	if other {
+	if other && d.image.incoming == nil {
 		d.log.Warn("the disk is another file than at the source, with the same content where it was compared",
 			"device", "disk "+d.config.Path, "source", fmt.Sprintf("%.*s", maxTold, s.Path))
 	}

@@ -53,6 +53,7 @@ type MigrateRequest struct {
 	HintWait         Duration  `json:"hint_wait,omitempty" doc:"the longest wait for the guest's answer before the first round"`
 	Channels         int       `json:"channels,omitempty" minimum:"0" maximum:"16" doc:"connections that carry pages, 1 to 16; 0: the default"`
 	Compress         string    `json:"compress,omitempty" enum:"none,zstd,lz4" doc:"how pages are compressed"`
+	CopyDisks        bool      `json:"copy_disks,omitempty" doc:"copy the disks that the receiver does not reach"`
 	VerifyPages      bool      `json:"verify_pages,omitempty" doc:"for tests: compare a hash of every page while both sides stand still"`
 	TLS              *TLS      `json:"tls,omitempty" doc:"migrate by TLS; without it connections are plain"`
 	Snapshot         *Snapshot `json:"snapshot,omitempty" doc:"take a snapshot: the receiver keeps the guest, and does not run it (govmm snapshot)"`
@@ -117,6 +118,7 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	opt.BandwidthLimit = r.BandwidthLimit
 	opt.MaxRounds = r.MaxRounds
 	opt.AutoConverge = r.AutoConverge
+	opt.CopyDisks = r.CopyDisks
 	opt.VerifyPages = r.VerifyPages
 	if r.Snapshot != nil {
 		opt.Snapshot = &migrate.Snapshot{Stop: r.Snapshot.Stop, Patience: time.Duration(r.Snapshot.Patience)}

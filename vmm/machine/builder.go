@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/govmm/govmm/internal/kind"
@@ -27,6 +28,9 @@ type Builder struct {
 	// the source, where Devices has none of a kind: whatever paths and interfaces
 	// the source names. It is for hosts that trust each other.
 	AllowSourcePaths bool
+	// DiskDir, an absolute path, is where disks of the guest are copied to, each to a new
+	// file; Devices then has no disks. "": Devices says where disks are.
+	DiskDir string
 	// Kinds are kinds of devices beside those of [Kinds].
 	Kinds []virtio.Kind
 	// Backing is what guest memory is made of here; "": as at the source, but a pool of
@@ -117,7 +121,12 @@ func (b *Builder) adopt(spec *Spec, same bool) (names []string, err error) {
 	} else if spec.Backing == memory.Hugetlb && !b.AllowSourcePaths && !same {
 		err = kind.Told(errors.New("the guest's memory is made of huge pages, and this host does not give its pool to every guest: --memory-backing hugetlb, or another"))
 	}
-	return names, errors.Join(err, move(spec.Devices, b.Devices, spec.kinds(), b.AllowSourcePaths))
+	here := b.Devices
+	if b.DiskDir != "" {
+		disks, derr := disksIn(b.DiskDir, spec.Devices)
+		here, err = append(slices.Clone(here), disks...), errors.Join(err, derr)
+	}
+	return names, errors.Join(err, move(spec.Devices, here, spec.kinds(), b.AllowSourcePaths))
 }
 
 // fitsHere compares a spec with this host.
@@ -144,6 +153,8 @@ type Target struct {
 var (
 	_ migrate.Target   = (*Target)(nil)
 	_ migrate.Comparer = (*Target)(nil)
+
+	_ migrate.DiskTarget = (*Target)(nil)
 
 	_ migrate.PreviewChecker = (*Target)(nil)
 )

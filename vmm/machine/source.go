@@ -22,6 +22,8 @@ var (
 	_ migrate.Hinting   = (*source)(nil)
 	_ migrate.Sampler   = (*source)(nil)
 	_ migrate.Previewer = (*source)(nil)
+
+	_ migrate.DiskSource = (*source)(nil)
 )
 
 // Source is a machine as it is sent.

@@ -55,7 +55,7 @@ func (p Policy) rules() []rule {
 	list = append(list, always(
 		// Files and other descriptors; what may be opened is Landlock's to say.
 		"close", "dup", "dup3", "lseek", "fstat", "newfstatat", "statx", "fstatfs", "statfs", "openat", "readlinkat", "getdents64", "getcwd", "faccessat", "faccessat2",
-		"unlinkat", "renameat", "renameat2", "fchmod", "fchmodat", "flock", "ftruncate", "fallocate", "fsync", "fdatasync", "fadvise64",
+		"unlinkat", "renameat", "renameat2", "linkat", "fgetxattr", "lgetxattr", "fsetxattr", "fremovexattr", "fchmod", "fchmodat", "flock", "ftruncate", "fallocate", "fsync", "fdatasync", "fadvise64",
 		"pipe2", "eventfd2", "memfd_create", "epoll_create1", "epoll_ctl", "copy_file_range", "splice", "sendfile",
 		// Sockets that are there.
 		"accept4", "getsockname", "getpeername", "getsockopt", "setsockopt", "recvfrom", "shutdown", "connect",
