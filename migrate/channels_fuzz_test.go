@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"sync"
 	"testing"
 
 	"github.com/govmm/govmm/mempage"
@@ -15,11 +16,68 @@ func serveChannels(t testing.TB, control []byte, data [2][]byte) *heapTarget {
 	h := goodHello()
 	h.dataChannels = 2
 	first := new(stream).hello(h).config("config", knownFeatures...).Bytes()
-	target := serveBytes(t, append(first, control...), data[:]...)
+	target := serveTarget(t, []DiskCopy{&heapDisk{b: make([]byte, 3*BlockSize+512)}}, append(first, control...), data[:]...)
 	if !target.started && !target.discarded {
 		t.Error("no machine arrived, and none was discarded")
 	}
 	return target
+}
+
+// heapDisk is a disk that is copied to memory.
+type heapDisk struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (d *heapDisk) Number() int  { return 0 }
+func (d *heapDisk) Size() uint64 { return uint64(len(d.b)) }
+func (d *heapDisk) Sync() error  { return nil }
+func (d *heapDisk) Zero(off, n uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.b[off : off+n]) // panics outside
+	return nil
+}
+
+func (d *heapDisk) Reserve(off, n uint64) error {
+	_ = d.b[off : off+n]
+	return nil
+}
+
+func (d *heapDisk) Write(p []byte, off uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copy(d.b[off:off+uint64(len(p))], p)
+	return nil
+}
+
+// Blocks are taken inside of the disk, and nothing else is.
+func TestDestinationChecksBlocks(t *testing.T) {
+	last := round(0, flagLast)
+	for _, c := range []struct {
+		h    header
+		n    int
+		good bool
+	}{
+		{header{typ: frameBlocks, first: 3, count: 1}, 512, true},
+		{header{typ: frameBlocks, count: 4}, 3*BlockSize + 512, true},
+		{header{typ: frameBlocks, count: 4, flags: flagZero}, 0, true},
+		{header{typ: frameBlocks, first: 1, count: 3, flags: flagReserve}, 0, true},
+		{header{typ: frameBlocks, first: 3, count: 1}, BlockSize, false},
+		{header{typ: frameBlocks, first: 3, count: 2, flags: flagZero}, 0, false},
+		{header{typ: frameBlocks, first: 4, count: 1, flags: flagZero}, 0, false},
+		{header{typ: frameBlocks, first: 1 << 63, count: 1 << 31, flags: flagReserve}, 0, false},
+		{header{typ: frameBlocks, flags: flagZero}, 0, false},
+		{header{typ: frameBlocks, count: 1, flags: flagZero}, 5, false},
+		{header{typ: frameBlocks, count: 1, flags: 8}, 0, false},
+		{header{typ: frameBlocks, slot: 1, count: 1}, BlockSize, false},
+	} {
+		in := new(stream).frame(c.h, make([]byte, c.n)).frame(last, nil).Bytes()
+		target := serveChannels(t, endOfControl(), [2][]byte{in, new(stream).frame(last, nil).Bytes()})
+		if target.started != c.good {
+			t.Errorf("%+v with %d bytes: started is %v", c.h, c.n, target.started)
+		}
+	}
 }
 
 // packedFrame is a PACKED frame of n pages that all begin with fill.
@@ -81,6 +139,8 @@ func FuzzDataChannel(f *testing.F) {
 	good := goodChannels(f)
 	f.Add(good[0])
 	f.Add(good[1])
+	f.Add(new(stream).frame(header{typ: frameBlocks, first: 3, count: 1}, make([]byte, 512)).frame(round(0, flagLast), nil).Bytes())
+	f.Add(new(stream).frame(header{typ: frameBlocks, first: 1, count: 2, flags: flagZero}, nil).frame(round(1<<32, flagDurable), nil).Bytes())
 	f.Add(new(stream).frame(round(0, 0), nil).frame(round(1, flagLast), nil).Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		serveChannels(t, endOfControl(), [2][]byte{in, new(stream).frame(round(0, flagLast), nil).Bytes()})

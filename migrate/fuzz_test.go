@@ -38,7 +38,10 @@ type heapTarget struct {
 	discarded bool
 	prepared  []byte
 	loaded    []byte
+	disks     []DiskCopy
 }
+
+func (h *heapTarget) DiskCopies() []DiskCopy { return h.disks }
 
 func (h *heapTarget) Slots() []Slot {
 	return []Slot{{GPA: 0, Pages: uint64(len(h.mem[0]) / mempage.Size)}, {GPA: 1 << 32, Pages: uint64(len(h.mem[1]) / mempage.Size)}}
@@ -200,7 +203,12 @@ func noPages() []byte { return new(stream).frame(round(0, flagLast), nil).Bytes(
 // serveBytes lets a receiver read in as the control connection, and data as its data
 // channels after their hellos.
 func serveBytes(t testing.TB, in []byte, data ...[]byte) *heapTarget {
-	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}}
+	return serveTarget(t, nil, in, data...)
+}
+
+// serveTarget is serveBytes for a machine with disks that are copied.
+func serveTarget(t testing.TB, disks []DiskCopy, in []byte, data ...[]byte) *heapTarget {
+	target := &heapTarget{t: t, mem: [2][]byte{make([]byte, 70*mempage.Size), make([]byte, 66*mempage.Size)}, disks: disks}
 	built, ended := make(chan struct{}), make(chan struct{})
 	r := NewReceiver(buildFunc(func(_ context.Context, config []byte) (Target, error) {
 		if string(config) == "bad" {

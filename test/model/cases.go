@@ -33,6 +33,7 @@ var cases = []modelCase{
 	{model: "handoff", what: "never none", live: true},
 	{model: "handoff", what: "never two, a stop is undone", defines: "-DONCE=1 -DSTOPS=2"},
 	{model: "handoff", what: "never none, a stop is undone", defines: "-DONCE=1 -DSTOPS=2", live: true},
+	{model: "disks", what: "no block is lost"},
 
 	{model: "hints", without: "NO_R1", defines: "-DPAGES=2"},
 	{model: "hints", without: "NO_R1_RETURN", defines: "-DPAGES=2"},
@@ -53,6 +54,17 @@ var cases = []modelCase{
 	{model: "hints", without: "NO_R6", defines: "-DPAGES=2 -DIO"},
 	{model: "hints", without: "NO_R6_MARK", defines: "-DPAGES=2 -DIO"},
 	{model: "hints", without: "NO_R6_ZERO", defines: "-DPAGES=2 -DIO"},
+
+	{model: "disks", without: "EARLY_RECORD"},
+	{model: "disks", without: "EARLY_TOLD"},
+	{model: "disks", without: "NO_RECORD_OF_ZERO"},
+	{model: "disks", without: "NO_R1"},
+	{model: "disks", without: "NO_R4"},
+	{model: "disks", without: "NO_R5"},
+	{model: "disks", without: "NO_R5_SYNC"},
+	{model: "disks", without: "NO_R6"},
+	{model: "disks", without: "NO_R6_MARK"},
+	{model: "disks", without: "NO_BARRIER"},
 
 	{model: "handoff", without: "NO_STOP"},
 	{model: "handoff", without: "NO_STOP_NUMBER", defines: "-DONCE=1 -DSTOPS=2"},
