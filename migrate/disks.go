@@ -25,8 +25,6 @@ const (
 	blocksOfFrame = 16
 	// pagesOfBlock is how many pages are as much as one block.
 	pagesOfBlock = BlockSize / mempage.Size
-	// maxDisks bounds a guest's disks.
-	maxDisks = 256
 )
 
 // Flags of BLOCKS: what it says of its blocks. Without one their content follows.

@@ -22,7 +22,7 @@ const (
 	// featureSnapshot: what is received is kept and does not run, see [Snapshot]. Only a
 	// receiver that is made for it knows it, and takes nothing else.
 	featureSnapshot = "snapshot"
-	featureDisks = "copy-disks" // BLOCKS, and the list in READY
+	featureDisks    = "copy-disks" // BLOCKS, and the list in READY
 )
 
 var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew, featureDisks}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/govmm/govmm/virtio"
 	"golang.org/x/sys/unix"
 )
 
@@ -128,6 +129,29 @@ func TestCopyWithoutRoom(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Each request that changes blocks is recorded before the guest hears that it is done.
+func TestEveryChangeIsRecorded(t *testing.T) {
+	d := open(t, Config{Path: newImage(t, 1<<20)})
+	r := newRig(t, d, virtio.FeatureVersion1|FeatureDiscard|FeatureWriteZeroes|FeatureFlush)
+	if err := d.StartBlockLog(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	for i, kind := range []uint32{typeOut, typeDiscard, typeWriteZeroes} {
+		n := 4096
+		if kind != typeOut {
+			r.putRange(0, uint64(128*(i+1)), 8, 0)
+			n = rangeSize
+		}
+		status, _ := r.do(kind, uint64(128*(i+1)), n, false)
+		want(t, "change", status, statusOK)
+		var got uint64
+		d.FetchBlocks(func(w int, word uint64) { got |= word })
+		if got != 1<<(i+1) {
+			t.Errorf("request of type %d: recorded %#x", kind, got)
+		}
 	}
 }
 

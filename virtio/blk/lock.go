@@ -59,8 +59,9 @@ func (im *image) acquire() error {
 		l.claim = fd
 	}
 	// This host's cache may be older than what the last holder wrote on another
-	// host. On a local file system this changes nothing.
-	if !l.inherited {
+	// host. On a local file system this changes nothing. Nobody else has written a disk
+	// that was copied here, and to drop its pages takes longer than a stop.
+	if !l.inherited && im.incoming == nil {
 		_ = unix.Fadvise(im.fd, 0, 0, unix.FADV_DONTNEED)
 	}
 	l.held = true
