@@ -120,7 +120,7 @@ func (in *inlet) receive(target Target) error {
 			err = in.apply(target, f)
 		case f.typ == frameBlocks:
 			err = in.blocks(f)
-		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags == flagDurable || f.flags&^flagQuiet == 0):
+		case f.typ == frameRound && f.length == 0 && (f.flags == flagLast || f.flags == flagDurable && len(in.session.copies) > 0 || f.flags&^flagQuiet == 0):
 			if err = in.endRound(f.first, f.flags); errors.Is(err, errSettled) {
 				return nil
 			}
