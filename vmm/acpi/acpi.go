@@ -19,13 +19,14 @@ const (
 	pmControl    = 0x604 // PM1a_CNT_BLK, 16 bits
 	SCI          = 9     // the interrupt of ACPI events, level, active high
 	resetPort    = 0xcf9
-	resetValue   = 0x06 // hard reset
+	resetValue   = 0x06  // hard reset
+	GPE0         = 0x608 // GPE0_BLK: status and enable, 8 bits each
 	PVPanicPort  = 0x505
 	CMOSPort     = 0x70
 	localAPIC    = 0xfee00000
 	ioAPIC       = 0xfec00000
 	tablesGPA    = 0xe0000 // in the BIOS area, in which kernels search the RSDP
-	tablesEnd    = 0xf0000
+	tablesEnd    = generationPage
 	maxAPICID    = 254 // the largest 8-bit id; 255 is broadcast
 	revisionFADT = 6
 )
@@ -49,7 +50,7 @@ type Table struct {
 }
 
 // Build returns the tables and the address of the RSDP. They are between 0xe0000
-// and 0xf0000, which is reserved in the memory map.
+// and 0xef000, before the VM generation ID; that range up to 0xf0000 is reserved in the memory map.
 func Build(cfg Config) (tables []Table, rsdp uint64, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, 0, fmt.Errorf("ACPI tables: %w", err)

@@ -114,12 +114,12 @@ func TestTablesByIASL(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string][]string{
-		"FACP": {"Power Button (V1) : 0", "Reset Register Supported (V2) : 1", "Value to cause reset : 06", "Address : 0000000000000600", "SCI Interrupt : 0009"},
+		"FACP": {"GPE0 Block Address : 00000608", "GPE0 Block Length : 02", "Power Button (V1) : 0", "Reset Register Supported (V2) : 1", "Value to cause reset : 06", "Address : 0000000000000600", "SCI Interrupt : 0009"},
 		"APIC": {"Subtable Type : 09 [Processor Local x2APIC]", "Processor x2Apic ID : 00000100", "Interrupt : 00000002", "Interrupt : 00000009"},
 		"MCFG": {"Base Address : 00000000E0000000", "End Bus Number : FF"},
 		"XSDT": {"ACPI Table Address   2"},
 		"FACS": {"Version : 02"},
-		"DSDT": {"0xE0000000,", "0xC0000000,", "0xDFFFFFFF,", "0x20000000,", "0x00FF,", "0x0100,", "PNP0A08", "QEMU0001", "PNP0501", "PNP0B00", "_S5"},
+		"DSDT": {"0xE0000000,", "0xC0000000,", "0xDFFFFFFF,", "0x20000000,", "0x00FF,", "0x0100,", "PNP0A08", "QEMU0001", "PNP0501", "PNP0B00", "_S5", `_CID, "VM_Gen_Counter"`, "0x000EF010,", "Notify (\\_SB.VGEN, 0x80)"},
 	}
 	for _, table := range tables {
 		if table.Name == "RSDP" {

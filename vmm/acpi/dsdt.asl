@@ -11,6 +11,14 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "GOVMM", "GOVMMDSD", 1)
     // Soft off. The PM1 control register accepts any sleep type.
     Name (\_S5, Package (4) { 5, 5, 0, 0 })
 
+    Scope (\_GPE)
+    {
+        Method (_E00)
+        {
+            Notify (\_SB.VGEN, 0x80)
+        }
+    }
+
     Scope (\_SB)
     {
         // Registers that belong to no other device, and the PCI configuration
@@ -21,6 +29,7 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "GOVMM", "GOVMMDSD", 1)
             Name (_CRS, ResourceTemplate ()
             {
                 IO (Decode16, 0x0600, 0x0600, 1, 6) // PM1 events, PM1 control
+                IO (Decode16, 0x0608, 0x0608, 1, 2) // general-purpose events
                 Memory32Fixed (ReadWrite, 0x5A000000, 0x00A50000) // ECAM
             })
         }
@@ -74,6 +83,16 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "GOVMM", "GOVMMDSD", 1)
             {
                 IO (Decode16, 0x0505, 0x0505, 1, 1)
             })
+        }
+
+        // The VM generation ID, which changes when a copy of the machine runs
+        // (GenerationID in acpi.go).
+        Device (VGEN)
+        {
+            Name (_HID, "GOVM0001")
+            Name (_CID, "VM_Gen_Counter")
+            Name (_DDN, "VM_Gen_Counter")
+            Name (ADDR, Package (2) { 0x000EF010, 0 })
         }
     }
 }

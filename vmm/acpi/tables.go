@@ -64,7 +64,8 @@ func makeFADT(facs, dsdt uint64) []byte {
 	// SMI_CMD is 0: the machine is always in ACPI mode.
 	le.PutUint32(t[56:], PMEvents)
 	le.PutUint32(t[64:], pmControl)
-	t[88], t[89] = 4, 2 // lengths of the two blocks
+	le.PutUint32(t[80:], GPE0)
+	t[88], t[89], t[92] = 4, 2, 2 // lengths of the three blocks
 	le.PutUint16(t[96:], noC2)
 	le.PutUint16(t[98:], noC3)
 	t[108] = centuryByte
@@ -83,6 +84,7 @@ func makeFADT(facs, dsdt uint64) []byte {
 	le.PutUint64(t[140:], dsdt)
 	gas(148, 32, 2, PMEvents)
 	gas(172, 16, 2, pmControl)
+	gas(220, 16, 1, GPE0)
 	header(t, "FACP", revisionFADT)
 	return t
 }
