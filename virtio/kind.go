@@ -71,6 +71,14 @@ type Mover interface {
 	Move(here Spec) error
 }
 
+// Renewer is a Spec that has what tells a machine from others, such as an address.
+type Renewer interface {
+	// Renew gives the device of a guest that is a copy another identity: that of here, a
+	// spec made by [Kind].ParseHere, if it has one, otherwise a random one. It comes before
+	// Move. here may be nil.
+	Renew(here Spec)
+}
+
 // Pathed is a Spec that names files of its host. Names travel with the guest, and a
 // relative one means another file in another process: so they are made absolute
 // where the spec enters.

@@ -110,6 +110,14 @@ func (s *Spec) Move(here virtio.Spec) error {
 	return nil
 }
 
+// Renew implements [virtio.Renewer]. The driver learns that the configuration has changed.
+func (s *Spec) Renew(here virtio.Spec) {
+	s.MAC, s.Renewed = randomMAC(), true
+	if h, ok := here.(*Spec); ok && h.MAC != (MAC{}) {
+		s.MAC = h.MAC
+	}
+}
+
 // Negotiated implements [virtio.Negotiated]: what the driver has taken is what another
 // host must have, and what it has not taken nobody needs. That includes the MTU, unless
 // the user has asked for it.
@@ -158,6 +166,7 @@ func (s *Spec) backend(l link, log *slog.Logger) (virtio.Backend, error) {
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	d.renewed = s.Renewed
 	if err := s.lacks(d); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}

@@ -146,6 +146,7 @@ type Device struct {
 	config   sync.Mutex // guards the fields down to notifier
 	state    State
 	hostUp   bool // the host's end of the link is up
+	renewed  bool // its address is another one than that of the state that is loaded
 	arrived  bool // the state was loaded, and the driver has not been told of what is new here
 	features uint64
 	notifier virtio.Notifier // nil when not active

@@ -29,6 +29,8 @@ type Options struct {
 	// Arriving says that the guest comes from another host, where it was told the
 	// MTU: an existing tap must have it, and is not changed for it.
 	Arriving bool `cbor:"-"`
+	// Renewed says that MAC is another one than that of the saved state, which is a copy's.
+	Renewed bool `cbor:"-"`
 	// Policy is this host's and does not travel.
 	Policy Policy `cbor:"-"`
 

@@ -43,6 +43,9 @@ func (d *Device) LoadState(raw []byte) error {
 	if err := strictcbor.Unmarshal(raw, &s); err != nil {
 		return fmt.Errorf("%w: %w", errState, err)
 	}
+	if d.renewed {
+		s.MAC = d.cfg.MAC
+	}
 	switch {
 	case !s.MAC.valid():
 		return fmt.Errorf("%w: MAC address %s", errState, s.MAC)

@@ -36,6 +36,8 @@ type Config struct {
 	// The guest reaches sockets of the host at Path, an underscore and the port
 	// number.
 	Path string `cbor:"path"`
+	// Renewed says that CID is another one than that of the saved state, which is a copy's.
+	Renewed bool `cbor:"-"`
 }
 
 // ParseConfig parses the value of a --vsock option: PATH, or a list such as

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"path/filepath"
 
 	"github.com/govmm/govmm/virtio"
@@ -68,6 +69,17 @@ func (s *Spec) Move(here virtio.Spec) error {
 	}
 	s.Path = h.Path
 	return nil
+}
+
+// Renew implements [virtio.Renewer]. The driver reads its CID again when it is told that
+// its connections are gone (section 5.10.6.7).
+func (s *Spec) Renew(here virtio.Spec) {
+	s.Renewed = true
+	if h, ok := here.(*Spec); ok && h.CID != 0 {
+		s.CID = h.CID
+		return
+	}
+	s.CID = MinCID + rand.Uint32N(MaxCID-MinCID+1)
 }
 
 // Later implements [virtio.Latecomer]: the socket is made again when a guest that was

@@ -64,6 +64,9 @@ func (d *Device) LoadState(b []byte) error {
 	if err := strictcbor.Unmarshal(b, &s); err != nil {
 		return fmt.Errorf("vsock: decode the state: %w", err)
 	}
+	if d.config.Renewed {
+		s.CID = d.config.GuestCID()
+	}
 	if err := s.check(d.config.GuestCID()); err != nil {
 		return fmt.Errorf("vsock: state: %w", err)
 	}
