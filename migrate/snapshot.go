@@ -102,7 +102,7 @@ func (m *Migration) keep(base context.Context, p *precopy) (err error) {
 		err = m.awaitKept(p)
 	}
 	if err != nil {
-		err = l.end(fmt.Errorf("the snapshot was not kept, and the guest goes on here: %w", l.explain(err)))
+		err = fmt.Errorf("the snapshot was not kept, and the guest goes on here: %w", l.end(l.explain(err)))
 		if stop {
 			err = errors.Join(err, m.takeBack(base, p))
 		}

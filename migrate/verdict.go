@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -98,7 +99,11 @@ func (s *session) start(ctx context.Context) (err error) {
 	if ctx.Err() != nil { // the guest is better off at the source
 		err = errEnding
 	} else if err = s.target.Start(ctx, s.paused); err != nil {
-		err = &stepError{"start the guest", err}
+		step := "start the guest"
+		if slices.Contains(s.features, featureSnapshot) {
+			step = "keep the guest"
+		}
+		err = &stepError{step, err}
 	}
 	s.verdictMu.Lock()
 	defer s.verdictMu.Unlock()

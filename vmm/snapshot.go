@@ -127,8 +127,14 @@ type RestoreConfig struct {
 	// snapshot.
 	Devices          []virtio.Spec
 	AllowSourcePaths bool
-	Kinds            []virtio.Kind // as in Config
-	Log              *slog.Logger  // as in Config
+	// DiskDir is a directory in which the VM gets disks of its own, made of those in the
+	// snapshot: NAME-disk0.img and so on, which must not exist. "": Devices has all.
+	DiskDir string
+	// NewIdentity gives the guest other MAC addresses and another vsock CID than in the
+	// snapshot: those of Devices, or random ones.
+	NewIdentity bool
+	Kinds       []virtio.Kind // as in Config
+	Log         *slog.Logger  // as in Config
 }
 
 // NewRestored makes a VM of a snapshot. Its guest goes on where it was when [VM.Run] is
@@ -138,15 +144,33 @@ func NewRestored(ctx context.Context, s *snapshot.Snapshot, cfg RestoreConfig) (
 	if err := machine.MakeAbsolute(cfg.Devices); err != nil {
 		return nil, err
 	}
-	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
-	b := &machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, Kinds: cfg.Kinds, Backing: cfg.Backing,
-		Tracking: cfg.Tracking, Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log}
-	m, err := s.Restore(ctx, b, cfg.Mode)
-	if err != nil {
-		return nil, err
+	undo := func() {}
+	if cfg.DiskDir != "" {
+		name := cfg.Name
+		if name == "" {
+			name = s.Name
+		}
+		disks, remove, err := s.MakeDisks(ctx, cfg.DiskDir, name)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Devices, undo = append(cfg.Devices[:len(cfg.Devices):len(cfg.Devices)], disks...), remove
 	}
-	if err := m.Acquire(); err != nil { // before anybody is told that it runs
-		return nil, errors.Join(err, m.Close())
+	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
+	if cfg.Backing == "" && s.Maps(cfg.Mode) {
+		cfg.Backing = memory.Anonymous // what it will have after a reset
+	}
+	b := &machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, Kinds: cfg.Kinds, Backing: cfg.Backing,
+		Tracking: cfg.Tracking, Overcommit: cfg.Overcommit, Name: cfg.Name, NewIdentity: cfg.NewIdentity, Log: v.log}
+	m, err := s.Restore(ctx, b, cfg.Mode)
+	if err == nil {
+		if err = m.Acquire(); err != nil { // before anybody is told that it runs
+			err = errors.Join(err, m.Close())
+		}
+	}
+	if err != nil {
+		undo()
+		return nil, err
 	}
 	v.machine = m
 	v.started = func() { s.Prefetch(m) }

@@ -31,6 +31,9 @@ type Builder struct {
 	// DiskDir, an absolute path, is where disks of the guest are copied to, each to a new
 	// file; Devices then has no disks. "": Devices says where disks are.
 	DiskDir string
+	// NewIdentity gives the devices of a guest that is a copy other addresses than those of
+	// its original: those in Devices, or random ones.
+	NewIdentity bool
 	// Kinds are kinds of devices beside those of [Kinds].
 	Kinds []virtio.Kind
 	// Backing is what guest memory is made of here; "": as at the source, but a pool of
@@ -84,6 +87,9 @@ func (b *Builder) buildOf(spec Spec, h *Heirloom, mem func(*Spec) (*memory.Memor
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	if b.NewIdentity {
+		renew(spec.Devices, b.Devices)
+	}
 	names, moved := b.adopt(&spec, h != nil)
 	open, err := h.open(spec.Devices)
 	moved = errors.Join(moved, err)
@@ -135,7 +141,7 @@ func fitsHere(spec *Spec) error {
 	if err != nil {
 		return err
 	}
-	h, err := thisHost(sys)
+	h, err := thisHost(sys, !spec.saved)
 	if err != nil {
 		return fmt.Errorf("find out what this host can do: %w", err)
 	}

@@ -90,12 +90,14 @@ const resetCPU = 1 << 2
 // pvpanic, the keyboard controller. The reset control register is among PCI's
 // ports, see createDevices.
 func (m *Machine) createChipset() error {
+	sci := sharedLine{set: func(level bool) {
+		if err := m.kernel.vm.IRQLine(acpi.SCI, level); err != nil {
+			m.log.Error("interrupt line", "device", "power management", "err", err)
+		}
+	}}
+	m.board.gpe = platform.NewGPE(sci.input())
 	m.board.pm = platform.NewPM(platform.PMConfig{
-		SCI: func(level bool) {
-			if err := m.kernel.vm.IRQLine(acpi.SCI, level); err != nil {
-				m.log.Error("interrupt line", "device", "power management", "err", err)
-			}
-		},
+		SCI:      sci.input(),
 		PowerOff: func() { m.end(Exit{Kind: ExitPowerOff}) },
 	})
 	low := min(m.spec.Memory, memory.HoleStart)
@@ -105,6 +107,7 @@ func (m *Machine) createChipset() error {
 		dev     Device
 	}{
 		{acpi.PMEvents, platform.PMPorts, m.board.pm},
+		{acpi.GPE0, platform.GPEPorts, m.board.gpe},
 		{acpi.CMOSPort, platform.CMOSPorts, m.board.cmos},
 		{acpi.PVPanicPort, 1, platform.NewPVPanic(m.panic)},
 		{portKeyboardData, 1, &keyboard{end: m.end}},
@@ -134,6 +137,11 @@ func (m *Machine) Panicked() bool { return m.panicked.Load() }
 // writeTables writes the ACPI tables and the MP table, and returns where ACPI's
 // root pointer is.
 func (m *Machine) writeTables() (rsdp uint64, err error) {
+	if m.born == (acpi.Generation{}) {
+		if m.born, err = newGeneration(); err != nil {
+			return 0, err
+		}
+	}
 	tables, rsdp, err := acpi.Build(acpi.Config{
 		CPUs: m.spec.CPUs, ECAM: pci.ECAMBase, Buses: int(pci.ECAMSize >> 20),
 		MMIO: acpi.Window{Base: pci.MMIOBase, Size: pci.MMIOSize},
@@ -141,7 +149,7 @@ func (m *Machine) writeTables() (rsdp uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	for _, t := range tables {
+	for _, t := range append(tables, m.born.Table()) {
 		if err := m.mem.WriteAt(t.Data, t.GPA); err != nil {
 			return 0, err
 		}

@@ -30,13 +30,19 @@ func (h *host) incompatible(s *Spec) error {
 	for _, n := range s.Needs {
 		errs = append(errs, kind.Told(h.lacks(n)))
 	}
-	if s.TSCKHz != 0 && !h.tscControl && !sameFrequency(s.TSCKHz, h.tscKHz) {
-		bad("TSC of %d kHz: this host's runs at %d kHz and its KVM cannot scale it (KVM_CAP_TSC_CONTROL)", s.TSCKHz, h.tscKHz)
-	}
+	errs = append(errs, kind.Told(h.fitsTSC(s)))
 	for _, err := range cpu.Differences(s.CPUID, h.cpuid) {
 		errs = append(errs, kind.Told(err))
 	}
 	return errors.Join(errs...)
+}
+
+// fitsTSC reports whether the guest's TSC can run at its frequency here.
+func (h *host) fitsTSC(s *Spec) error {
+	if s.TSCKHz == 0 || h.tscControl || sameFrequency(s.TSCKHz, h.tscKHz) {
+		return nil
+	}
+	return fmt.Errorf("TSC of %d kHz: this host's runs at %d kHz and its KVM cannot scale it (KVM_CAP_TSC_CONTROL)", s.TSCKHz, h.tscKHz)
 }
 
 func sameFrequency(a, b uint64) bool {

@@ -18,9 +18,9 @@ type host struct {
 	admit      func(size uint64, b memory.Backing, overcommit bool) error // [memory.Admit]
 }
 
-// thisHost asks KVM. It makes a VM for a moment, since only a vCPU reports the
-// frequency of the TSC.
-func thisHost(sys *kvm.System) (_ host, err error) {
+// thisHost asks KVM. If withTSC is set it makes a VM for a moment, since only a vCPU
+// reports the frequency of the TSC; otherwise createVCPUs compares that.
+func thisHost(sys *kvm.System, withTSC bool) (_ host, err error) {
 	h := host{capability: sys.CheckExtension, admit: memory.Admit}
 	if h.cpuid, err = cpu.Supported(sys); err != nil {
 		return h, err
@@ -32,6 +32,10 @@ func thisHost(sys *kvm.System) (_ host, err error) {
 	h.tscControl = n > 0
 	if h.maxCPUs, err = sys.CheckExtension(kvm.CapMaxVCPUs); err != nil {
 		return h, err
+	}
+	if !withTSC {
+		h.tscControl = true
+		return h, nil
 	}
 	vm, err := sys.CreateVM()
 	if err != nil {

@@ -143,6 +143,29 @@ func move(devices, here []virtio.Spec, kinds []virtio.Kind, trust bool) error {
 	return errors.Join(errs...)
 }
 
+// renew gives devices another identity: of here, those of the same kind and number.
+func renew(devices, here []virtio.Spec) {
+	number := map[string]int{}
+	for _, d := range devices {
+		n := number[d.Kind()]
+		number[d.Kind()]++
+		r, ok := d.(virtio.Renewer)
+		if !ok {
+			continue
+		}
+		var with virtio.Spec
+		for _, h := range here {
+			if h.Kind() == d.Kind() {
+				if n == 0 {
+					with = h
+				}
+				n--
+			}
+		}
+		r.Renew(with)
+	}
+}
+
 // usesNothing says that a device needs nothing of its host that has a name there.
 func usesNothing(d virtio.Spec) bool {
 	switch d.(type) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/govmm/govmm/kvm"
 	"github.com/govmm/govmm/pci"
+	"github.com/govmm/govmm/vmm/acpi"
 	"github.com/govmm/govmm/vmm/memory"
 	"github.com/govmm/govmm/vmm/platform"
 )
@@ -31,6 +32,9 @@ type Machine struct {
 	vcpus  []*vcpu
 	gate   *gate // has its own locks
 
+	// born is the VM generation ID with which the machine boots; zero: a new one. That of a
+	// machine that goes on is in its memory.
+	born         acpi.Generation
 	panicked     atomic.Bool   // the guest's kernel reported a panic
 	resetControl atomic.Uint32 // the register at port 0xcf9
 
@@ -69,6 +73,7 @@ type board struct {
 	pci         *pci.Bus
 	interrupts  *interrupts
 	pm          *platform.PM
+	gpe         *platform.GPE
 	cmos        *platform.CMOS
 	timer       func() error // waits until the 8254 has been made; nil: not begun
 }

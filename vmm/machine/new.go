@@ -164,10 +164,13 @@ func (m *Machine) setSlot(i int, s memory.Slot, flags uint32) error {
 // host's target for the balloon stays. Nobody may use the machine any more, whether
 // this fails or not.
 func (m *Machine) Reset() (*Machine, error) {
+	<-m.ending.done
+	born, _ := m.generation() // it is the same machine
 	next, err := m.remake(false)
 	if err != nil {
 		return nil, fmt.Errorf("reset: %w", err)
 	}
+	next.born = born
 	if err := next.Boot(); err != nil {
 		return nil, errors.Join(fmt.Errorf("reset: %w", err), next.Close())
 	}

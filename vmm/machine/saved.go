@@ -65,7 +65,7 @@ type Saved struct {
 // and loads its state. The machine has not been started.
 func (b *Builder) Restore(ctx context.Context, s Saved) (*Machine, error) {
 	spec, err := decodeSpecWith(s.Spec, b.Kinds, func(spec *Spec) error {
-		spec.Kernel, spec.Initrd = s.Kernel, s.Initrd
+		spec.Kernel, spec.Initrd, spec.saved = s.Kernel, s.Initrd, true
 		return nil
 	})
 	if err != nil {
@@ -81,6 +81,9 @@ func (b *Builder) Restore(ctx context.Context, s Saved) (*Machine, error) {
 	if err == nil {
 		t.prepared.Clock.kept = true
 		err = t.LoadState(ctx, nil)
+	}
+	if err == nil && t.prepared.Reset == nil {
+		err = t.renewGeneration()
 	}
 	if err != nil {
 		_ = t.Discard()

@@ -61,6 +61,9 @@ func (s *source) MigrationConfig() ([]byte, error) {
 	if len(kernel) <= MaxKernel {
 		spec.Kernel = kernel
 	}
+	if s.board.gpe.InUse() {
+		spec.Features = append(slices.Clone(spec.Features), featureGPE)
+	}
 	var made []virtio.Device
 	spec.Devices = slices.Clone(spec.Devices)
 	for i, d := range s.devices.plugged {

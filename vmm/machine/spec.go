@@ -73,6 +73,8 @@ type Spec struct {
 	// received says that the kernel comes from a peer. Such a bzImage is not unpacked
 	// on the host: the source has sent it unpacked if it could.
 	received bool
+	// saved says that the machine is that of a snapshot.
+	saved bool
 	// inherited says that the memory is there: a process of this host leaves it.
 	inherited bool
 }

@@ -12,7 +12,7 @@ import (
 
 // specFeatures are the features of a [Spec] and of a [machineState] that came after
 // v0.1.0, as far as they do not belong to a device.
-var specFeatures []string
+var specFeatures = []string{featureGPE}
 
 // specWire is a spec as it travels.
 type specWire struct {

@@ -35,6 +35,7 @@ type machineState struct {
 	Serial       serial.State       `cbor:"serial"`
 	ResetControl byte               `cbor:"reset_control"` // port 0xcf9
 	PM           platform.PMState   `cbor:"pm"`
+	GPE          platform.GPEState  `cbor:"gpe,omitzero"` // feature "gpe"
 	CMOS         platform.CMOSState `cbor:"cmos"`
 	Panicked     bool               `cbor:"panicked"`
 	Virtio       virtioState        `cbor:"virtio"`
@@ -101,7 +102,7 @@ func (m *Machine) saveState() (*machineState, error) {
 		return nil, err
 	}
 	s := &machineState{Version: stateVersion, Serial: m.lines.uart.SaveState(), ResetControl: byte(m.resetControl.Load()),
-		PM: m.board.pm.SaveState(), CMOS: m.board.cmos.SaveState(), Panicked: m.panicked.Load()}
+		PM: m.board.pm.SaveState(), GPE: m.board.gpe.SaveState(), CMOS: m.board.cmos.SaveState(), Panicked: m.panicked.Load()}
 	var err error
 	if s.Virtio, err = m.saveDevices(); err != nil {
 		return nil, err
@@ -148,6 +149,9 @@ func (m *Machine) loadState(s *machineState) error {
 	m.resetControl.Store(uint32(s.ResetControl &^ resetCPU))
 	m.panicked.Store(s.Panicked)
 	if err := m.board.pm.LoadState(s.PM); err != nil {
+		return err
+	}
+	if err := m.board.gpe.LoadState(s.GPE); err != nil {
 		return err
 	}
 	if err := m.board.cmos.LoadState(s.CMOS); err != nil {

@@ -42,6 +42,13 @@ func (m *Machine) createVCPUs() error {
 			m.spec.TSCKHz = khz
 		}
 		if m.spec.TSCKHz != khz {
+			if m.spec.saved {
+				n, err := m.kernel.sys.CheckExtension(kvm.CapTSCControl)
+				h := host{tscKHz: khz, tscControl: n > 0}
+				if err := errors.Join(err, h.fitsTSC(&m.spec)); err != nil {
+					return err
+				}
+			}
 			if err := v.SetTSCKHz(m.spec.TSCKHz); err != nil {
 				return err
 			}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm/memory"
 	"golang.org/x/sys/unix"
 )
@@ -119,9 +121,18 @@ func keepImage(ctx context.Context, from, to string, size int64, how Disks) (Dis
 		return how, err
 	}
 	defer in.Close()
+	how, err = cloneImage(ctx, in, to, size, how)
+	if err != nil {
+		return how, fmt.Errorf("keep the guest's disk %s: %w", from, err)
+	}
+	return how, nil
+}
+
+// cloneImage is keepImage for an image that is open.
+func cloneImage(ctx context.Context, in *os.File, to string, size int64, how Disks) (Disks, error) {
 	out, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return how, fmt.Errorf("keep the guest's disk: %w", err)
+		return how, err
 	}
 	if how == DisksReflink {
 		if err = unix.IoctlFileClone(int(out.Fd()), int(in.Fd())); err != nil {
@@ -136,9 +147,50 @@ func keepImage(ctx context.Context, from, to string, size int64, how Disks) (Dis
 	}
 	if err = errors.Join(err, out.Close()); err != nil {
 		_ = os.Remove(to)
-		return how, fmt.Errorf("keep the guest's disk %s: %w", from, err)
+		return how, err
 	}
 	return how, nil
+}
+
+// MakeDisks makes disks for one VM, of the name, in a directory: clones of those in the
+// snapshot, or copies where the file system has no clones. A disk that the guest cannot
+// write is the snapshot's own. They are what a machine gets of its host. undo removes them.
+func (s *Snapshot) MakeDisks(ctx context.Context, dir, name string) (disks []virtio.Spec, undo func(), err error) {
+	var made []string
+	undo = func() {
+		for _, path := range made {
+			_ = os.Remove(path)
+		}
+	}
+	defer func() {
+		if err != nil {
+			undo()
+			err = fmt.Errorf("snapshot %s: make the disks of %s: %w", s.dir, name, err)
+		}
+	}()
+	for i, d := range s.Disks {
+		if d.Kept == DisksNone {
+			return nil, undo, fmt.Errorf("disk %d, %s, is not in the snapshot (--disks none)", i, d.Path)
+		}
+		path := filepath.Join(s.dir, diskFile(i))
+		in, err := s.openFile(diskFile(i))
+		if err != nil {
+			return nil, undo, err
+		}
+		if st, serr := in.Stat(); serr != nil || st.Size() != int64(d.Bytes) {
+			err = damaged("%s: expected %d bytes", diskFile(i), d.Bytes)
+		} else if !d.ReadOnly {
+			path = filepath.Join(dir, name+"-"+diskFile(i))
+			if _, err = cloneImage(ctx, in, path, int64(d.Bytes), DisksReflink); err == nil {
+				made = append(made, path)
+			}
+		}
+		if err = errors.Join(err, in.Close()); err != nil {
+			return nil, undo, err
+		}
+		disks = append(disks, &blk.Spec{Config: blk.Config{Path: path, ReadOnly: d.ReadOnly}})
+	}
+	return disks, undo, nil
 }
 
 // copyImage copies what is no hole.

@@ -41,6 +41,7 @@ func (d *draft) finish(ctx context.Context) error {
 	if err := d.write(manifestFile, b); err != nil {
 		return err
 	}
+	delete(m.Parts, manifestFile)
 	if err := d.syncDisks(); err != nil {
 		return err
 	}

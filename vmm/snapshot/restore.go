@@ -45,12 +45,15 @@ func (s *Snapshot) Restore(ctx context.Context, b *machine.Builder, mode Mode) (
 	return nil, fmt.Errorf("snapshot %s: %w", s.dir, err)
 }
 
+// Maps says whether memory is mapped in this mode.
+func (s *Snapshot) Maps(mode Mode) bool { return mode != Eager && !s.packed() }
+
 // saved reads the parts.
 func (s *Snapshot) saved(ctx context.Context, mode Mode) (g machine.Saved, err error) {
-	if mode == Auto || mode == "" {
-		if mode = Lazy; s.packed() {
-			mode = Eager
-		}
+	if s.Maps(mode) {
+		mode = Lazy
+	} else if mode != Lazy {
+		mode = Eager
 	}
 	if mode == Lazy && s.packed() {
 		return g, errors.New("its memory is compressed, so that it cannot be mapped: use --restore eager")
