@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/machine"
 	"github.com/govmm/govmm/vmm/memory"
@@ -21,18 +22,22 @@ type restoreFlags struct {
 	from       string
 	mode       string
 	trustPaths bool
+	diskDir    string
+	identity   bool
 }
 
 func (f *restoreFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.from, "from", "", "restore the snapshot in `DIR` (govmm snapshot) instead of starting a kernel; disks, taps and sockets are given as for govmm receive")
 	flags.StringVar(&f.mode, "restore", string(snapshot.Auto), "with --from, `HOW` memory comes: lazy (mapped: the guest runs before it is read), eager (read and checked first) or auto: lazy unless it is compressed")
+	flags.StringVar(&f.diskDir, "disk-dir", "", "with --from, `DIR` in which the VM gets disks of its own, made of those in the snapshot: NAME-disk0.img and so on")
+	flags.BoolVar(&f.identity, "new-identity", false, "with --from, give the guest other MAC addresses and another vsock CID: random ones, or those of --net and --vsock")
 	flags.BoolVar(&f.trustPaths, "allow-source-paths", false, "with --from, let the snapshot name the disks, taps, bridges and sockets of this host, and take its huge pages: for one that you made yourself")
 }
 
 // ofRestore are the flags that need --from; with it, machineFlags make no sense: the
 // machine is the snapshot's.
 var (
-	ofRestore    = []string{"restore", "allow-source-paths"}
+	ofRestore    = []string{"restore", "allow-source-paths", "disk-dir", "new-identity"}
 	machineFlags = []string{"kernel", "initrd", "no-unpack", "cmdline", "cpus", "cpu", "memory", "prefill"}
 )
 
@@ -87,7 +92,7 @@ func (f *runFlags) restoreConfig(cmd *cobra.Command) (cfg vmm.RestoreConfig, err
 	devices = slices.DeleteFunc(devices, func(d virtio.Spec) bool { // a flag's default
 		return slices.ContainsFunc(machine.Kinds(), func(k virtio.Kind) bool { return k.Name == d.Kind() && k.ParseHere == nil })
 	})
-	return vmm.RestoreConfig{Mode: mode, Backing: backing, Devices: append(devices, beside.devices...), Kinds: beside.kinds, AllowSourcePaths: f.trustPaths,
+	return vmm.RestoreConfig{Mode: mode, Backing: backing, Devices: append(devices, beside.devices...), Kinds: beside.kinds, AllowSourcePaths: f.trustPaths, DiskDir: f.diskDir, NewIdentity: f.identity,
 		Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit}, nil
 }
 
@@ -106,6 +111,9 @@ func (f *runFlags) runRestored(cmd *cobra.Command, args []string) error {
 		args = []string{s.Name}
 	}
 	var devices []virtio.Spec
+	if len(s.Disks) > 0 && s.Disks[0].Kept != snapshot.DisksNone && cfg.DiskDir == "" && !slices.ContainsFunc(cfg.Devices, isDisk) {
+		return fmt.Errorf("%s: the snapshot has the guest's disks, which no guest writes: --disk-dir DIR is where this VM gets its own, or --disk path=FILE for each is one that you made of them", tried(cmd, args))
+	}
 	return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 		cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
 		vm, err := vmm.NewRestored(cmd.Context(), s, cfg)
@@ -116,6 +124,8 @@ func (f *runFlags) runRestored(cmd *cobra.Command, args []string) error {
 		return vm, nil
 	}, func() ([]virtio.Spec, sandbox.Policy) { return devices, laterOf(devices, false) })
 }
+
+func isDisk(d virtio.Spec) bool { return d.Kind() == blk.Kind.Name }
 
 // adviseRestore adds to an error what to do about it.
 func adviseRestore(err error) error {
