@@ -44,9 +44,10 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if govmm = os.Getenv("GOVMM_BINARY"); govmm != "" { // built elsewhere, for a machine that is slow at it
-		os.Exit(m.Run())
+		os.Exit(func() int { defer removeBooted(); return m.Run() }())
 	}
 	os.Exit(func() int {
+		defer removeBooted()
 		dir, err := os.MkdirTemp("", "govmm-e2e-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

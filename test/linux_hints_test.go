@@ -26,7 +26,7 @@ type linuxMoves struct {
 func (l *linux) boot(t testing.TB) *linuxMoves {
 	t.Helper()
 	m := &linuxMoves{h: newHost(t)}
-	m.at = l.run(m.h, "at0", l.prepare(t))
+	m.at = l.booted(t).restore(m.h, "at0")
 	m.seen = m.at.awaitBoot()
 	return m
 }

@@ -14,11 +14,10 @@ func TestLinuxMovesWithEverything(t *testing.T) {
 	needKVM(t)
 	needRoot(t)
 	t.Parallel()
-	l := linux{variant: kernel.NoACPI, cpus: 2, memory: "256M", program: "memhog", words: "size=32M idle=100"}
 	here, disk := []string{"--console", "null"}, content(t, 8*mib)
-	l.args = append([]string{"--disk", disk, "--net", "tap"}, here...)
+	b := everyDevice().booted(t, "--disk", disk, "--net", "tap")
 	h := newHost(t)
-	vm := l.run(h, "at0", l.prepare(t))
+	vm := b.restore(h, "at0", append([]string{"--disk", disk, "--net", "tap"}, here...)...)
 	r := vm.awaitBoot()
 	for i := range 2 * count(1, 5) {
 		name, last := fmt.Sprintf("at%d", i+1), fmt.Sprintf("at%d", i)

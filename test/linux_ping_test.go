@@ -9,8 +9,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/govmm/govmm/test/kernel"
 )
 
 // pingInterval is the pinger's, ten packets a second.
@@ -22,11 +20,10 @@ const pingInterval = 100 * time.Millisecond
 func TestLinuxPing(t *testing.T) {
 	needKVM(t)
 	a, b := newSites(t)
-	const guest = "10.9.0.2"
-	l := linux{variant: kernel.NoACPI, cpus: 2, memory: "192M", program: "memhog", words: "size=4M idle=1000",
-		kernel: "ip=" + guest + "::10.9.0.1:255.255.255.0::eth0:off",
-		args:   []string{"--net", "tap=tap0,bridge=br0"}}
-	vm := l.run(a.host, "at0", l.prepare(t))
+	const guest = everyDeviceIP
+	disk := content(t, 8*mib)
+	booted := everyDevice().booted(t, "--disk", disk, "--net", "tap")
+	vm := booted.restore(a.host, "at0", "--disk", disk, "--net", "tap=tap0,bridge=br0")
 	r := vm.awaitBoot()
 
 	p := startPing(t, a, guest)
@@ -41,7 +38,7 @@ func TestLinuxPing(t *testing.T) {
 		name := fmt.Sprintf("at%d", i+1)
 		// The tap of the guest that has left is gone by the time that the next
 		// is made, so that both may have its name.
-		next := to.start("receive", name, "--listen", to.ip+":0", "--insecure", "--net", "tap=tap0,bridge=br0")
+		next := to.start("receive", name, "--listen", to.ip+":0", "--insecure", "--disk", disk, "--net", "tap=tap0,bridge=br0")
 		line := next.err.awaitText(t, 0, "listening on ")
 		_, addr, _ := strings.Cut(next.err.snapshot()[line], "listening on ")
 		got, exit := at.migrate(fmt.Sprintf("at%d", i), "--to", strings.TrimSpace(addr), "--downtime-limit", "3s")
