@@ -13,6 +13,7 @@ need qemu-img qemu-utils  # makes images that must be refused, and locks images
 need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks
+need mkfs.btrfs btrfs-progs # clones of disks
 need spin spin          # checks the models of test/model
 need cpio cpio          # checks initial RAM disks
 need ip iproute2        # network namespaces
