@@ -95,7 +95,7 @@ func TestLinuxSnapshots(t *testing.T) {
 	needKVM(t)
 	needRoot(t)
 	t.Parallel()
-	disk := content(t, 8*mib)
+	disk, another := content(t, 8*mib), content(t, 8*mib)
 	b := everyDevice().booted(t, "--disk", disk, "--net", "tap")
 	h := newHost(t)
 	here := []string{"--disk", disk, "--net", "tap", "--console", "null"}
@@ -103,7 +103,7 @@ func TestLinuxSnapshots(t *testing.T) {
 	for i := range count(1, 5) {
 		lazy := h.start(append([]string{"run", fmt.Sprintf("lazy%d", i), "--from", dir, "--new-identity"}, here...)...)
 		name := fmt.Sprintf("eager%d", i)
-		eager := (&booting{dir: dir}).restore(h, name, here...)
+		eager := (&booting{dir: dir}).restore(h, name, "--disk", another, "--net", "tap", "--console", "null")
 		r := eager.awaitBoot()
 		eager.goesOn(r)
 		eager.quietly(0)

@@ -42,6 +42,8 @@ type Config struct {
 	Copy bool `cbor:"-"`
 	// Force uses an image whose guest has moved away with a copy. It does not travel.
 	Force bool `cbor:"-"`
+	// Copied says that another file than at the source is expected: a copy of it.
+	Copied bool `cbor:"-"`
 	// Limit is what this host lets the guest do a second; it does not travel.
 	Limit limit.Rates `cbor:"-"`
 }

@@ -93,7 +93,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 				h.Path, differs.what, s.Config))
 		}
 	}
-	s.Path, s.Direct, s.Limit, s.Copy = h.Path, h.Direct, h.Limit, h.Copy
+	s.Path, s.Direct, s.Limit, s.Copy, s.Copied = h.Path, h.Direct, h.Limit, h.Copy, h.Copied
 	return errors.Join(errs...)
 }
 

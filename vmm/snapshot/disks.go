@@ -188,7 +188,7 @@ func (s *Snapshot) MakeDisks(ctx context.Context, dir, name string) (disks []vir
 		if err = errors.Join(err, in.Close()); err != nil {
 			return nil, undo, err
 		}
-		disks = append(disks, &blk.Spec{Config: blk.Config{Path: path, ReadOnly: d.ReadOnly}})
+		disks = append(disks, &blk.Spec{Config: blk.Config{Path: path, ReadOnly: d.ReadOnly, Copied: true}})
 	}
 	return disks, undo, nil
 }
