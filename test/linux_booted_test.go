@@ -16,9 +16,8 @@ import (
 
 // booting is one that has booted, or is about to.
 type booting struct {
-	once   sync.Once
-	dir    string // the snapshot; "": it did not boot
-	report kernel.Report
+	once sync.Once
+	dir  string // the snapshot; "": it did not boot
 }
 
 var (
