@@ -183,3 +183,10 @@ func (v *VCPU) Kick() error {
 	}
 	return opError(unix.Tgkill(unix.Getpid(), v.tid, unix.SIGURG), "tgkill", "thread %d of %s", v.tid, v.what)
 }
+
+// ThreadID is the kernel's number of the thread that runs the vCPU; 0: none is bound.
+func (v *VCPU) ThreadID() int {
+	v.kickMu.Lock()
+	defer v.kickMu.Unlock()
+	return v.tid
+}

@@ -37,6 +37,7 @@ type Receiver struct {
 	taken     bool       // a guest has arrived: no further migration
 	probes    int        // under way
 	verdicts  verdicts
+	tail      *intake // of the session whose guest has arrived; nil: all of its memory had
 }
 
 // NewReceiver returns a receiver that builds machines with b. It logs each attempt
@@ -83,6 +84,7 @@ func (r *Receiver) Serve(ctx context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ending, func() {
 		ln.Close()
 		cancel(errEnding)
+		r.finishTail()
 	})
 	defer stop()
 	for {
@@ -173,6 +175,12 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 		}
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
+	case h.purpose == purposeMissing:
+		stop() // the intake ends them
+		r.newcomers.leave(nc)
+		if err = r.serveMissing(h, c); err == nil {
+			return
+		}
 	case h.purpose == purposeProbe:
 		if err = r.serveProbe(ctx, c); err == nil {
 			return
@@ -352,6 +360,9 @@ func (r *Receiver) end(s *session, arrived bool) {
 	defer r.sessionMu.Unlock()
 	r.active = nil
 	r.taken = arrived
+	if arrived {
+		r.tail = s.later()
+	}
 	if s.wasPrepared {
 		r.verdicts.keep(s.id, s.conn.from, arrived)
 	}

@@ -14,6 +14,7 @@ const (
 	featureZstd        = "compress-zstd" // PACKED by zstd
 	featureLZ4         = "compress-lz4"  // PACKED by LZ4
 	featureRenew       = "renew-keys"    // RENEW, over TLS
+	featurePostcopy    = "postcopy"      // MISSING, and connections for what comes later
 	// featureStorage is used where both sides know it, which HELLO_OK says.
 	featureStorage = "compare-storage" // STORAGE
 	// featureReset is known by a destination that can start a guest anew, and no source
@@ -25,7 +26,7 @@ const (
 	featureDisks    = "copy-disks" // BLOCKS, and the list in READY
 )
 
-var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew, featureDisks}
+var knownFeatures = []string{featureVerifyPages, featureZstd, featureLZ4, featureStorage, featureReset, featureRenew, featureDisks, featurePostcopy}
 
 // features are those that a migration under these options uses.
 func (o Options) features() []string {
@@ -50,6 +51,9 @@ func (o Options) features() []string {
 	}
 	if o.Snapshot != nil {
 		used = append(used, featureSnapshot)
+	}
+	if o.Postcopy != 0 {
+		used = append(used, featurePostcopy)
 	}
 	return used
 }

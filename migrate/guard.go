@@ -163,6 +163,7 @@ func (p *precopy) halt(ctx context.Context, s *stop) error {
 // resume lets the guest go on, whether or not ctx has ended.
 func (p *precopy) resume(ctx context.Context) error {
 	p.hints.undone()
+	p.serving.disarm()
 	p.stopped = false
 	if err := p.m.src.ResumeAfterAbort(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("resume at the source: %w", err)

@@ -10,8 +10,13 @@ import (
 // handOver hands over the right to run and finds out who has it. The guest is
 // stopped here; it goes on only if the destination says that it aborted.
 func (m *Migration) handOver(base context.Context, p *precopy) error {
+	if p.late {
+		p.keepSet()
+		p.serving.commit()
+	}
 	running, why := m.decide(base, p.link, p.stops, p.watch)
 	if errors.Is(why, ErrHandoffUnknown) {
+		p.serving.close()
 		p.hints.finish(false)
 		return why
 	}
@@ -30,6 +35,14 @@ func (m *Migration) handOver(base context.Context, p *precopy) error {
 	// The log of a guest that has gone may stay on: to turn it off takes milliseconds,
 	// and its memory is freed next.
 	p.hints.finish(false)
+	if p.late {
+		if err := m.serve(base, p.serving); err != nil {
+			return err
+		}
+		m.meter.update(func(mt *meter) { mt.result.Total = time.Since(mt.started) })
+		return nil
+	}
+	p.serving.close() // it was not needed after all
 	return nil
 }
 

@@ -52,11 +52,18 @@ type Options struct {
 	TLS *tls.Config
 	// Snapshot makes the migration a snapshot: the destination keeps the guest, and does not run it. nil: it is none.
 	Snapshot *Snapshot
+	// Postcopy lets the guest move before all of its memory has: what is left then follows while it runs at the destination.
+	// It does after that many rounds, or with PostcopyAuto when rounds stop shrinking. 0: never. From then until the last
+	// page has arrived the guest needs the processes of both sides.
+	Postcopy int
 	// Dial makes each connection, to the address that New was given; TLS comes on top of it. nil: TCP to host:port, where
 	// the name is resolved once, so all connections go to one peer; or the unix socket of unix:PATH. Deadlines must work;
 	// one is set only to end a connection.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
+
+// PostcopyAuto is [Options.Postcopy] when rounds stop shrinking.
+const PostcopyAuto = -1
 
 // Bounds of [Options].
 const (
@@ -157,6 +164,12 @@ func (o Options) Validate() error {
 		if err := o.Snapshot.validate(o); err != nil {
 			bad("%w", err)
 		}
+	}
+	if o.Postcopy < PostcopyAuto {
+		bad("postcopy after %d rounds: must be at least 1", o.Postcopy)
+	}
+	if o.Postcopy != 0 && (o.VerifyPages || o.SharedMemory || o.Snapshot != nil) {
+		bad("postcopy: a guest whose memory is verified, shared or kept does not move before all of it has")
 	}
 	if o.TLS != nil {
 		if _, err := clientTLS(o.TLS); err != nil {

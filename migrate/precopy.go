@@ -37,6 +37,10 @@ type precopy struct {
 	watch     *stopwatch    // of the stop under way
 	samples   *samples      // of the storage; nil: the destination does not compare it
 	expected  expectedStop  // when that stop was decided on
+
+	late    bool        // the guest moves before all of its memory has
+	serving *serving    // what comes later; nil: nothing has been announced
+	keepSet func() bool // ends the watch on the connections of serving
 }
 
 func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
@@ -62,6 +66,13 @@ func (p *precopy) converge(ctx context.Context) error {
 		again, err := p.tryStop(ctx, last)
 		if err != nil || !again {
 			return err
+		}
+		if early, err := p.wantsPostcopy(n, began); err != nil {
+			return err
+		} else if early {
+			if again, err := p.moveEarly(ctx); err != nil || !again {
+				return err
+			}
 		}
 		if last {
 			return fmt.Errorf("%w: after %d rounds the estimated downtime is %v, the limit %v%s; the guest goes on here",

@@ -24,6 +24,7 @@ type meter struct {
 	hints    uint64          // pages that hints took out since the last round ended
 	wire     func() uint64   // bytes written to the connections
 	wireAt   uint64          // wire() when the round began
+	later    *meterPostcopy  // nil: no memory came later
 	wireWas  uint64          // bytes that earlier sessions have sent
 	channels func() []uint64 // bytes written to each data connection; nil: there is none yet
 	// With compression: the length of page content, and of what was sent for it.
@@ -77,6 +78,9 @@ func (m *meter) snapshot() Progress {
 	p := m.progress
 	if m.wire != nil {
 		p.BytesSent = m.wire()
+	}
+	if m.later != nil {
+		p.BytesSent += m.later.bytes
 	}
 	if m.channels != nil {
 		p.ChannelBytes = m.channels()
@@ -190,6 +194,9 @@ func (m *meter) snapshotResult() Result {
 	r.Rounds = append([]RoundStats{}, m.result.Rounds...)
 	if m.wire != nil {
 		r.BytesSent = m.wire()
+	}
+	if m.later != nil {
+		r.BytesSent += m.later.bytes
 	}
 	r.ChannelBytes = []uint64{}
 	if m.channels != nil {

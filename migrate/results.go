@@ -11,6 +11,7 @@ type (
 	ReceiveProgress = report.ReceiveProgress // of a [Receiver]
 	DirtyRate       = report.DirtyRate       // how a guest writes its memory
 	DirtySample     = report.DirtySample     // of a [DirtyRate]
+	Postcopy        = report.Postcopy        // what came of memory that moved after the guest
 	Estimate        = report.Estimate        // what a migration is expected to take
 )
 
@@ -23,6 +24,7 @@ const (
 	PhaseSwitchover     = report.PhaseSwitchover
 	PhaseHandoffUnknown = report.PhaseHandoffUnknown
 	PhaseSaving         = report.PhaseSaving
+	PhasePostcopy       = report.PhasePostcopy
 	PhaseCompleted      = report.PhaseCompleted
 	PhaseFailed         = report.PhaseFailed
 	PhaseCancelled      = report.PhaseCancelled

@@ -74,6 +74,9 @@ type session struct {
 	aborted   chan struct{} // closed when state is stateAborted for good
 
 	wasPrepared bool // PREPARED may have been sent
+
+	intake atomic.Pointer[intake] // of memory that comes later; nil: none does
+	flags  uint8                  // of the last STATE
 }
 
 type sessionState uint8
@@ -248,8 +251,8 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 	if err := s.storage.whole(); err != nil {
 		return f, false, err
 	}
-	if err := target.LoadState(s.ctx, state); err != nil {
-		return f, false, &stepError{"load the machine's state", err}
+	if err := s.loadState(target, state); err != nil {
+		return f, false, err
 	}
 	s.prepared()
 	prepared := took(began)
@@ -303,6 +306,11 @@ func (s *session) undo(target Target, f header, loaded bool) error {
 			return err
 		}
 	}
+	if in := s.later(); in != nil {
+		if err := in.disarm(); err != nil {
+			return &stepError{"take memory that was to come later as it is", err}
+		}
+	}
 	if loaded {
 		if err := target.UnloadState(s.ctx); err != nil {
 			return &stepError{"forget the machine's state", err}
@@ -339,6 +347,9 @@ func (s *session) build(r *Receiver) (Target, error) {
 		s.features, s.shared = config.Features, slices.Contains(config.Features, featureShared)
 		if target, err = r.sharedBuild(s.shared)(s.ctx, config.Machine); err == nil {
 			err = checkPreview(target, config.Preview)
+		}
+		if err == nil {
+			err = s.prepareLater(r, target)
 		}
 	}
 	if err != nil {
@@ -436,7 +447,7 @@ func (s *session) receiveState(ctx context.Context, target Target) (f header, st
 			if err := target.PrepareState(f.payload); err != nil {
 				return f.header, nil, &stepError{"load the machine's state", err}
 			}
-			s.stop = f.first
+			s.stop, s.flags = f.first, f.flags
 			s.verdictMu.Lock()
 			s.paused = f.flags&flagPaused != 0
 			s.verdictMu.Unlock()

@@ -32,10 +32,13 @@ type Migration struct {
 	ctx      context.Context // ends what happens before COMMIT
 	cancel   context.CancelCauseFunc
 	release  chan struct{} // closed by Abandon
+	recover  chan struct{} // holds one: the destination is to be reached again now
+	serveCtx context.Context
 
 	handoffMu sync.Mutex // guards committed, released
 	committed bool       // COMMIT may have left
 	released  bool
+	serves    bool // the guest runs at the destination, and may lack memory that is here
 }
 
 // New prepares to send src to the [Receiver] at address; nothing happens before Run.
@@ -43,7 +46,7 @@ type Migration struct {
 func New(src Source, address string, opt Options) *Migration {
 	opt = opt.withDefaults()
 	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(), clock: realClock, guard: realGuard,
-		done: make(chan struct{}), release: make(chan struct{})}
+		done: make(chan struct{}), release: make(chan struct{}), recover: make(chan struct{}, 1)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
 	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address}
 	return m
@@ -60,6 +63,10 @@ func (m *Migration) Run(ctx context.Context) (Result, error) {
 	pre, end := context.WithTimeoutCause(m.ctx, m.opt.Timeout,
 		fmt.Errorf("%w after %v; the guest goes on here", ErrTimeout, m.opt.Timeout))
 	defer end()
+
+	var ended context.CancelFunc
+	m.serveCtx, ended = context.WithCancel(context.WithoutCancel(ctx))
+	defer ended()
 
 	m.meter.update(func(mt *meter) { mt.started = time.Now() })
 	err := m.opt.Validate()
@@ -216,6 +223,7 @@ func (m *Migration) track(l *link, disks *diskCopy) (*precopy, error) {
 // takeBack lets the guest go on at the source, whether or not ctx has ended.
 func (m *Migration) takeBack(ctx context.Context, p *precopy) error {
 	err := p.release()
+	p.serving.close()
 	if p.stopped {
 		err = errors.Join(err, p.resume(ctx))
 	}

@@ -19,6 +19,9 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 	p.m.setPhase(PhaseSwitchover)
 	p.hints.stop()
 	expected := p.remaining() + p.model.surge
+	if p.late {
+		expected = 0
+	}
 	p.expected = expectedStop{limit: p.m.opt.DowntimeLimit, floor: p.model.floor(), parts: p.model.parts(expected)}
 	g := p.arm(ctx)
 	defer g.disarm()
@@ -74,6 +77,9 @@ func (p *precopy) commit(g *stopGuard) error {
 // let go on at any time meanwhile: then it ends with errHalted, or with what is wrong
 // with the link, when what it was writing has been written.
 func (p *precopy) send(ctx context.Context, g *stopGuard, s *stop) error {
+	if p.late {
+		return p.sendLate(ctx, g, s)
+	}
 	m := p.m
 	g.at("fetching the dirty log")
 	if err := p.sync(); err != nil {
@@ -129,7 +135,7 @@ func (p *precopy) send(ctx context.Context, g *stopGuard, s *stop) error {
 // waits until the destination has loaded it.
 func (p *precopy) finish(ctx context.Context, g *stopGuard, s *stop, stateSent bool) error {
 	m := p.m
-	if p.tracker.Remaining() > 0 {
+	if p.tracker.Remaining() > 0 && !p.late {
 		// Some of them may have been sent since the last barrier.
 		if err := p.link.fence(p.sender, s.round); err != nil {
 			return err
@@ -218,6 +224,9 @@ func (p *precopy) sendState(s *stop) error {
 	h := header{typ: frameState, first: s.number}
 	if p.wasPaused {
 		h.flags |= flagPaused
+	}
+	if p.late {
+		h.flags |= flagLater
 	}
 	return p.link.conn.writeFrame(h, s.state)
 }

@@ -177,6 +177,7 @@ func (s *session) finish() Target {
 	if runs {
 		return target
 	}
+	s.later().end()
 	if target != nil {
 		_ = target.Discard() // it never ran; its memory goes with the process at worst
 	}

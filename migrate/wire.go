@@ -44,6 +44,7 @@ const (
 	purposeQuery   purpose = 2 // asks for the verdict on a session
 	purposeData    purpose = 3 // one of the data connections
 	purposeProbe   purpose = 4 // measures the link to the destination
+	purposeMissing purpose = 5 // one of the connections for memory that comes later
 )
 
 // sessionID is the nonce that the source draws for one migration.
@@ -68,6 +69,7 @@ type hello struct {
 	dataChannels    uint16    // data connections that the source asks for
 	alive           uint16    // milliseconds from one ALIVE of the destination to the next; 0: the default
 	previous        sessionID // that the source has given up for this one; zero: none
+	set             uint32    // purposeMissing: numbers the sets of such connections, from 1
 }
 
 // helloRenews is a flag of a data connection's hello.
@@ -93,6 +95,7 @@ func (h hello) encode() [helloSize]byte {
 	le.PutUint16(b[40:], h.dataChannels)
 	le.PutUint16(b[42:], h.alive)
 	copy(b[44:60], h.previous[:])
+	le.PutUint32(b[60:], h.set)
 	return b
 }
 
@@ -115,6 +118,7 @@ func decodeHello(b *[helloSize]byte) (hello, error) {
 		dataChannels: le.Uint16(b[40:]),
 		alive:        le.Uint16(b[42:]),
 		previous:     sessionID(b[44:60]),
+		set:          le.Uint32(b[60:]),
 	}
 	if h.session == (sessionID{}) {
 		return h, fmt.Errorf("%w: hello without a session", ErrProtocol)
@@ -122,7 +126,7 @@ func decodeHello(b *[helloSize]byte) (hello, error) {
 	if h.version < Version || h.oldest > Version {
 		return h, fmt.Errorf("the source speaks migration protocol versions %d to %d, this host version %d", h.oldest, h.version, Version)
 	}
-	if (h.purpose == purposeData) != (h.channel != 0) {
+	if (h.purpose == purposeData || h.purpose == purposeMissing) != (h.channel != 0) {
 		return h, fmt.Errorf("%w: hello with purpose %d and data channel %d", ErrProtocol, h.purpose, h.channel)
 	}
 	return h, nil
@@ -147,6 +151,7 @@ const (
 	frameUndo                         // source: the stop was undone, its STATE does not count
 	frameRenew                        // source: the data channel goes on with its next connection
 	frameBlocks                       // source: blocks of a disk
+	frameMissing                      // both: pages that come later, or have not come
 )
 
 const (
@@ -157,6 +162,9 @@ const (
 	frameRunning                        // destination: the guest is here now
 	frameFailed                         // destination: the migration ends, and why
 	frameVerdict                        // destination: the answer to a query
+	frameWant                           // destination: somebody waits for these pages
+	frameStalls                         // destination: how long threads waited for pages
+	frameWhole                          // destination: it lacks nothing any more; as STALLS
 )
 
 const (
@@ -169,7 +177,7 @@ const (
 // last reports whether no frame follows one of this type.
 func (t frameType) last() bool {
 	switch t {
-	case frameCommit, frameAbort, frameRenew, frameRefused, frameRunning, frameFailed, frameVerdict:
+	case frameCommit, frameAbort, frameRenew, frameRefused, frameRunning, frameFailed, frameVerdict, frameWhole:
 		return true
 	}
 	return false
@@ -199,6 +207,14 @@ func (t frameType) String() string {
 		return "RENEW"
 	case frameBlocks:
 		return "BLOCKS"
+	case frameMissing:
+		return "MISSING"
+	case frameWant:
+		return "WANT"
+	case frameStalls:
+		return "STALLS"
+	case frameWhole:
+		return "WHOLE"
 	case frameStorage:
 		return "STORAGE"
 	case frameProbe:
@@ -225,6 +241,7 @@ func (t frameType) String() string {
 
 const (
 	flagPaused uint8 = 1 << 0 // STATE: the guest was paused at the source and stays so
+	flagLater  uint8 = 1 << 1 // STATE: MISSING names the pages that come later
 	flagLast   uint8 = 1 << 0 // ROUND: nothing of this stop follows on this data connection; UNDO: such ROUNDs were sent
 	flagQuiet  uint8 = 1 << 1 // ROUND: the destination does not confirm it
 	// flagDurable: ROUND: what came of the disks is durable when the destination confirms it.

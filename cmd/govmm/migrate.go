@@ -37,6 +37,7 @@ type migrateFlags struct {
 	verify    bool
 	hints     string
 	hintWait  time.Duration
+	postcopy  string
 
 	tlsDir     string
 	serverName string
@@ -89,6 +90,9 @@ migration goes on.`,
 	flags.DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "`TIME` for which --estimate watches what the guest writes")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
+	flags.StringVar(&f.postcopy, "postcopy", "", "move the guest `WHEN` rounds stop shrinking (auto), or after N rounds, and let the rest of its memory follow")
+	flags.Lookup("postcopy").NoOptDefVal = "auto"
+	_ = flags.MarkHidden("postcopy")
 	_ = flags.MarkHidden("verify-pages") // for tests: to hash all memory lengthens the downtime
 	return cmd
 }
@@ -100,6 +104,7 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 		To: to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
 		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), CopyDisks: f.copyDisks,
+		Postcopy: f.postcopy,
 	}
 	switch {
 	case err != nil:

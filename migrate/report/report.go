@@ -17,6 +17,7 @@ const (
 	PhaseSwitchover     Phase = "switchover"      // the guest stands still
 	PhaseHandoffUnknown Phase = "handoff-unknown" // COMMIT may have arrived, no verdict
 	PhaseSaving         Phase = "saving"          // of a snapshot: what was sent is made durable
+	PhasePostcopy       Phase = "postcopy"        // the guest runs at the destination, and lacks memory that is here
 	PhaseCompleted      Phase = "completed"
 	PhaseFailed         Phase = "failed"
 	PhaseCancelled      Phase = "cancelled"
@@ -48,6 +49,7 @@ type Progress struct {
 	ThrottlePercent    int           `json:"throttle_percent"` // of the vCPUs' time
 	Elapsed            time.Duration `json:"elapsed_ms" ms:"whole"`
 	Error              string        `json:"error,omitempty"`
+	Postcopy           *Postcopy     `json:"postcopy,omitempty"` // since the guest has moved, if memory came later
 }
 
 // RoundStats is what one precopy round cost; the last round of a completed
@@ -94,8 +96,9 @@ type Result struct {
 	Channels         int           `json:"channels"`                // data connections
 	ChannelBytes     []uint64      `json:"channel_bytes"`           // what each of them sent
 	Compression      string        `json:"compression"`
-	CompressionRatio float64       `json:"compression_ratio"` // length of page content before to after; 1 without compression
-	Rounds           []RoundStats  `json:"rounds"`            // of more than 1000 the first and the last 500
+	CompressionRatio float64       `json:"compression_ratio"`  // length of page content before to after; 1 without compression
+	Rounds           []RoundStats  `json:"rounds"`             // of more than 1000 the first and the last 500
+	Postcopy         *Postcopy     `json:"postcopy,omitempty"` // nil: all memory moved before the guest
 }
 
 // Downtime says where the time went in which the guest stood still. The parts

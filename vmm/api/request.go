@@ -54,6 +54,7 @@ type MigrateRequest struct {
 	Channels         int       `json:"channels,omitempty" minimum:"0" maximum:"16" doc:"connections that carry pages, 1 to 16; 0: the default"`
 	Compress         string    `json:"compress,omitempty" enum:"none,zstd,lz4" doc:"how pages are compressed"`
 	CopyDisks        bool      `json:"copy_disks,omitempty" doc:"copy the disks that the receiver does not reach"`
+	Postcopy         string    `json:"postcopy,omitempty" doc:"let the guest move before all of its memory has: auto, when rounds stop shrinking, or after so many rounds"`
 	VerifyPages      bool      `json:"verify_pages,omitempty" doc:"for tests: compare a hash of every page while both sides stand still"`
 	TLS              *TLS      `json:"tls,omitempty" doc:"migrate by TLS; without it connections are plain"`
 	Snapshot         *Snapshot `json:"snapshot,omitempty" doc:"take a snapshot: the receiver keeps the guest, and does not run it (govmm snapshot)"`
@@ -124,6 +125,9 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 		opt.Snapshot = &migrate.Snapshot{Stop: r.Snapshot.Stop, Patience: time.Duration(r.Snapshot.Patience)}
 	}
 	err := ValidateAddress(r.To)
+	if r.Postcopy != "" && err == nil {
+		opt.Postcopy, err = ParsePostcopy(r.Postcopy)
+	}
 	if err == nil {
 		if opt.TLS, err = r.TLS.config(r.To); err != nil {
 			err = fmt.Errorf("tls: %w", err)

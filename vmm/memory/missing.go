@@ -269,6 +269,9 @@ func (x *Missing) bring(index int, first, n uint64, pages []uint64, made func(at
 		return fmt.Errorf("memory that comes later: pages from %#x by a bitmap of %d words", first, len(pages))
 	}
 	if !x.enter() {
+		if x.Left() == 0 {
+			return nil // all have come
+		}
 		return errNoMissing
 	}
 	defer x.leave()
@@ -281,6 +284,8 @@ func (x *Missing) bring(index int, first, n uint64, pages []uint64, made func(at
 			lo := bits.TrailingZeros64(left)
 			run := bits.TrailingZeros64(^(left >> lo))
 			if err := made(w*64+uint64(lo), uint64(run)); err != nil {
+				x.have(index, w, mine&^left)
+				atomic.AndUint64(&s.claimed[w], ^left) // they may come again
 				return err
 			}
 			if lo+run >= 64 {
