@@ -55,7 +55,7 @@ type outSet struct {
 	// answering is held from when a page is looked at until it is written, and while a list
 	// is written: no page of a stop that was undone comes after the next stop's list.
 	answering sync.Mutex
-	worker    worker          // guarded by answering
+	answerer  *pourer         // guarded by answering
 	lists     chan [][]uint64 // what the destination lacks
 	dropped   chan struct{}   // it has forgotten what a preliminary list named
 }
@@ -71,7 +71,7 @@ func (s *serving) openSet(ctx context.Context, d *dialer) (*outSet, error) {
 	if err != nil {
 		return nil, err
 	}
-	set := &outSet{s: s, control: c, lists: make(chan [][]uint64, 1), dropped: make(chan struct{}, 1), worker: worker{sender: s.p.sender}}
+	set := &outSet{s: s, control: c, lists: make(chan [][]uint64, 1), dropped: make(chan struct{}, 1), answerer: s.newPourer()}
 	set.ctx, set.cancel = context.WithCancelCause(ctx)
 	context.AfterFunc(set.ctx, func() { c.Close() })
 	smallBuffers(c)
@@ -239,7 +239,7 @@ func (o *outSet) answer(f header) error {
 		if mask == 0 {
 			continue
 		}
-		if err := o.send(o.control, &o.worker, int(f.slot), w*64, []uint64{mask}); err != nil {
+		if err := o.send(o.control, o.answerer, int(f.slot), w*64, []uint64{mask}); err != nil {
 			return err
 		}
 	}
@@ -299,7 +299,7 @@ func (s *serving) nextBulk(picked []uint64) (slot int, first, n uint64) {
 }
 
 // send writes the pages of a span that mask has.
-func (o *outSet) send(c *conn, w *worker, slot int, first uint64, mask []uint64) error {
+func (o *outSet) send(c *conn, w *pourer, slot int, first uint64, mask []uint64) error {
 	pages := min(uint64(len(mask))*64, o.s.slots[slot].Pages-first)
 	words := int(mempage.Words(pages))
 	copy(w.picked[:words], mask)
@@ -309,7 +309,7 @@ func (o *outSet) send(c *conn, w *worker, slot int, first uint64, mask []uint64)
 	}
 	span := ram.Bytes(slot, first, pages)
 	return guard(ram, slot, first, span, func() error {
-		data, zero, _ := w.classify(span, allSent[:words], words)
+		data, zero, _ := w.classify(span, w.sent[:words], words)
 		o.s.m.meter.span(data, zero, 0)
 		meta := w.meta.encode(uint32(pages))
 		h := header{typ: framePages, slot: uint16(slot), first: first, count: uint32(pages), length: uint32(uint64(len(meta)) + data*mempage.Size)}
@@ -317,12 +317,19 @@ func (o *outSet) send(c *conn, w *worker, slot int, first uint64, mask []uint64)
 	})
 }
 
-// allSent makes every hole a page of zeros: it is missing at the destination.
-var allSent = slices.Repeat(mempage.Bitmap{^uint64(0)}, maxSpan/64)
+// pourer looks at pages and sends them.
+type pourer struct {
+	worker
+	sent mempage.Bitmap // all of them: a hole is a page of zeros, since it is missing at the destination
+}
+
+func (s *serving) newPourer() *pourer {
+	return &pourer{worker{sender: s.p.sender}, slices.Repeat(mempage.Bitmap{^uint64(0)}, bulkPages/64)}
+}
 
 // pour sends what nobody waits for, by one connection.
 func (o *outSet) pour(c *conn) error {
-	w := &worker{sender: o.s.p.sender}
+	w := o.s.newPourer()
 	var picked [bulkPages / 64]uint64
 	for {
 		if err := context.Cause(o.ctx); err != nil {

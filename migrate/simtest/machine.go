@@ -54,6 +54,7 @@ type Steps struct {
 	Yield   func() error                // before COMMIT
 	Compare func() error                // the storage, at the destination; some pages may not have landed
 	Prepare func() error                // some pages may not have landed
+	Missing func() error                // asked whether memory may come later
 	Load    func() error
 	Unload  func() error
 	Start   func() error // before any vCPU enters the guest
@@ -433,6 +434,9 @@ func (m *Machine) LoadState(context.Context, []byte) error {
 	}
 	if err := call(m.Steps.Load); err != nil {
 		return err
+	}
+	for slot := range m.Slots() { // as rings are
+		m.Fetch(slot, 0, nil)
 	}
 	s := m.prepared
 	m.clock.last.Store(s.Clock)

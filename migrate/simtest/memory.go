@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
@@ -42,9 +43,10 @@ type Memory struct {
 	// Hooks is set before the memory is used by several goroutines.
 	Hooks Hooks
 
-	layout Layout
-	slots  []*slot
-	clock  clock
+	layout  Layout
+	slots   []*slot
+	clock   clock
+	missing atomic.Pointer[missing] // nil: all of it is here
 }
 
 // Hooks are called during what the simulated kernel does. A nil hook is not called. No

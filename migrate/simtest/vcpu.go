@@ -110,6 +110,9 @@ func (v *vcpu) place() (slot int, page uint64) {
 func (v *vcpu) write() {
 	c := &v.machine.config
 	slot, page := v.place()
+	if !v.machine.Fetch(slot, page, v.quit) {
+		return // kicked out of the guest
+	}
 	switch lot := v.random.IntN(1000); {
 	case lot < c.Devices:
 		v.machine.DeviceWrite(slot, page)()

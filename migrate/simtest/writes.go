@@ -95,6 +95,7 @@ func (m *Memory) GuestZero(slot int, page uint64) Write {
 }
 
 func (m *Memory) guestWrite(slot int, number uint64, zero bool) Write {
+	m.Fetch(slot, number, nil)
 	s := m.slots[slot]
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,6 +141,7 @@ func (m *Memory) Seq(slot int, page uint64) uint64 {
 // function puts the page into the log.
 func (m *Memory) KernelWrite(slot int, page uint64) (mark func()) {
 	s := m.slots[slot]
+	m.Fetch(slot, page, nil)
 	m.landUnlogged(s, page, Kernel)
 	return func() {
 		s.mu.Lock()
@@ -155,6 +157,7 @@ func (m *Memory) KernelWrite(slot int, page uint64) (mark func()) {
 // puts the page into the VMM's log.
 func (m *Memory) DeviceWrite(slot int, page uint64) (mark func()) {
 	s := m.slots[slot]
+	m.Fetch(slot, page, nil)
 	m.landUnlogged(s, page, Device)
 	return func() {
 		s.mu.Lock()
@@ -187,6 +190,9 @@ func (m *Memory) Punch(slot int, first, n uint64, mark bool) {
 	defer s.mu.Unlock()
 	s.zero(first, n)
 	for i := first; i < first+n; i++ {
+		if x := m.missing.Load(); x != nil && m.Absent(slot, i) {
+			x.came(slot, i) // given up: it comes no more
+		}
 		p := &s.pages[i]
 		p.vmm, p.given = p.vmm || mark, false
 		p.record(Write{Seq: m.clock.tick(), By: Punch, Zero: true, Logged: mark})
@@ -212,12 +218,12 @@ func (l Loss) String() string {
 }
 
 // Compare returns the pages whose bytes differ, except those whose content the guest has
-// given up. Nothing may write either memory meanwhile.
+// given up, and except what is missing at the destination. Nothing may write either memory meanwhile.
 func Compare(source, destination *Memory) []Loss {
 	var losses []Loss
 	for slot, info := range source.Slots() {
 		for page := range info.Pages {
-			if string(source.Bytes(slot, page, 1)) != string(destination.Bytes(slot, page, 1)) && !source.Given(slot, page) {
+			if string(source.Bytes(slot, page, 1)) != string(destination.Bytes(slot, page, 1)) && !source.Given(slot, page) && !destination.Absent(slot, page) {
 				losses = append(losses, Loss{Slot: slot, Page: page, Source: source.Seq(slot, page),
 					Destination: destination.Seq(slot, page), Writes: source.History(slot, page)})
 			}
