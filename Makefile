@@ -45,7 +45,7 @@ test-svm: ## many more of them, on any machine with QEMU
 	go test -tags svm -count=1 -run TestMachine -timeout 15m ./test/svm
 	go run ./test/run -svm
 
-model: ## spin visits every state of hints and handoff (a few minutes, under 2 GiB)
+model: ## spin visits every state of hints, handoff and missing (a few minutes, under 2 GiB)
 	go run ./test/model
 
 fuzz: ## every fuzz target for FUZZTIME seconds

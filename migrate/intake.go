@@ -418,23 +418,44 @@ func (r *Receiver) finishTail() {
 func (s *session) later() *intake { return s.intake.Load() }
 
 // loadState loads the state. If it says that memory comes later, what is missing is armed
-// before: loading touches some of it, and waits for that.
-func (s *session) loadState(target Target, state []byte) error {
+// before: loading touches some of it, and waits for that. It returns an UNDO that came
+// meanwhile.
+func (s *session) loadState(target Target, state []byte) (undo header, err error) {
 	if s.flags&flagLater != 0 {
 		in := s.later()
 		if in == nil {
-			return fmt.Errorf("%w: memory that comes later, which CONFIG does not name", ErrProtocol)
+			return undo, fmt.Errorf("%w: memory that comes later, which CONFIG does not name", ErrProtocol)
 		}
 		if err := in.arm(s.ctx, s.stop); err != nil {
-			return err
+			return undo, err
 		}
-		stop := context.AfterFunc(s.ctx, func() { _ = in.disarm() }) // or it would wait for ever
-		defer stop()
+		// What loading waits for does not come if the source undoes its stop meanwhile, or
+		// is lost.
+		loaded, watched := make(chan struct{}), make(chan struct{})
+		var came header
+		go func() {
+			defer close(watched)
+			select {
+			case r := <-s.undos:
+				came = r.header
+				_ = in.disarm()
+			case <-s.ctx.Done():
+				_ = in.disarm()
+			case <-loaded:
+			}
+		}()
+		defer func() {
+			close(loaded)
+			<-watched
+			if undo = came; undo.typ == frameUndo {
+				err = nil // whatever was loaded does not count
+			}
+		}()
 	}
 	if err := target.LoadState(s.ctx, state); err != nil {
-		return &stepError{"load the machine's state", err}
+		return undo, &stepError{"load the machine's state", err}
 	}
-	return nil
+	return undo, nil
 }
 
 // prepareLater makes the session's intake, if CONFIG names it; it frees the target if that

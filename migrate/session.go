@@ -251,8 +251,8 @@ func (s *session) offer(target Target, state []byte) (f header, loaded bool, err
 	if err := s.storage.whole(); err != nil {
 		return f, false, err
 	}
-	if err := s.loadState(target, state); err != nil {
-		return f, false, err
+	if undo, err := s.loadState(target, state); err != nil || undo.typ == frameUndo {
+		return undo, true, err
 	}
 	s.prepared()
 	prepared := took(began)

@@ -114,6 +114,9 @@ func (v *VM) migratable() error {
 	if v.isStopping() {
 		return kind.State("the VM is being stopped")
 	}
+	if n := v.machine.MissingPages(); n > 0 {
+		return kind.State("%d pages of the guest's memory have not come yet from where it was: wait until they have", n)
+	}
 	if isClosed(v.machine.Done()) && v.machine.Exit().Kind != machine.ExitReset { // a reset does not keep a guest here
 		return kind.State("the guest has ended")
 	}
@@ -219,11 +222,16 @@ func (o *outgoing) handedOver() bool {
 
 // takeBack lets the guest go on here although the destination may run it.
 func (o *outgoing) takeBack() error {
+	if o.Serving() {
+		return kind.State("the guest runs at %s, and lacks memory that is here: this process sends it", o.addr)
+	}
 	o.Abandon()
 	<-o.settled
 	switch {
 	case o.err == nil:
 		return kind.State("the guest runs at %s", o.addr)
+	case errors.Is(o.err, migrate.ErrServing):
+		return kind.State("the guest runs at %s, and lacks memory that was here", o.addr)
 	case errors.Is(o.err, migrate.ErrHandoffUnknown):
 		return o.guest.machine.TakeBack()
 	}

@@ -34,6 +34,9 @@ var cases = []modelCase{
 	{model: "handoff", what: "never two, a stop is undone", defines: "-DONCE=1 -DSTOPS=2"},
 	{model: "handoff", what: "never none, a stop is undone", defines: "-DONCE=1 -DSTOPS=2", live: true},
 	{model: "disks", what: "no block is lost"},
+	{model: "missing", what: "a stop is undone", defines: "-DUNDO"},
+	{model: "missing", what: "connections are lost, the collector runs", defines: "-DLOSS -DGC"},
+	{model: "missing", what: "a page that was hinted", defines: "-DHINTED -DUNDO -DLOSS -DGC"},
 
 	{model: "hints", without: "NO_R1", defines: "-DPAGES=2"},
 	{model: "hints", without: "NO_R1_RETURN", defines: "-DPAGES=2"},
@@ -65,6 +68,13 @@ var cases = []modelCase{
 	{model: "disks", without: "NO_R6"},
 	{model: "disks", without: "NO_R6_MARK"},
 	{model: "disks", without: "NO_BARRIER"},
+	{model: "missing", without: "NO_R7", defines: "-DUNDO"},
+	{model: "missing", without: "NO_R7_BARRIER", defines: "-DUNDO"},
+	{model: "missing", without: "NO_R7_UNDO", defines: "-DUNDO"},
+	{model: "missing", without: "NO_R8"},
+	{model: "missing", without: "NO_R8_CLAIM"},
+	{model: "missing", without: "NO_R9", defines: "-DLOSS"},
+	{model: "missing", without: "NO_R10", defines: "-DGC"},
 
 	{model: "handoff", without: "NO_STOP"},
 	{model: "handoff", without: "NO_STOP_NUMBER", defines: "-DONCE=1 -DSTOPS=2"},
