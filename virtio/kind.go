@@ -87,6 +87,21 @@ type Pathed interface {
 	MakeAbsolute() error
 }
 
+// Named is a Spec of a device by whose name a destination says which one it means.
+type Named interface {
+	// DeviceName is a name that the guest knows, such as a disk's id; "": it has none.
+	DeviceName() string
+	// ForDevice is the name of the guest's device for which a spec is that was made by
+	// [Kind].ParseHere; "": it is for the next one.
+	ForDevice() string
+}
+
+// Worded is a Spec that is made from words.
+type Worded interface {
+	// Words are those from which [Kind].Parse makes such a spec.
+	Words() string
+}
+
 // Negotiated is a Spec that promises what the guest's driver has negotiated, not all
 // that the device has offered: what nobody uses is no reason to refuse a guest.
 type Negotiated interface {

@@ -177,6 +177,15 @@ func NewRestored(ctx context.Context, s *snapshot.Snapshot, cfg RestoreConfig) (
 	return v, nil
 }
 
+// Spec describes the VM's machine; ok is false as long as there is none.
+func (v *VM) Spec() (spec machine.Spec, ok bool) {
+	m := v.current()
+	if m == nil {
+		return spec, false
+	}
+	return m.Spec(), true
+}
+
 // DeviceSpecs are the devices of the machine, with what they use of this host.
 func (v *VM) DeviceSpecs() []virtio.Spec {
 	if m := v.current(); m != nil {

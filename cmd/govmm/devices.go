@@ -102,5 +102,15 @@ func (t *texts) Set(s string) error {
 	return nil
 }
 
+// Append, Replace and GetSlice implement [pflag.SliceValue].
+func (t *texts) Append(s string) error { return t.Set(s) }
+
+func (t *texts) Replace(list []string) error {
+	*t = list
+	return nil
+}
+
+func (t *texts) GetSlice() []string { return *t }
+
 // Type implements [pflag.Value]; usage texts name the value themselves.
 func (t *texts) Type() string { return "string" }

@@ -34,9 +34,13 @@ type hostFlags struct {
 	user       string
 	ports      []uint
 	overcommit bool
+
+	config string
+	file   *configFile // nil: --config is not given
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.config, "config", "", "`FILE` (YAML or JSON) that says what flags can say, under the same names; flags win (govmm config)")
 	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH[,max=SIZE] (64M; then it becomes PATH.1), unix:PATH or null")
 	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: nowhere, and govmm run then makes no such device")
 	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
@@ -46,6 +50,25 @@ func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
 	cmd.Flags().UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
 	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
+}
+
+// prepare reads --config, and then checks all flags; an error says where in the file the
+// flag stands.
+func (f *hostFlags) prepare(cmd *cobra.Command, check func() error) (err error) {
+	if f.config != "" {
+		if f.file, err = readConfig(cmd, f.config); err != nil {
+			return usagef(cmd, "%v", err)
+		}
+	}
+	return f.file.explain(check())
+}
+
+// named is the arguments of a command, with the name that the file has for one without.
+func (f *hostFlags) named(args []string) []string {
+	if len(args) == 0 && f.file != nil && f.file.name != "" {
+		return []string{f.file.name}
+	}
+	return args
 }
 
 // check reports the first flag that makes no sense.
@@ -92,6 +115,7 @@ type host struct {
 func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*vmm.VM, error), later func() ([]virtio.Spec, sandbox.Policy)) error {
 	ctx, quit := context.WithCancel(cmd.Context())
 	defer quit()
+	args = f.named(args)
 	// A reader of the guest's output that goes away (govmm run | head) must not
 	// kill the process during a migration, or while its terminal is raw.
 	// So must not a file that has reached the limit of the process (ulimit -f).
@@ -112,7 +136,7 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	defer claim.Release()
 	log := newLog(terminalWriter(cmd.ErrOrStderr()))
 	defer flushLog(log)
-	p := &process{claim: claim, log: log, quit: quit, user: id}
+	p := &process{claim: claim, log: log, quit: quit, user: id, cmd: cmd}
 	outcome, err := p.run(ctx, f, build, later)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
@@ -148,6 +172,7 @@ type process struct {
 	log   *slog.Logger
 	quit  func() // ends the VM: the key for it was pressed
 	user  *identity
+	cmd   *cobra.Command
 }
 
 // say prints a line of what the user has asked for.
@@ -190,6 +215,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
 	}
 	server := api.NewServer(vm, p.claim.Socket())
+	server.Config = func() map[string]any { return p.configuration(vm) }
 	defer p.watchdog(vm, server)()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()

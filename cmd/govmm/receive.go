@@ -38,6 +38,7 @@ type receiveFlags struct {
 
 func newReceive() *cobra.Command {
 	var f receiveFlags
+	var here []virtio.Spec
 	cmd := &cobra.Command{
 		Use:   "receive [NAME] --listen HOST:PORT|unix:PATH",
 		Short: "Wait for a guest that is migrated here, and then run it",
@@ -60,14 +61,18 @@ can send a guest: then it listens on loopback addresses and unix sockets only,
 unless --insecure says otherwise. A unix socket is for processes of this user and
 of root, a tunnel's end for example.`,
 		Args: oneName,
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			return f.prepare(cmd, func() (err error) {
+				if err = f.check(); err == nil {
+					here, err = f.devices()
+				}
+				if err != nil {
+					return usagef(cmd, "%v", err)
+				}
+				return nil
+			})
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
-				return usagef(cmd, "%v", err)
-			}
-			here, err := f.devices()
-			if err != nil {
-				return usagef(cmd, "%v", err)
-			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 				config, err := f.tlsConfig(h)
 				if err != nil {

@@ -107,7 +107,7 @@ func (f *runFlags) runRestored(cmd *cobra.Command, args []string) error {
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
 	defer s.Close()
-	if len(args) == 0 {
+	if args = f.named(args); len(args) == 0 {
 		args = []string{s.Name}
 	}
 	var devices []virtio.Spec

@@ -43,6 +43,7 @@ type runFlags struct {
 
 func newRun() *cobra.Command {
 	f := runFlags{memory: 256 << 20}
+	var cfg vmm.Config
 	cmd := &cobra.Command{
 		Use:   "run [NAME]",
 		Short: "Run a guest until it powers off, is stopped, or has moved away",
@@ -51,13 +52,19 @@ func newRun() *cobra.Command {
 Without --kernel it is the demo guest that govmm contains; type help to it. On a
 terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 		Args: oneName,
-		RunE: func(cmd *cobra.Command, args []string) error {
+		PreRunE: func(cmd *cobra.Command, _ []string) error {
+			return f.prepare(cmd, func() (err error) {
+				if f.from != "" {
+					_, err = f.restoreConfig(cmd)
+				} else {
+					cfg, err = f.machine(cmd)
+				}
+				return err
+			})
+		},
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if f.from != "" {
 				return f.runRestored(cmd, args)
-			}
-			cfg, err := f.config(cmd)
-			if err != nil {
-				return err
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 				if cfg.Kernel, err = readImage("kernel", f.kernel, machine.MaxKernel); err != nil {
@@ -97,8 +104,8 @@ var beside struct {
 	devices []virtio.Spec
 }
 
-// config checks the flags and turns them into a VM's configuration.
-func (f *runFlags) config(cmd *cobra.Command) (vmm.Config, error) {
+// machine checks the flags and turns them into a VM's configuration.
+func (f *runFlags) machine(cmd *cobra.Command) (vmm.Config, error) {
 	backing, err := memory.ParseBacking(f.backing)
 	switch {
 	case err != nil:

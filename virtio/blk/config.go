@@ -40,6 +40,8 @@ type Config struct {
 	// Copy says that the disk is copied here from another host, to a file at Path that is
 	// not there yet, or whose guest has moved away with a copy. It does not travel.
 	Copy bool `cbor:"-"`
+	// For is the ID of the guest's disk that this is for, on the host to which a guest comes.
+	For string `cbor:"-"`
 	// Force uses an image whose guest has moved away with a copy. It does not travel.
 	Force bool `cbor:"-"`
 	// Copied says that another file than at the source is expected: a copy of it.
@@ -76,6 +78,8 @@ func ParseConfig(option string) (Config, error) {
 			c.ReadOnly, err = parseSwitch(value, has)
 		case "direct":
 			c.Direct, err = parseSwitch(value, has)
+		case "for":
+			c.For = value
 		case "copy":
 			c.Copy, err = parseSwitch(value, has)
 		case "queues":

@@ -16,7 +16,7 @@ import (
 var Kind = virtio.Kind{
 	Name:      "disk",
 	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw][,bps=N][,iops=N] (`DISK`; may be given several times)",
-	HereUsage: "where the guest's disk is on this host: path=FILE[,copy][,direct][,bps=N][,iops=N] (`DISK`; copy: to a new file; once for each disk, in their order; a guest with a disk needs it, or --allow-source-paths)",
+	HereUsage: "where the guest's disk is on this host: path=FILE[,for=ID][,copy][,direct][,bps=N][,iops=N] (`DISK`; copy: to a new file; once for each disk, in their order or for the one with an ID; a guest with a disk needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
 	ParseHere: parseHere,
 	New:       func() virtio.Spec { return new(Spec) },
@@ -25,8 +25,8 @@ var Kind = virtio.Kind{
 
 func parseSpec(words string) (virtio.Spec, error) {
 	c, err := ParseConfig(words)
-	if err == nil && c.Copy {
-		err = fmt.Errorf("disk %q: copy is for the host to which a guest moves", words)
+	if err == nil && (c.Copy || c.For != "") {
+		err = fmt.Errorf("disk %q: copy and for= are for the host to which a guest moves", words)
 	}
 	return &Spec{Config: c}, err
 }
@@ -49,6 +49,19 @@ func (s *Spec) Kind() string { return Kind.Name }
 
 // String implements [virtio.Spec].
 func (s *Spec) String() string { return "disk " + s.Path }
+
+// DeviceName implements [virtio.Named].
+func (s *Spec) DeviceName() string { return s.ID }
+
+// ForDevice implements [virtio.Named].
+func (s *Spec) ForDevice() string { return s.For }
+
+// Words implements [virtio.Worded].
+func (s *Spec) Words() string {
+	c := s.Config
+	c.Copy = false
+	return c.String()
+}
 
 // Validate implements [virtio.Spec].
 func (s *Spec) Validate() error {

@@ -41,6 +41,20 @@ func (s *Spec) Kind() string { return Kind.Name }
 // String implements [virtio.Spec].
 func (s *Spec) String() string { return "net " + s.MAC.String() }
 
+// DeviceName implements [virtio.Named].
+func (s *Spec) DeviceName() string { return s.MAC.String() }
+
+// ForDevice implements [virtio.Named]: an address that is given is that of the device.
+func (s *Spec) ForDevice() string {
+	if s.MAC == (MAC{}) {
+		return ""
+	}
+	return s.MAC.String()
+}
+
+// Words implements [virtio.Worded].
+func (s *Spec) Words() string { return s.Options.String() }
+
 // Validate implements [virtio.Spec].
 func (s *Spec) Validate() error {
 	if err := s.Options.Validate(); err != nil {

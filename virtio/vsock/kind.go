@@ -36,6 +36,9 @@ func (s *Spec) Kind() string { return Kind.Name }
 // String implements [virtio.Spec].
 func (s *Spec) String() string { return fmt.Sprintf("vsock cid %d", s.GuestCID()) }
 
+// Words implements [virtio.Worded].
+func (s *Spec) Words() string { return s.Config.String() }
+
 // Validate implements [virtio.Spec].
 func (s *Spec) Validate() error {
 	if err := s.Config.Validate(); err != nil {

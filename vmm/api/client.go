@@ -86,6 +86,12 @@ func (c *Client) SetBalloon(ctx context.Context, target uint64) (balloon.Info, e
 	return b, err
 }
 
+// Config returns the keys and values of a file from which such a VM is started.
+func (c *Client) Config(ctx context.Context) (config map[string]any, err error) {
+	err = c.call(ctx, http.MethodGet, "/v1/config", nil, &config)
+	return config, err
+}
+
 // Stop ends the VM at once.
 func (c *Client) Stop(ctx context.Context) (Info, error) {
 	return c.info(ctx, http.MethodPost, "/v1/stop", nil)

@@ -31,6 +31,9 @@ type Server struct {
 	// ProgressInterval is the time between two lines of a progress stream;
 	// 0: 200 ms. It is set before Serve is called.
 	ProgressInterval time.Duration
+	// Config returns what GET /v1/config answers: the keys and values of a file from which
+	// such a VM is started. nil: there is no such operation. It is set before Serve is called.
+	Config func() map[string]any
 }
 
 // NewServer makes a server for a VM whose API socket has the path socket;

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/govmm/govmm/internal/kind"
 )
 
 // ResumeRequest is the body of POST /v1/resume.
@@ -24,6 +25,13 @@ func (s *Server) registerVM(a huma.API) {
 		})
 	register(a, operation(http.MethodPost, "/v1/stop", "stop", "End the VM at once; answers when everything is freed"),
 		func(ctx context.Context, _ *nothing) (*answer[Info], error) { return s.after(s.vm.Stop(ctx)) })
+	register(a, operation(http.MethodGet, "/v1/config", "get-config", "The configuration from which such a VM is started (govmm run --config)"),
+		func(context.Context, *struct{}) (*answer[map[string]any], error) {
+			if s.Config == nil {
+				return nil, kind.Errorf(ErrNotFound, "this VM was not started from a command line")
+			}
+			return &answer[map[string]any]{s.Config()}, nil
+		})
 }
 
 func (s *Server) info() (*answer[Info], error) {

@@ -122,6 +122,13 @@ func move(devices, here []virtio.Spec, kinds []virtio.Kind, trust bool) error {
 			}
 			continue
 		}
+		if len(given) > 0 {
+			var err error
+			if given, err = inOrder(guest, given); err != nil {
+				errs = append(errs, kind.Hidden(err, "%s: this host gives devices by names that the guest's do not have", k.Name))
+				continue
+			}
+		}
 		for i, d := range guest {
 			m, ok := d.(virtio.Mover)
 			if !ok {
@@ -164,6 +171,38 @@ func renew(devices, here []virtio.Spec) {
 		}
 		r.Renew(with)
 	}
+}
+
+// inOrder returns what this host gives in the order of the guest's devices: by name where
+// one is given, the others one after another.
+func inOrder(guest, given []virtio.Spec) ([]virtio.Spec, error) {
+	out := make([]virtio.Spec, len(guest))
+	var rest []virtio.Spec
+	for _, h := range given {
+		n, ok := h.(virtio.Named)
+		name := ""
+		if ok {
+			name = n.ForDevice()
+		}
+		if name == "" {
+			rest = append(rest, h)
+			continue
+		}
+		i := slices.IndexFunc(guest, func(g virtio.Spec) bool { return g.(virtio.Named).DeviceName() == name })
+		switch {
+		case i < 0:
+			return nil, fmt.Errorf("%s: the guest has no %s with the name %q", h, h.Kind(), name)
+		case out[i] != nil:
+			return nil, fmt.Errorf("%s: two are given for %q", h.Kind(), name)
+		}
+		out[i] = h
+	}
+	for i := range out {
+		if out[i] == nil {
+			out[i], rest = rest[0], rest[1:]
+		}
+	}
+	return out, nil
 }
 
 // usesNothing says that a device needs nothing of its host that has a name there.

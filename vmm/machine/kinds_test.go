@@ -60,6 +60,11 @@ func TestMove(t *testing.T) {
 		check(t, err)
 		return d
 	}
+	here := func(words string) virtio.Spec {
+		d, err := blk.Kind.ParseHere(words)
+		check(t, err)
+		return d
+	}
 	nic := func(words string) virtio.Spec {
 		d, err := net.Kind.ParseHere(words)
 		check(t, err)
@@ -83,6 +88,11 @@ func TestMove(t *testing.T) {
 	if n.Tap != "here0" || n.Bridge != "br0" || n.MTU != 1400 || n.MAC.String() != "52:54:00:00:00:02" {
 		t.Errorf("network device %+v", n)
 	}
+	byName := guest()
+	check(t, move(byName, specs(conf("path=/q"), here("path=/r,for=root"), nic("tap=t")), Kinds(), true))
+	if a, b := byName[1].(*blk.Spec), byName[2].(*blk.Spec); a.Path != "/r" || b.Path != "/q" {
+		t.Errorf("disks by name: %+v, %+v", a, b)
+	}
 	same := guest()
 	check(t, move(same, nil, Kinds(), true))
 	if p := same[1].(*blk.Spec); p.Path != "/a" || same[3].(*net.Spec).Tap != "tap2" {
@@ -97,7 +107,9 @@ func TestMove(t *testing.T) {
 		{specs(conf("path=/x"), conf("path=/y"), conf("path=/z")), []string{"disk: expected 2 as at the source, 3 given on this host"}},
 		{specs(nic("tap=t"), nic("tap=u"), socket(0, "/v")), []string{"net: expected 1 as at the source, 2 given", "vsock: expected 0 as at the source, 1 given"}},
 		{specs(conf("path=/x"), conf("path=/y"), nic("tap=t,mac=52:54:00:00:00:03")),
-			[]string{"net tap=t: the MAC address is the guest's and cannot change when it moves; expected 52:54:00:00:00:03 as given here, found 52:54:00:00:00:02"}},
+			[]string{`net 52:54:00:00:00:03: the guest has no net with the name "52:54:00:00:00:03"`}},
+		{specs(here("path=/x,for=swap"), conf("path=/y"), nic("tap=t")), []string{`disk /x: the guest has no disk with the name "swap"`}},
+		{specs(here("path=/x,for=root"), here("path=/y,for=root"), nic("tap=t")), []string{`two are given for "root"`}},
 		{specs(conf("path=/x,readonly,id=other,queues=3"), conf("path=/y")),
 			[]string{"disk /x: readonly is the guest's", "disk /x: id is the guest's", "disk /x: queues is the guest's"}},
 	} {
