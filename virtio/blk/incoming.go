@@ -133,11 +133,10 @@ func (im *image) named() error {
 // extended attributes.
 func (im *image) markMoved(moved bool) error {
 	if !moved {
-		err := unix.Fremovexattr(im.fd, movedMark)
-		if errors.Is(err, unix.ENODATA) || unsupported(err) || errors.Is(err, unix.EPERM) {
-			return nil
+		if _, err := unix.Fgetxattr(im.fd, movedMark, nil); err != nil {
+			return nil // there is none, as with nearly every image
 		}
-		return err
+		return unix.Fremovexattr(im.fd, movedMark)
 	}
 	return unix.Fsetxattr(im.fd, movedMark, []byte(time.Now().UTC().Format(time.RFC3339)), 0)
 }
