@@ -120,6 +120,9 @@ func (p *process) configuration(vm *vmm.VM) map[string]any {
 	}
 	for _, k := range machine.Kinds() {
 		delete(config, k.Name)
+		if k.Parse == nil && k.Usage != "" {
+			config[k.Name] = false // its default may be true
+		}
 		for _, d := range spec.Devices {
 			if d.Kind() != k.Name {
 				continue
