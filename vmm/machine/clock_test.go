@@ -250,3 +250,21 @@ func TestSkewIsNotLoaded(t *testing.T) {
 		}
 	}
 }
+
+// TestKeptClocks: a guest that was kept in a snapshot, for days perhaps, goes on with the
+// time that has passed since; a real-time clock that goes back, or was never set, says nothing.
+func TestKeptClocks(t *testing.T) {
+	const day = int64(24 * time.Hour)
+	c := clockState{kept: true, TSC: 1000, TSCKHz: 2_000_000, TSCRealtime: 5 * day}
+	for _, at := range []struct{ now, want int64 }{{5 * day, 0}, {5*day + 7, 7}, {8 * day, 3 * day}, {4 * day, 0}, {5*day + int64(maxKept) + 1, 0}} {
+		if got := c.passed(c.TSCRealtime, at.now); got != at.want {
+			t.Errorf("at %d: %d have passed, expected %d", at.now, got, at.want)
+		}
+		if got, want := c.tscAt(at.now), 1000+uint64(at.want)*2; got != want {
+			t.Errorf("at %d: the TSC is %d, expected %d", at.now, got, want)
+		}
+	}
+	if c.check(time.Unix(0, 100*day)) {
+		t.Error("the clocks are taken to be wrong, since they are apart")
+	}
+}
