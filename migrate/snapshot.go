@@ -98,10 +98,8 @@ func (m *Migration) keep(base context.Context, p *precopy) (err error) {
 		}
 	})
 	m.setPhase(PhaseSaving)
-	if err = m.commit(l.ctx); err == nil {
-		err = m.awaitKept(p)
-	}
-	if err != nil {
+	// Cancel is possible to the end: the guest is here.
+	if err = m.awaitKept(p); err != nil {
 		err = fmt.Errorf("the snapshot was not kept, and the guest goes on here: %w", l.end(l.explain(err)))
 		if stop {
 			err = errors.Join(err, m.takeBack(base, p))
@@ -121,16 +119,7 @@ func (m *Migration) awaitKept(p *precopy) error {
 	if err := p.link.conn.writeFrame(header{typ: frameCommit, first: p.stops}); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(p.link.ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-m.release:
-			cancel(errors.New("nobody waits for it any more"))
-		case <-ctx.Done():
-		}
-	}()
-	_, err := p.link.await(ctx, frameRunning)
+	_, err := p.link.await(p.link.ctx, frameRunning)
 	return err
 }
 

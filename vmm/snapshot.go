@@ -41,11 +41,8 @@ func (v *VM) Snapshot(ctx context.Context, dir string, opt SnapshotOptions) (*sn
 	o.Dial = ln.dial
 	o.Snapshot = &migrate.Snapshot{Stop: opt.Stop, Patience: snapshot.Patience(opt.Disks, snapshot.Clones(dir, v.images()))}
 	res, err := v.Migrate(ctx, dir, o)
-	manifest, kerr := k.Close()
-	if err != nil {
-		return nil, res, err
-	}
-	return manifest, res, kerr
+	manifest, err := k.Close(err)
+	return manifest, res, err
 }
 
 // images are the files of the guest's disks.

@@ -128,7 +128,7 @@ func TestSnapshotAndStop(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the guest goes on here") || !strings.Contains(err.Error(), "file exists") {
 		t.Errorf("a name that was taken: %v", err)
 	}
-	if _, err := k.Close(); err == nil {
+	if _, err := k.Close(nil); err == nil {
 		t.Error("a snapshot was kept")
 	}
 	vm.is(t, StateRunning)

@@ -163,7 +163,6 @@ func (f *snapshotFlags) take(cmd *cobra.Command, args []string) (res snapshotRes
 	res.Migration, err = fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
 		return c.Migrate(ctx, req, progress)
 	})
-	manifest, kerr := k.Close()
 	switch {
 	case errors.Is(err, errLeft):
 		err = errors.New("left; the snapshot is given up, and the guest goes on")
@@ -171,9 +170,8 @@ func (f *snapshotFlags) take(cmd *cobra.Command, args []string) (res snapshotRes
 		err = errors.New("cancelled; the guest goes on")
 	case err == nil && res.Migration.Status != "completed":
 		err = errors.New(res.Migration.Error)
-	case err == nil:
-		err = kerr
 	}
+	manifest, err := k.Close(err)
 	if err != nil {
 		return res, err
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/govmm/govmm/internal/testhook"
 	"github.com/govmm/govmm/kvm"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/pci"
 	"github.com/govmm/govmm/vmm/loader"
 )
@@ -28,7 +29,11 @@ func (m *Machine) Boot() error {
 	if err != nil {
 		return fmt.Errorf("load the kernel: %w", err)
 	}
-	entry, err := loader.Load(m.mem, kernel, opt)
+	var entry loader.Entry
+	err = mempage.Guard(func() error { // it may be mapped from a snapshot's file
+		entry, err = loader.Load(m.mem, kernel, opt)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("load the kernel: %w", err)
 	}

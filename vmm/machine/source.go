@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/govmm/govmm/balloon"
+	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/virtio"
 )
@@ -72,7 +73,12 @@ func (s *source) MigrationConfig() ([]byte, error) {
 			spec.Devices[i] = n.Negotiated(d.Device(), d.Negotiated())
 		}
 	}
-	return spec.encode(made)
+	var config []byte
+	err = mempage.Guard(func() error { // the kernel may be mapped from a snapshot's file
+		config, err = spec.encode(made)
+		return err
+	})
+	return config, err
 }
 
 // PrepareStop makes durable what was written to disks; YieldForHandoff does it for the

@@ -171,12 +171,16 @@ func ValidName(name string) error {
 }
 
 // KernelKind names the kind of file that the kernel is, for people.
-func (s *Spec) KernelKind() string {
-	switch {
-	case bytes.Equal(s.Kernel, guest.ELF):
-		return "demo guest"
-	case bytes.HasPrefix(s.Kernel, []byte("\x7fELF")):
-		return "ELF"
-	}
-	return "bzImage"
+func (s *Spec) KernelKind() (name string) {
+	name = "bzImage"
+	_ = mempage.Guard(func() error { // it may be mapped from a snapshot's file
+		switch {
+		case bytes.Equal(s.Kernel, guest.ELF):
+			name = "demo guest"
+		case bytes.HasPrefix(s.Kernel, []byte("\x7fELF")):
+			name = "ELF"
+		}
+		return nil
+	})
+	return name
 }

@@ -139,6 +139,14 @@ func (d *draft) rename() error {
 	return syncDir(filepath.Dir(d.k.dir))
 }
 
+// remove takes the name away again, and removes the snapshot.
+func (d *draft) remove() error {
+	if err := os.Rename(d.k.dir, d.dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(d.dir)
+}
+
 func syncDir(path string) error {
 	f, err := os.Open(path)
 	if err == nil {

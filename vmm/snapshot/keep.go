@@ -76,14 +76,22 @@ func CheckNew(dir string) (string, error) {
 }
 
 // Close ends the receiving, and returns the manifest of the snapshot if one was kept. What
-// was begun and not kept is removed.
-func (k *Keeper) Close() (*Manifest, error) {
+// was begun and not kept is removed; and so is what was kept if the migration has failed
+// all the same: its source goes on as if there were none.
+func (k *Keeper) Close(failed error) (*Manifest, error) {
 	k.cancel()
 	<-k.served
 	select {
 	case t := <-k.receiver.Arrived():
-		return &t.(*draft).manifest, nil
+		d := t.(*draft)
+		if failed != nil {
+			return nil, errors.Join(failed, d.remove())
+		}
+		return &d.manifest, nil
 	default:
-		return nil, errors.New("no snapshot was kept")
+		if failed == nil {
+			failed = errors.New("no snapshot was kept")
+		}
+		return nil, failed
 	}
 }
