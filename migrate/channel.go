@@ -73,9 +73,9 @@ func (l *link) watch(number int, c *conn) {
 	case l.flushed.Load():
 		return // all has been sent; the rest is up to the control connection
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = errors.New("destination lost: it closed the connection")
+		err = fmt.Errorf("%w: it closed the connection", errLostPeer)
 	default:
-		err = fmt.Errorf("destination lost: %w", err)
+		err = fmt.Errorf("%w: %w", errLostPeer, err)
 	}
 	_ = l.channelEnded(fmt.Errorf("data channel %d: %w", number, err)) // others get the reason from the context
 }

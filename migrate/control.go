@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/govmm/govmm/internal/strictcbor"
@@ -92,5 +91,5 @@ func refusal(reasons []string) error {
 	for _, r := range reasons[:min(len(reasons), maxReasons)] {
 		list = append(list, clip(r))
 	}
-	return fmt.Errorf("%w: %s", ErrRefused, strings.Join(list, "; "))
+	return &RefusedError{list}
 }

@@ -45,7 +45,7 @@ type reply struct {
 func newLink(parent context.Context, c *conn, timeout time.Duration) *link {
 	l := &link{conn: c, replies: make(chan reply), done: make(chan struct{}), closed: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(parent)
-	l.pulse = startPulse(c, timeout, func() bool { return l.awaiting.Load() > 0 }, nil, func(err error) { l.cancel(fmt.Errorf("destination lost: %w", err)) })
+	l.pulse = startPulse(c, timeout, func() bool { return l.awaiting.Load() > 0 }, nil, func(err error) { l.cancel(fmt.Errorf("%w: %w", errLostPeer, err)) })
 	// A write that hangs gets time to finish its frame.
 	context.AfterFunc(l.ctx, func() { time.AfterFunc(endGrace, func() { c.Close() }) })
 	go l.read()
@@ -88,7 +88,7 @@ func (l *link) readReply() (reply, error) {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			err = errors.New("it closed the connection")
 		}
-		return reply{}, fmt.Errorf("destination lost: %w", err)
+		return reply{}, fmt.Errorf("%w: %w", errLostPeer, err)
 	}
 	b, err := l.conn.readPayload(h, maxControl)
 	if err != nil {

@@ -56,6 +56,13 @@ type Options struct {
 	// It does after that many rounds, or with PostcopyAuto when rounds stop shrinking. 0: never. From then until the last
 	// page has arrived the guest needs the processes of both sides.
 	Postcopy int
+	// ID names the migration in all that is reported of it. "": it has no name.
+	ID string
+	// Trigger says who has asked for the migration, in a word. The engine only carries it.
+	Trigger string
+	// Notify is called at each change of phase and at the end of each round, in order. It must return at once, and call
+	// nothing of the migration. nil: nobody is told.
+	Notify func(Notice)
 	// Dial makes each connection, to the address that New was given; TLS comes on top of it. nil: TCP to host:port, where
 	// the name is resolved once, so all connections go to one peer; or the unix socket of unix:PATH. Deadlines must work;
 	// one is set only to end a connection.

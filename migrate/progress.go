@@ -26,6 +26,7 @@ type meter struct {
 	wireAt   uint64          // wire() when the round began
 	later    *meterPostcopy  // nil: no memory came later
 	wireWas  uint64          // bytes that earlier sessions have sent
+	notify   func(Notice)    // nil: nobody is told
 	channels func() []uint64 // bytes written to each data connection; nil: there is none yet
 	// With compression: the length of page content, and of what was sent for it.
 	plainBytes, packedBytes uint64
@@ -159,6 +160,7 @@ func (m *meter) closeRound() {
 		r.Rounds = slices.Delete(r.Rounds, maxRounds/2, maxRounds/2+1)
 	}
 	r.Rounds = append(r.Rounds, m.round)
+	m.tell(Notice{Phase: m.progress.Phase, Round: m.round})
 	m.round, m.roundAt = RoundStats{}, time.Time{}
 }
 
@@ -167,12 +169,13 @@ func (m *meter) finish(phase Phase, err error) {
 	m.update(func(m *meter) {
 		m.ended = time.Now()
 		m.closeRound()
-		m.progress.Phase = phase
-		m.result.Status = string(phase)
 		if err != nil {
 			m.progress.Error = err.Error()
 			m.result.Error = err.Error()
+			m.result.Reason, m.result.FailedIn = reasonFor(err, m.progress.Phase), m.progress.Phase
 		}
+		m.progress.Phase = phase
+		m.result.Status = string(phase)
 		if !m.started.IsZero() && m.result.Total == 0 {
 			m.result.Total = m.ended.Sub(m.started)
 		}
@@ -184,6 +187,7 @@ func (m *meter) finish(phase Phase, err error) {
 			bytes := m.channels()
 			m.channels = func() []uint64 { return slices.Clone(bytes) }
 		}
+		m.tell(Notice{Phase: phase, Reason: m.result.Reason, Error: m.result.Error})
 	})
 }
 

@@ -13,6 +13,7 @@ type (
 	DirtySample     = report.DirtySample     // of a [DirtyRate]
 	Postcopy        = report.Postcopy        // what came of memory that moved after the guest
 	Estimate        = report.Estimate        // what a migration is expected to take
+	Reason          = report.Reason          // why a migration did not complete
 )
 
 // The phases of a migration.

@@ -48,7 +48,8 @@ func New(src Source, address string, opt Options) *Migration {
 	m := &Migration{src: src, peer: newDialer(address, opt), opt: opt, features: opt.features(), clock: realClock, guard: realGuard,
 		done: make(chan struct{}), release: make(chan struct{}), recover: make(chan struct{}, 1)}
 	m.ctx, m.cancel = context.WithCancelCause(context.Background())
-	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address}
+	m.meter.progress = Progress{Phase: PhaseConnecting, Address: address, ID: opt.ID}
+	m.meter.result.ID, m.meter.notify = opt.ID, opt.Notify
 	return m
 }
 
@@ -72,6 +73,9 @@ func (m *Migration) Run(ctx context.Context) (Result, error) {
 	err := m.opt.Validate()
 	if _, ok := m.src.(Throttler); err == nil && m.opt.AutoConverge && !ok {
 		err = errors.New("auto-converge: this machine cannot be slowed down")
+	}
+	if err != nil {
+		err = wrongOptions{err}
 	}
 	if err == nil {
 		err = m.attempts(pre, ctx)
@@ -143,7 +147,10 @@ func (m *Migration) commit(ctx context.Context) error {
 }
 
 func (m *Migration) setPhase(p Phase) {
-	m.meter.update(func(mt *meter) { mt.progress.Phase = p })
+	m.meter.update(func(mt *meter) {
+		mt.progress.Phase = p
+		mt.tell(Notice{Phase: p})
+	})
 }
 
 // run is the whole exchange. pre bounds what precedes COMMIT, base what follows.

@@ -39,7 +39,7 @@ func TestAReceiverGivesWhatItWasGiven(t *testing.T) {
 	bare, addr := h.receive("bare")
 	for range 2 {
 		r, exit := h.migrate("g0", "--to", addr)
-		if exit != 1 || r.Status != "failed" || len(r.Rounds) != 0 {
+		if exit < 3 || r.Status != "failed" || len(r.Rounds) != 0 {
 			t.Fatalf("exit %d, %+v", exit, r)
 		}
 		want := "--disk (for disk " + image + "), --net (for net 52:54:00:00:00:09), --vsock (for vsock cid 3)"
@@ -97,7 +97,7 @@ func TestARefusalTellsNothing(t *testing.T) {
 			}
 		}
 		r, exit := h.migrate("here", "--to", addr)
-		if exit != 1 || r.Error != "refused by the destination: disk "+image+want {
+		if exit < 3 || r.Error != "refused by the destination: disk "+image+want {
 			t.Errorf("%s: exit %d, %q", c.name, exit, r.Error)
 		}
 		if c.target == "" {

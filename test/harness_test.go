@@ -114,7 +114,7 @@ type proc struct {
 func (h *host) command(args ...string) *exec.Cmd {
 	argv := append(append(append([]string{}, h.via...), govmm), args...)
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+h.dir, "GOTRACEBACK=all")
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+h.dir, "XDG_STATE_HOME="+h.dir, "GOTRACEBACK=all")
 	return cmd
 }
 

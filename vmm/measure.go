@@ -48,6 +48,19 @@ func (v *VM) EstimateMigration(ctx context.Context, addr string, opt migrate.Opt
 	return e, err
 }
 
+// CheckMigration asks the destination at addr whether it would take the guest, and moves
+// nothing; see [migrate.Check]. It is refused as MeasureDirtyRate is.
+func (v *VM) CheckMigration(ctx context.Context, addr string, opt migrate.Options) (r migrate.CheckResult, err error) {
+	if err := checkMigration(addr, opt); err != nil {
+		return r, err
+	}
+	err = v.measure(ctx, func(ctx context.Context, src migrate.Source) error {
+		r = migrate.Check(ctx, src, addr, opt)
+		return nil
+	})
+	return r, err
+}
+
 func invalidInterval(d time.Duration) error {
 	return kind.Invalid("interval %v: must be between %v and %v", d, migrate.MinRateInterval, migrate.MaxRateInterval)
 }

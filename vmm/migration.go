@@ -18,8 +18,9 @@ type outgoing struct {
 	hints   migrate.HintMode
 	keeps   *migrate.Snapshot // nil: the guest moves
 	cancel  context.CancelCauseFunc
-	settled chan struct{} // closed after err was set and the VM knows
-	err     error         // of Migration.Run
+	record  MigrationRecord // without its end
+	settled chan struct{}   // closed after err was set and the VM knows
+	err     error           // of Migration.Run
 }
 
 // Migrate moves the guest to the receiver at address and returns when it runs
@@ -61,8 +62,12 @@ func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, err
 	if err := checkMigration(address, opt); err != nil {
 		return nil, err
 	}
+	key := migrationKey(address, opt)
 	v.lifeMu.Lock()
 	defer v.lifeMu.Unlock()
+	if o, err := v.known(key, opt); o != nil || err != nil {
+		return o, err
+	}
 	for v.rebooting && v.life == lifeRunning { // for a second at most
 		changed := v.changed
 		v.lifeMu.Unlock()
@@ -72,11 +77,17 @@ func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, err
 	if err := v.migratable(); err != nil {
 		return nil, err
 	}
+	if opt.ID == "" {
+		opt.ID = newMigrationID()
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
+	opt.Notify = v.notified(address, opt)
 	guest := &migrant{Source: v.machine.Source(), vm: v, machine: v.machine}
 	o := &outgoing{Migration: migrate.New(guest, address, opt), addr: address, hints: opt.Hints, keeps: opt.Snapshot,
 		guest: guest, cancel: cancel, settled: make(chan struct{})}
+	v.remember(o, key, opt)
 	v.outgoing = o
+	v.noteStateLocked()
 	go v.drive(ctx, o)
 	return o, nil
 }
@@ -89,7 +100,7 @@ func checkMigration(address string, opt migrate.Options) error {
 	if err := opt.Validate(); err != nil {
 		return kind.Invalid("%w", err)
 	}
-	return nil
+	return validID(opt.ID)
 }
 
 // migratable reports why the guest's writes cannot be logged now, for a migration or
@@ -154,6 +165,7 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 	defer o.cancel(nil)
 	_, o.err = o.Migration.Run(ctx)
 	v.logHints(o)
+	v.conclude(o)
 	if o.err == nil {
 		if !o.goesOn() {
 			close(v.left)
@@ -162,6 +174,7 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 		v.log.Warn("migration failed", "to", o.addr, "err", o.err)
 	}
 	close(o.settled)
+	v.noteState()
 }
 
 // logHints logs why the guest was not asked for its free pages, if it has a balloon or

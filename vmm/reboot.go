@@ -67,6 +67,7 @@ func (v *VM) reboot(ctx context.Context, old *machine.Machine) (*machine.Machine
 	defer v.lifeMu.Unlock()
 	if v.lost = err; err == nil {
 		v.machine = m
+		v.events.addPaced(Event{Type: EventReset})
 	}
 	v.rebooting = false
 	v.announce()

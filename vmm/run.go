@@ -64,6 +64,9 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 	}
 	v.life = lifeRunning
 	m := v.machine
+	if m == nil {
+		v.noteStateLocked() // it receives
+	}
 	v.lifeMu.Unlock()
 
 	ctx, cancel := context.WithCancel(ctx)
@@ -101,6 +104,7 @@ func (v *VM) Run(ctx context.Context) (out Outcome, err error) {
 		v.started()
 		v.started = nil
 	}
+	v.noteState()
 	v.resets.began = time.Now()
 	for {
 		out, again, err := v.watch(ctx)
@@ -196,6 +200,7 @@ func (v *VM) setMachine(m *machine.Machine) {
 func (v *VM) announce() {
 	close(v.changed)
 	v.changed = make(chan struct{})
+	v.noteStateLocked()
 }
 
 // free gives everything back, except what Info needs.
@@ -205,6 +210,7 @@ func (v *VM) free(end life) error {
 	v.life = end
 	v.announce()
 	v.lifeMu.Unlock()
+	v.events.end()
 	var errs []error
 	if m != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), lastWords)

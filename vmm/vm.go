@@ -37,6 +37,7 @@ type VM struct {
 	left     chan struct{}          // closed when the guest has moved away
 	moved    chan struct{}          // closed when nothing with a name is left of it here
 	step     atomic.Pointer[string] // what the end has begun, if it is not the machine's
+	events   events
 
 	// lifeMu guards all below. It is not held while a vCPU, a peer or a disk is
 	// waited for.
@@ -47,10 +48,11 @@ type VM struct {
 	changed   chan struct{}    // closed when machine or life changes
 	measuring *measurement     // under way, nil if none is
 	outgoing  *outgoing        // the last migration from here, nil if there was none
-	arriving  bool             // what was received is just being started
-	rebooting bool             // Run replaces the machine: no migration begins
-	lost      error            // why there is no machine after a reset
-	refusing  bool             // PowerOff ends a VM without a guest: none may arrive
+	history   history
+	arriving  bool  // what was received is just being started
+	rebooting bool  // Run replaces the machine: no migration begins
+	lost      error // why there is no machine after a reset
+	refusing  bool  // PowerOff ends a VM without a guest: none may arrive
 }
 
 // life is how far a VM has come.
@@ -67,9 +69,10 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	log = boundedlog.New(log)
-	v := &VM{name: name, log: log, stopping: make(chan struct{}),
+	v := &VM{name: name, stopping: make(chan struct{}),
 		ended: make(chan struct{}), here: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
+	log = boundedlog.Watch(boundedlog.New(log), v.logged)
+	v.log = log
 	if port != nil {
 		l := &line{Backend: port, name: "serial port", log: log}
 		v.ends.Serial, v.lines = l, append(v.lines, l)
@@ -121,6 +124,7 @@ var (
 // Pause stops the guest and returns when none of its vCPUs runs. A migration
 // goes on; the guest then arrives paused.
 func (v *VM) Pause(ctx context.Context) error {
+	defer v.noteState()
 	return v.onMachine(ctx, func(m *machine.Machine) error { return m.Pause(ctx) })
 }
 
@@ -140,6 +144,7 @@ func (v *VM) Resume(ctx context.Context, force bool) error {
 			return err
 		}
 	}
+	defer v.noteState()
 	return v.onMachine(ctx, func(m *machine.Machine) error { return m.Resume() })
 }
 

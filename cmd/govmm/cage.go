@@ -26,6 +26,9 @@ func (p *process) cage(f *hostFlags, policy sandbox.Policy) error {
 		policy.Read = append(policy.Read, filepath.Dir(path)) // where it is replaced
 	}
 	policy.Remove = append(policy.Remove, filepath.Dir(p.claim.Socket()))
+	if p.state != "" {
+		policy.Replace = append(policy.Replace, p.state)
+	}
 	for _, line := range []string{f.serial, f.console} {
 		replace, remove := serial.Directories(line)
 		policy.Replace, policy.Remove = append(policy.Replace, replace...), append(policy.Remove, remove...)

@@ -113,8 +113,8 @@ func TestMigrateOutcomes(t *testing.T) {
 		{"completed", "", true, exitDone},
 		{"failed", "connect to h:1: no route to host", false, exitFailed},
 		{"failed", "connect to h:1: no route to host", true, exitFailed},
-		{"cancelled", "migration cancelled", false, exitFailed},
-		{"cancelled", "migration cancelled", true, exitFailed},
+		{"cancelled", "migration cancelled", false, exitCancelled},
+		{"cancelled", "migration cancelled", true, exitCancelled},
 	} {
 		c := newCLI(t)
 		vm := &fakeVM{mig: newFakeMigration()}
@@ -161,7 +161,7 @@ func TestMigrateFlagsArrive(t *testing.T) {
 	want := migrate.DefaultOptions()
 	want.DowntimeLimit, want.BandwidthLimit, want.Timeout = 50*time.Millisecond, 100<<20, time.Minute
 	want.MaxRounds, want.ClearBitmapShift, want.VerifyPages, want.AutoConverge = 7, 6, true, true
-	want.Channels, want.Compression = 3, migrate.CompressLZ4
+	want.Channels, want.Compression, want.Trigger = 3, migrate.CompressLZ4, "cli"
 	if exit != 0 || vm.to != "h:1" || !reflect.DeepEqual(vm.opt, want) {
 		t.Errorf("exit %d %s: %q %+v", exit, stderr, vm.to, vm.opt)
 	}
@@ -185,7 +185,7 @@ func TestMigrateCancel(t *testing.T) {
 			checkResult(t, stdout, "cancelled")
 		}
 		exit, stdout, stderr := p.wait()
-		if exit != exitFailed || !strings.Contains(stderr, "the guest goes on here") {
+		if exit != exitCancelled || !strings.Contains(stderr, "the guest goes on here") {
 			t.Errorf("%s: exit %d, %q", how, exit, stderr)
 		}
 		checkResult(t, stdout, "cancelled")
@@ -227,7 +227,7 @@ func TestMigrateLeave(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if cmd.ProcessState.ExitCode() != exitFailed {
+	if cmd.ProcessState.ExitCode() != exitUnknown {
 		t.Error(cmd.ProcessState)
 	}
 	checkResult(t, stdout.String(), "failed")

@@ -37,6 +37,7 @@ type hostFlags struct {
 
 	config string
 	file   *configFile // nil: --config is not given
+	json   bool        // of receive
 }
 
 func (f *hostFlags) register(cmd *cobra.Command) {
@@ -137,6 +138,9 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	log := newLog(terminalWriter(cmd.ErrOrStderr()))
 	defer flushLog(log)
 	p := &process{claim: claim, log: log, quit: quit, user: id, cmd: cmd}
+	if f.json {
+		p.lines = cmd.OutOrStdout()
+	}
 	outcome, err := p.run(ctx, f, build, later)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
@@ -169,8 +173,10 @@ func (h *host) open(f *hostFlags, opt serial.Options) (err error) {
 // process is one that holds a VM.
 type process struct {
 	claim *api.Claim
+	state string // directory for records of migrations; "": there is none
 	log   *slog.Logger
-	quit  func() // ends the VM: the key for it was pressed
+	lines io.Writer // for --json; nil: nobody reads it
+	quit  func()    // ends the VM: the key for it was pressed
 	user  *identity
 	cmd   *cobra.Command
 }
@@ -203,6 +209,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	ctx, watching, stop := onSignals(ctx, vm, p.say)
 	defer stop()
 	devices, policy := later()
+	_ = p.user.do(func() error { return p.makeState() })
 	err = p.user.become(devices, vm.Addr() != nil, policy)
 	var ln net.Listener
 	if err == nil {
@@ -214,6 +221,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	if err != nil {
 		return vmm.Outcome{}, errors.Join(err, vm.Stop(ctx))
 	}
+	vm.OnMigration(p.keepRecord)
 	server := api.NewServer(vm, p.claim.Socket())
 	server.Config = func() map[string]any { return p.configuration(vm) }
 	defer p.watchdog(vm, server)()
@@ -221,6 +229,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	go func() { served <- server.Serve(ln) }()
 	if addr := vm.Addr(); addr != nil {
 		p.say("listening on %s", addr)
+		p.tell(received{Listening: addr.String(), Name: p.claim.Name(), Socket: p.claim.Socket()})
 	} else {
 		p.say("%s runs; its API socket is %s", p.claim.Name(), p.claim.Socket())
 	}
@@ -237,6 +246,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	leaving.Go(func() {
 		select {
 		case <-vm.Arrived(): // its taps are there
+			p.tell(received{Arrived: vm.Info().Name, Name: p.claim.Name(), Socket: p.claim.Socket()})
 			if err := sandbox.DropCapabilities(); err != nil {
 				h.log.Warn("the process keeps capabilities that it needs no more", "err", err)
 			}

@@ -3,7 +3,8 @@
 //
 // A command here reads its flags, calls vmm (run, receive) or vmm/api (all
 // others), and prints. What the user asked for goes to stdout, everything else to
-// stderr; an error is one line. Exit status: 0 done, 1 failed, 2 usage.
+// stderr; an error is one line. Exit status: 0 done, 1 failed, 2 usage; govmm migrate
+// has more of them.
 package main
 
 import (
@@ -21,7 +22,22 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+
+	// Of govmm migrate: the guest goes on at the source, except after exitUnknown.
+	exitRefused   = 3 // the destination does not take the guest
+	exitBefore    = 4 // it failed while the guest ran
+	exitInStop    = 5 // it failed while the guest stood still
+	exitCancelled = 6
+	exitUnknown   = 7 // it is not known who runs the guest, or how the migration ended
 )
+
+// exitError is an error with an exit status of its own.
+type exitError struct {
+	error
+	status int
+}
+
+func (e *exitError) Unwrap() error { return e.error }
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == watchTerminal {
@@ -54,6 +70,9 @@ func govmm(args []string, stdout, stderr io.Writer) int {
 	}
 	if isUsage {
 		return exitUsage
+	}
+	if with := (*exitError)(nil); errors.As(err, &with) {
+		return with.status
 	}
 	return exitFailed
 }

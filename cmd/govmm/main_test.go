@@ -54,7 +54,7 @@ func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 func (c *cli) environ() []string {
-	return append(append(os.Environ(), c.env...), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
+	return append(append(append(os.Environ(), "XDG_STATE_HOME="+c.dir), c.env...), runAsGovmm+"=1", "GORACE=atexit_sleep_ms=0", "XDG_RUNTIME_DIR="+c.dir)
 }
 
 // run runs one command to its end.

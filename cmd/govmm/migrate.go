@@ -35,6 +35,9 @@ type migrateFlags struct {
 	interval  time.Duration
 	copyDisks bool
 	verify    bool
+	check     bool
+	id        string
+	paused    bool
 	hints     string
 	hintWait  time.Duration
 	postcopy  string
@@ -44,6 +47,7 @@ type migrateFlags struct {
 
 	source *api.Client
 	guest  string // after a failure: where it is
+	moved  bool   // the guest is at the destination, or may be
 }
 
 func newMigrate() *cobra.Command {
@@ -55,7 +59,11 @@ func newMigrate() *cobra.Command {
 
 The command waits for the end. Ctrl-C cancels the migration, and the guest goes on
 here; so does --cancel from another terminal. If the command is killed the
-migration goes on.`,
+migration goes on.
+
+Exit status: 0 done, 1 failed (no such VM, for example), 2 usage, 3 the destination does not take
+the guest, 4 failed while the guest ran, 5 failed while the guest stood still, 6 cancelled, 7 it is
+not known how the migration ended. After 3 to 6 the guest goes on here.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := f.request(cmd)
@@ -64,6 +72,9 @@ migration goes on.`,
 			}
 			if f.estimate {
 				return f.runEstimate(cmd, args, req)
+			}
+			if f.check {
+				return f.runCheck(cmd, args, req)
 			}
 			return f.run(cmd, args, req)
 		},
@@ -88,6 +99,9 @@ migration goes on.`,
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.BoolVar(&f.estimate, "estimate", false, "move nothing: say what the migration would take")
 	flags.DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "`TIME` for which --estimate watches what the guest writes")
+	flags.BoolVar(&f.check, "check", false, "move nothing: say everything that keeps the guest from going there")
+	flags.StringVar(&f.id, "id", "", "`ID` of the migration: asked for a second time, it is the same one (govmm migrations)")
+	flags.BoolVar(&f.paused, "paused", false, "pause the guest first: it arrives paused, and goes on with govmm resume")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
 	flags.StringVar(&f.postcopy, "postcopy", "", "move the guest `WHEN` rounds stop shrinking (auto), or after N rounds, and let the rest of its memory follow")
@@ -104,14 +118,16 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 		To: to, DowntimeLimit: api.Duration(f.downtime), BandwidthLimit: uint64(f.bandwidth), Timeout: api.Duration(f.timeout),
 		MaxRounds: f.maxRounds, AutoConverge: f.converge, ClearBitmapShift: f.shift, VerifyPages: f.verify,
 		Channels: f.channels, Compress: f.compress, Hints: f.hints, HintWait: api.Duration(max(f.hintWait, 1)), CopyDisks: f.copyDisks,
-		Postcopy: f.postcopy,
+		Postcopy: f.postcopy, ID: f.id, Trigger: "cli",
 	}
 	switch {
 	case err != nil:
 	case f.progress != "auto" && f.progress != "none":
 		err = fmt.Errorf("--progress %q: expected auto or none", f.progress)
-	case f.cancel && f.estimate:
-		err = errors.New("--cancel and --estimate exclude each other")
+	case f.cancel && f.estimate, f.cancel && f.check, f.estimate && f.check:
+		err = errors.New("--cancel, --check and --estimate exclude each other")
+	case f.paused && (f.cancel || f.estimate || f.check):
+		err = errors.New("--paused is for a migration")
 	case f.estimate && checkInterval(f.interval) != nil:
 		err = checkInterval(f.interval)
 	case f.cancel && f.to != "":
@@ -170,7 +186,7 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 		_ = f.source.WaitGone(cmd.Context())
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)
+		return &exitError{fmt.Errorf("%s: %w", f.tried(cmd, args), err), exitStatus(res, err)}
 	}
 	if f.cancel {
 		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: the migration is cancelled; the guest goes on here")
@@ -241,9 +257,20 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 		}
 		return fol.follow(cmd.Context(), c.Follow)
 	}
+	if f.paused {
+		info, err := c.Info(cmd.Context())
+		if err == nil && info.State != vmm.StatePaused {
+			_, err = c.Pause(cmd.Context())
+			defer f.unpause(cmd.Context(), c)
+		}
+		if err != nil {
+			return migrate.Result{}, advise(err)
+		}
+	}
 	res, err := fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
 		return c.Migrate(ctx, req, progress)
 	})
+	f.moved = err != nil || res.Status == "completed"
 	if err == nil && res.Status == "failed" {
 		f.guest = whereabouts(cmd.Context(), c)
 	}

@@ -102,6 +102,7 @@ of root, a tunnel's end for example.`,
 		},
 	}
 	f.hostFlags.register(cmd)
+	cmd.Flags().BoolVar(&f.json, "json", false, "print a JSON object when it listens, with the address, and one when the guest has arrived")
 	f.registerReceive(cmd.Flags())
 	cmd.Flags().BoolVar(&f.trustPaths, "allow-source-paths", false, "let a source name the disks, taps, bridges and sockets of this host, and take its huge pages: where no flag gives others, the same names as at the source")
 	cmd.Flags().StringVar(&f.diskDir, "disk-dir", "", "copy the guest's disks to new files in this `DIR`, instead of --disk; the source needs --copy-disks")
@@ -121,6 +122,9 @@ func (f *receiveFlags) check() error {
 	}
 	if err := f.hostFlags.check(); err != nil {
 		return err
+	}
+	if f.json && (f.serial == "stdio" || f.console == "stdio") {
+		return errors.New("--json: the guest writes to stdout; use --serial null, file:PATH or unix:PATH")
 	}
 	if _, err := memory.ParseBacking(f.backing); f.backing != "" && err != nil {
 		return fmt.Errorf("--memory-backing: %w", err)

@@ -57,7 +57,8 @@ func Flush(ctx context.Context, log *slog.Logger) {
 type handler struct {
 	limits *limits // shared with what WithAttrs and WithGroup return
 	next   slog.Handler
-	device string // of WithAttrs
+	device string                             // of WithAttrs
+	watch  func(device string, r slog.Record) // nil: nobody watches
 }
 
 // kind is what records have in common of which one in a while is logged.
@@ -98,6 +99,9 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 		}
 		return true
 	})
+	if h.watch != nil {
+		h.watch(k.device, r)
+	}
 	h.limits.handle(k, entry{h.next, r.Clone()})
 	return nil
 }

@@ -22,7 +22,7 @@ func TestResultsInJSON(t *testing.T) {
 			PagesHinted: 8, HintsReceived: 9, HintsLate: 10, HintsRewritten: 11, HintWait: 12 * ms, HintsOff: "o", Channels: 2,
 			ChannelBytes: []uint64{1, 2}, Compression: "zstd", CompressionRatio: 1.5, Rounds: []RoundStats{{1, 900 * ms, 2, 3, 4, 5, 6, 7}}},
 		&Result{},
-		&Progress{PhasePrecopy, "h:1", 1, 2, 3, 4, []uint64{5}, 1.5, 6, 0, 0, 0, 7, 8, 9125 * us, 10, 11 * ms, "e", nil},
+		&Progress{PhasePrecopy, "h:1", 1, 2, 3, 4, []uint64{5}, 1.5, 6, 0, 0, 0, 7, 8, 9125 * us, 10, 11 * ms, "e", nil, ""},
 		&Progress{},
 		&Estimate{true, "n", 3, 1234500 * us, 21500 * us, 5, 250 * us, 7, 8, rate},
 		&Estimate{},

@@ -28,6 +28,31 @@ func (p Phase) Ended() bool {
 	return p == PhaseCompleted || p == PhaseFailed || p == PhaseCancelled
 }
 
+// Reason says in one of a few words why a migration did not complete.
+type Reason string
+
+// The reasons. A later version may have more of them.
+const (
+	ReasonInvalid        Reason = "invalid"          // the options make no sense, or not for this machine
+	ReasonUnreachable    Reason = "unreachable"      // no connection to the destination, or none by TLS
+	ReasonRefused        Reason = "refused"          // the destination does not take the guest
+	ReasonCancelled      Reason = "cancelled"        // by a user, or as the VM was to end
+	ReasonTimeout        Reason = "timeout"          // it took longer than was allowed
+	ReasonNotConverged   Reason = "not-converged"    // the guest writes faster than the link carries
+	ReasonGuestEnded     Reason = "guest-ended"      // it powered off or crashed meanwhile
+	ReasonLost           Reason = "destination-lost" // the connection broke, or the destination was silent
+	ReasonGaveUp         Reason = "destination-failed"
+	ReasonProtocol       Reason = "protocol"        // the destination said what is not allowed
+	ReasonHandoffUnknown Reason = "handoff-unknown" // it is not known who runs the guest
+	ReasonSource         Reason = "source-failed"   // anything else, at the source
+)
+
+// Reasons are all reasons.
+func Reasons() []Reason {
+	return []Reason{ReasonInvalid, ReasonUnreachable, ReasonRefused, ReasonCancelled, ReasonTimeout, ReasonNotConverged, ReasonGuestEnded,
+		ReasonLost, ReasonGaveUp, ReasonProtocol, ReasonHandoffUnknown, ReasonSource}
+}
+
 // Progress is a snapshot of a migration under way.
 type Progress struct {
 	Phase            Phase    `json:"phase"`
@@ -50,6 +75,7 @@ type Progress struct {
 	Elapsed            time.Duration `json:"elapsed_ms" ms:"whole"`
 	Error              string        `json:"error,omitempty"`
 	Postcopy           *Postcopy     `json:"postcopy,omitempty"` // since the guest has moved, if memory came later
+	ID                 string        `json:"id,omitempty"`
 }
 
 // RoundStats is what one precopy round cost; the last round of a completed
@@ -70,6 +96,9 @@ type RoundStats struct {
 type Result struct {
 	Status           string        `json:"status"` // completed, failed, cancelled
 	Error            string        `json:"error"`
+	Reason           Reason        `json:"reason,omitempty"`    // why it did not complete
+	FailedIn         Phase         `json:"failed_in,omitempty"` // the phase in which it failed, or was cancelled
+	ID               string        `json:"id,omitempty"`
 	Total            time.Duration `json:"total_ms" ms:"whole"` // from dialling to RUNNING
 	Setup            time.Duration `json:"setup_ms" ms:"whole"` // from dialling to the first page
 	Downtime         time.Duration `json:"downtime_ms"`

@@ -11,6 +11,7 @@ package api
 import (
 	"context"
 	"errors"
+	"iter"
 	"time"
 
 	"github.com/govmm/govmm/balloon"
@@ -37,6 +38,12 @@ type Controller[M Migration] interface {
 	// Migration returns the migration that is under way or was the last; before
 	// the first it returns the zero M.
 	Migration() M
+	// Migrations returns what there is to know about the last migrations, the oldest first.
+	Migrations() []vmm.MigrationRecord
+	// SameMigration finds the migration of an id, see [vmm.VM.SameMigration].
+	SameMigration(address string, opt migrate.Options) (vmm.MigrationRecord, bool, error)
+	CheckMigration(ctx context.Context, address string, opt migrate.Options) (migrate.CheckResult, error)
+	Events(ctx context.Context, after uint64, follow bool) (iter.Seq[vmm.Event], error)
 	MeasureDirtyRate(ctx context.Context, interval time.Duration) (migrate.DirtyRate, error)
 	EstimateMigration(ctx context.Context, address string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error)
 }

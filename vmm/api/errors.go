@@ -40,6 +40,7 @@ var types = []struct {
 }{
 	{vmm.ErrNoBalloon, "urn:govmm:no-balloon"},
 	{vmm.ErrMayRunElsewhere, "urn:govmm:may-run-elsewhere"},
+	{vmm.ErrMigrationID, "urn:govmm:migration-id"},
 }
 
 // problemOf returns what err is answered with.

@@ -23,7 +23,10 @@ type fakeVM struct {
 	err       error // what every call answers
 	pressed   int   // how often the power button was
 	balloon   balloon.Info
-	ended     chan struct{} // not guarded: made before the server serves
+	ended     chan struct{}         // not guarded: made before the server serves
+	records   []vmm.MigrationRecord // these three are not guarded: set before the server serves
+	events    []vmm.Event
+	check     migrate.CheckResult
 }
 
 func (f *fakeVM) Info() vmm.Info {

@@ -49,6 +49,28 @@ func (s *Server) registerMeasurements(a huma.API) {
 			e, err := s.vm.EstimateMigration(ctx, in.Body.To, opt, in.Body.Interval.interval())
 			return &answer[migrate.Estimate]{e}, err
 		})
+	register(a, operation(http.MethodPost, "/v1/migration/check", "check-migration", "Ask a destination whether it would take the guest, with everything that is in the way; nothing is moved"),
+		func(ctx context.Context, in *struct{ Body MigrateRequest }) (*answer[migrate.CheckResult], error) {
+			opt, err := in.Body.Options()
+			if err != nil {
+				return nil, err
+			}
+			ctx, cancel := context.WithTimeout(ctx, checkTime)
+			defer cancel()
+			r, err := s.vm.CheckMigration(ctx, in.Body.To, opt)
+			return &answer[migrate.CheckResult]{r}, err
+		})
+}
+
+// checkTime bounds what a check takes.
+const checkTime = time.Minute
+
+// CheckMigration asks a destination whether it would take the guest; nothing is moved. The
+// end of ctx ends it.
+func (c *Client) CheckMigration(ctx context.Context, req MigrateRequest) (migrate.CheckResult, error) {
+	var r migrate.CheckResult
+	err := c.callWithin(ctx, c.Timeout+checkTime, http.MethodPost, "/v1/migration/check", req, &r)
+	return r, err
 }
 
 // DirtyRate measures how fast the guest writes its memory. The end of ctx ends

@@ -56,6 +56,8 @@ type MigrateRequest struct {
 	CopyDisks        bool      `json:"copy_disks,omitempty" doc:"copy the disks that the receiver does not reach"`
 	Postcopy         string    `json:"postcopy,omitempty" doc:"let the guest move before all of its memory has: auto, when rounds stop shrinking, or after so many rounds"`
 	VerifyPages      bool      `json:"verify_pages,omitempty" doc:"for tests: compare a hash of every page while both sides stand still"`
+	ID               string    `json:"id,omitempty" maxLength:"64" pattern:"^[A-Za-z0-9][A-Za-z0-9_.-]*$" doc:"names the migration: a second request with the same id and options starts none; without one an id is drawn"`
+	Trigger          string    `json:"trigger,omitempty" maxLength:"32" pattern:"^[a-z][a-z0-9-]*$" doc:"who asks, in a word, as cli or drain; api, unless given"`
 	TLS              *TLS      `json:"tls,omitempty" doc:"migrate by TLS; without it connections are plain"`
 	Snapshot         *Snapshot `json:"snapshot,omitempty" doc:"take a snapshot: the receiver keeps the guest, and does not run it (govmm snapshot)"`
 }
@@ -124,6 +126,7 @@ func (r MigrateRequest) Options() (migrate.Options, error) {
 	if r.Snapshot != nil {
 		opt.Snapshot = &migrate.Snapshot{Stop: r.Snapshot.Stop, Patience: time.Duration(r.Snapshot.Patience)}
 	}
+	opt.ID, opt.Trigger = r.ID, r.Trigger
 	err := ValidateAddress(r.To)
 	if r.Postcopy != "" && err == nil {
 		opt.Postcopy, err = ParsePostcopy(r.Postcopy)

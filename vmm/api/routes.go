@@ -63,6 +63,8 @@ func (s *Server) routes() http.Handler {
 	s.registerGuest(a)
 	s.registerMigration(a)
 	s.registerMeasurements(a)
+	s.registerRecords(a)
+	s.registerEvents(a)
 	openAnswers(a.OpenAPI())
 	serveDocument(mux, a.OpenAPI())
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { noRoute(mux, w, r) })

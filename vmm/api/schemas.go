@@ -29,7 +29,12 @@ func schemaName(t reflect.Type, hint string) string {
 	}
 	name := huma.DefaultSchemaNamer(t, hint)
 	switch pkg := path.Base(t.PkgPath()); pkg {
-	case ".", "", "api", "vmm", "report":
+	case ".", "", "api", "report":
+		return name
+	case "vmm":
+		if name == "Event" { // this package has one too
+			return "VMEvent"
+		}
 		return name
 	case "v2":
 		if name == "ErrorModel" {
@@ -102,7 +107,11 @@ func openAnswers(doc *huma.OpenAPI) {
 	}
 	for _, route := range doc.Paths {
 		for _, op := range []*huma.Operation{route.Get, route.Post, route.Put, route.Delete} {
-			if op == nil || op.RequestBody == nil {
+			if op == nil {
+				continue
+			}
+			delete(op.Responses, "422") // see invalidWriter
+			if op.RequestBody == nil {
 				continue
 			}
 			for _, media := range op.RequestBody.Content {

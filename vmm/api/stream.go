@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/govmm/govmm/internal/kind"
+	"github.com/govmm/govmm/vmm"
 )
 
 const defaultProgressInterval = 200 * time.Millisecond
@@ -63,6 +64,11 @@ func (s *Server) startMigration(req MigrateRequest, follow bool) (*streamed, err
 	if err != nil {
 		return nil, err
 	}
+	if was, ok, err := s.vm.SameMigration(req.To, opt); err != nil {
+		return nil, err
+	} else if ok && was.Result != nil {
+		return &streamed{Body: func(ctx huma.Context) { over(ctx, follow, was) }}, nil
+	}
 	m, err := s.vm.StartMigration(req.To, opt)
 	if err != nil {
 		return nil, err
@@ -76,6 +82,17 @@ func (s *Server) startMigration(req MigrateRequest, follow bool) (*streamed, err
 		ctx.SetStatus(http.StatusAccepted)
 		_ = json.NewEncoder(ctx.BodyWriter()).Encode(Event{Progress: &p}) // a client that left cannot be told
 	}}, nil
+}
+
+// over answers a request for a migration that has been made, and has ended.
+func over(ctx huma.Context, follow bool, was vmm.MigrationRecord) {
+	ct, status := "application/json", http.StatusAccepted
+	if follow {
+		ct, status = ndjson, http.StatusOK
+	}
+	ctx.SetHeader("Content-Type", ct)
+	ctx.SetStatus(status)
+	_ = json.NewEncoder(ctx.BodyWriter()).Encode(Event{Result: was.Result}) // a client that left cannot be told
 }
 
 // follow answers with the progress stream of a migration.
@@ -140,19 +157,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, m Migration) {
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	rc := http.NewResponseController(w)
-	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }() // for the connection's next request
-	line := func(e Event) bool {
-		data, err := json.Marshal(e)
-		if err != nil {
-			return false
-		}
-		_ = rc.SetWriteDeadline(time.Now().Add(lineTimeout))
-		_, err = w.Write(append(data, '\n'))
-		return err == nil && rc.Flush() == nil
-	}
-	w.Header().Set("Content-Type", ndjson)
-	w.Header().Set("Cache-Control", "no-store")
+	line, end := lines(w)
+	defer end()
 	for {
 		p := m.Progress()
 		if !line(Event{Progress: &p}) {

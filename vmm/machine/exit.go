@@ -50,5 +50,8 @@ func (e *EndedError) Error() string {
 	return fmt.Sprintf("the guest %v", e.Exit.Kind)
 }
 
+// GuestEnded says so to the migration that ends with it.
+func (e *EndedError) GuestEnded() bool { return true }
+
 // Unwrap returns [Exit.Err].
 func (e *EndedError) Unwrap() error { return e.Exit.Err }
