@@ -61,7 +61,7 @@ func (l *linux) booted(t testing.TB, devices ...string) *booting {
 		h := newHost(t)
 		vm := with.run(h, "linux", with.prepare(t))
 		vm.awaitBoot()
-		h.mustSnapshot("linux", "--to", at, "--stop", "--downtime-limit", "3s")
+		h.mustSnapshot("linux", "--to", at, "--stop", "--downtime-limit", "3s", "--hints", "off")
 		if exit := vm.wait(); exit != 0 {
 			t.Fatalf("a guest that was kept exits %d", exit)
 		}
@@ -76,7 +76,9 @@ func (l *linux) booted(t testing.TB, devices ...string) *booting {
 // restore runs a copy of the guest, in memory that its report can be read from.
 func (b *booting) restore(h *host, name string, args ...string) *proc {
 	h.t.Helper()
-	return h.start(append([]string{"run", name, "--from", b.dir, "--restore", "eager", "--memory-backing", "memfd"}, args...)...)
+	p := h.start(append([]string{"run", name, "--from", b.dir, "--restore", "eager", "--memory-backing", "memfd"}, args...)...)
+	p.err.awaitText(h.t, 0, "runs; its API socket is") // its memory is complete before that
+	return p
 }
 
 // everyDevice is a guest with every device and an address of its own.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -27,6 +28,7 @@ type snapshotFlags struct {
 	disks    string
 	compress string
 	downtime time.Duration
+	hints    string
 	progress string
 
 	opt snapshot.Options
@@ -65,6 +67,7 @@ disks that are as they were then.`,
 	flags.StringVar(&f.disks, "disks", string(snapshot.DisksNone), "`WHAT` becomes of disks: none; reflink, clones that share blocks, or copies where the file system has no clones; or copy. They are made while the guest stands still, and a copy takes long")
 	flags.StringVar(&f.compress, "compress", string(snapshot.CompressNone), "compress memory by `METHOD`: zstd or none; compressed memory cannot be restored lazily")
 	flags.DurationVar(&f.downtime, "downtime-limit", migrate.DefaultOptions().DowntimeLimit, "`TIME` that the guest may stand still, as in 300ms")
+	flags.StringVar(&f.hints, "hints", string(migrate.HintsAuto), "`WHETHER` to ask the guest's balloon which pages are free, and leave them out: auto, on or off")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	flags.StringVar(&f.verify, "verify", "", "take no snapshot: read all of the one in `DIR` and compare it with the sums of its manifest")
 	return cmd
@@ -81,6 +84,8 @@ func (f *snapshotFlags) check(cmd *cobra.Command, args []string) (err error) {
 		return errors.New("--to DIR is missing: the directory that is made for the snapshot")
 	case f.downtime < time.Millisecond:
 		return fmt.Errorf("--downtime-limit %v: must be at least 1ms", f.downtime)
+	case !slices.Contains([]migrate.HintMode{migrate.HintsAuto, migrate.HintsOn, migrate.HintsOff}, migrate.HintMode(f.hints)):
+		return fmt.Errorf("--hints %q: expected auto, on or off", f.hints)
 	case f.progress != "auto" && f.progress != "none":
 		return fmt.Errorf("--progress %q: expected auto or none", f.progress)
 	}
@@ -157,7 +162,7 @@ func (f *snapshotFlags) take(cmd *cobra.Command, args []string) (res snapshotRes
 		return res, err
 	}
 	defer remove()
-	req := api.MigrateRequest{To: address, DowntimeLimit: api.Duration(f.downtime), Timeout: api.Duration(24 * time.Hour), Channels: snapshotChannels,
+	req := api.MigrateRequest{To: address, DowntimeLimit: api.Duration(f.downtime), Timeout: api.Duration(24 * time.Hour), Channels: snapshotChannels, Hints: f.hints,
 		Snapshot: &api.Snapshot{Stop: f.stop, Patience: api.Duration(patience)}}
 	fol := follower{client: c, signals: signals, stderr: cmd.ErrOrStderr(), line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
 	res.Migration, err = fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
