@@ -19,6 +19,7 @@ need cpio cpio          # checks initial RAM disks
 need ip iproute2        # network namespaces
 need ping iputils-ping  # guests answer it
 need passt passt        # a network at a socket
+need chromium chromium  # looks at reports
 for tool in bzip2 lz4 xz zstd; do # compressors of kernels
 	need $tool "${tool/#xz/xz-utils}"
 done

@@ -45,6 +45,8 @@ type migrateFlags struct {
 	tlsDir     string
 	serverName string
 
+	report reportFlag
+
 	source *api.Client
 	guest  string // after a failure: where it is
 	moved  bool   // the guest is at the destination, or may be
@@ -97,6 +99,7 @@ not known how the migration ended. After 3 to 6 the guest goes on here.`,
 	flags.StringVar(&f.compress, "compress", string(def.Compression), "compress pages by `METHOD`: zstd, lz4 or none; for slow links")
 	flags.BoolVar(&f.copyDisks, "copy-disks", false, "copy the disks that the receiver does not reach, while the guest runs (govmm receive --disk-dir)")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
+	flags.StringVar(&f.report.path, "report", "", "write a page with plots about the migration to `FILE` (HTML), whatever becomes of it")
 	flags.BoolVar(&f.estimate, "estimate", false, "move nothing: say what the migration would take")
 	flags.DurationVar(&f.interval, "interval", migrate.DefaultRateInterval, "`TIME` for which --estimate watches what the guest writes")
 	flags.BoolVar(&f.check, "check", false, "move nothing: say everything that keeps the guest from going there")
@@ -176,6 +179,9 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 	} else if err == nil && !f.cancel {
 		err = printResult(cmd.OutOrStdout(), res)
 	}
+	if rerr := f.report.write(f.to, jsonResult(res, err)); err == nil {
+		err = rerr
+	}
 	if f.hints == string(migrate.HintsOn) && res.HintsReceived == 0 && res.HintsOff != "" {
 		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: migrated without free-page hints: "+res.HintsOff)
 	}
@@ -249,6 +255,7 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 		return migrate.Result{}, err
 	}
 	f.source = c
+	f.report.begin(cmd.Context(), c)
 	fol := follower{client: c, signals: signals, stderr: cmd.ErrOrStderr(),
 		line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
 	if f.cancel {
