@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -109,7 +110,8 @@ const (
 func newHinter(m *Migration, t *tracker) *hinter {
 	h := &hinter{ram: m.src, slots: m.src.Slots(), tracker: t, meter: &m.meter, mode: m.opt.Hints, wait: m.opt.HintWait,
 		changed: make(chan struct{}, 1),
-		pace:    hintPace{limit: float64(m.opt.BandwidthLimit) / mempage.Size, most: m.opt.HintWait, lanes: m.opt.Channels}}
+		pace: hintPace{limit: float64(m.opt.BandwidthLimit) / mempage.Size, most: m.opt.HintWait, lanes: m.opt.Channels,
+			short: runtime.GOMAXPROCS(0) < m.opt.Channels+2}}
 	if h.mode == HintsOff {
 		h.off = errHintsMode
 		return h

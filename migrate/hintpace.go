@@ -26,6 +26,8 @@ type hintPace struct {
 	limit float64       // pages a second that the user allows; 0: no limit
 	most  time.Duration // to wait
 	lanes int           // connections
+	// short says that this host has hardly more processors than connections.
+	short bool
 
 	link   growth // content pages that have landed, over the time in which some were on their way
 	answer growth // content pages that the guest has named, since its answer began
@@ -46,8 +48,14 @@ const (
 	hintSlice = 20 * time.Millisecond
 	// hintBusy is the pages a second from which on a link may be bound by the processor.
 	hintBusy = 400 << 20 / mempage.Size
-	// linkPages must have landed before the link's pace counts.
+	// linkPages must have landed before the link's pace counts, and fastPages before it
+	// counts as fast: what buffers and token buckets on the way take at once is less.
 	linkPages = significantBytes / mempage.Size
+	fastPages = 8 << 20 / mempage.Size
+	// hintTrial is how long a guest may take to show its pace over a link that is fast,
+	// or hintTrialShare of the round if that is longer.
+	hintTrial      = 5 * time.Millisecond
+	hintTrialShare = 32
 )
 
 // linkRate is the pages a second that the link carries; 0: not known yet. A rate that
@@ -82,14 +90,18 @@ func (p *hintPace) waits() bool {
 }
 
 // hopeless reports whether to end the answer, with so many pages left to send: the guest is
-// far slower than a link that the processor may bound, and takes processor time from those that send.
+// far slower than a link that the processor may bound, or has named nothing yet, and takes
+// processor time from those that send. A link that still rises is at least so fast.
 func (p *hintPace) hopeless(left uint64) bool {
-	b := p.linkRate()
-	if p.answer.last.pages == 0 || b < hintBusy || p.answer.rate()*2 > b {
+	b := p.link.rate()
+	if p.limit > 0 {
+		b = min(b, p.limit)
+	}
+	if !p.short || p.link.last.pages < fastPages || b < hintBusy || p.answer.rate()*2 > b {
 		return false
 	}
 	round := float64(p.sent+left) / b
-	return (p.asked - p.began).Seconds() > max(round/16, hintSlice.Seconds())
+	return p.asked.Seconds() > max(round/hintTrialShare, hintTrial.Seconds())
 }
 
 // span is how many pages a worker may pick at once: a power of two, and a multiple of 64.

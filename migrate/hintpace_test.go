@@ -23,6 +23,7 @@ type hintSim struct {
 	lanes int
 	wait  time.Duration // --hint-wait
 	limit bool          // the rate is one that the user set
+	short bool          // of processors
 }
 
 // simWord is 64 pages of a simulated guest, all alike.
@@ -94,7 +95,7 @@ func (s hintSim) run(mode HintMode) (r simResult) {
 		}
 		r.waited = now
 	}
-	p := hintPace{most: s.wait, lanes: s.lanes}
+	p := hintPace{most: s.wait, lanes: s.lanes, short: s.short}
 	if s.limit {
 		p.limit = s.rate
 	}
@@ -284,7 +285,7 @@ func simLinks(s hintSim, each func(what string, s hintSim)) {
 	for _, mb := range []float64{20, 100, 500, 3000} {
 		for _, s.lanes = range []int{1, 2, 16} {
 			s.rate = mb * simMB
-			s.limit, s.ramp = false, nil
+			s.limit, s.ramp, s.short = false, nil, s.lanes < 16
 			each(fmt.Sprintf("%v MB/s by %d connections", mb, s.lanes), s)
 			s.limit = true
 			each(fmt.Sprintf("%v MB/s by %d connections, which the user set", mb, s.lanes), s)
@@ -372,7 +373,42 @@ func TestHintPaceOfAnyGuest(t *testing.T) {
 		s.rate = rapid.Float64Range(1, 5000).Draw(t, "MB/s") * simMB
 		s.lanes = rapid.IntRange(1, MaxChannels).Draw(t, "channels")
 		s.limit = rapid.Bool().Draw(t, "limit")
+		s.short = rapid.Bool().Draw(t, "short")
 		s.wait = time.Duration(rapid.IntRange(0, 5000).Draw(t, "wait, ms")) * time.Millisecond
 		s.noSlower(t, "auto")
 	})
+}
+
+// A guest that shows nothing in time is told to stop, over a link that is fast, where
+// processors are short. It is left alone where one of that is not so.
+func TestHintTrial(t *testing.T) {
+	for _, x := range []struct {
+		what      string
+		mb        float64
+		guest     simGuest
+		spare     bool
+		dismissed bool
+	}{
+		{"slow to begin", 3000, simGuest{order: "down", rate: 400 * simMB, late: 15 * time.Millisecond}, false, true},
+		{"slow", 3000, simGuest{order: "down", rate: 400 * simMB}, false, true},
+		{"fast", 3000, simGuest{order: "down", rate: 10000 * simMB}, false, false},
+		{"slow to begin, processors to spare", 3000, simGuest{order: "down", rate: 400 * simMB, late: 15 * time.Millisecond}, true, false},
+		{"slow to begin, a slow link", 300, simGuest{order: "down", rate: 400 * simMB, late: 15 * time.Millisecond}, false, false},
+	} {
+		s := x.guest.sim()
+		s.rate, s.lanes, s.wait, s.short = x.mb*simMB, 2, time.Second, !x.spare
+		if r := s.run(HintsAuto); r.dismissed != x.dismissed {
+			t.Errorf("%s: dismissed %v, expected %v: %v", x.what, r.dismissed, x.dismissed, r)
+		}
+		// What a token bucket or a buffer on the way takes at once does not make a link fast.
+		s.rate, s.ramp = 3000*simMB, func(at time.Duration) float64 {
+			if at < 2*time.Millisecond {
+				return 1
+			}
+			return 0.03
+		}
+		if r := s.run(HintsAuto); r.dismissed {
+			t.Errorf("%s: dismissed over a link that is fast for 2 ms only: %v", x.what, r)
+		}
+	}
 }
