@@ -18,6 +18,7 @@ type outgoing struct {
 	hints   migrate.HintMode
 	keeps   *migrate.Snapshot // nil: the guest moves
 	cancel  context.CancelCauseFunc
+	upgrade *Upgrade        // nil: it goes to another VM
 	record  MigrationRecord // without its end
 	settled chan struct{}   // closed after err was set and the VM knows
 	err     error           // of Migration.Run
@@ -59,6 +60,11 @@ func (v *VM) StartMigration(address string, opt migrate.Options) (*migrate.Migra
 }
 
 func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, error) {
+	return v.beginMigration(address, opt, nil)
+}
+
+// beginMigration is startMigration, or the beginning of an upgrade.
+func (v *VM) beginMigration(address string, opt migrate.Options, u *Upgrade) (*outgoing, error) {
 	if err := checkMigration(address, opt); err != nil {
 		return nil, err
 	}
@@ -83,8 +89,11 @@ func (v *VM) startMigration(address string, opt migrate.Options) (*outgoing, err
 	ctx, cancel := context.WithCancelCause(context.Background())
 	opt.Notify = v.notified(address, opt)
 	guest := &migrant{Source: v.machine.Source(), vm: v, machine: v.machine}
-	o := &outgoing{Migration: migrate.New(guest, address, opt), addr: address, hints: opt.Hints, keeps: opt.Snapshot,
-		guest: guest, cancel: cancel, settled: make(chan struct{})}
+	if u != nil {
+		opt.SharedMemory = v.machine.SharesMemory()
+	}
+	o := &outgoing{Migration: migrate.New(u.sends(guest), address, opt), addr: address, hints: opt.Hints, keeps: opt.Snapshot,
+		guest: guest, cancel: cancel, upgrade: u, settled: make(chan struct{})}
 	v.remember(o, key, opt)
 	v.outgoing = o
 	v.noteStateLocked()
@@ -165,12 +174,18 @@ func (v *VM) drive(ctx context.Context, o *outgoing) {
 	defer o.cancel(nil)
 	_, o.err = o.Migration.Run(ctx)
 	v.logHints(o)
+	if o.err == nil && o.upgrade != nil {
+		o.upgrade.Left() // before anything else takes its time
+	}
 	v.conclude(o)
-	if o.err == nil {
-		if !o.goesOn() {
-			close(v.left)
-		}
-	} else if !v.isStopping() { // then the outcome says it
+	switch {
+	case o.err == nil && o.goesOn():
+	case o.err == nil:
+		close(v.left)
+	case v.isStopping(): // then the outcome says it
+	case o.upgrade != nil:
+		v.log.Warn("the guest goes on in this process: the upgrade failed", "err", o.err)
+	default:
 		v.log.Warn("migration failed", "to", o.addr, "err", o.err)
 	}
 	close(o.settled)

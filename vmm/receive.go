@@ -41,6 +41,9 @@ type ReceiveConfig struct {
 	DiskDir string
 	Kinds   []virtio.Kind // as in Config
 	Log     *slog.Logger  // as in Config
+	// Inherit is how the guest of another process of this host is taken over; nil: one of
+	// any host comes.
+	Inherit *Inheritance
 }
 
 // NewReceiver makes a VM that waits for a guest. [VM.Run] takes migrations
@@ -82,11 +85,16 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	}
 	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
 	v.listener = cfg.Listener
-	v.receiver = migrate.NewReceiver(&arrivals{
+	from := arrivals{
 		vm: v,
 		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, DiskDir: dir, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
 			Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log},
-	}, v.log)
+	}
+	if cfg.Inherit != nil {
+		v.receiver = migrate.NewReceiver(&inheritor{from, cfg.Inherit}, nil) // the other process says what fails
+	} else {
+		v.receiver = migrate.NewReceiver(&from, v.log)
+	}
 	if cfg.TLS != nil {
 		if err := v.receiver.RequireTLS(cfg.TLS); err != nil {
 			return nil, kind.Invalid("%w", err)
@@ -187,11 +195,15 @@ var (
 )
 
 func (a *arrival) Start(ctx context.Context, paused bool) error {
+	return a.start(func() error { return a.Target.Start(ctx, paused) })
+}
+
+func (a *arrival) start(run func() error) error {
 	if err := a.vm.arrive(); err != nil {
 		return err
 	}
 	defer a.vm.arrived()
-	if err := a.Target.Start(ctx, paused); err != nil {
+	if err := run(); err != nil {
 		return err
 	}
 	a.vm.setIncoming(nil)

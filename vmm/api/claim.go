@@ -23,9 +23,10 @@ type Claim struct {
 	socket string
 	lock   *os.File
 
-	mu       sync.Mutex // guards listener, released
+	mu       sync.Mutex // guards all below
 	listener net.Listener
 	released bool
+	foreign  bool // the socket and the lock are another process's, too
 }
 
 // maxDefaultNames bounds the search for the next free default name.
@@ -99,10 +100,11 @@ func claim(socket, name string) (*Claim, error) {
 
 // lockFile opens and locks path, which it creates. A holder unlinks the file
 // before it unlocks it, so the file that was locked may no longer be the one at
-// path: then lockFile tries again.
+// path: then lockFile tries again. It is not open for writing: what [Claim.Record] has
+// written stays as it is.
 func lockFile(path string) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("lock for the API socket: %w", err)
 		}
@@ -153,6 +155,9 @@ func (c *Claim) Socket() string { return c.socket }
 func (c *Claim) Listen() (net.Listener, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.foreign && c.listener != nil { // inherited
+		return c.listener, nil
+	}
 	if c.released || c.listener != nil {
 		return nil, fmt.Errorf("listen on %s: the claim is released, or listens already", c.socket)
 	}
@@ -160,8 +165,8 @@ func (c *Claim) Listen() (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", c.socket, err)
 	}
-	c.listener = ln
-	return ln, nil
+	c.listener = unixsock.NewHeld(ln)
+	return c.listener, nil
 }
 
 // Release closes the listener, removes the socket and unlocks the name. It may be
@@ -173,9 +178,14 @@ func (c *Claim) Release() {
 		return
 	}
 	c.released = true
-	if c.listener != nil {
-		_ = c.listener.Close()
+	if ln, ok := c.listener.(*unixsock.Held); ok {
+		if c.foreign {
+			ln.Keep()
+		}
+		_ = ln.Close()
 	}
-	_ = os.Remove(c.lock.Name())
+	if !c.foreign {
+		_ = os.Remove(c.lock.Name())
+	}
 	_ = c.lock.Close()
 }

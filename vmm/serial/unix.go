@@ -32,7 +32,7 @@ const stuckAfter = 10 * time.Second
 type unixSocket struct {
 	path     string
 	patience atomic.Int64 // stuckAfter, except in tests
-	ln       *unixsock.Listener
+	ln       *unixsock.Held
 	work     sync.WaitGroup // accept, and a sendBacklog for each client
 
 	// clientMu guards all below.
@@ -73,22 +73,33 @@ func openUnix(path string) (*unixSocket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	b := &unixSocket{path: path, ln: ln, changed: make(chan struct{})}
+	b := newUnix(path, ln)
+	b.begin()
+	return b, nil
+}
+
+func newUnix(path string, ln *unixsock.Listener) *unixSocket {
+	b := &unixSocket{path: path, ln: unixsock.NewHeld(ln), changed: make(chan struct{})}
 	b.patience.Store(int64(stuckAfter))
+	return b
+}
+
+// begin takes connections from now on.
+func (b *unixSocket) begin() {
 	b.work.Add(1)
 	go b.accept()
-	return b, nil
 }
 
 // accept takes connections until the listener is closed.
 func (b *unixSocket) accept() {
 	defer b.work.Done()
 	for {
-		conn, err := b.ln.AcceptUnix()
+		nc, err := b.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil {
+		conn, ok := nc.(*net.UnixConn)
+		if err != nil || !ok {
 			time.Sleep(100 * time.Millisecond) // probably out of file descriptors
 			continue
 		}
@@ -102,7 +113,7 @@ func (b *unixSocket) accept() {
 			_ = conn.Close()
 			continue
 		}
-		c := &client{conn: conn, ready: make(chan struct{})}
+		c := newClient(conn)
 		backlog := b.backlog
 		b.backlog = nil
 		b.set(c)
@@ -272,3 +283,5 @@ func (b *unixSocket) Close() error {
 	b.work.Wait()
 	return err
 }
+
+func newClient(conn *net.UnixConn) *client { return &client{conn: conn, ready: make(chan struct{})} }
