@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
+	"github.com/govmm/govmm/internal/fdpass"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
@@ -20,6 +22,7 @@ import (
 	"github.com/govmm/govmm/vmm/sandbox"
 	"github.com/govmm/govmm/vmm/serial"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 )
 
@@ -42,15 +45,19 @@ type hostFlags struct {
 
 func (f *hostFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.config, "config", "", "`FILE` (YAML or JSON) that says what flags can say, under the same names; flags win (govmm config)")
-	cmd.Flags().StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH[,max=SIZE] (64M; then it becomes PATH.1), unix:PATH or null")
-	cmd.Flags().StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: nowhere, and govmm run then makes no such device")
-	cmd.Flags().StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
+	f.registerSet(cmd.Flags())
+}
+
+func (f *hostFlags) registerSet(flags *pflag.FlagSet) {
+	flags.StringVar(&f.serial, "serial", "stdio", "`WHERE` the guest's serial port leads: stdio, file:PATH[,max=SIZE] (64M; then it becomes PATH.1), unix:PATH or null")
+	flags.StringVar(&f.console, "console", "none", "`WHERE` the guest's virtio console (hvc0) leads, as --serial; none: nowhere, and govmm run then makes no such device")
+	flags.StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
-	cmd.Flags().BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
-	cmd.Flags().StringVar(&f.sandbox, "sandbox", string(sandbox.On), "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
-	cmd.Flags().StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
-	cmd.Flags().UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
-	cmd.Flags().StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
+	flags.BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
+	flags.StringVar(&f.sandbox, "sandbox", string(sandbox.On), "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
+	flags.StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
+	flags.UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
+	flags.StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
 }
 
 // prepare reads --config, and then checks all flags; an error says where in the file the
@@ -137,11 +144,27 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	defer claim.Release()
 	log := newLog(terminalWriter(cmd.ErrOrStderr()))
 	defer flushLog(log)
-	p := &process{claim: claim, log: log, quit: quit, user: id, cmd: cmd}
+	p := &process{claim: claim, log: log, quit: quit, user: id, cmd: cmd, flags: f, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	if f.json {
 		p.lines = cmd.OutOrStdout()
 	}
+	if p.notify, err = newNotifier(); err != nil {
+		return fmt.Errorf("%s: %w", tried(cmd, args), err)
+	}
+	p.recorder = func(devices []virtio.Spec) ([]byte, error) {
+		trust, _ := cmd.Flags().GetBool("allow-source-paths") // run has no such flag
+		return recordOf(claim.Name(), cmd.Flags(), devices, trust)
+	}
 	outcome, err := p.run(ctx, f, build, later)
+	if s := p.heir.Load(); s != nil {
+		if err != nil {
+			log.Warn("free what the guest had here", "err", err)
+		}
+		if p.stays() {
+			return p.attend(ctx, s)
+		}
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", cmd.Name(), claim.Name(), err)
 	}
@@ -170,6 +193,22 @@ func (h *host) open(f *hostFlags, opt serial.Options) (err error) {
 	return nil
 }
 
+// openLines opens the other ends of the guest's lines, or takes those of the process before.
+func (p *process) openLines(h *host, f *hostFlags, opt serial.Options) (err error) {
+	if p.taking != nil {
+		err = p.openPassed(h)
+	} else if err = h.open(f, opt); err == nil {
+		for spec, l := range map[string]*serial.Backend{f.serial: &h.serial, f.console: &h.console} {
+			if spec == "stdio" {
+				k := &keptLine{Backend: *l}
+				*l, p.kept = k, append(p.kept, k)
+			}
+		}
+	}
+	p.serial, p.console = h.serial, h.console
+	return err
+}
+
 // process is one that holds a VM.
 type process struct {
 	claim *api.Claim
@@ -179,6 +218,22 @@ type process struct {
 	quit  func()    // ends the VM: the key for it was pressed
 	user  *identity
 	cmd   *cobra.Command
+	flags *hostFlags
+
+	serial, console       serial.Backend // nil: there is none
+	stdin, stdout, stderr *os.File
+	notify                *notifier
+
+	// For the process that takes the guest over.
+	recorder func([]virtio.Spec) ([]byte, error)
+	recorded error                     // why it cannot be told how the VM was started
+	kept     []*keptLine               // on stdio
+	heir     atomic.Pointer[successor] // that has taken the guest over; nil: none has
+	signals  chan os.Signal            // for it
+
+	// Of a process that has taken a guest over itself, or is to; nil otherwise.
+	taking    *taking
+	attendant *fdpass.Held // the one that somebody watches in its place; nil: nobody does
 }
 
 // say prints a line of what the user has asked for.
@@ -193,7 +248,7 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	h := host{name: p.claim.Name(), log: p.log, user: p.user}
 	var err error
 	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}
-	if err := p.user.do(func() error { return h.open(f, opt) }); err != nil {
+	if err := p.user.do(func() error { return p.openLines(&h, f, opt) }); err != nil {
 		return vmm.Outcome{}, err
 	}
 	vm, err := build(h)
@@ -215,6 +270,12 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	if err == nil {
 		ln, err = p.claim.Listen() // as the user that removes it
 	}
+	if err == nil && p.taking == nil {
+		var text []byte
+		if text, p.recorded = p.recorder(devices); p.recorded == nil {
+			p.recorded = p.claim.Record(text)
+		}
+	}
 	if err == nil {
 		err = p.cage(f, policy)
 	}
@@ -225,15 +286,22 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	server := api.NewServer(vm, p.claim.Socket())
 	server.Config = func() map[string]any { return p.configuration(vm) }
 	defer p.watchdog(vm, server)()
+	server.Upgrade = func() (api.Upgrading, error) { return p.upgrade(vm) }
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(ln) }()
-	if addr := vm.Addr(); addr != nil {
+	over := make(chan struct{})
+	go func() { served <- p.serve(vm, server, ln, over) }()
+	switch addr := vm.Addr(); {
+	case p.taking != nil:
+		_ = p.taking.before.Send(msgReady, struct{}{}) // its end is noticed otherwise
+	case addr != nil:
 		p.say("listening on %s", addr)
 		p.tell(received{Listening: addr.String(), Name: p.claim.Name(), Socket: p.claim.Socket()})
-	} else {
+	default:
 		p.say("%s runs; its API socket is %s", p.claim.Name(), p.claim.Socket())
 	}
-	over := make(chan struct{})
+	if p.taking == nil {
+		p.notify.say("READY=1")
+	}
 	var leaving sync.WaitGroup
 	leaving.Go(func() {
 		select {
@@ -258,6 +326,18 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	close(over)
 	leaving.Wait()
 	return outcome, errors.Join(err, <-served)
+}
+
+// serve serves the API; that of a guest of the process before when it is here.
+func (p *process) serve(vm *vmm.VM, server *api.Server, ln net.Listener, over <-chan struct{}) error {
+	if p.taking != nil {
+		select {
+		case <-vm.Arrived():
+		case <-over:
+			return nil
+		}
+	}
+	return server.Serve(ln)
 }
 
 // powerer is a VM with a power button.

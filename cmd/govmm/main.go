@@ -46,6 +46,9 @@ func main() {
 		}
 		os.Exit(exitDone)
 	}
+	if len(os.Args) > 1 && os.Args[1] == takeOver {
+		os.Exit(takeOverMain(os.Args[2:], os.Stdout))
+	}
 	os.Exit(govmm(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -65,6 +68,9 @@ func govmm(args []string, stdout, stderr io.Writer) int {
 	}
 	var usage *usageError
 	isUsage := errors.As(err, &usage)
+	if other := (*statusError)(nil); errors.As(err, &other) {
+		return other.status
+	}
 	if text := err.Error(); text != "" {
 		_, _ = fmt.Fprintln(stderr, "govmm: "+strings.ReplaceAll(strings.TrimSpace(text), "\n", "; "))
 	}

@@ -57,6 +57,7 @@ func (p *process) endByForce(vm endable, server *api.Server) int {
 		server.Abandon(err)
 	}
 	atMost(lastTime, serial.RestoreTerminals, server.Shutdown, p.claim.Release, func() { flushLog(p.log) })
+	p.farewell(status)
 	return status
 }
 

@@ -100,6 +100,18 @@ type received struct {
 	Body json.RawMessage `json:"body"`
 }
 
+// Number returns the descriptor of a file, which stays open for as long as the file does. Unlike
+// Fd it never changes whether the descriptor blocks, which all processes that have it would
+// notice.
+func Number(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	err = raw.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
+}
+
 // Send sends a message. The files stay the caller's.
 func (c *Conn) Send(kind string, body any, files ...*os.File) error {
 	text, err := json.Marshal(sent{kind, body})
@@ -119,7 +131,11 @@ func (c *Conn) Send(kind string, body any, files ...*os.File) error {
 	for rest := head; ; rest = []byte{0} {
 		fds := make([]int, 0, perCall)
 		for _, f := range files[:min(len(files), perCall)] {
-			fds = append(fds, int(f.Fd()))
+			fd, err := Number(f)
+			if err != nil {
+				return fmt.Errorf("send %s: %w", kind, err)
+			}
+			fds = append(fds, fd)
 		}
 		files = files[len(fds):]
 		var rights []byte

@@ -12,7 +12,11 @@ import (
 // Adopt returns the listener of a socket at path that another process of this host has made
 // by [Listen] and passed. Close removes the path. It takes the file over, also if it fails.
 func Adopt(file *os.File, path string) (*Listener, error) {
-	n, err := unix.GetsockoptInt(int(file.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	n := 0
+	raw, err := file.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { n, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN) })
+	}
 	if err == nil && n == 0 {
 		err = errors.New("it does not listen")
 	}

@@ -28,6 +28,9 @@ type Server struct {
 	http    http.Server
 	abandon context.CancelCauseFunc // ends the contexts of requests
 	handler func() http.Handler
+	// Upgrade begins an upgrade of the VM's process; nil: it cannot be upgraded. It is set
+	// before Serve is called.
+	Upgrade func() (Upgrading, error)
 	// ProgressInterval is the time between two lines of a progress stream;
 	// 0: 200 ms. It is set before Serve is called.
 	ProgressInterval time.Duration
@@ -87,6 +90,12 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		out, _ := s.info()
 		w.Header().Set("Content-Type", "application/json")
 		_ = huma.DefaultJSONFormat.Marshal(w, out.Body) // a client that left cannot be told
+		return
+	}
+	if r.Method == http.MethodPost && r.URL.Path == upgradePath {
+		if err := s.postUpgrade(w, r); err != nil {
+			writeProblem(w, err)
+		}
 		return
 	}
 	s.handler().ServeHTTP(w, r)

@@ -19,17 +19,14 @@ import (
 // host that goes on with its guest. The files are duplicates: whoever has the heirloom
 // closes them.
 type Heirloom struct {
-	KVM     *os.File     // /dev/kvm
 	Memory  *os.File     // nil: the memory is no file, and its pages are sent
 	Devices [][]*os.File // of each device; nil: it is opened anew
 }
 
 // Close closes all files.
 func (h *Heirloom) Close() {
-	for _, f := range []*os.File{h.KVM, h.Memory} {
-		if f != nil {
-			_ = f.Close()
-		}
+	if h.Memory != nil {
+		_ = h.Memory.Close()
 	}
 	for _, files := range h.Devices {
 		virtio.CloseFiles(files)
@@ -44,9 +41,6 @@ func (m *Machine) Heirloom() (h Heirloom, err error) {
 			h.Close()
 		}
 	}()
-	if h.KVM, err = m.kernel.sys.File(); err != nil {
-		return h, err
-	}
 	if h.Memory, err = m.mem.File(); err != nil {
 		return h, err
 	}
@@ -99,13 +93,6 @@ func (m *Machine) Populations() (mempage.Bitmap, error) { return m.mem.Populatio
 // over.
 func (b *Builder) BuildHeir(_ context.Context, config []byte, h Heirloom) (*Target, error) {
 	defer h.Close()
-	if h.KVM != nil {
-		file := h.KVM
-		h.KVM = nil
-		if err := kvm.Adopt(file); err != nil {
-			return nil, err
-		}
-	}
 	return b.build(config, &h)
 }
 
@@ -166,3 +153,17 @@ func duplicate(fd uintptr, name string) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(n), name), nil
 }
+
+// KVMFile returns a descriptor of /dev/kvm, for another process that calls [AdoptKVM]. The
+// caller closes it.
+func KVMFile() (*os.File, error) {
+	sys, err := kvm.Shared()
+	if err != nil {
+		return nil, err
+	}
+	return sys.File()
+}
+
+// AdoptKVM makes machines of this process use a /dev/kvm that another one has opened. It
+// takes the file over, also if it fails.
+func AdoptKVM(f *os.File) error { return kvm.Adopt(f) }

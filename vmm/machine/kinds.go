@@ -233,3 +233,7 @@ func need(flag string, devices []virtio.Spec) string {
 
 // peersName is a device's name at the source.
 func peersName(d virtio.Spec) string { return fmt.Sprintf("%.100s", d) }
+
+// UsesHost says that a device needs something of its host that has a name there: a file, a
+// tap, a socket.
+func UsesHost(d virtio.Spec) bool { return !usesNothing(d) }

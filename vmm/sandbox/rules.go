@@ -66,6 +66,7 @@ func (p Policy) rules() []rule {
 		rule{call: "fcntl", any: one(1, unix.F_DUPFD, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_DUPFD_CLOEXEC,
 			fOFDGetLock, fOFDSetLock, fOFDSetLockW, unix.F_SETPIPE_SZ, unix.F_ADD_SEALS, unix.F_GET_SEALS)},
 		rule{call: "socket", any: p.sockets()},
+		rule{call: "socketpair", any: one(0, unix.AF_UNIX)}, // for a process that takes the guest over
 		// A connection that a send makes passes by Landlock.
 		rule{call: "sendto", any: none(3, unix.MSG_FASTOPEN)},
 		rule{call: "sendmsg", any: none(2, unix.MSG_FASTOPEN)},
