@@ -161,11 +161,14 @@ func (h *heirProcess) hasEnded() bool {
 	}
 }
 
-// end returns what the process has printed, when it has ended, or a moment has passed.
+// end returns what the process has printed, when it has ended. One that does not end within
+// a moment is killed: the guest has gone on in the old one.
 func (h *heirProcess) end() string {
 	select {
 	case <-h.ended:
 	case <-time.After(time.Second):
+		_ = syscall.Kill(h.pid, syscall.SIGKILL) // it is a child that was not waited for
+		<-h.ended
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(h.said.String()), "\n")
 	return strings.ToValidUTF8(fmt.Sprintf("%.200s", line), "?")

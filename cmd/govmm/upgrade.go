@@ -150,8 +150,10 @@ func (f *upgradeFlags) upgrade(cmd *cobra.Command, args []string, res *upgradeRe
 		res.PID = child.pid
 		return f.awaitHere(ctx, c, child)
 	}
-	if said := child.end(); said != "" && res.Error != "" {
-		res.Error += "; it printed: " + said
+	if err == nil { // the VM's process says that the guest goes on there
+		if said := child.end(); said != "" && res.Error != "" {
+			res.Error += "; it printed: " + said
+		}
 	}
 	return err
 }
