@@ -8,7 +8,6 @@ import (
 
 	"github.com/govmm/govmm/internal/strictcbor"
 	"github.com/govmm/govmm/migrate"
-	"github.com/govmm/govmm/vmm/memory"
 )
 
 // An upgrade is a migration to another process of this host, which is given what both can
@@ -66,7 +65,7 @@ type heirState struct {
 // is sent otherwise, and there must be room for it twice.
 func (v *VM) SharesMemory() bool {
 	m := v.current()
-	return m != nil && memory.Shareable(m.Spec().Backing)
+	return m != nil && m.SharesMemory()
 }
 
 // StartUpgrade lets the guest go on in another process of this host: the migration that it

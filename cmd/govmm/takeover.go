@@ -132,12 +132,8 @@ func (p *process) farewell(status int) {
 // heirPolicy is what the VM needs of its host while it runs here: what it has open it has
 // got.
 func heirPolicy(devices []virtio.Spec, trust bool) sandbox.Policy {
-	policy := laterOf(devices, false)
-	for _, d := range devices {
-		if c, ok := d.(virtio.Latecomer); ok {
-			policy.Netlink = policy.Netlink || c.Later(true).Netlink // to watch a tap
-		}
-	}
+	policy := laterOf(devices, true) // they are opened when the guest comes, as far as they are not passed
+	policy.Keep = nil                // taps are
 	if trust {
 		policy.AllFiles, policy.Listen, policy.Netlink = true, true, true
 	}

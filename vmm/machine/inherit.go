@@ -167,3 +167,7 @@ func KVMFile() (*os.File, error) {
 // AdoptKVM makes machines of this process use a /dev/kvm that another one has opened. It
 // takes the file over, also if it fails.
 func AdoptKVM(f *os.File) error { return kvm.Adopt(f) }
+
+// SharesMemory reports whether another process of this host can go on in the machine's
+// memory: it is a file.
+func (m *Machine) SharesMemory() bool { return m.mem.Shareable() }

@@ -13,6 +13,10 @@ import (
 // as [Adopt] does: it is a file.
 func Shareable(b Backing) bool { return b == Memfd || b == Hugetlb }
 
+// Shareable reports whether another process of this host can map this memory. Memory of a
+// [Shareable] backing can be, unless its content comes from a snapshot's file.
+func (m *Memory) Shareable() bool { return m.fd >= 0 }
+
 // File returns a descriptor of the memory's file, which the caller closes, for another
 // process that calls [Adopt]; nil if the backing is not [Shareable].
 func (m *Memory) File() (*os.File, error) {
