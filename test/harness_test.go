@@ -109,6 +109,7 @@ type proc struct {
 	mayFault bool
 
 	reportAt int64 // where in guest memory report found it
+	memoryOf int   // the process that has guest memory; 0: this one
 }
 
 func (h *host) command(args ...string) *exec.Cmd {

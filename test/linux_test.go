@@ -2,6 +2,7 @@ package test
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -91,7 +92,7 @@ func (l *linux) cmdline(f files) string {
 // were they still are: all memory is looked through only until they are found.
 func (p *proc) report() (r kernel.Report, ok bool) {
 	p.t.Helper()
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.cmd.Process.Pid))
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmp.Or(p.memoryOf, p.cmd.Process.Pid)))
 	if err != nil {
 		p.t.Fatal(err)
 	}
