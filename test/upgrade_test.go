@@ -423,14 +423,17 @@ func TestUpgradeServiceManager(t *testing.T) {
 		if text := told(); text != fmt.Sprintf("MAINPID=%d", last.PID) {
 			t.Errorf("upgrade %d: the manager was told %q, the new process is %d", i, text, last.PID)
 		}
-		if i == 0 && p.wait() != 0 {
-			t.Errorf("the process that was started exits %d", p.exit)
-		}
+		t.Cleanup(func() { _ = syscall.Kill(last.PID, syscall.SIGKILL) })
+		awaitZombie(t, last.OldPID)
 		if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", last.PID)); err != nil || !strings.Contains(string(status), "Seccomp:\t2") {
 			t.Errorf("upgrade %d: the new process is not in the sandbox (%v)", i, err)
 		}
 	}
 	h.must("stop", "--force", "a")
+	awaitZombie(t, last.PID)
+	if p.wait() != 0 {
+		t.Errorf("the process that was started exits %d", p.exit)
+	}
 	l := newLines()
 	f, err := os.Open(serial)
 	if err != nil {
@@ -447,6 +450,20 @@ func TestUpgradeServiceManager(t *testing.T) {
 	}
 	if before == 0 {
 		t.Error("no tick was written")
+	}
+}
+
+// awaitZombie waits until a process has ended. Its output has not: the new process has it.
+func awaitZombie(t *testing.T, pid int) {
+	t.Helper()
+	for limit := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("process %d does not end", pid)
+		}
 	}
 }
 

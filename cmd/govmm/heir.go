@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -130,6 +131,8 @@ func startHeir(binary, socket, sandboxMode string, conn *net.UnixConn, old int, 
 		return nil, err
 	}
 	cmd.Stderr = w
+	// What this command was started with beside its stdio is nothing for a process that stays.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	err = inNetworkOf(old, cmd.Start)
 	_ = w.Close()
 	if err != nil {
