@@ -27,6 +27,8 @@ type Claim struct {
 	listener net.Listener
 	released bool
 	foreign  bool // the socket and the lock are another process's, too
+
+	inherited bool // the listener is another process's, and Listen has not been called
 }
 
 // maxDefaultNames bounds the search for the next free default name.
@@ -155,7 +157,8 @@ func (c *Claim) Socket() string { return c.socket }
 func (c *Claim) Listen() (net.Listener, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.foreign && c.listener != nil { // inherited
+	if c.inherited && !c.released {
+		c.inherited = false
 		return c.listener, nil
 	}
 	if c.released || c.listener != nil {

@@ -119,7 +119,7 @@ func Inherit(socket, name string, record *os.File, files []*os.File) (c *Claim, 
 	if err != nil {
 		return nil, errors.Join(err, ln.UnixListener.Close())
 	}
-	return &Claim{name: name, socket: socket, lock: os.NewFile(uintptr(fd), lockOf(socket)), listener: unixsock.NewHeld(ln), foreign: true}, nil
+	return &Claim{name: name, socket: socket, lock: os.NewFile(uintptr(fd), lockOf(socket)), listener: unixsock.NewHeld(ln), foreign: true, inherited: true}, nil
 }
 
 // Own makes an inherited claim this process's: Release then removes the socket.
