@@ -417,8 +417,21 @@ func TestUpgradeServiceManager(t *testing.T) {
 		t.Errorf("the manager was told %q", text)
 	}
 	os.Unsetenv("NOTIFY_SOCKET")
+	ticks := func(n int) { // waits until the guest has printed so many
+		t.Helper()
+		for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+			text, _ := os.ReadFile(serial)
+			if strings.Count(string(text), "tick ") > n { // one is in the banner
+				return
+			}
+			if time.Now().After(limit) {
+				t.Fatalf("no %d ticks in %q", n, text)
+			}
+		}
+	}
 	var last upgraded
 	for i := range 3 {
+		ticks(2 * (i + 1))
 		last = h.mustUpgrade("a")
 		if text := told(); text != fmt.Sprintf("MAINPID=%d", last.PID) {
 			t.Errorf("upgrade %d: the manager was told %q, the new process is %d", i, text, last.PID)
@@ -429,6 +442,7 @@ func TestUpgradeServiceManager(t *testing.T) {
 			t.Errorf("upgrade %d: the new process is not in the sandbox (%v)", i, err)
 		}
 	}
+	ticks(8)
 	h.must("stop", "--force", "a")
 	awaitZombie(t, last.PID)
 	if p.wait() != 0 {
@@ -563,7 +577,17 @@ func TestUpgradeAsUser(t *testing.T) {
 	if err := os.Chown(dir, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	image := newImage(t, 8*mib)
+	image := filepath.Join(dir, "disk.img")
+	err := os.WriteFile(image, make([]byte, 8*mib), 0o600)
+	if err == nil {
+		err = os.Chown(image, 65534, 65534)
+	}
+	if err == nil {
+		err = os.Chmod(filepath.Dir(govmm), 0o755) // that user starts it
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	socket := filepath.Join(dir, "a.sock")
 	p := h.start("run", "a", "--user", "65534:65534", "--api-socket", socket, "--memory", "64M", "--memory-backing", "memfd", "--disk", image,
 		"--cmdline", "fill=8M dirty=1M rate=0 verify=1 tick=0.5 disk=1M")
