@@ -153,7 +153,7 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	}
 	p.recorder = func(devices []virtio.Spec) ([]byte, error) {
 		trust, _ := cmd.Flags().GetBool("allow-source-paths") // run has no such flag
-		return recordOf(claim.Name(), cmd.Flags(), devices, trust)
+		return recordOf(claim.Name(), cmd.Name(), cmd.Flags(), devices, trust)
 	}
 	outcome, err := p.run(ctx, f, build, later)
 	if s := p.heir.Load(); s != nil {

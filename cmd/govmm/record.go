@@ -9,6 +9,7 @@ import (
 
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/vmm/machine"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -17,8 +18,9 @@ import (
 // have made of the VM's process since. It is written before the guest runs, and the sandbox
 // does not let the process change it.
 type record struct {
-	Name string `json:"name"`
-	// Flags are those of hostFlags that were given, with their values.
+	Name    string `json:"name"`
+	Command string `json:"command"` // run or receive
+	// Flags are those that were given, with their values.
 	Flags []recordedFlag `json:"flags"`
 	// Devices name something of this host.
 	Devices []recordedDevice `json:"devices"`
@@ -29,6 +31,9 @@ type record struct {
 type recordedFlag struct {
 	Name   string   `json:"name"`
 	Values []string `json:"values"`
+	// Host says that it is one of hostFlags. The others are for who asks for the VM's
+	// configuration: the guest's devices are in Devices, and the rest comes with the guest.
+	Host bool `json:"host"`
 }
 
 type recordedDevice struct {
@@ -38,18 +43,21 @@ type recordedDevice struct {
 
 // notRecorded are flags that the process which takes over is told in another way: the user
 // is who it is started as, and so is the path of its socket.
-var notRecorded = []string{"api-socket", "user", "sandbox"}
+var notRecorded = []string{"api-socket", "user", "sandbox", "config"}
 
 // recordOf makes the record of a VM that was started with these flags and devices.
-func recordOf(name string, flags *pflag.FlagSet, devices []virtio.Spec, trust bool) ([]byte, error) {
-	r := record{Name: name, TrustPaths: trust}
+func recordOf(name, command string, flags *pflag.FlagSet, devices []virtio.Spec, trust bool) ([]byte, error) {
+	r := record{Name: name, Command: command, TrustPaths: trust}
 	known := hostFlagSet(new(hostFlags))
 	flags.Visit(func(f *pflag.Flag) {
-		if known.Lookup(f.Name) == nil || slices.Contains(notRecorded, f.Name) {
+		if slices.Contains(notRecorded, f.Name) {
 			return
 		}
-		one := recordedFlag{Name: f.Name, Values: []string{f.Value.String()}}
-		if list, ok := f.Value.(pflag.SliceValue); ok {
+		one := recordedFlag{Name: f.Name, Values: []string{f.Value.String()}, Host: known.Lookup(f.Name) != nil}
+		switch list := f.Value.(type) {
+		case *texts:
+			one.Values = *list
+		case pflag.SliceValue:
 			one.Values = list.GetSlice()
 		}
 		r.Flags = append(r.Flags, one)
@@ -88,6 +96,9 @@ func readRecord(text []byte) (r record, f hostFlags, devices []virtio.Spec, err 
 	}
 	set := hostFlagSet(&f)
 	for _, one := range r.Flags {
+		if !one.Host {
+			continue
+		}
 		if set.Lookup(one.Name) == nil || slices.Contains(notRecorded, one.Name) {
 			return fail(fmt.Errorf("--%.60s: this govmm does not know it", one.Name))
 		}
@@ -116,6 +127,21 @@ func readRecord(text []byte) (r record, f hostFlags, devices []virtio.Spec, err 
 		return fail(err)
 	}
 	return r, f, devices, nil
+}
+
+// command is the command with what was recorded of its flags, as far as this version knows
+// them.
+func (r *record) command() *cobra.Command {
+	cmd := newRun()
+	if r.Command == "receive" {
+		cmd = newReceive()
+	}
+	for _, one := range r.Flags {
+		for _, v := range one.Values {
+			_ = cmd.Flags().Set(one.Name, v) // what another version has written may not be known
+		}
+	}
+	return cmd
 }
 
 func strictJSON(text []byte, v any) error {

@@ -32,7 +32,7 @@ func TestRecord(t *testing.T) {
 		&net.Spec{Options: net.Options{Tap: "tap0", MAC: net.MAC{2, 0, 0, 0, 0, 9}, Queues: 2, Owner: &owner, Policy: net.Policy{Antispoof: true, IPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32")}}}},
 		&vsock.Spec{Config: vsock.Config{Path: "/run/v.sock", CID: 9}},
 	}
-	text, err := recordOf("web", set, devices, true)
+	text, err := recordOf("web", "run", set, devices, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,12 +59,12 @@ func TestRecord(t *testing.T) {
 		"":                     "was not recorded",
 		"{}{":                  "",
 		`{"name":"a","new":1}`: `"new"`,
-		`{"name":"a","flags":[{"name":"future","values":["1"]}]}`:     "--future",
-		`{"name":"a","flags":[{"name":"user","values":["root"]}]}`:    "--user",
-		`{"name":"a","flags":[{"name":"serial","values":["x"]}]}`:     "--serial",
-		`{"name":"a","devices":[{"kind":"gpu","spec":{}}]}`:           `"gpu"`,
-		`{"name":"a","devices":[{"kind":"disk","spec":{"Foo":1}}]}`:   "Foo",
-		`{"name":"a","devices":[{"kind":"disk","spec":{"Path":""}}]}`: "disk",
+		`{"name":"a","flags":[{"name":"future","values":["1"],"host":true}]}`:  "--future",
+		`{"name":"a","flags":[{"name":"user","values":["root"],"host":true}]}`: "--user",
+		`{"name":"a","flags":[{"name":"serial","values":["x"],"host":true}]}`:  "--serial",
+		`{"name":"a","devices":[{"kind":"gpu","spec":{}}]}`:                    `"gpu"`,
+		`{"name":"a","devices":[{"kind":"disk","spec":{"Foo":1}}]}`:            "Foo",
+		`{"name":"a","devices":[{"kind":"disk","spec":{"Path":""}}]}`:          "disk",
 	} {
 		if _, _, _, err := readRecord([]byte(text)); text != "{}{" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: expected an error with %s, found %v", text, want, err)
@@ -74,7 +74,7 @@ func TestRecord(t *testing.T) {
 
 // FuzzRecord: whatever is in the file, it is read or refused.
 func FuzzRecord(f *testing.F) {
-	f.Add([]byte(`{"name":"a","flags":[{"name":"serial","values":["null"]}],"devices":[{"kind":"disk","spec":{"Path":"/a","Queues":1}}]}`))
+	f.Add([]byte(`{"name":"a","flags":[{"name":"serial","values":["null"],"host":true}],"devices":[{"kind":"disk","spec":{"Path":"/a","Queues":1}}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, flags, devices, err := readRecord(text)
 		if err != nil {
