@@ -169,6 +169,18 @@ func (f *snapshotFlags) take(cmd *cobra.Command, args []string) (res snapshotRes
 		return c.Migrate(ctx, req, progress)
 	})
 	switch {
+	case errors.Is(err, errDied): // it may have sent all before
+		if k.Settle(cmd.Context()); cmd.Context().Err() == nil {
+			err = nil
+			defer func() {
+				if err == nil {
+					res.Migration.Status = "completed"
+					_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: the VM's process has ended meanwhile; the snapshot is complete")
+				} else {
+					err = errors.New("the VM's process has ended before its guest was kept")
+				}
+			}()
+		}
 	case errors.Is(err, errLeft):
 		err = errors.New("left; the snapshot is given up, and the guest goes on")
 	case err == nil && res.Migration.Status == "cancelled":

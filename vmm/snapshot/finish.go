@@ -135,8 +135,11 @@ func (d *draft) rename() error {
 	if err != nil {
 		return fmt.Errorf("give the snapshot its name, %s: %w", d.k.dir, err)
 	}
+	if err := syncDir(filepath.Dir(d.k.dir)); err != nil {
+		return errors.Join(err, os.Rename(d.k.dir, d.dir))
+	}
 	d.kept = true
-	return syncDir(filepath.Dir(d.k.dir))
+	return nil
 }
 
 // remove takes the name away again, and removes the snapshot.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 )
@@ -73,6 +74,20 @@ func CheckNew(dir string) (string, error) {
 		return "", fmt.Errorf("the directory of %s: %w", dir, err)
 	}
 	return dir, nil
+}
+
+// Settle waits until nothing is being received or kept, or ctx ends. It is for a snapshot
+// whose guest's process has died: all of it may have been received before.
+func (k *Keeper) Settle(ctx context.Context) {
+	t := time.NewTicker(10 * time.Millisecond)
+	defer t.Stop()
+	for k.receiver.Progress().Active {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Close ends the receiving, and returns the manifest of the snapshot if one was kept. What
