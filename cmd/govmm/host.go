@@ -133,6 +133,7 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	if err != nil {
 		return err
 	}
+	f.startUserNets(id)
 	var claim *api.Claim
 	err = id.do(func() (err error) {
 		claim, err = f.claim(nameOf(args))

@@ -49,6 +49,11 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == takeOver {
 		os.Exit(takeOverMain(os.Args[2:], os.Stdout))
 	}
+	if len(os.Args) == 3 {
+		if run := processes[os.Args[1]]; run != nil {
+			os.Exit(run(os.Args[2], os.Stderr))
+		}
+	}
 	os.Exit(govmm(os.Args[1:], os.Stdout, os.Stderr))
 }
 

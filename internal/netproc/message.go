@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -15,8 +16,10 @@ import (
 // Request asks the process of a network for something. It has all of the state, so that a
 // process that is started anew is told everything by one request.
 type Request struct {
-	// MTU is that of the guest's link. It is the same in all requests to a process.
+	// MTU is that of the guest's link, and MAC the guest's address. They are the same in
+	// all requests to a process; the guest's frames may have another address.
 	MTU uint16
+	MAC [6]byte
 	// Offloads are the Guest features of virtio-net that the guest accepts.
 	Offloads uint64
 	// Listen says that the host's ports of the forwards are taken.
@@ -30,7 +33,7 @@ type Reply struct {
 
 const (
 	// maxMessage is the longest message.
-	maxMessage = 4096
+	maxMessage = 16 << 10
 	// patience is how long an answer may take.
 	patience = 10 * time.Second
 )
@@ -40,6 +43,9 @@ type Messages struct {
 	conn   *net.UnixConn
 	asking sync.Mutex // is held from a request to its answer
 }
+
+// ErrEnd: the process at the other end is gone.
+var ErrEnd = errors.New("the other end is gone")
 
 // OpenMessages takes over a descriptor.
 func OpenMessages(fd int) (*Messages, error) {
@@ -54,6 +60,15 @@ func OpenMessages(fd int) (*Messages, error) {
 		return nil, errors.Join(fmt.Errorf("messages: expected a unix socket, found %T", c), c.Close())
 	}
 	return &Messages{conn: u}, nil
+}
+
+// Descriptor calls f with the descriptor, which stays open meanwhile.
+func (m *Messages) Descriptor(f func(fd uintptr)) error {
+	raw, err := m.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(f)
 }
 
 // Close closes it.
@@ -80,6 +95,9 @@ func (m *Messages) send(message any, fds ...int) error {
 func (m *Messages) receive(message any, descriptors int) (fds []int, err error) {
 	p, oob := make([]byte, maxMessage+1), make([]byte, unix.CmsgSpace(4*descriptors))
 	n, oobn, _, _, err := m.conn.ReadMsgUnix(p, oob)
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		return nil, ErrEnd
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -103,8 +121,6 @@ func (m *Messages) receive(message any, descriptors int) (fds []int, err error) 
 		fds = append(fds, some...)
 	}
 	switch {
-	case n == 0:
-		return fds, errors.New("the other end is gone")
 	case n > maxMessage:
 		return fds, fmt.Errorf("a message of more than %d bytes", maxMessage)
 	}

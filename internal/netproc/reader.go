@@ -3,7 +3,6 @@ package netproc
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +53,7 @@ func (r *Reader) Next() ([]byte, error) {
 }
 
 // Fill waits for bytes, after it has called idle, which may be nil. At the stream's end it
-// returns io.EOF.
+// returns [ErrEnd].
 func (r *Reader) Fill(idle func()) error {
 	if r.buf == nil {
 		r.buf = make([]byte, 3*(lengthBytes+r.longest))
@@ -72,7 +71,7 @@ func (r *Reader) Fill(idle func()) error {
 	case r.err != nil:
 		return r.err
 	case r.n == 0:
-		return io.EOF
+		return ErrEnd
 	}
 	r.to += r.n
 	return nil

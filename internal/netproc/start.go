@@ -26,13 +26,14 @@ const (
 	MessagesFD = 4 // and of the messages
 )
 
-// order is what the starter is asked for.
+// order is what the starter is asked for: a process, or only what it starts.
 type order struct{ Start bool }
 
-// started is its answer, with two descriptors: frames and messages.
+// started is its answer, with two descriptors if a process was started: frames and messages.
 type started struct {
-	Error string
-	Last  string // how the process before has ended; "": there was none, or it was told to
+	Error  string
+	Last   string // how the process before has ended; "": there was none, or it was told to
+	Config string // the last word of the command
 }
 
 // Starter starts processes of a network, one at a time.
@@ -63,6 +64,18 @@ func NewStarter(command []string, attr *syscall.SysProcAttr) (*Starter, error) {
 	return &Starter{messages: m}, nil
 }
 
+// AdoptStarter goes on with the starter of another process of this host, by its descriptor.
+func AdoptStarter(fd int) (*Starter, error) {
+	m, err := OpenMessages(fd)
+	if err != nil {
+		return nil, err
+	}
+	return &Starter{messages: m}, nil
+}
+
+// Descriptor calls f with what AdoptStarter takes.
+func (s *Starter) Descriptor(f func(fd uintptr)) error { return s.messages.Descriptor(f) }
+
 // Close ends the starter and the process that it has started.
 func (s *Starter) Close() error { return s.messages.Close() }
 
@@ -77,28 +90,16 @@ type Process struct {
 // Close ends the process.
 func (p *Process) Close() error { return errors.Join(p.Frames.Close(), p.Messages.Close()) }
 
+// Config returns the last word of the command that is started.
+func (s *Starter) Config() (string, error) {
+	answer, _, err := s.ask(order{}, 0)
+	return answer.Config, err
+}
+
 // Start starts a process. The one that was started before is ended.
 func (s *Starter) Start() (*Process, error) {
-	s.asking.Lock()
-	defer s.asking.Unlock()
-	if err := s.messages.conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return nil, err
-	}
-	if err := s.messages.send(order{Start: true}); err != nil {
-		return nil, err
-	}
-	var answer started
-	fds, err := s.messages.receive(&answer, 2)
-	if err == nil && answer.Error != "" {
-		err = errors.New(answer.Error)
-	}
-	if err == nil && len(fds) != 2 {
-		err = fmt.Errorf("expected 2 descriptors, got %d", len(fds))
-	}
+	answer, fds, err := s.ask(order{Start: true}, 2)
 	if err != nil {
-		for _, fd := range fds {
-			_ = unix.Close(fd)
-		}
 		return nil, err
 	}
 	p := &Process{Frames: os.NewFile(uintptr(fds[0]), "frames"), Last: answer.Last}
@@ -106,6 +107,31 @@ func (s *Starter) Start() (*Process, error) {
 		return nil, errors.Join(err, p.Frames.Close())
 	}
 	return p, nil
+}
+
+// ask asks the starter, which answers with so many descriptors.
+func (s *Starter) ask(o order, descriptors int) (answer started, fds []int, err error) {
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if err := s.messages.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return answer, nil, err
+	}
+	if err = s.messages.send(o); err == nil {
+		fds, err = s.messages.receive(&answer, descriptors)
+	}
+	if err == nil && answer.Error != "" {
+		err = errors.New(answer.Error)
+	}
+	if err == nil && len(fds) != descriptors {
+		err = fmt.Errorf("expected %d descriptors, got %d", descriptors, len(fds))
+	}
+	if err != nil {
+		for _, fd := range fds {
+			_ = unix.Close(fd)
+		}
+		return answer, nil, fmt.Errorf("ask for the network's process: %w", err)
+	}
+	return answer, fds, nil
 }
 
 // Supervise is what the process of a [Starter] does: it starts command when it is asked
@@ -118,15 +144,17 @@ func Supervise(command []string) error {
 	var now *running
 	for {
 		var o order
-		if _, err := m.receive(&o, 0); err != nil || !o.Start {
+		if _, err := m.receive(&o, 0); err != nil {
 			now.end()
 			return err
 		}
-		last := now.end()
 		var fds []int
-		answer := started{Last: last}
-		if now, fds, err = run(command); err != nil {
-			answer.Error = fmt.Sprintf("%.500s", err)
+		answer := started{Config: command[len(command)-1]}
+		if o.Start {
+			answer.Last = now.end()
+			if now, fds, err = run(command); err != nil {
+				answer.Error = fmt.Sprintf("%.500s", err)
+			}
 		}
 		err := m.send(answer, fds...)
 		for _, fd := range fds {

@@ -15,13 +15,13 @@ import (
 // Kind is the entry of network devices in a machine's table of devices.
 var Kind = virtio.Kind{
 	Name:      "net",
-	Usage:     "a network device: tap[=NAME][,bridge=NAME][,owner=USER] or socket=PATH, with [,mac=ADDRESS][,mtu=BYTES][,queues=N][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; may be given several times)",
-	HereUsage: "the guest's network on this host: tap[=NAME][,bridge=NAME][,owner=USER] or socket=PATH, with [,mac=ADDRESS][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
+	Usage:     "a network device: tap[=NAME][,bridge=NAME][,owner=USER], user[,forward=[udp:][ADDRESS:]PORT:GUESTPORT]...[,host] or socket=PATH, with [,mac=ADDRESS][,mtu=BYTES][,queues=N][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; may be given several times)",
+	HereUsage: "the guest's network on this host: tap[=NAME][,bridge=NAME][,owner=USER], user[,forward=[udp:][ADDRESS:]PORT:GUESTPORT]...[,host] or socket=PATH, with [,mac=ADDRESS][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
 	Parse:     func(words string) (virtio.Spec, error) { return specOf(ParseOptions(words)) },
 	ParseHere: func(words string) (virtio.Spec, error) { return specOf(ParseHostOptions(words)) },
 	New:       func() virtio.Spec { return new(Spec) },
 	NewInfo:   func() virtio.Info { return new(Info) },
-	Features:  []string{"socket"},
+	Features:  []string{"user", "socket"},
 }
 
 func specOf(o Options, err error) (virtio.Spec, error) { return &Spec{Options: o}, err }
@@ -70,8 +70,6 @@ func (s *Spec) FeaturesInUse() []string {
 		return []string{"user"}
 	case s.Socket != "":
 		return []string{"socket"}
-	case s.Macvtap != "":
-		return []string{"macvtap"}
 	}
 	return nil
 }
@@ -116,7 +114,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 			return fmt.Errorf("net %s: the MAC address is the guest's and cannot change when it moves; expected %s as given here, found %s", h.way(), h.MAC, s.MAC)
 		}
 		s.Tap, s.Bridge, s.Owner, s.Policy = h.Tap, h.Bridge, h.Owner, h.Policy
-		s.Socket, s.Macvtap, s.User, s.UserNet = h.Socket, h.Macvtap, h.User, h.UserNet
+		s.Socket, s.User, s.UserNet = h.Socket, h.User, h.UserNet
 	}
 	if s.Socket != "" && !filepath.IsAbs(s.Socket) {
 		return fmt.Errorf("net socket=%.80q: a relative path names another file on this host; expected an absolute one", s.Socket)
@@ -195,8 +193,11 @@ func (s *Spec) backend(l link, log *slog.Logger) (virtio.Backend, error) {
 		})
 	}
 	b := &backend{Device: d, spec: s, link: l}
-	if tap, ok := l.(*Tap); ok {
-		return tapBackend{b, tap}, nil
+	switch l := l.(type) {
+	case *Tap:
+		return tapBackend{b, l}, nil
+	case *userLink:
+		return userBackend{b, l}, nil
 	}
 	return b, nil
 }
@@ -311,7 +312,11 @@ func (b *backend) Info() virtio.Info {
 	if t, ok := b.link.(*Tap); ok {
 		i.Tap = t.Interface()
 	}
-	for _, f := range s.UserNet.Forwards {
+	var net UserNet
+	if l, ok := b.link.(*userLink); ok {
+		net = l.net
+	}
+	for _, f := range net.Forwards {
 		i.Forwards = append(i.Forwards, f.String())
 	}
 	return i

@@ -12,7 +12,7 @@ import (
 // Options is what `--net` says.
 type Options struct {
 	// Tap is the host's interface; if empty, a new one, govmm0 and so on, unless one of
-	// Socket, Macvtap and User is set.
+	// Socketand User is set.
 	Tap string `cbor:"tap"`
 	// Bridge is the bridge that the tap becomes a port of; if empty, the tap's
 	// bridge does not change.
@@ -37,8 +37,6 @@ type Options struct {
 	// Socket is the path of a unix socket at which another process, such as passt or
 	// gvproxy, takes and sends frames.
 	Socket string `cbor:"socket,omitzero"`
-	// Macvtap is the host's interface on which a macvtap device is made.
-	Macvtap string `cbor:"macvtap,omitzero"`
 	// User is a network in a process of its own, for which no privilege is needed.
 	User bool `cbor:"user,omitzero"`
 	// UserNet is how this host makes it, and does not travel.
@@ -53,11 +51,12 @@ var ways = []struct {
 	options []string
 }{
 	{"tap", false, []string{"bridge", "owner"}},
+	{"user", false, []string{"forward", "host"}},
 	{"socket", true, nil},
 }
 
 // ParseOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]`, `user[,forward=...]...[,host]`,
-// `socket=PATH` or `macvtap=LINK`, with `[,mac=ADDRESS][,mtu=BYTES][,queues=N]` and the options
+// or `socket=PATH`, with `[,mac=ADDRESS][,mtu=BYTES][,queues=N]` and the options
 // of a [Policy]. Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
 func ParseOptions(s string) (Options, error) {
 	o, err := parse(s, "mac", "mtu", "queues")
@@ -106,7 +105,7 @@ func parse(s string, known ...string) (Options, error) {
 	})
 	switch {
 	case at < 0:
-		return o, fmt.Errorf("the first item must be tap or tap=NAME, or socket=PATH")
+		return o, fmt.Errorf("the first item must be tap or tap=NAME, user, or socket=PATH")
 	case name == "" && (named || ways[at].valued):
 		return o, fmt.Errorf("%s has no value", first)
 	case named && first == "user":
@@ -119,8 +118,6 @@ func parse(s string, known ...string) (Options, error) {
 		o.User = true
 	case "socket":
 		o.Socket = name
-	case "macvtap":
-		o.Macvtap = name
 	}
 	known = append(append(known, ways[at].options...), policyOptions...)
 	seen := map[string]bool{}
@@ -179,8 +176,6 @@ func (o Options) way() string {
 		return "user"
 	case o.Socket != "":
 		return "socket=" + o.Socket
-	case o.Macvtap != "":
-		return "macvtap=" + o.Macvtap
 	case o.Tap != "":
 		return "tap=" + o.Tap
 	}
@@ -206,20 +201,20 @@ func (o Options) String() string {
 
 // Validate reports the first invalid option. It does not look at the host.
 func (o Options) Validate() error {
-	for _, name := range []string{o.Tap, o.Bridge, o.Macvtap} {
+	for _, name := range []string{o.Tap, o.Bridge} {
 		if name != "" && !validInterface(name) {
 			return fmt.Errorf("interface %q: not a name, 1 to 15 characters without %%, : and /", name)
 		}
 	}
 	ways := 0
-	for _, given := range []bool{o.Tap != "" || o.Bridge != "" || o.Owner != nil, o.Socket != "", o.Macvtap != "", o.User} {
+	for _, given := range []bool{o.Tap != "" || o.Bridge != "" || o.Owner != nil, o.Socket != "", o.User} {
 		if given {
 			ways++
 		}
 	}
 	switch {
 	case ways > 1:
-		return fmt.Errorf("expected one of tap, user, socket and macvtap, got %d", ways)
+		return fmt.Errorf("expected one of tap, user and socket, got %d", ways)
 	case !o.User && !o.UserNet.isZero():
 		return fmt.Errorf("forward and host are of a user network")
 	case o.User && o.MTU > maxUserMTU:

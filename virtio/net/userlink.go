@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/govmm/govmm/internal/netproc"
+	"github.com/govmm/govmm/virtio"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,6 +81,8 @@ func unprivilegedPort() uint16 {
 type userLink struct {
 	*stream
 	mtu uint16
+	mac MAC
+	net UserNet
 	own *starter // nil: it is the spec's, and stays
 }
 
@@ -87,22 +90,62 @@ var _ link = (*userLink)(nil)
 
 // openUser starts the process of the network. Its ports of the host are not taken yet.
 func openUser(o Options, log *slog.Logger) (*userLink, error) {
-	l := &userLink{stream: newStream("net user", o.Queues, log), mtu: o.MTU}
-	if l.mtu == 0 {
-		l.mtu = userMTU
-	}
-	u := o.UserNet
-	if u.start == nil {
-		if err := u.prepare(); err != nil {
+	l := newUserLink(o, log)
+	if l.net.start == nil {
+		if o.Arriving {
+			return nil, errors.New("net user: its process is started before a guest comes: give --net user to receive")
+		}
+		if err := l.net.prepare(); err != nil {
 			return nil, err
 		}
-		l.own = u.start
+		l.own = l.net.start
 	}
-	l.headers, l.offloads = true, userOffloads
-	l.dial = func(st streamState) (*wire, error) { return l.run(u.start, st) }
 	if err := l.connect(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	return l, nil
+}
+
+func newUserLink(o Options, log *slog.Logger) *userLink {
+	l := &userLink{stream: newStream("net user", o.Queues, log), mtu: o.MTU, mac: o.MAC, net: o.UserNet}
+	if l.mtu == 0 {
+		l.mtu = userMTU
+	}
+	l.headers, l.offloads = true, userOffloads
+	l.dial = func(st streamState) (*wire, error) { return l.run(l.net.start, st) }
+	return l
+}
+
+// inheritUser is openUser with the starter of another process of this host, which knows the
+// network. Its process, and all connections, are replaced when the link is taken, and not before.
+func inheritUser(o Options, files []*os.File, log *slog.Logger) (*userLink, error) {
+	defer virtio.CloseFiles(files)
+	if len(files) != 1 {
+		return nil, fmt.Errorf("net user: expected 1 descriptor, got %d", len(files))
+	}
+	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	var s *netproc.Starter
+	if err == nil {
+		s, err = netproc.AdoptStarter(fd)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("net user: take it over: %w", err)
+	}
+	text, err := s.Config()
+	var config UserNetConfig
+	if err == nil {
+		config, err = ParseUserNetConfig(text)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("net user: take it over: %w", err), s.Close())
+	}
+	o.UserNet = config.UserNet
+	o.UserNet.start = &starter{s}
+	l := newUserLink(o, log)
+	l.own = o.UserNet.start
 	return l, nil
 }
 
@@ -116,7 +159,7 @@ func (l *userLink) run(s *starter, st streamState) (*wire, error) {
 		l.log.Warn("the process of the network has ended", "how", p.Last)
 	}
 	tell := func(st streamState) error {
-		return p.Messages.Ask(netproc.Request{MTU: l.mtu, Offloads: st.guest, Listen: st.taken})
+		return p.Messages.Ask(netproc.Request{MTU: l.mtu, MAC: l.mac, Offloads: st.guest, Listen: st.taken})
 	}
 	if err := tell(st); err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -139,7 +182,12 @@ type userConn struct {
 func (c userConn) Close() error { return c.process.Close() }
 
 // Take takes the host's ports.
-func (l *userLink) Take() error { return l.take(true) }
+func (l *userLink) Take() error {
+	if err := l.take(true); err != nil {
+		return err
+	}
+	return l.connect() // if it was inherited
+}
 
 // Yield gives the host's ports to the process at the destination. Connections stay: the
 // guest may come back.

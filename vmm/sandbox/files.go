@@ -50,6 +50,9 @@ func (p Policy) restrictFiles(s *Status) error {
 	for _, port := range p.Ports {
 		rules = append(rules, landlock.ConnectTCP(port))
 	}
+	for _, port := range p.Bind {
+		rules = append(rules, landlock.BindTCP(port))
+	}
 	if !p.AllFiles {
 		config.HandledAccessFS = landlock.V5.HandledAccessFS
 		rules = append(rules, p.files()...)

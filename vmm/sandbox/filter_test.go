@@ -14,7 +14,7 @@ import (
 // that the rules look at and others.
 func TestFilterSaysWhatTheRulesSay(t *testing.T) {
 	policy := Policy{Mode: On, Netlink: true}
-	for what, rules := range map[string][]rule{"process": policy.rules(), "vCPU": vcpuRules()} {
+	for what, rules := range map[string][]rule{"process": policy.rules(), "vCPU": vcpuRules(), "network": networkRules()} {
 		raw, err := assemble(rules, 0)
 		if err != nil {
 			t.Fatal(err)

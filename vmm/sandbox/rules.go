@@ -50,6 +50,9 @@ func (p Policy) hot() []rule {
 
 // rules are the system calls of the process.
 func (p Policy) rules() []rule {
+	if p.Network {
+		return networkRules()
+	}
 	self := uint32(unix.Getpid())
 	list := append(p.hot(), runtimeRules(self)...)
 	list = append(list, always(

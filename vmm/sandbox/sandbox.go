@@ -63,6 +63,11 @@ type Policy struct {
 	Missing bool
 	// Ports are the TCP ports that the process may connect to; nil: all.
 	Ports []uint16
+	// Bind are the TCP ports that the process may bind.
+	Bind []uint16
+	// Network makes the process one of a network: instead of the system calls of a VM's it
+	// may make those of sockets of IPv4 and IPv6, and it opens no file.
+	Network bool
 	// Keep are capabilities that the process keeps if it has them, as unix.CAP_NET_ADMIN.
 	Keep []int
 	// Report is called in mode Log for what would end the process in mode On, once for

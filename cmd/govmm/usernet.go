@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/govmm/govmm/internal/netproc"
+	"github.com/govmm/govmm/virtio/net"
+	"github.com/govmm/govmm/virtio/net/usernet"
+	"github.com/govmm/govmm/vmm/sandbox"
+	"golang.org/x/sys/unix"
+)
+
+// The first arguments of the processes of a user network: the one that starts others, and
+// the network itself. Their second one is the network's configuration.
+const (
+	userNetStarter = "__user-network"
+	userNetProcess = "__user-network-process"
+)
+
+// processes are what this program is beside its commands.
+var processes = map[string]func(config string, stderr io.Writer) int{
+	userNetStarter: func(config string, stderr io.Writer) int {
+		return ends(stderr, netproc.Supervise([]string{"/proc/self/exe", userNetProcess, config}))
+	},
+	userNetProcess: func(config string, stderr io.Writer) int { return ends(stderr, runUserNet(config)) },
+}
+
+// ends is the exit status of such a process. The end of the VM's process is not an error.
+func ends(stderr io.Writer, err error) int {
+	if err == nil || errors.Is(err, netproc.ErrEnd) {
+		return exitDone
+	}
+	_, _ = fmt.Fprintln(stderr, "govmm: user network:", err)
+	return exitFailed
+}
+
+// startUserNets says how the process of a user network is started.
+func (f *hostFlags) startUserNets(id *identity) {
+	net.UserNetStart = net.UserNetProcess{Command: []string{"/proc/self/exe", userNetStarter}, Sandbox: f.sandbox}
+	if id != nil {
+		net.UserNetStart.Become, net.UserNetStart.UID, net.UserNetStart.GID = true, uint32(id.uid), uint32(id.gid)
+	}
+}
+
+// runUserNet is the process of a user network. It sees no file, and starts no process.
+func runUserNet(config string) error {
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE) // it ends with the VM's process
+	c, err := net.ParseUserNetConfig(config)
+	if err != nil {
+		return err
+	}
+	cfg := usernet.Config{UserNetConfig: c}
+	if file, err := os.Open("/etc/resolv.conf"); err == nil {
+		cfg.Servers = usernet.Servers(file)
+		_ = file.Close()
+	}
+	policy := sandbox.Policy{Mode: sandbox.Mode(c.Sandbox), Network: true, Report: func(call string) { _, _ = fmt.Fprintln(os.Stderr, "sandbox: not allowed:", call) }}
+	for _, f := range c.Forwards {
+		if !f.UDP {
+			policy.Bind = append(policy.Bind, f.Host.Port())
+		}
+		if f.Host.Port() < 1024 {
+			policy.Keep = []int{unix.CAP_NET_BIND_SERVICE} // if it has it
+		}
+	}
+	return usernet.Serve(cfg, func() error {
+		_, err := policy.Enter()
+		return err
+	})
+}
