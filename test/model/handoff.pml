@@ -10,6 +10,9 @@
  * After calm nothing is lost any more and nobody crashes, and a time-out comes
  * only when nothing else can happen: then somebody must get to run.
  *
+ * -DPOSTCOPY: the guest moves before all of its memory has, and lacks it until the
+ * source has sent it, by connections that may be lost.
+ *
  * -DNO_..., one at a time, leaves a rule out.
  */
 
@@ -34,6 +37,13 @@ bit dstRestarted;	/* the destination crashed, and listens again, without memory 
 
 bit srcRuns = 1;
 bit dstRuns;
+#ifdef POSTCOPY
+bit lacks;		/* it lacks memory that is at the source */
+chan rest = [1] of { byte };	/* the rest of it, of a session */
+chan whole = [1] of { byte };	/* it has arrived */
+#else
+#define lacks false
+#endif
 bit dstRan;		/* the guest has run at the destination, whatever became of it */
 byte session;		/* the source's */
 byte stop;		/* the source's, in this session */
@@ -59,6 +69,9 @@ inline dstStarts(s) {
 	assert(loaded == stop);		/* never from the state of a stop that was undone */
 	state[s] = RUNS;
 	dstRuns = 1;
+#ifdef POSTCOPY
+	lacks = 1;
+#endif
 	dstRan = 1
 }
 
@@ -195,6 +208,27 @@ back:					/* Migration.takeBack */
 endRunning:
 	false;
 endGone:
+#ifdef POSTCOPY
+	do				/* Migration.serve */
+	:: if
+	   :: nfull(rest) -> rest!session
+	   :: !calm			/* lost */
+	   fi;
+	   if
+	   :: atomic { whole?s -> goto endServed }
+#ifdef NO_RECOVERY
+	   :: SILENCE -> goto endStuck
+#else
+	   :: SILENCE			/* the connection is lost: another one */
+#endif
+	   :: dstRestarted && calm -> goto endStuck	/* the destination has died: nothing can be done */
+#ifdef NO_REFUSAL
+	   :: true -> goto back		/* govmm resume --force, or a cancel */
+#endif
+	   fi
+	od;
+endServed:
+#endif
 	false;
 endStuck:
 	false
@@ -347,6 +381,26 @@ end:	do
 	od
 }
 
+#ifdef POSTCOPY
+/* The destination's intake: it outlives the session. */
+active proctype intake() {
+	byte s;
+end:	do
+	:: atomic { rest?s ->
+		if
+		:: state[s] == RUNS -> lacks = 0
+		:: else -> s = 0; goto end
+		fi };
+		if
+		:: atomic { nfull(whole) -> whole!s }
+		:: !calm		/* lost */
+		:: full(whole)
+		fi;
+		s = 0
+	od
+}
+#endif
+
 /* The user. */
 active proctype user() {
 end:	do
@@ -360,7 +414,7 @@ end:	do
 
 #ifdef LIVE
 /* Never none able to run while both are alive and connected. */
-ltl able { [] (calm -> <> (srcRuns || dstRuns || (dstRestarted && committed))) }
+ltl able { [] (calm -> <> (srcRuns || dstRuns && !lacks || (dstRestarted && committed))) }
 #endif
 
 /* The network, and what befalls the machines. */
@@ -372,6 +426,10 @@ end:	do
 	:: atomic { !calm && nempty(toSrc) -> toSrc?m,s,n; s = 0; n = 0 }
 	:: atomic { !calm && nempty(query) -> query?s; s = 0 }
 	:: atomic { !calm && nempty(verdict) -> verdict?m,s; s = 0 }
+#ifdef POSTCOPY
+	:: atomic { !calm && nempty(rest) -> rest?s; s = 0 }
+	:: atomic { !calm && nempty(whole) -> whole?s; s = 0 }
+#endif
 	:: !calm -> calm = 1
 	:: atomic { !calm && !dstRestarted ->		/* the destination crashes */
 		dstRestarted = 1;
