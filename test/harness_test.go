@@ -362,6 +362,8 @@ type result struct {
 	PagesZero    uint64             `json:"pages_zero"`
 	PagesHole    uint64             `json:"pages_hole"`
 
+	Postcopy *postcopyResult `json:"postcopy"`
+
 	PagesHinted    uint64 `json:"pages_hinted"`
 	HintsReceived  uint64 `json:"hints_received"`
 	HintsLate      uint64 `json:"hints_late"`
@@ -435,6 +437,8 @@ type info struct {
 	Memory    uint64 `json:"memory"`
 	Migration struct {
 		BytesSent uint64 `json:"bytes_sent"`
+		Phase     string `json:"phase"`
+		Error     string `json:"error"`
 	} `json:"migration"`
 }
 

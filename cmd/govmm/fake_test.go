@@ -186,6 +186,8 @@ func (m *fakeMigration) end(status, why string) {
 	close(m.done)
 }
 
+func (m *fakeMigration) Recover(string) error { return migrate.ErrTooLate }
+
 func (m *fakeMigration) Cancel() error {
 	m.mu.Lock()
 	late := m.late

@@ -41,6 +41,7 @@ type migrateFlags struct {
 	hints     string
 	hintWait  time.Duration
 	postcopy  string
+	recover   bool
 
 	tlsDir     string
 	serverName string
@@ -107,9 +108,9 @@ not known how the migration ended. After 3 to 6 the guest goes on here.`,
 	flags.BoolVar(&f.paused, "paused", false, "pause the guest first: it arrives paused, and goes on with govmm resume")
 	flags.BoolVar(&f.cancel, "cancel", false, "cancel the VM's migration and wait until it has ended")
 	flags.BoolVar(&f.verify, "verify-pages", false, "compare a hash of every page at both sides while both stand still")
-	flags.StringVar(&f.postcopy, "postcopy", "", "move the guest `WHEN` rounds stop shrinking (auto), or after N rounds, and let the rest of its memory follow")
+	flags.StringVar(&f.postcopy, "postcopy", "", "let the guest move before all of its memory has, `WHEN` rounds stop shrinking (auto) or after N of them; the rest follows, and until it has the guest needs the processes of both hosts")
+	flags.BoolVar(&f.recover, "recover", false, "the guest has moved and connections were lost before all of its memory had: connect again now, to another address of its host if --to gives one")
 	flags.Lookup("postcopy").NoOptDefVal = "auto"
-	_ = flags.MarkHidden("postcopy")
 	_ = flags.MarkHidden("verify-pages") // for tests: to hash all memory lengthens the downtime
 	return cmd
 }
@@ -133,6 +134,12 @@ func (f *migrateFlags) request(cmd *cobra.Command) (api.MigrateRequest, error) {
 		err = errors.New("--paused is for a migration")
 	case f.estimate && checkInterval(f.interval) != nil:
 		err = checkInterval(f.interval)
+	case f.recover && (f.cancel || f.estimate || f.postcopy != ""):
+		err = errors.New("--recover goes with no other flag than --to")
+	case f.recover:
+		if f.to != "" {
+			err = api.ValidateAddress(to)
+		}
 	case f.cancel && f.to != "":
 		err = errors.New("--cancel and --to exclude each other")
 	case f.cancel:
@@ -201,8 +208,11 @@ func (f *migrateFlags) run(cmd *cobra.Command, args []string, req api.MigrateReq
 }
 
 func (f *migrateFlags) tried(cmd *cobra.Command, args []string) string {
-	if f.cancel {
+	switch {
+	case f.cancel:
 		return tried(cmd, args) + " --cancel"
+	case f.recover:
+		return tried(cmd, args) + " --recover"
 	}
 	return tried(cmd, args) + " to " + f.to
 }
@@ -258,6 +268,15 @@ func (f *migrateFlags) migrate(cmd *cobra.Command, args []string, req api.Migrat
 	f.report.begin(cmd.Context(), c)
 	fol := follower{client: c, signals: signals, stderr: cmd.ErrOrStderr(),
 		line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
+	if f.recover {
+		if err := c.Recover(cmd.Context(), req.To); err != nil {
+			return migrate.Result{}, advise(err)
+		}
+		return fol.follow(cmd.Context(), c.Follow)
+	}
+	if f.postcopy != "" {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "govmm: "+postcopyWarning)
+	}
 	if f.cancel {
 		if err := c.Cancel(cmd.Context()); err != nil {
 			return migrate.Result{}, advise(err)

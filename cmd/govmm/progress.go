@@ -60,6 +60,9 @@ func progressText(p migrate.Progress) string {
 	if p.Phase == migrate.PhaseDisks {
 		return fmt.Sprintf("disks, %s sent, %s left of %s, %s/s", units.Bytes(p.DiskBytesSent), units.Bytes(p.DiskRemainingBytes), units.Bytes(p.DiskBytes), units.Bytes(p.BandwidthBytes))
 	}
+	if p.Phase == migrate.PhasePostcopy {
+		return postcopyLine(p)
+	}
 	if p.Phase != migrate.PhasePrecopy {
 		s := string(p.Phase)
 		if p.BytesSent > 0 {
@@ -119,6 +122,9 @@ func printResult(out io.Writer, r migrate.Result) error {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "downtime: %s\n", downtimeText(r))
+	if r.Postcopy != nil && err == nil {
+		_, err = fmt.Fprintln(out, postcopyText(r.Postcopy))
+	}
 	return err
 }
 

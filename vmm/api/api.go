@@ -55,6 +55,9 @@ type Migration interface {
 	// Cancel ends it, and the guest goes on here; an error says that it is too
 	// late. Cancel does not wait for Done.
 	Cancel() error
+	// Recover reaches the destination again, where the guest lacks memory that is here; at
+	// another address of it, unless that is "".
+	Recover(address string) error
 	Progress() migrate.Progress
 	// Result is final once Done is closed.
 	Result() migrate.Result

@@ -132,6 +132,8 @@ func (m *fakeMigration) end(r migrate.Result) {
 	close(m.done)
 }
 
+func (m *fakeMigration) Recover(string) error { return migrate.ErrTooLate }
+
 func (m *fakeMigration) Cancel() error {
 	m.mu.Lock()
 	err := m.cancelErr

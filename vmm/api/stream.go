@@ -55,6 +55,11 @@ func (s *Server) registerMigration(a huma.API) {
 	cancel := operation(http.MethodDelete, "/v1/migration", "cancel-migration", "Cancel the migration under way; its result comes with the progress stream")
 	cancel.DefaultStatus = http.StatusAccepted
 	register(a, cancel, func(context.Context, *struct{}) (*answer[Event], error) { return s.cancelMigration() })
+	again := operation(http.MethodPost, "/v1/migration/recover", "recover-migration", "Reach the destination again, where the guest lacks memory that is here")
+	again.DefaultStatus = http.StatusAccepted
+	register(a, again, func(_ context.Context, in *struct{ Body RecoverRequest }) (*answer[Event], error) {
+		return s.recoverMigration(in.Body)
+	})
 }
 
 // startMigration starts a migration. With follow the answer is its progress
