@@ -39,25 +39,30 @@ func (c *chain) open(f *os.File, name string, format Format) (Reader, error) {
 	if err := c.repeated(); err != nil {
 		return nil, err
 	}
-	r, err := openRaw(f)
-	if err != nil || format == Raw {
-		return r, err
+	r, err := openRaw(f, *c)
+	if err != nil {
+		return nil, err
+	}
+	if format == Raw {
+		return r, nil
 	}
 	h, err := qcow2.ParseHeader(f, r.size)
 	if err != nil {
 		return nil, err
 	}
-	var below qcow2.Source
+	l := &layered{name: name}
+	var source qcow2.Source // not a nil Reader
 	if h.Backing != "" {
-		if below, err = c.openBacking(h); err != nil {
+		if l.below, err = c.openBacking(h); err != nil {
 			return nil, fmt.Errorf("its backing file %.200q: %w", h.Backing, err)
 		}
+		source = l.below
 	}
-	im, err := qcow2.New(f, r.size, below)
-	if err != nil {
+	if l.Image, err = qcow2.New(f, r.size, source); err != nil {
 		return nil, err
 	}
-	return &layered{im, *c}, nil
+	l.files = *c
+	return l, nil
 }
 
 // openBacking opens the backing file that a header names.
@@ -91,6 +96,32 @@ func (c *chain) openBacking(h *qcow2.Header) (Reader, error) {
 		return nil, errors.Join(err, errors.New("expected a regular file"), f.Close())
 	}
 	return c.open(f, name, format)
+}
+
+// ErrInUse is wrapped by the error for an image that another process writes.
+var ErrInUse = errors.New("another process uses it")
+
+// Lock takes the right to read an image: it fails with [ErrInUse] if somebody who locks it
+// writes one of its files, as a VM does with its disks, and keeps them from beginning to.
+// It is given up with [Reader.Close]. The lock is that of virtio/blk, and conflicts with QEMU's.
+func Lock(r Reader) error {
+	if l, ok := r.(interface{ lock() error }); ok {
+		return l.lock()
+	}
+	return nil
+}
+
+func (c *chain) lock() error {
+	for _, f := range c.files {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK})
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			err = ErrInUse
+		}
+		if err != nil {
+			return fmt.Errorf("image %s: lock: %w", f.Name(), err)
+		}
+	}
+	return nil
 }
 
 // repeated fails if the last file is there before: the images would be below themselves.

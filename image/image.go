@@ -92,6 +92,9 @@ func openFile(dir int, path string, flags int) (*os.File, error) {
 	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG && st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		err = errors.New("neither a file nor a block device")
 	}
+	if err == nil {
+		err = unix.SetNonblock(fd, false) // it was for what is no file
+	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err
@@ -102,15 +105,16 @@ func openFile(dir int, path string, flags int) (*os.File, error) {
 // raw is a file with the bytes of the disk.
 type raw struct {
 	*os.File
-	size int64
+	size  int64
+	files chain
 }
 
-func openRaw(f *os.File) (*raw, error) {
+func openRaw(f *os.File, files chain) (*raw, error) {
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, fmt.Errorf("find its size: %w", err)
 	}
-	return &raw{f, size}, nil
+	return &raw{f, size, files}, nil
 }
 
 // Size implements [Reader].
@@ -138,11 +142,20 @@ func (r *raw) Extent(off int64) (int64, bool, error) {
 	return min(hole, r.size) - off, false, nil
 }
 
+// Close implements [Reader].
+func (r *raw) Close() error { return r.files.close() }
+
+func (r *raw) lock() error { return r.files.lock() }
+
 // layered is a qcow2 image with what is below it.
 type layered struct {
 	*qcow2.Image
 	files chain
+	name  string // of its own file
+	below Reader // its backing file; nil: none
 }
 
 // Close implements [Reader].
 func (l *layered) Close() error { return l.files.close() }
+
+func (l *layered) lock() error { return l.files.lock() }

@@ -159,25 +159,25 @@ func (im *Image) entry(b []byte, within int64) (extent, error) {
 		return im.compressedEntry(entry&descriptorMask, within)
 	}
 	host := int64(entry & offsetMask)
-	switch {
-	case host&(cluster-1) != 0:
+	if host&(cluster-1) != 0 {
 		return extent{}, damaged("it is at offset %d of the file, which is no cluster's", host)
-	case host >= im.tables.size:
-		return extent{}, damaged("it is at offset %d of a file of %d bytes: is the file whole?", host, im.tables.size)
 	}
 	e := extent{kind: normal, host: host + within, length: cluster - within}
-	if im.ExtendedL2 {
-		return im.subclustered(e, host, within, binary.BigEndian.Uint64(b[8:]))
-	}
+	var err error
 	switch {
+	case im.ExtendedL2:
+		e, err = im.subclustered(e, host, within, binary.BigEndian.Uint64(b[8:]))
 	case entry&flagZero != 0 && im.Version < 3:
-		return extent{}, damaged("it is marked as zeros, in an image of version 2")
+		err = damaged("it is marked as zeros, in an image of version 2")
 	case entry&flagZero != 0:
 		e.kind = zero
 	case host == 0:
 		e.kind = absent
 	}
-	return e, nil
+	if err == nil && e.kind == normal && host >= im.tables.size {
+		err = damaged("it is at offset %d of a file of %d bytes: is the file whole?", host, im.tables.size)
+	}
+	return e, err
 }
 
 // subclustered cuts e to the subclusters that are alike. The lower half of status says which
