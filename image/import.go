@@ -150,6 +150,10 @@ type copier struct {
 	size     int64 // of the disk; known at the end
 	progress func(Progress)
 
+	// writeMu is held across writes: the kernel carries out one at a time, and who waits
+	// for it there keeps a processor from the goroutine that decompresses.
+	writeMu sync.Mutex
+
 	done, total, written atomic.Int64
 }
 
@@ -266,15 +270,20 @@ func (c *copier) chunk(r io.ReaderAt, buf []byte, off int64) error {
 	return c.write(buf, off)
 }
 
-// write writes what is not zero.
+// write writes what is not zero. The storage begins with it at once, so that little is left
+// to wait for at the end.
 func (c *copier) write(p []byte, off int64) error {
+	defer unix.SyncFileRange(int(c.out.Fd()), off, int64(len(p)), unix.SYNC_FILE_RANGE_WRITE)
 	for len(p) > 0 {
 		n := zeroRun(p)
 		p, off = p[n:], off+int64(n)
 		if n = dataRun(p); n == 0 {
 			continue
 		}
-		if _, err := c.out.WriteAt(p[:n], off); err != nil {
+		c.writeMu.Lock()
+		_, err := c.out.WriteAt(p[:n], off)
+		c.writeMu.Unlock()
+		if err != nil {
 			return err
 		}
 		c.written.Add(int64(n))

@@ -36,10 +36,16 @@ func newProgressLine(out io.Writer, mode string) *progressLine {
 }
 
 func (l *progressLine) draw(p migrate.Progress) {
+	if l.out != nil {
+		l.text(progressText(p))
+	}
+}
+
+// text draws a line in ASCII.
+func (l *progressLine) text(text string) {
 	if l.out == nil {
 		return
 	}
-	text := progressText(p)
 	if w := l.width() - 1; len(text) > w { // a line that wraps could not be drawn over
 		text = text[:max(w, 0)]
 	}

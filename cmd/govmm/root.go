@@ -59,7 +59,7 @@ var commands = []struct {
 	make func() *cobra.Command
 }{
 	{"run", newRun}, {"receive", newReceive}, {"migrate", newMigrate}, {"upgrade", newUpgrade}, {"migrations", newMigrations}, {"events", newEvents}, {"snapshot", newSnapshot}, {"dirty-rate", newDirtyRate}, {"ps", newPS}, {"info", newInfo},
-	{"pause", newPause}, {"resume", newResume}, {"stop", newStop}, {"balloon", newBalloon}, {"config", newConfig}, {"certs", newCerts}, {"demo", newDemo}, {"version", newVersion},
+	{"pause", newPause}, {"resume", newResume}, {"stop", newStop}, {"balloon", newBalloon}, {"config", newConfig}, {"image", newImage}, {"certs", newCerts}, {"demo", newDemo}, {"version", newVersion},
 	{"completion", newCompletion},
 }
 
