@@ -47,6 +47,14 @@ func ofName(path string) (k Kind) {
 	return k
 }
 
+// FormatOfName returns the format that a file's name ends with, .raw or .qcow2; "": neither.
+func FormatOfName(path string) Format {
+	if k := ofName(path); k.Compression == "" {
+		return k.Format
+	}
+	return ""
+}
+
 // Detect says what the file of an image is, for commands whose user names a file and
 // wants it to be read as what it is. format is what the user said; "": nothing. Then a name
 // that ends in .raw or .qcow2 decides, and only then what the file begins with. What is

@@ -136,6 +136,12 @@ type Later struct {
 	NetAdmin    bool     // CAP_NET_ADMIN is used, if the process has it
 }
 
+// Stayer is a Spec of a device that may be unable to leave its process.
+type Stayer interface {
+	// Stays tells why the machine can neither be migrated nor saved; nil: it can be.
+	Stays() error
+}
+
 // Exclusive is a Spec that needs something of the host which only one device of a
 // machine can use.
 type Exclusive interface {

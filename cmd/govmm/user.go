@@ -179,6 +179,9 @@ func (id *identity) reaches(devices []virtio.Spec, arrives bool) error {
 	for _, d := range devices {
 		switch d := d.(type) {
 		case *blk.Spec:
+			if d.Ephemeral { // it stays open
+				continue
+			}
 			var st unix.Stat_t
 			if err := unix.Stat(d.Path, &st); err == nil && !arrives && st.Mode&unix.S_IFMT != unix.S_IFBLK {
 				continue // a file stays open

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	disks "github.com/govmm/govmm/image"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/limit"
 )
@@ -37,6 +38,11 @@ type Config struct {
 	// migration: the image was checked when the guest was started, and the
 	// guest may have written anything since.
 	Raw bool `cbor:"raw"`
+	// Format is what the image is, if it is not raw: disks.QCOW2, which must be Ephemeral.
+	Format disks.Format `cbor:"format,omitzero"`
+	// Ephemeral keeps what the guest writes in a file without a name, which is gone when
+	// the disk is closed. The image is only read.
+	Ephemeral bool `cbor:"ephemeral,omitzero"`
 	// Copy says that the disk is copied here from another host, to a file at Path that is
 	// not there yet, or whose guest has moved away with a copy. It does not travel.
 	Copy bool `cbor:"-"`
@@ -51,8 +57,9 @@ type Config struct {
 }
 
 // ParseConfig parses the value of a --disk option: PATH, or a list such as
-// path=PATH,readonly,direct,id=ID,queues=N,format=raw,bps=N,iops=N. A comma that
-// belongs to a value is written twice.
+// path=PATH,readonly,direct,id=ID,queues=N,format=raw,ephemeral,bps=N,iops=N. A comma that
+// belongs to a value is written twice. An ephemeral disk whose name ends in .qcow2 is one,
+// unless format says otherwise.
 func ParseConfig(option string) (Config, error) {
 	var c Config
 	fail := func(format string, a ...any) (Config, error) {
@@ -61,7 +68,7 @@ func ParseConfig(option string) (Config, error) {
 	seen := map[string]bool{}
 	for i, item := range virtio.SplitOption(option) {
 		key, value, has := strings.Cut(item, "=")
-		if i == 0 && !has && key != "readonly" && key != "direct" {
+		if i == 0 && !has && key != "readonly" && key != "direct" && key != "ephemeral" {
 			key, value, has = "path", item, true
 		}
 		if seen[key] {
@@ -88,13 +95,20 @@ func ParseConfig(option string) (Config, error) {
 				return fail("queues=%s: must be between 1 and %d", value, MaxQueues)
 			}
 		case "format":
-			if c.Raw = value == "raw"; !c.Raw {
-				return fail("format=%s: only raw images are known; qemu-img convert -O raw makes one", value)
+			switch disks.Format(value) {
+			case disks.Raw:
+				c.Raw = true
+			case disks.QCOW2:
+				c.Format = disks.QCOW2
+			default:
+				return fail("format=%s: only raw and qcow2 are known; qemu-img convert -O raw makes a raw image", value)
 			}
+		case "ephemeral":
+			c.Ephemeral, err = parseSwitch(value, has)
 		default:
 			known, err := c.Limit.Set(key, value)
 			if !known {
-				return fail("%q is unknown: use path=, readonly, direct, id=, queues=, format=raw, bps=, iops= (a comma in a path is written twice)", key)
+				return fail("%q is unknown: use path=, readonly, direct, id=, queues=, format=, ephemeral, bps=, iops= (a comma in a path is written twice)", key)
 			} else if err != nil {
 				return fail("%v", err)
 			}
@@ -102,6 +116,9 @@ func ParseConfig(option string) (Config, error) {
 		if err != nil {
 			return fail("%s: %v", key, err)
 		}
+	}
+	if c.Ephemeral && !c.Raw && disks.FormatOfName(c.Path) == disks.QCOW2 {
+		c.Format = disks.QCOW2
 	}
 	if err := c.Validate(); err != nil {
 		return fail("%v", err)
@@ -138,7 +155,26 @@ func (c Config) Validate() error {
 	if c.Queues < 0 || c.Queues > MaxQueues {
 		return fmt.Errorf("queues must be between 1 and %d, got %d", MaxQueues, c.Queues)
 	}
+	if err := c.validateFormat(); err != nil {
+		return err
+	}
 	return c.Limit.Validate()
+}
+
+func (c Config) validateFormat() error {
+	switch {
+	case c.Format != "" && c.Format != disks.QCOW2:
+		return fmt.Errorf("format %.40q: expected qcow2, or none for raw", c.Format)
+	case c.Format == disks.QCOW2 && !c.Ephemeral:
+		return fmt.Errorf("format=qcow2: such an image is read and never written; add ephemeral (what the guest writes is gone at its end), or make a raw disk of it: govmm image import")
+	case c.Format == disks.QCOW2 && c.Raw:
+		return fmt.Errorf("format is both raw and qcow2")
+	case c.Ephemeral && c.ReadOnly:
+		return fmt.Errorf("ephemeral and readonly exclude each other")
+	case c.Ephemeral && c.Direct:
+		return fmt.Errorf("ephemeral and direct exclude each other")
+	}
+	return nil
 }
 
 // String returns the option from which [ParseConfig] makes c.
@@ -162,6 +198,12 @@ func (c Config) String() string {
 	}
 	if c.Raw {
 		s += ",format=raw"
+	}
+	if c.Format != "" {
+		s += ",format=" + string(c.Format)
+	}
+	if c.Ephemeral {
+		s += ",ephemeral"
 	}
 	return s + c.Limit.String()
 }

@@ -43,7 +43,7 @@ func TestParseConfig(t *testing.T) {
 		"path=/x,iops=some":                "iops=some: expected",
 		"path=/x,bps-burst=1M":             "needs bps=",
 		"path=/x,bps=1,bps=2":              "bps is given twice",
-		"path=/x,format=qcow2":             "qemu-img convert",
+		"path=/x,format=qcow2":             "never written",
 	} {
 		if _, err := ParseConfig(option); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", option, err)

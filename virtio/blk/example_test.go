@@ -13,5 +13,5 @@ func ExampleParseConfig() {
 	fmt.Println(err)
 	// Output:
 	// /srv/a,b.img true root <nil>
-	// disk "root.img,cache=none": "cache" is unknown: use path=, readonly, direct, id=, queues=, format=raw, bps=, iops= (a comma in a path is written twice)
+	// disk "root.img,cache=none": "cache" is unknown: use path=, readonly, direct, id=, queues=, format=, ephemeral, bps=, iops= (a comma in a path is written twice)
 }

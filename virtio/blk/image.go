@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	disks "github.com/govmm/govmm/image"
 	"github.com/govmm/govmm/internal/testhook"
 	"golang.org/x/sys/unix"
 )
@@ -54,10 +55,17 @@ type image struct {
 	lock lock
 
 	incoming *incoming // nil: the image was there before
+
+	// over is what an ephemeral disk reads where its guest has written nothing; nil: the
+	// file is all.
+	over *overlay
 }
 
 // openImage opens the image and checks it. It does not lock it.
 func openImage(c Config) (*image, error) {
+	if c.Ephemeral {
+		return openEphemeral(c)
+	}
 	im, err := openFile(c)
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", c.Path, err)
@@ -200,8 +208,8 @@ func probe(path string, size int64) error {
 	}
 	defer unix.Close(fd)
 	var ends [2][]byte
-	for i, off := range []int64{0, max(0, size-probeBytes)} {
-		p := make([]byte, probeBytes)
+	for i, off := range []int64{0, max(0, size-disks.ProbeBytes)} {
+		p := make([]byte, disks.ProbeBytes)
 		n, err := retry(func() (int, error) { return unix.Pread(fd, p, off) })
 		if err != nil {
 			return fmt.Errorf("read its format: %w", err)
@@ -213,7 +221,7 @@ func probe(path string, size int64) error {
 
 // flush makes writes durable.
 func (im *image) flush() error {
-	if im.readOnly {
+	if im.readOnly || im.over != nil {
 		return nil
 	}
 	time.Sleep(time.Duration(testhook.SlowFlush.Load()))

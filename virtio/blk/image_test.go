@@ -2,6 +2,7 @@ package blk
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -11,22 +12,27 @@ import (
 	"strings"
 	"testing"
 
+	disks "github.com/govmm/govmm/image"
 	"golang.org/x/sys/unix"
 )
 
 // What is no raw image is refused in one line that says how to make one.
 func TestFormats(t *testing.T) {
-	for _, f := range formats {
+	for _, f := range disks.Magics {
+		advice := converted[f.Format]
+		if advice == "" {
+			advice = "qemu-img convert -f " + f.Format + " -O raw %s %s"
+		}
 		path := newImage(t, 1<<20)
 		file, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		off := int64(f.offset)
-		if f.atEnd {
+		off := int64(f.Offset)
+		if f.AtEnd {
 			off += 1<<20 - 512
 		}
-		if _, err := file.WriteAt([]byte(f.magic), off); err != nil {
+		if _, err := file.WriteAt([]byte(f.Bytes), off); err != nil {
 			t.Fatal(err)
 		}
 		if err := file.Close(); err != nil {
@@ -34,8 +40,8 @@ func TestFormats(t *testing.T) {
 		}
 		for _, direct := range []bool{false, true} {
 			_, err = Open(Config{Path: path, Direct: direct}, nil)
-			if !errors.Is(err, ErrNotRaw) || !strings.Contains(err.Error(), fmt.Sprintf(f.advice, path, path+".raw")) || strings.Contains(err.Error(), "\n") {
-				t.Errorf("%s: %v", f.name, err)
+			if !errors.Is(err, ErrNotRaw) || !strings.Contains(err.Error(), fmt.Sprintf(advice, path, path+".raw")) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("%s: %v", f.Format, err)
 			}
 		}
 		open(t, Config{Path: path, Raw: true})
@@ -54,11 +60,15 @@ func TestQcow2(t *testing.T) {
 	if !errors.Is(err, ErrNotRaw) {
 		t.Fatal(err)
 	}
-	// The advice is a command that works.
-	_, advice, _ := strings.Cut(err.Error(), "convert it: ")
-	advice, _, _ = strings.Cut(advice, " (or use")
-	if out, err := exec.Command("sh", "-c", advice).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", advice, err, out)
+	// The advice is a command whose words a shell takes for the two paths.
+	_, advice, _ := strings.Cut(err.Error(), "convert it: govmm image import ")
+	advice, _, _ = strings.Cut(advice, " (or ")
+	words, err := exec.Command("sh", "-c", "printf '%s\\n' "+advice).Output()
+	if err != nil || string(words) != path+"\n"+path+".raw\n" {
+		t.Fatalf("%q: %q, %v", advice, words, err)
+	}
+	if _, err := disks.Import(context.Background(), path, path+".raw", disks.ImportOptions{}); err != nil {
+		t.Fatal(err)
 	}
 	if d := open(t, Config{Path: path + ".raw"}); d.Size() != 1<<20 {
 		t.Fatalf("%d bytes", d.Size())

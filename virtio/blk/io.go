@@ -15,6 +15,7 @@ const bounceSize = 1 << 20
 type scratch struct {
 	iov    []unix.Iovec
 	one    [1][]byte
+	part   [][]byte
 	bounce []byte // bounceSize bytes at a multiple of maxBlock; nil until needed
 }
 
@@ -29,6 +30,9 @@ func (s *scratch) buffer() []byte {
 
 // read fills all of bufs from the image at off.
 func (im *image) read(bufs [][]byte, off int64, s *scratch) error {
+	if im.over != nil {
+		return im.readOver(bufs, off, s)
+	}
 	if im.aligned(bufs, off) {
 		return im.transfer(unix.SYS_PREADV2, bufs, off, 0, s)
 	}
@@ -51,6 +55,9 @@ func (im *image) read(bufs [][]byte, off int64, s *scratch) error {
 // write writes all of bufs to the image at off. If durable is set, the data is on
 // the storage when write returns.
 func (im *image) write(bufs [][]byte, off int64, durable bool, s *scratch) error {
+	if im.over != nil {
+		return im.writeOver(bufs, off, s)
+	}
 	if !durable {
 		return im.put(bufs, off, 0, s)
 	}
@@ -182,6 +189,9 @@ func (im *image) zero(off, n int64, unmap, durable bool, s *scratch) error {
 }
 
 func (im *image) fallocateZero(off, n int64, unmap bool) error {
+	if im.over != nil {
+		return im.punchOver(off, n)
+	}
 	const keep = unix.FALLOC_FL_KEEP_SIZE
 	if unmap {
 		if err := im.fallocate(unix.FALLOC_FL_PUNCH_HOLE|keep, off, n); err == nil || !unsupported(err) {
@@ -202,7 +212,9 @@ func (im *image) discard(off, n int64) error {
 	im.blocks.RLock()
 	defer im.blocks.RUnlock()
 	var err error
-	if im.device {
+	if im.over != nil {
+		err = im.punchOver(off, n)
+	} else if im.device {
 		block := int64(im.topology.BlockSize)
 		end := (off + n) &^ (block - 1)
 		off = (off + block - 1) &^ (block - 1)

@@ -15,13 +15,17 @@ import (
 // Kind is the entry of disks in a machine's table of devices.
 var Kind = virtio.Kind{
 	Name:      "disk",
-	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw][,bps=N][,iops=N] (`DISK`; may be given several times)",
+	Usage:     "a disk: path=FILE[,readonly][,direct][,id=ID][,queues=N][,format=raw|qcow2][,ephemeral][,bps=N][,iops=N] (`DISK`; may be given several times)",
 	HereUsage: "where the guest's disk is on this host: path=FILE[,for=ID][,copy][,direct][,bps=N][,iops=N] (`DISK`; copy: to a new file; once for each disk, in their order or for the one with an ID; a guest with a disk needs it, or --allow-source-paths)",
 	Parse:     parseSpec,
 	ParseHere: parseHere,
 	New:       func() virtio.Spec { return new(Spec) },
 	NewInfo:   func() virtio.Info { return new(Info) },
+	Features:  []string{featureEphemeral},
 }
+
+// featureEphemeral names disks whose content is at their source only.
+const featureEphemeral = "ephemeral"
 
 func parseSpec(words string) (virtio.Spec, error) {
 	c, err := ParseConfig(words)
@@ -71,6 +75,22 @@ func (s *Spec) Validate() error {
 	return nil
 }
 
+// FeaturesInUse implements [virtio.Featured].
+func (s *Spec) FeaturesInUse() []string {
+	if s.Ephemeral {
+		return []string{featureEphemeral}
+	}
+	return nil
+}
+
+// Stays implements [virtio.Stayer].
+func (s *Spec) Stays() error {
+	if s.Ephemeral {
+		return fmt.Errorf("disk %s is ephemeral: what the guest has written to it is in this process only", s.Path)
+	}
+	return nil
+}
+
 // Uses implements [virtio.Exclusive].
 func (s *Spec) Uses() []string { return []string{s.String()} }
 
@@ -85,6 +105,9 @@ func (s *Spec) MakeAbsolute() (err error) {
 // Move implements [virtio.Mover]: the path and the way to it are the host's, all
 // else the guest knows.
 func (s *Spec) Move(here virtio.Spec) error {
+	if err := s.Stays(); err != nil {
+		return err
+	}
 	if here == nil {
 		if !filepath.IsAbs(s.Path) {
 			return fmt.Errorf("disk %s: expected an absolute path from the source, found a relative one; say where the disk is on this host: --disk path=FILE", s.Path)
@@ -99,6 +122,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 	}{
 		{"readonly", h.ReadOnly && !s.ReadOnly},
 		{"id", h.ID != "" && h.ID != s.ID},
+		{"ephemeral", h.Ephemeral},
 		{"queues", h.Queues != 0 && h.Queues != s.queues()},
 	} {
 		if differs.is {
@@ -114,6 +138,9 @@ func (s *Spec) Move(here virtio.Spec) error {
 // opened for reading once more, and a block device that is taken back is claimed by
 // opening it.
 func (s *Spec) Later(arrives bool) virtio.Later {
+	if s.Ephemeral {
+		return virtio.Later{}
+	}
 	if s.Copy {
 		dir := []string{filepath.Dir(s.Path)}
 		return virtio.Later{Write: dir, Replace: dir}
@@ -186,6 +213,8 @@ type Info struct {
 	Size         uint64 `json:"size"` // bytes
 	ReadOnly     bool   `json:"readonly"`
 	Direct       bool   `json:"direct"`
+	Format       string `json:"format,omitempty"`    // "": raw
+	Ephemeral    bool   `json:"ephemeral,omitempty"` // what the guest writes is gone at its end
 	ID           string `json:"id,omitempty"`
 	Limit        string `json:"limit,omitempty"` // of this host, for people
 	Queues       int    `json:"queues"`
@@ -197,7 +226,7 @@ type Info struct {
 // Info implements [virtio.Backend].
 func (b *backend) Info() virtio.Info {
 	s, c := b.Stats(), b.spec
-	return &Info{Path: c.Path, Size: c.Size, ReadOnly: c.ReadOnly, Direct: c.Direct, ID: c.ID, Limit: c.Limit.Describe(), Queues: c.queues(),
+	return &Info{Path: c.Path, Size: c.Size, ReadOnly: c.ReadOnly, Direct: c.Direct, Format: string(c.Format), Ephemeral: c.Ephemeral, ID: c.ID, Limit: c.Limit.Describe(), Queues: c.queues(),
 		ReadBytes: s.ReadBytes, WrittenBytes: s.WrittenBytes, Errors: s.Errors}
 }
 
@@ -207,7 +236,7 @@ func (i *Info) Lines() []string {
 	for _, o := range []struct {
 		is   bool
 		text string
-	}{{i.ReadOnly, "read-only"}, {i.Direct, "direct"}, {i.ID != "", "id " + i.ID}, {i.Queues > 1, fmt.Sprintf("%d queues", i.Queues)}, {i.Limit != "", i.Limit}} {
+	}{{i.ReadOnly, "read-only"}, {i.Direct, "direct"}, {i.Format != "", i.Format}, {i.Ephemeral, "ephemeral"}, {i.ID != "", "id " + i.ID}, {i.Queues > 1, fmt.Sprintf("%d queues", i.Queues)}, {i.Limit != "", i.Limit}} {
 		if o.is {
 			what += ", " + o.text
 		}

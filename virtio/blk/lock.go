@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 
+	disks "github.com/govmm/govmm/image"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,6 +36,14 @@ func (im *image) acquire() error {
 	defer l.holderMu.Unlock()
 	if l.held {
 		return nil
+	}
+	if im.over != nil { // it is given up when the disk is closed
+		err := disks.Lock(im.over.base)
+		if errors.Is(err, disks.ErrInUse) {
+			err = fmt.Errorf("disk %s: lock: %w", im.path, ErrInUse)
+		}
+		l.held = err == nil
+		return err
 	}
 	kind := int16(unix.F_WRLCK)
 	if im.readOnly {
@@ -73,7 +82,7 @@ func (im *image) release() error {
 	l := &im.lock
 	l.holderMu.Lock()
 	defer l.holderMu.Unlock()
-	if !l.held {
+	if !l.held || im.over != nil {
 		return nil
 	}
 	if err := im.setLock(unix.F_UNLCK); err != nil {

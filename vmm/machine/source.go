@@ -53,6 +53,13 @@ func (s *source) HintSource() migrate.HintSource {
 // MigrationConfig is the spec, with the features that are in use, and with the kernel
 // unpacked: the destination does not unpack what a peer sends.
 func (s *source) MigrationConfig() ([]byte, error) {
+	for _, d := range s.spec.Devices {
+		if d, ok := d.(virtio.Stayer); ok {
+			if err := d.Stays(); err != nil {
+				return nil, err
+			}
+		}
+	}
 	go rehearse()
 	spec := s.spec
 	kernel, err := spec.kernel()
