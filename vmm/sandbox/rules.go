@@ -76,6 +76,9 @@ func (p Policy) rules() []rule {
 		// A filter that is added, on this thread only, can only take more away.
 		rule{call: "seccomp", any: []alternative{{{arg: 0, values: []uint32{unix.SECCOMP_SET_MODE_FILTER}}, {arg: 1, values: []uint32{0}}}}},
 	)
+	if p.Kill { // pidfd_open is not allowed, and no file of /proc is
+		list = append(list, rule{call: "pidfd_send_signal", any: one(1, uint32(unix.SIGKILL))})
+	}
 	if p.Listen || p.Netlink { // to be told of changes
 		list = append(list, always("bind")...)
 	}

@@ -68,6 +68,8 @@ type Policy struct {
 	// Network makes the process one of a network: instead of the system calls of a VM's it
 	// may make those of sockets of IPv4 and IPv6, and it opens no file.
 	Network bool
+	// Kill lets the process end those that it has started and has a descriptor of.
+	Kill bool
 	// Keep are capabilities that the process keeps if it has them, as unix.CAP_NET_ADMIN.
 	Keep []int
 	// Report is called in mode Log for what would end the process in mode On, once for
