@@ -14,6 +14,11 @@ need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks
 need mkfs.btrfs btrfs-progs # clones of disks
+need mkfs.vfat dosfstools # and what else a guest may boot from
+need mcopy mtools
+need mksquashfs squashfs-tools
+need genisoimage genisoimage
+need sfdisk fdisk
 need spin spin          # checks the models of test/model
 need cpio cpio          # checks initial RAM disks
 need ip iproute2        # network namespaces
