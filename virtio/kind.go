@@ -193,6 +193,14 @@ type Locker interface {
 	Unlock(ctx context.Context) error
 }
 
+// Readable is a [Backend] with the bytes of a disk, which its host reads while nothing
+// writes them.
+type Readable interface {
+	io.ReaderAt
+	// Size is the disk's size in bytes.
+	Size() uint64
+}
+
 // Syncer is a [Backend] whose data can be made durable while the guest runs, so
 // that little is left for Unlock.
 type Syncer interface {

@@ -33,6 +33,13 @@ type Config struct {
 	Cmdline string
 	// Initrd is the initial RAM disk; nil: none.
 	Initrd []byte
+	// DiskBoot takes kernel, initial RAM disk and, if Cmdline is empty, the command line out
+	// of the first disk, at the start and at each reset; Kernel and Initrd are nil. BootEntry
+	// is the id or title of what boots; "": what the disk's boot loader would choose.
+	// DiskReader reads it; whoever made it closes it when Run has returned.
+	DiskBoot   bool
+	BootEntry  string
+	DiskReader machine.KernelReader
 	// NoUnpack lets a bzImage unpack itself in the guest.
 	NoUnpack bool
 	// Devices are the virtio devices, such as &blk.Spec{...} and &balloon.Spec{}.
@@ -71,6 +78,9 @@ func (c Config) withDefaults() Config {
 	if c.Backing == "" {
 		c.Backing = memory.DefaultBacking
 	}
+	if c.DiskBoot {
+		return c.withConsole()
+	}
 	if c.Kernel == nil {
 		c.Kernel = guest.ELF
 		if c.Cmdline == "" {
@@ -80,6 +90,11 @@ func (c Config) withDefaults() Config {
 	if c.Cmdline == "" {
 		c.Cmdline = c.linuxCmdline()
 	}
+	return c.withConsole()
+}
+
+// withConsole adds the device that Console needs.
+func (c Config) withConsole() Config {
 	if c.Console != nil && specOf[*console.Spec](c.Devices) == nil {
 		c.Devices = append(c.Devices[:len(c.Devices):len(c.Devices)], &console.Spec{})
 	}
@@ -117,7 +132,12 @@ func (c Config) spec() (machine.Spec, error) {
 			disk.Force = true
 		}
 	}
+	var boot *machine.DiskBoot
+	if c.DiskBoot {
+		boot = &machine.DiskBoot{Entry: c.BootEntry}
+	}
 	return machine.Spec{
+		Boot: boot, Reader: c.DiskReader,
 		Name: c.Name, CPUs: c.CPUs, Memory: c.Memory, Backing: c.Backing,
 		Cmdline: c.Cmdline, Kernel: c.Kernel, Initrd: c.Initrd, NoUnpack: c.NoUnpack,
 		Devices: c.Devices, Kinds: c.Kinds, Tracking: c.Tracking, Overcommit: c.Overcommit,

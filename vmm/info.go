@@ -56,7 +56,7 @@ func (v *VM) Info() Info {
 	}
 	if m != nil {
 		spec := m.Spec()
-		i.CPUs, i.Memory, i.Kernel, i.Panicked = spec.CPUs, spec.Memory, spec.KernelKind(), m.Panicked()
+		i.CPUs, i.Memory, i.Kernel, i.Panicked = spec.CPUs, spec.Memory, m.KernelKind(), m.Panicked()
 		i.Devices = m.Devices()
 		if i.Name == "" {
 			i.Name = spec.Name

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -44,6 +45,9 @@ type ReceiveConfig struct {
 	// Inherit is how the guest of another process of this host is taken over; nil: one of
 	// any host comes.
 	Inherit *Inheritance
+	// DiskReader is for a guest that boots from its disk; nil: such a guest is refused. It is
+	// closed, if it can be, when another guest has arrived.
+	DiskReader machine.KernelReader
 }
 
 // NewReceiver makes a VM that waits for a guest. [VM.Run] takes migrations
@@ -87,7 +91,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	v.listener = cfg.Listener
 	from := arrivals{
 		vm: v,
-		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, DiskDir: dir, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking,
+		builder: machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, DiskDir: dir, Kinds: cfg.Kinds, Backing: cfg.Backing, Tracking: cfg.Tracking, Reader: cfg.DiskReader,
 			Overcommit: cfg.Overcommit, Name: cfg.Name, Log: v.log},
 	}
 	if cfg.Inherit != nil {
@@ -179,14 +183,15 @@ func (a *arrivals) Build(ctx context.Context, config []byte) (migrate.Target, er
 		return nil, err
 	}
 	a.vm.setIncoming(t.Machine)
-	return &arrival{Target: t, vm: a.vm}, nil
+	return &arrival{Target: t, vm: a.vm, builder: &a.builder}, nil
 }
 
 // arrival is a target whose start makes it the VM's machine: before the source
 // can learn that the guest runs here.
 type arrival struct {
 	*machine.Target
-	vm *VM
+	vm      *VM
+	builder *machine.Builder
 }
 
 var (
@@ -208,8 +213,16 @@ func (a *arrival) start(run func() error) error {
 	}
 	a.vm.setIncoming(nil)
 	a.vm.setMachine(a.Machine)
+	closeUnneeded(a.builder.Reader, a.Machine)
 	close(a.vm.here) // a machine starts once
 	return nil
+}
+
+// closeUnneeded closes a reader of disks, if it can be, when its host has another guest.
+func closeUnneeded(reader machine.KernelReader, m *machine.Machine) {
+	if c, ok := reader.(io.Closer); ok && m.Spec().Boot == nil {
+		_ = c.Close()
+	}
 }
 
 func (a *arrival) UnloadState(ctx context.Context) error {

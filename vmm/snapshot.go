@@ -130,8 +130,9 @@ type RestoreConfig struct {
 	// NewIdentity gives the guest other MAC addresses and another vsock CID than in the
 	// snapshot: those of Devices, or random ones.
 	NewIdentity bool
-	Kinds       []virtio.Kind // as in Config
-	Log         *slog.Logger  // as in Config
+	Kinds       []virtio.Kind        // as in Config
+	DiskReader  machine.KernelReader // as in ReceiveConfig
+	Log         *slog.Logger         // as in Config
 }
 
 // NewRestored makes a VM of a snapshot. Its guest goes on where it was when [VM.Run] is
@@ -158,7 +159,7 @@ func NewRestored(ctx context.Context, s *snapshot.Snapshot, cfg RestoreConfig) (
 		cfg.Backing = memory.Anonymous // what it will have after a reset
 	}
 	b := &machine.Builder{Ends: v.ends, Devices: cfg.Devices, AllowSourcePaths: cfg.AllowSourcePaths, Kinds: cfg.Kinds, Backing: cfg.Backing,
-		Tracking: cfg.Tracking, Overcommit: cfg.Overcommit, Name: cfg.Name, NewIdentity: cfg.NewIdentity, Log: v.log}
+		Tracking: cfg.Tracking, Overcommit: cfg.Overcommit, Name: cfg.Name, NewIdentity: cfg.NewIdentity, Reader: cfg.DiskReader, Log: v.log}
 	m, err := s.Restore(ctx, b, cfg.Mode)
 	if err == nil {
 		if err = m.Acquire(); err != nil { // before anybody is told that it runs
@@ -169,6 +170,7 @@ func NewRestored(ctx context.Context, s *snapshot.Snapshot, cfg RestoreConfig) (
 		undo()
 		return nil, err
 	}
+	closeUnneeded(cfg.DiskReader, m)
 	v.machine = m
 	v.started = func() { s.Prefetch(m) }
 	return v, nil

@@ -18,16 +18,27 @@ func (m *Machine) Boot() error {
 	if err != nil {
 		return fmt.Errorf("write the machine's tables: %w", err)
 	}
-	opt := loader.Options{
-		Cmdline: m.spec.Cmdline, RSDP: rsdp, Stale: stale,
-		Reserved: []loader.Region{{GPA: pci.ECAMBase, Size: pci.ECAMSize, Type: loader.Reserved}},
-	}
-	if len(m.spec.Initrd) > 0 {
-		opt.Modules = []loader.Module{{Data: m.spec.Initrd}}
-	}
+	cmdline, initrd := m.spec.Cmdline, m.spec.Initrd
 	kernel, err := m.spec.kernel()
 	if err != nil {
 		return fmt.Errorf("load the kernel: %w", err)
+	}
+	if m.spec.Boot != nil {
+		image, err := m.readKernel()
+		if err != nil {
+			return err
+		}
+		kernel, initrd = image.Kernel, image.Initrd
+		if cmdline == "" {
+			cmdline = image.Entry.Cmdline
+		}
+	}
+	opt := loader.Options{
+		Cmdline: cmdline, RSDP: rsdp, Stale: stale,
+		Reserved: []loader.Region{{GPA: pci.ECAMBase, Size: pci.ECAMSize, Type: loader.Reserved}},
+	}
+	if len(initrd) > 0 {
+		opt.Modules = []loader.Module{{Data: initrd}}
 	}
 	var entry loader.Entry
 	err = mempage.Guard(func() error { // it may be mapped from a snapshot's file

@@ -43,6 +43,9 @@ type Builder struct {
 	Tracking DirtyTracking
 	// Overcommit allows more memory than is available here, see [memory.Admit].
 	Overcommit bool
+	// Reader reads the kernel of a guest that boots from its disk; nil: such a guest is
+	// refused.
+	Reader KernelReader
 	// Name is the machine's name here; "": as at the source.
 	Name string
 	// Log is as for [New].
@@ -79,6 +82,9 @@ func (b *Builder) build(config []byte, h *Heirloom) (*Target, error) {
 // buildOf is build for a spec that was decoded, with the memory that mem returns.
 func (b *Builder) buildOf(spec Spec, h *Heirloom, mem func(*Spec) (*memory.Memory, error)) (*Target, error) {
 	spec.Tracking, spec.Overcommit, spec.received = b.Tracking, b.Overcommit, true
+	if spec.Reader = b.Reader; spec.Boot != nil && spec.Reader == nil {
+		return nil, kind.Told(errors.New("the guest boots from its disk, and this host was not given one for it"))
+	}
 	spec.inherited = h != nil && h.Memory != nil
 	if b.Name != "" {
 		spec.Name = b.Name

@@ -35,8 +35,10 @@ type Machine struct {
 	// born is the VM generation ID with which the machine boots; zero: a new one. That of a
 	// machine that goes on is in its memory.
 	born         acpi.Generation
-	panicked     atomic.Bool   // the guest's kernel reported a panic
-	resetControl atomic.Uint32 // the register at port 0xcf9
+	booted       atomic.Pointer[string] // what was read from its disk; nil: nothing
+	bootAtStart  bool                   // Start reads the disk: only then it is this host's
+	panicked     atomic.Bool            // the guest's kernel reported a panic
+	resetControl atomic.Uint32          // the register at port 0xcf9
 
 	lines   lines   // serial port and console, with their input
 	devices devices // guarded by devices.quietMu
@@ -103,6 +105,12 @@ func (m *Machine) Acquire() error { return m.devices.backends.lock() }
 func (m *Machine) Start(paused bool) error {
 	if err := errors.Join(m.Acquire(), m.awaitTimer()); err != nil {
 		return err
+	}
+	if m.bootAtStart {
+		if err := m.Boot(); err != nil {
+			return err
+		}
+		m.bootAtStart = false
 	}
 	if paused {
 		if _, err := m.hold(context.Background(), holdUser, 0); err != nil {

@@ -49,6 +49,9 @@ type Spec struct {
 	Cmdline  string         `cbor:"cmdline"`
 	Kernel   []byte         `cbor:"kernel"` // an ELF file with a PVH entry, or a bzImage
 	Initrd   []byte         `cbor:"initrd"` // the initial RAM disk; empty: none
+	// Boot, if it is not nil, says that Kernel and Initrd are on the first disk, and so is
+	// Cmdline, if it is empty.
+	Boot *DiskBoot `cbor:"boot,omitzero"`
 	// NoUnpack lets a bzImage unpack itself in the guest.
 	NoUnpack bool `cbor:"no_unpack"`
 	// CPUID is the guest's processor, without what differs between its vCPUs.
@@ -70,6 +73,8 @@ type Spec struct {
 	Tracking DirtyTracking `cbor:"-"`
 	// Overcommit allows more memory than is available on this host, see [memory.Admit].
 	Overcommit bool `cbor:"-"`
+	// Reader reads the kernel out of a disk; it is needed for Boot.
+	Reader KernelReader `cbor:"-"`
 	// received says that the kernel comes from a peer. Such a bzImage is not unpacked
 	// on the host: the source has sent it unpacked if it could.
 	received bool
@@ -80,9 +85,10 @@ type Spec struct {
 }
 
 // kernel returns the kernel, unpacked if the user of this host gave it and wants that.
-// No decompressor runs on the kernel of a peer: a bzImage unpacks itself in the guest.
+// No decompressor runs on the kernel of a peer, or of a disk, which is the guest's: a
+// bzImage unpacks itself in the guest.
 func (s *Spec) kernel() ([]byte, error) {
-	if s.NoUnpack || s.received {
+	if s.NoUnpack || s.received || s.Boot != nil {
 		return s.Kernel, nil
 	}
 	return loader.Unpack(s.Kernel, s.Memory)
@@ -138,7 +144,9 @@ func (s *Spec) Validate() error {
 	if len(s.Cmdline) > loader.MaxCmdline {
 		bad("command line of %d bytes: must be at most %d", len(s.Cmdline), loader.MaxCmdline)
 	}
-	if len(s.Kernel) == 0 || len(s.Kernel) > MaxKernel {
+	if s.Boot != nil {
+		errs = append(errs, s.validateBoot()...)
+	} else if len(s.Kernel) == 0 || len(s.Kernel) > MaxKernel {
 		bad("kernel of %d bytes: must be between 1 and %d", len(s.Kernel), MaxKernel)
 	} else if err := loader.Check(s.Kernel); err != nil {
 		errs = append(errs, err)
@@ -175,6 +183,8 @@ func (s *Spec) KernelKind() (name string) {
 	name = "bzImage"
 	_ = mempage.Guard(func() error { // it may be mapped from a snapshot's file
 		switch {
+		case s.Boot != nil:
+			name = "on the disk"
 		case bytes.Equal(s.Kernel, guest.ELF):
 			name = "demo guest"
 		case bytes.HasPrefix(s.Kernel, []byte("\x7fELF")):

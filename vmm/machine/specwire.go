@@ -12,7 +12,7 @@ import (
 
 // specFeatures are the features of a [Spec] and of a [machineState] that came after
 // v0.1.0, as far as they do not belong to a device.
-var specFeatures = []string{featureGPE}
+var specFeatures = []string{featureDiskBoot, featureGPE}
 
 // specWire is a spec as it travels.
 type specWire struct {
@@ -40,6 +40,9 @@ func (s *Spec) encode(made []virtio.Device) ([]byte, error) {
 		if made != nil {
 			w.Features = append(w.Features, inUse(d.Kind(), made[i])...)
 		}
+	}
+	if s.Boot != nil {
+		w.Features = append(w.Features, featureDiskBoot)
 	}
 	slices.Sort(w.Features)
 	w.Features = slices.Compact(w.Features)

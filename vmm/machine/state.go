@@ -265,6 +265,9 @@ func (m *Machine) loadReset(s *resetState) error {
 		return err
 	}
 	m.devices.arrived = true
+	if m.bootAtStart = m.spec.Boot != nil; m.bootAtStart {
+		return nil // the source may still write the disk
+	}
 	return m.Boot()
 }
 
