@@ -54,6 +54,9 @@ func main() {
 			os.Exit(run(os.Args[2], os.Stderr))
 		}
 	}
+	if len(os.Args) == 2 && os.Args[1] == readDisk {
+		os.Exit(serveDisk())
+	}
 	os.Exit(govmm(os.Args[1:], os.Stdout, os.Stderr))
 }
 

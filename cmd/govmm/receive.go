@@ -82,14 +82,19 @@ of root, a tunnel's end for example.`,
 				if err != nil {
 					return nil, err
 				}
+				reader, err := f.startReader(here)
+				if err != nil {
+					return nil, errors.Join(err, ln.Close())
+				}
 				vm, err := vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: ln, TLS: config, Serial: h.serial, Console: h.console,
-					Devices: here, AllowSourcePaths: f.trustPaths, DiskDir: f.diskDir, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log})
+					Devices: here, AllowSourcePaths: f.trustPaths, DiskDir: f.diskDir, Backing: memory.Backing(f.backing), Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, DiskReader: reader, Log: h.log})
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}
 				return vm, nil
 			}, func() ([]virtio.Spec, sandbox.Policy) {
 				policy := laterOf(here, true)
+				policy.Kill = f.mayBootDisk(here)
 				policy.Missing = true
 				if f.diskDir != "" {
 					policy.Write, policy.Replace = append(policy.Write, f.diskDir), append(policy.Replace, f.diskDir)

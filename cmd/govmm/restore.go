@@ -38,7 +38,7 @@ func (f *restoreFlags) register(flags *pflag.FlagSet) {
 // machine is the snapshot's.
 var (
 	ofRestore    = []string{"restore", "allow-source-paths", "disk-dir", "new-identity"}
-	machineFlags = []string{"kernel", "initrd", "no-unpack", "cmdline", "cpus", "cpu", "memory", "prefill"}
+	machineFlags = []string{"kernel", "boot-entry", "initrd", "no-unpack", "cmdline", "cpus", "cpu", "memory", "prefill"}
 )
 
 // unused reports a flag that needs --from.
@@ -116,13 +116,24 @@ func (f *runFlags) runRestored(cmd *cobra.Command, args []string) error {
 	}
 	return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 		cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
+		if mayBoot := firstDisk(cfg.Devices) != nil || cfg.AllowSourcePaths || cfg.DiskDir != ""; mayBoot {
+			reader, err := startReader()
+			if err != nil {
+				return nil, err
+			}
+			cfg.DiskReader = reader
+		}
 		vm, err := vmm.NewRestored(cmd.Context(), s, cfg)
 		if err != nil {
 			return nil, adviseRestore(err)
 		}
 		devices = vm.DeviceSpecs()
 		return vm, nil
-	}, func() ([]virtio.Spec, sandbox.Policy) { return devices, laterOf(devices, false) })
+	}, func() ([]virtio.Spec, sandbox.Policy) {
+		policy := laterOf(devices, false)
+		policy.Kill = cfg.DiskReader != nil
+		return devices, policy
+	})
 }
 
 func isDisk(d virtio.Spec) bool { return d.Kind() == blk.Kind.Name }

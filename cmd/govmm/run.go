@@ -25,6 +25,7 @@ import (
 type runFlags struct {
 	hostFlags
 	deviceFlags
+	bootFlags
 	kernel   string
 	initrd   string
 	noUnpack bool
@@ -49,8 +50,9 @@ func newRun() *cobra.Command {
 		Short: "Run a guest until it powers off, is stopped, or has moved away",
 		Long: `Run a guest until it powers off, is stopped, or has moved to another process.
 
-Without --kernel it is the demo guest that govmm contains; type help to it. On a
-terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
+Without --kernel it boots the system on the first --disk, with the kernel that is
+installed there. Without one it is the demo guest that govmm contains; type help
+to it. On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 		Args: oneName,
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
 			return f.prepare(cmd, func() (err error) {
@@ -73,9 +75,16 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 				if cfg.Initrd, err = readImage("initrd", f.initrd, machine.MaxInitrd); err != nil {
 					return nil, err
 				}
+				if err := f.choose(&cfg); err != nil {
+					return nil, err
+				}
 				cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
 				return vmm.NewVM(cfg)
-			}, func() ([]virtio.Spec, sandbox.Policy) { return cfg.Devices, laterOf(cfg.Devices, false) })
+			}, func() ([]virtio.Spec, sandbox.Policy) {
+				policy := laterOf(cfg.Devices, false)
+				policy.Kill = cfg.DiskBoot
+				return cfg.Devices, policy
+			})
 		},
 	}
 	f.hostFlags.register(cmd)
@@ -83,9 +92,10 @@ terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	f.registerEither(flags, &f.restored)
 	f.restoreFlags.register(flags)
 	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a kernel: a Linux bzImage, or an ELF file with a PVH entry (vmlinux)")
+	f.bootFlags.register(flags)
 	flags.StringVar(&f.initrd, "initrd", "", "`FILE` with the kernel's initial RAM disk")
 	flags.BoolVar(&f.noUnpack, "no-unpack", false, "let a bzImage unpack itself in the guest")
-	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line (`WORDS`), instead of console=ttyS0 and, with a disk and no --initrd, root=/dev/vda; the demo guest lists its own when help is typed")
+	flags.StringVar(&f.cmdline, "cmdline", "", "the kernel's command line (`WORDS`), instead of that on the disk, or of console=ttyS0 and, with a disk and no --initrd, root=/dev/vda; the demo guest lists its own when help is typed")
 	flags.IntVar(&f.cpus, "cpus", 1, "`N` vCPUs")
 	flags.StringVar(&f.cpu, "cpu", cpu.Host, "the guest's processor: this host's, or a baseline that other hosts have too, `MODEL` "+strings.Join(cpu.Models()[1:], " or "))
 	flags.Var(&f.memory, "memory", "guest memory, as in 512M or 2G")
@@ -124,6 +134,9 @@ func (f *runFlags) machine(cmd *cobra.Command) (vmm.Config, error) {
 	var devices []virtio.Spec
 	if err == nil {
 		devices, err = f.devices()
+	}
+	if err == nil {
+		err = f.bootFlags.check(f.kernel, devices)
 	}
 	if err != nil {
 		return vmm.Config{}, usagef(cmd, "%v", err)
