@@ -57,7 +57,7 @@ func (b *inheritor) build(ctx context.Context, config []byte, shared bool) (migr
 		return nil, openly(err)
 	}
 	b.vm.setIncoming(t.Machine)
-	return &inherited{arrival: arrival{Target: t, vm: b.vm}, from: b.from}, nil
+	return &inherited{arrival: arrival{Target: t, vm: b.vm, reader: b.builder.Reader}, from: b.from}, nil
 }
 
 // openly marks all words of an error for the other process: it is this host's, and its user

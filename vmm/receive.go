@@ -183,15 +183,15 @@ func (a *arrivals) Build(ctx context.Context, config []byte) (migrate.Target, er
 		return nil, err
 	}
 	a.vm.setIncoming(t.Machine)
-	return &arrival{Target: t, vm: a.vm, builder: &a.builder}, nil
+	return &arrival{Target: t, vm: a.vm, reader: a.builder.Reader}, nil
 }
 
 // arrival is a target whose start makes it the VM's machine: before the source
 // can learn that the guest runs here.
 type arrival struct {
 	*machine.Target
-	vm      *VM
-	builder *machine.Builder
+	vm     *VM
+	reader machine.KernelReader // nil: there is none
 }
 
 var (
@@ -213,7 +213,7 @@ func (a *arrival) start(run func() error) error {
 	}
 	a.vm.setIncoming(nil)
 	a.vm.setMachine(a.Machine)
-	closeUnneeded(a.builder.Reader, a.Machine)
+	closeUnneeded(a.reader, a.Machine)
 	close(a.vm.here) // a machine starts once
 	return nil
 }

@@ -90,10 +90,10 @@ func (f *receiveFlags) mayBootDisk(here []virtio.Spec) bool {
 	return firstDisk(here) != nil || f.trustPaths || f.diskDir != ""
 }
 
-// startReader starts the process that reads disks for a guest that comes, if it may have
-// one: later no process is started. nil: there is none.
-func (f *receiveFlags) startReader(here []virtio.Spec) (machine.KernelReader, error) {
-	if !f.mayBootDisk(here) {
+// readerFor starts the process that reads disks for a guest that comes, if it may boot from one: later
+// no process is started. nil: there is none.
+func readerFor(mayBoot bool) (machine.KernelReader, error) {
+	if !mayBoot {
 		return nil, nil
 	}
 	reader, err := startReader()

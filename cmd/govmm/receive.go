@@ -82,7 +82,7 @@ of root, a tunnel's end for example.`,
 				if err != nil {
 					return nil, err
 				}
-				reader, err := f.startReader(here)
+				reader, err := readerFor(f.mayBootDisk(here))
 				if err != nil {
 					return nil, errors.Join(err, ln.Close())
 				}

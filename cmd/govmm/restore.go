@@ -116,12 +116,8 @@ func (f *runFlags) runRestored(cmd *cobra.Command, args []string) error {
 	}
 	return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 		cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
-		if mayBoot := firstDisk(cfg.Devices) != nil || cfg.AllowSourcePaths || cfg.DiskDir != ""; mayBoot {
-			reader, err := startReader()
-			if err != nil {
-				return nil, err
-			}
-			cfg.DiskReader = reader
+		if cfg.DiskReader, err = readerFor(firstDisk(cfg.Devices) != nil || cfg.AllowSourcePaths || cfg.DiskDir != ""); err != nil {
+			return nil, err
 		}
 		vm, err := vmm.NewRestored(cmd.Context(), s, cfg)
 		if err != nil {

@@ -93,9 +93,14 @@ func takeGuest(conn *fdpass.Conn, recorded *os.File, socket, sandboxMode string)
 	go p.taking.listen(p)
 	defer p.claim.Release()
 
+	mayBoot := firstDisk(devices) != nil || r.TrustPaths
 	outcome, err := p.run(ctx, &f, func(h host) (*vmm.VM, error) {
+		reader, err := readerFor(mayBoot)
+		if err != nil {
+			return nil, err
+		}
 		return vmm.NewReceiver(vmm.ReceiveConfig{Name: h.name, Listener: p.taking.conns, Serial: h.serial, Console: h.console,
-			Devices: devices, AllowSourcePaths: r.TrustPaths, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, Log: h.log,
+			Devices: devices, AllowSourcePaths: r.TrustPaths, Tracking: machine.DirtyTracking(f.tracking), Overcommit: f.overcommit, DiskReader: reader, Log: h.log,
 			Inherit: &vmm.Inheritance{Take: p.taking.inbox.take, Lines: p.inheritLines, Claim: p.taking.word.claim, Here: p.here}})
 	}, func() ([]virtio.Spec, sandbox.Policy) { return nil, heirPolicy(devices, r.TrustPaths) })
 	select {
@@ -134,6 +139,7 @@ func (p *process) farewell(status int) {
 func heirPolicy(devices []virtio.Spec, trust bool) sandbox.Policy {
 	policy := laterOf(devices, true) // they are opened when the guest comes, as far as they are not passed
 	policy.Keep = nil                // taps are
+	policy.Kill = firstDisk(devices) != nil || trust
 	if trust {
 		policy.AllFiles, policy.Listen, policy.Netlink = true, true, true
 	}
