@@ -110,6 +110,10 @@ func TestUserNet(t *testing.T) {
 			t.Errorf("the network's process: %s %s, expected %s", field, got, want)
 		}
 	}
+	client.await(t, 30) // 3 s
+	if _, again := networks(t, here.cmd.Process.Pid); len(again) != 1 || again[0] != workers[0] {
+		t.Errorf("the network's process was %v and is %v: it must not end by itself\n%s", workers, again, here.err.tail(10))
+	}
 	// Another VM cannot have the port, and says so.
 	_, errs, exit := h.run("run", "other", "--memory", "64M", "--net", forward)
 	if want := fmt.Sprintf("net user: forward=udp:127.0.0.1:%d:7: take port %d of this host: address already in use", port, port); exit != 1 || !strings.Contains(errs, want) {
@@ -138,6 +142,12 @@ func TestUserNet(t *testing.T) {
 		t.Logf("migration %d: downtime %.1f ms", i, r.DowntimeMS)
 		here = there
 	}
+	if stdout, errs, exit := h.run("upgrade", "u2"); exit != 0 {
+		t.Fatalf("upgrade: exit %d, %s%s", exit, stdout, errs)
+	}
+	client.end()
+	client = echoAt(t, next)
+	client.await(t, 5)
 	c, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
@@ -148,11 +158,14 @@ func TestUserNet(t *testing.T) {
 	if _, err := c.Read(make([]byte, 10)); err == nil {
 		t.Error("the port of the host where the guest was still answers")
 	}
-	starters, workers = networks(t, here.cmd.Process.Pid)
+	pid := h.info("u2").PID
+	starters, workers = networks(t, pid)
 	if len(starters) != 1 || len(workers) != 1 {
 		t.Errorf("processes of the network: %v and %v, expected one of each", starters, workers)
 	}
-	here.kill(syscall.SIGKILL) // nobody tells them
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil { // nobody tells them
+		t.Fatal(err)
+	}
 	here.wait()
 	for limit := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		left := 0

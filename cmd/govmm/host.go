@@ -133,7 +133,6 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 	if err != nil {
 		return err
 	}
-	f.startUserNets(id)
 	var claim *api.Claim
 	err = id.do(func() (err error) {
 		claim, err = f.claim(nameOf(args))
@@ -246,6 +245,7 @@ func (p *process) say(format string, args ...any) {
 // is as it was before, and the last answer has been sent.
 func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() ([]virtio.Spec, sandbox.Policy)) (vmm.Outcome, error) {
 	defer collectLate().Stop()
+	f.startUserNets(p.user)
 	h := host{name: p.claim.Name(), log: p.log, user: p.user}
 	var err error
 	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}

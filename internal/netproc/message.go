@@ -62,15 +62,6 @@ func OpenMessages(fd int) (*Messages, error) {
 	return &Messages{conn: u}, nil
 }
 
-// Descriptor calls f with the descriptor, which stays open meanwhile.
-func (m *Messages) Descriptor(f func(fd uintptr)) error {
-	raw, err := m.conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(f)
-}
-
 // Close closes it.
 func (m *Messages) Close() error { return m.conn.Close() }
 

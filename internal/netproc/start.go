@@ -26,14 +26,13 @@ const (
 	MessagesFD = 4 // and of the messages
 )
 
-// order is what the starter is asked for: a process, or only what it starts.
+// order is what the starter is asked for.
 type order struct{ Start bool }
 
-// started is its answer, with two descriptors if a process was started: frames and messages.
+// started is its answer, with two descriptors: frames and messages.
 type started struct {
-	Error  string
-	Last   string // how the process before has ended; "": there was none, or it was told to
-	Config string // the last word of the command
+	Error string
+	Last  string // how the process before has ended; "": there was none, or it was told to
 }
 
 // Starter starts processes of a network, one at a time.
@@ -64,18 +63,6 @@ func NewStarter(command []string, attr *syscall.SysProcAttr) (*Starter, error) {
 	return &Starter{messages: m}, nil
 }
 
-// AdoptStarter goes on with the starter of another process of this host, by its descriptor.
-func AdoptStarter(fd int) (*Starter, error) {
-	m, err := OpenMessages(fd)
-	if err != nil {
-		return nil, err
-	}
-	return &Starter{messages: m}, nil
-}
-
-// Descriptor calls f with what AdoptStarter takes.
-func (s *Starter) Descriptor(f func(fd uintptr)) error { return s.messages.Descriptor(f) }
-
 // Close ends the starter and the process that it has started.
 func (s *Starter) Close() error { return s.messages.Close() }
 
@@ -90,15 +77,9 @@ type Process struct {
 // Close ends the process.
 func (p *Process) Close() error { return errors.Join(p.Frames.Close(), p.Messages.Close()) }
 
-// Config returns the last word of the command that is started.
-func (s *Starter) Config() (string, error) {
-	answer, _, err := s.ask(order{}, 0)
-	return answer.Config, err
-}
-
 // Start starts a process. The one that was started before is ended.
 func (s *Starter) Start() (*Process, error) {
-	answer, fds, err := s.ask(order{Start: true}, 2)
+	answer, fds, err := s.ask()
 	if err != nil {
 		return nil, err
 	}
@@ -109,21 +90,21 @@ func (s *Starter) Start() (*Process, error) {
 	return p, nil
 }
 
-// ask asks the starter, which answers with so many descriptors.
-func (s *Starter) ask(o order, descriptors int) (answer started, fds []int, err error) {
+// ask asks for a process; the answer comes with two descriptors.
+func (s *Starter) ask() (answer started, fds []int, err error) {
 	s.asking.Lock()
 	defer s.asking.Unlock()
 	if err := s.messages.conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return answer, nil, err
 	}
-	if err = s.messages.send(o); err == nil {
-		fds, err = s.messages.receive(&answer, descriptors)
+	if err = s.messages.send(order{Start: true}); err == nil {
+		fds, err = s.messages.receive(&answer, 2)
 	}
 	if err == nil && answer.Error != "" {
 		err = errors.New(answer.Error)
 	}
-	if err == nil && len(fds) != descriptors {
-		err = fmt.Errorf("expected %d descriptors, got %d", descriptors, len(fds))
+	if err == nil && len(fds) != 2 {
+		err = fmt.Errorf("expected 2 descriptors, got %d", len(fds))
 	}
 	if err != nil {
 		for _, fd := range fds {
@@ -144,17 +125,14 @@ func Supervise(command []string) error {
 	var now *running
 	for {
 		var o order
-		if _, err := m.receive(&o, 0); err != nil {
+		if _, err := m.receive(&o, 0); err != nil || !o.Start {
 			now.end()
 			return err
 		}
 		var fds []int
-		answer := started{Config: command[len(command)-1]}
-		if o.Start {
-			answer.Last = now.end()
-			if now, fds, err = run(command); err != nil {
-				answer.Error = fmt.Sprintf("%.500s", err)
-			}
+		answer := started{Last: now.end()}
+		if now, fds, err = run(command); err != nil {
+			answer.Error = fmt.Sprintf("%.500s", err)
 		}
 		err := m.send(answer, fds...)
 		for _, fd := range fds {

@@ -13,7 +13,6 @@ import (
 
 var (
 	_ virtio.Inheritable = tapBackend{}
-	_ virtio.Inheritable = userBackend{}
 	_ virtio.Heir        = (*Spec)(nil)
 )
 
@@ -45,30 +44,8 @@ func (b tapBackend) Descriptors() ([]uintptr, error) {
 	return all, nil
 }
 
-// userBackend is a backend of a user network, which the other process cannot start.
-type userBackend struct {
-	*backend
-	link *userLink
-}
-
-// Descriptors implements [virtio.Inheritable]: that of the process which starts the network's.
-func (b userBackend) Descriptors() (all []uintptr, err error) {
-	err = b.link.net.start.Descriptor(func(fd uintptr) { all = append(all, fd) })
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", b.link.Name(), err)
-	}
-	return all, nil
-}
-
 // Inherit implements [virtio.Heir].
 func (s *Spec) Inherit(files []*os.File, log *slog.Logger) (virtio.Backend, error) {
-	if s.User {
-		l, err := inheritUser(s.Options, files, log)
-		if err != nil {
-			return nil, err
-		}
-		return s.backend(l, log)
-	}
 	tap, err := inheritTap(s.Options, files)
 	if err != nil {
 		return nil, err

@@ -193,11 +193,8 @@ func (s *Spec) backend(l link, log *slog.Logger) (virtio.Backend, error) {
 		})
 	}
 	b := &backend{Device: d, spec: s, link: l}
-	switch l := l.(type) {
-	case *Tap:
-		return tapBackend{b, l}, nil
-	case *userLink:
-		return userBackend{b, l}, nil
+	if tap, ok := l.(*Tap); ok {
+		return tapBackend{b, tap}, nil
 	}
 	return b, nil
 }

@@ -12,7 +12,6 @@ import (
 	"syscall"
 
 	"github.com/govmm/govmm/internal/netproc"
-	"github.com/govmm/govmm/virtio"
 	"golang.org/x/sys/unix"
 )
 
@@ -116,39 +115,6 @@ func newUserLink(o Options, log *slog.Logger) *userLink {
 	return l
 }
 
-// inheritUser is openUser with the starter of another process of this host, which knows the
-// network. Its process, and all connections, are replaced when the link is taken, and not before.
-func inheritUser(o Options, files []*os.File, log *slog.Logger) (*userLink, error) {
-	defer virtio.CloseFiles(files)
-	if len(files) != 1 {
-		return nil, fmt.Errorf("net user: expected 1 descriptor, got %d", len(files))
-	}
-	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err == nil {
-		err = unix.SetNonblock(fd, true)
-	}
-	var s *netproc.Starter
-	if err == nil {
-		s, err = netproc.AdoptStarter(fd)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("net user: take it over: %w", err)
-	}
-	text, err := s.Config()
-	var config UserNetConfig
-	if err == nil {
-		config, err = ParseUserNetConfig(text)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("net user: take it over: %w", err), s.Close())
-	}
-	o.UserNet = config.UserNet
-	o.UserNet.start = &starter{s}
-	l := newUserLink(o, log)
-	l.own = o.UserNet.start
-	return l, nil
-}
-
 // run starts a process and tells it the state.
 func (l *userLink) run(s *starter, st streamState) (*wire, error) {
 	p, err := s.Start()
@@ -182,12 +148,7 @@ type userConn struct {
 func (c userConn) Close() error { return c.process.Close() }
 
 // Take takes the host's ports.
-func (l *userLink) Take() error {
-	if err := l.take(true); err != nil {
-		return err
-	}
-	return l.connect() // if it was inherited
-}
+func (l *userLink) Take() error { return l.take(true) }
 
 // Yield gives the host's ports to the process at the destination. Connections stay: the
 // guest may come back.

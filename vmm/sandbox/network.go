@@ -8,7 +8,7 @@ import "golang.org/x/sys/unix"
 func networkRules() []rule {
 	self := uint32(unix.Getpid())
 	list := append(always("futex", "read", "write", "epoll_pwait", "nanosleep", "rt_sigreturn", "readv", "writev", "recvmsg", "recvfrom", "sched_yield", "clock_gettime",
-		"getpid", "gettid", "rt_sigprocmask", "madvise"), runtimeRules(self)...)
+		"getpid", "gettid", "rt_sigprocmask", "madvise", "pread64", "poll"), runtimeRules(self)...)
 	list = append(list, always("close", "fstat", "epoll_ctl", "epoll_create1", "eventfd2", "pipe2", "bind", "listen", "accept4", "connect", "getsockname", "getpeername", "getsockopt",
 		"setsockopt", "shutdown", "getuid", "geteuid", "getgid", "getegid", "uname")...)
 	internet := []uint32{unix.AF_INET, unix.AF_INET6}
