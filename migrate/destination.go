@@ -176,10 +176,13 @@ func (r *Receiver) serveConn(ctx context.Context, nc net.Conn) {
 	case h.purpose == purposeData:
 		in, err = r.join(h, c)
 	case h.purpose == purposeMissing:
-		stop() // the intake ends them
-		r.newcomers.leave(nc)
-		if err = r.serveMissing(h, c); err == nil {
-			return
+		var later *intake
+		if later, err = r.intakeOf(h, c); err == nil {
+			stop() // the intake ends them
+			r.newcomers.leave(nc)
+			if err = later.serve(h, c); err == nil {
+				return
+			}
 		}
 	case h.purpose == purposeProbe:
 		if err = r.serveProbe(ctx, c); err == nil {

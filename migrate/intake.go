@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"slices"
@@ -380,15 +381,6 @@ func (s *inSet) announced(f header, bits [][]uint64) error {
 	return s.control.writeFrame(header{typ: frameMissing, flags: flagEnd | flagPreliminary})
 }
 
-// serveMissing serves a connection for memory that comes later.
-func (r *Receiver) serveMissing(h hello, c *conn) error {
-	in, err := r.intakeOf(h, c)
-	if err == nil {
-		err = in.serve(h, c)
-	}
-	return err
-}
-
 // intakeOf finds the intake of the session under way, or of the one whose guest has arrived.
 func (r *Receiver) intakeOf(h hello, c *conn) (*intake, error) {
 	r.sessionMu.Lock()
@@ -397,7 +389,7 @@ func (r *Receiver) intakeOf(h hello, c *conn) (*intake, error) {
 	if r.active != nil && r.active.later() != nil {
 		in = r.active.later()
 	}
-	if in == nil || in.id != h.session {
+	if in == nil || subtle.ConstantTimeCompare(in.id[:], h.session[:]) != 1 {
 		return nil, fmt.Errorf("%w: connection for memory of session %v, of which none is missing here", ErrProtocol, h.session)
 	}
 	if in.from != c.from {
@@ -426,7 +418,10 @@ func (s *session) loadState(target Target, state []byte) (undo header, err error
 		if in == nil {
 			return undo, fmt.Errorf("%w: memory that comes later, which CONFIG does not name", ErrProtocol)
 		}
-		if err := in.arm(s.ctx, s.stop); err != nil {
+		s.idle.Store(true) // for the list
+		err := in.arm(s.ctx, s.stop)
+		s.idle.Store(false)
+		if err != nil {
 			return undo, err
 		}
 		// What loading waits for does not come if the source undoes its stop meanwhile, or

@@ -41,6 +41,8 @@ type Info struct {
 	Sandbox sandbox.Status `json:"sandbox"`
 	// Migration is the migration from here that is under way or was the last.
 	Migration *migrate.Progress `json:"migration,omitempty"`
+	// MissingPages is how many pages of the guest's memory have not come yet from the host that it left (postcopy).
+	MissingPages uint64 `json:"missing_pages,omitempty"`
 	// Incoming is the migration to here that is under way.
 	Incoming *migrate.ReceiveProgress `json:"incoming,omitempty"`
 }
@@ -58,6 +60,7 @@ func (v *VM) Info() Info {
 		spec := m.Spec()
 		i.CPUs, i.Memory, i.Kernel, i.Panicked = spec.CPUs, spec.Memory, m.KernelKind(), m.Panicked()
 		i.Devices = m.Devices()
+		i.MissingPages = m.MissingPages()
 		if i.Name == "" {
 			i.Name = spec.Name
 		}
