@@ -23,7 +23,9 @@ type VM struct {
 	name  string
 	log   *slog.Logger
 	lines []*line // closed at the end
-	ends  machine.Ends
+	// shared are the lines by the names under which they are attached to.
+	shared map[string]*serial.Shared
+	ends   machine.Ends
 
 	resets   resets            // of Run's goroutine
 	started  func()            // called by Run when the guest runs; nil: nothing
@@ -69,16 +71,18 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	v := &VM{name: name, stopping: make(chan struct{}),
+	v := &VM{name: name, shared: map[string]*serial.Shared{}, stopping: make(chan struct{}),
 		ended: make(chan struct{}), here: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
 	log = boundedlog.Watch(boundedlog.New(log), v.logged)
 	v.log = log
 	if port != nil {
-		l := &line{Backend: port, name: "serial port", log: log}
+		v.shared[LineSerial] = serial.Share(port)
+		l := &line{Backend: v.shared[LineSerial], name: "serial port", log: log}
 		v.ends.Serial, v.lines = l, append(v.lines, l)
 	}
 	if console != nil {
-		l := &line{Backend: console, name: "console", log: log}
+		v.shared[LineConsole] = serial.Share(console)
+		l := &line{Backend: v.shared[LineConsole], name: "console", log: log}
 		v.ends.Console, v.lines = l, append(v.lines, l)
 	}
 	return v

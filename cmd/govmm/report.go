@@ -11,6 +11,7 @@ import (
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/migrate/report/page"
 	"github.com/govmm/govmm/vmm/api"
+	"github.com/spf13/cobra"
 )
 
 // reportFlag is --report of govmm migrate: a file for a page about the migration.
@@ -41,14 +42,14 @@ func (f *reportFlag) write(to string, res migrate.Result) error {
 func writeReport(path string, r page.Record) error {
 	var b bytes.Buffer
 	if err := page.Write(&b, r); err != nil {
-		return fmt.Errorf("--report: %w", err)
+		return fmt.Errorf("write the report: %w", err)
 	}
 	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() { // /dev/stdout
 		return os.WriteFile(path, b.Bytes(), 0o644)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".report-*")
 	if err != nil {
-		return fmt.Errorf("--report: %w", err)
+		return fmt.Errorf("write the report: %w", err)
 	}
 	_, err = f.Write(b.Bytes())
 	if cerr := f.Close(); err == nil {
@@ -62,7 +63,38 @@ func writeReport(path string, r page.Record) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("--report: %w", err)
+		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
+}
+
+func newReport() *cobra.Command {
+	return &cobra.Command{
+		Use:   "report ID FILE",
+		Short: "Write a page with plots about a migration that has ended",
+		Long: `Write a page with plots about a migration that has ended: FILE is HTML, in one piece, or
+/dev/stdout. govmm migrations lists the IDs.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usagef(cmd, "expected an ID and a FILE, found %d arguments; see %s --help", len(args), cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			all, err := allRecords(cmd.Context(), cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			for _, r := range all {
+				switch {
+				case r.ID != args[0]:
+				case r.Result == nil:
+					return fmt.Errorf("report: the migration %s is under way", r.ID)
+				default:
+					return writeReport(args[1], page.Record{ID: r.ID, Source: r.VM, Destination: r.Address, Began: r.Started, Result: *r.Result})
+				}
+			}
+			return fmt.Errorf("report: there is no migration with the id %q; govmm migrations lists them", args[0])
+		},
+	}
 }

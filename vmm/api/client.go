@@ -192,11 +192,16 @@ func (c *Client) do(ctx context.Context, method, path string, req any) (*http.Re
 		return resp, nil
 	}
 	defer func() { _ = resp.Body.Close() }()
+	return nil, problemIn(c.socket, resp)
+}
+
+// problemIn is the error that an answer has.
+func problemIn(socket string, resp *http.Response) error {
 	var e problem
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(&e); err != nil || e.Detail == "" {
-		return nil, fmt.Errorf("%s: expected the answer of a VM, found %q", c.socket, resp.Status)
+		return fmt.Errorf("%s: expected the answer of a VM, found %q", socket, resp.Status)
 	}
-	return nil, errorOf(resp.StatusCode, e)
+	return errorOf(resp.StatusCode, e)
 }
 
 // failure says what a transport error means for the user.

@@ -67,6 +67,7 @@ func (s *Server) routes() http.Handler {
 	s.registerEvents(a)
 	openAnswers(a.OpenAPI())
 	serveDocument(mux, a.OpenAPI())
+	mux.HandleFunc("GET /v1/console", s.console)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { noRoute(mux, w, r) })
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.RequestURI == "*" || r.URL.Path != path.Clean(r.URL.Path) { // which http.ServeMux answers, or redirects

@@ -31,6 +31,7 @@ type Server struct {
 	// Upgrade begins an upgrade of the VM's process; nil: it cannot be upgraded. It is set
 	// before Serve is called.
 	Upgrade func() (Upgrading, error)
+	attach  attacher // nil: the VM has no lines to attach to
 	// ProgressInterval is the time between two lines of a progress stream;
 	// 0: 200 ms. It is set before Serve is called.
 	ProgressInterval time.Duration
@@ -46,6 +47,7 @@ func NewServer[M interface {
 	Migration
 }](vm Controller[M], socket string) *Server {
 	s := &Server{vm: controlled[M]{vm}, socket: socket}
+	s.attach, _ = vm.(attacher)
 	ctx, abandon := context.WithCancelCause(context.Background())
 	s.abandon = abandon
 	s.handler = sync.OnceValue(s.routes)
