@@ -149,6 +149,30 @@ func TestBootEntry(t *testing.T) {
 	}
 }
 
+// TestImageBoots: govmm image info lists what boots, and a VM boots from a qcow2 image that stays
+// as it is, and again at its reset.
+func TestImageBoots(t *testing.T) {
+	needKVM(t)
+	testenv.NeedTools(t, "qemu-img")
+	h := newHost(t)
+	qcow2 := filepath.Join(t.TempDir(), "a.qcow2")
+	tool(t, "qemu-img", "convert", "-c", "-O", "qcow2", bootImage(t, demoSystem(3)), qcow2)
+	for _, want := range []string{"boots   \"simple\", Debian GNU/Linux, /boot/vmlinuz-6.1.0-28-cloud-amd64, with fill=3M tick=0.5 console=ttyS0\n", "        \"other\", Other, /boot/"} {
+		if out := h.must("image", "info", qcow2); !strings.Contains(out, want) {
+			t.Errorf("expected %q in %s", want, out)
+		}
+	}
+	if out := h.must("image", "info", qcow2, "--json"); !strings.Contains(out, `"boot":[{"id":"simple","title":"Debian GNU/Linux"`) {
+		t.Errorf("found %s", out)
+	}
+	p := h.start("run", "i", "--memory", "64M", "--disk", "path="+qcow2+",ephemeral")
+	p.out.awaitText(t, 0, "owns 3M")
+	p.out.awaitTick(t, 0, "any", func(tick) bool { return true })
+	at := p.out.len()
+	p.typeLine("reboot")
+	p.out.awaitText(t, at, "owns 3M")
+}
+
 // TestDiskReaderEnds: the process that reads the disk has no files, no capabilities and a filter,
 // and ends with the VM, however that ends.
 func TestDiskReaderEnds(t *testing.T) {

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
-	"os"
+	"strconv"
 
+	"github.com/govmm/govmm/image"
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm"
@@ -49,7 +51,7 @@ func (f *bootFlags) check(kernel string, devices []virtio.Spec) error {
 func (f *bootFlags) choose(cfg *vmm.Config) error {
 	disk := firstDisk(cfg.Devices)
 	if cfg.Kernel == nil && disk != nil {
-		cfg.DiskBoot = looksBootable(disk.Path) || f.entry != ""
+		cfg.DiskBoot = looksBootable(disk) || f.entry != ""
 	}
 	if !cfg.DiskBoot {
 		return nil
@@ -72,17 +74,57 @@ func firstDisk(devices []virtio.Spec) *blk.Spec {
 }
 
 // looksBootable looks at a few marks. What cannot be a disk is left to who opens it.
-func looksBootable(path string) bool {
-	st, err := os.Stat(path)
-	if err != nil || !st.Mode().IsRegular() && st.Mode().Type() != os.ModeDevice {
-		return false
+func looksBootable(disk *blk.Spec) bool {
+	format := disk.Format
+	if format == "" {
+		format = image.Raw
 	}
-	f, err := os.Open(path)
+	im, err := image.Open(disk.Path, format)
 	if err != nil {
 		return false
 	}
-	defer f.Close()
-	return diskboot.Looks(f)
+	defer im.Close()
+	return diskboot.Looks(im)
+}
+
+// bootable is what of an image boots, for govmm image info.
+type bootable struct {
+	Entries []diskboot.Entry `json:"boot,omitempty"` // the first one is what boots if nobody chooses
+	Why     string           `json:"boot_error,omitempty"`
+}
+
+// entriesOf lists what of an image boots. Another process looks for it.
+func entriesOf(ctx context.Context, im image.Reader) (b bootable) {
+	if im == nil || !diskboot.Looks(im) {
+		return b
+	}
+	reader, err := startReader()
+	if err == nil {
+		b.Entries, err = reader.List(ctx, im)
+		err = errors.Join(err, reader.Close())
+	}
+	if err != nil {
+		b.Why = err.Error()
+	}
+	return b
+}
+
+// lines describes it to people: ids and titles, and the command line of what boots.
+func (b *bootable) lines() (lines []string) {
+	for _, e := range b.Entries {
+		line := strconv.Quote(e.ID)
+		if e.Title != e.ID {
+			line += ", " + e.Title
+		}
+		lines = append(lines, line+", "+e.Kernel)
+	}
+	if len(lines) > 0 {
+		lines[0] += ", with " + b.Entries[0].Cmdline
+	}
+	if b.Why != "" {
+		lines = append(lines, b.Why)
+	}
+	return lines
 }
 
 // mayBootDisk says whether a guest that comes may boot from a disk.

@@ -146,10 +146,14 @@ func newImageInfo() *cobra.Command {
 			if disk != nil { // nil: it is compressed as a whole
 				defer disk.Close()
 			}
+			boot := entriesOf(cmd.Context(), disk)
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), info)
+				return printJSON(cmd.OutOrStdout(), struct {
+					*image.Info
+					bootable
+				}{info, boot})
 			}
-			return printImageInfo(cmd.OutOrStdout(), info)
+			return printImageInfo(cmd.OutOrStdout(), info, boot)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", formatHelp)
@@ -157,7 +161,7 @@ func newImageInfo() *cobra.Command {
 	return cmd
 }
 
-func printImageInfo(out io.Writer, i *image.Info) error {
+func printImageInfo(out io.Writer, i *image.Info, boot bootable) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(key, format string, args ...any) { _, _ = fmt.Fprintf(w, key+"\t"+format+"\n", args...) }
 	row("image", "%s", i.Path)
@@ -184,6 +188,11 @@ func printImageInfo(out io.Writer, i *image.Info) error {
 	key := "backing"
 	for _, l := range i.Below {
 		row(key, "%q, %s, %s", l.Name, l.Format, units.Bytes(uint64(l.Size)))
+		key = ""
+	}
+	key = "boots"
+	for _, l := range boot.lines() {
+		row(key, "%s", l)
 		key = ""
 	}
 	return w.Flush()

@@ -45,7 +45,7 @@ var long = []part{
 	{pkg: "./kvm"},
 	{pkg: "./vmm", skip: tooSlow},
 	{pkg: "./vmm/machine"},
-	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestBackings|TestPowerOff|TestReboot|TestLinuxBoots|TestLinuxRootDiskMoves|TestDebianKernel|TestDebianSees|TestLinuxVsock)$", linux: true},
+	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestBackings|TestPowerOff|TestReboot|TestLinuxBoots|TestLinuxRootDiskMoves|TestDebianKernel|TestDebianFromDisk|TestDebianSees|TestLinuxVsock)$", linux: true},
 }
 
 // onSVM has the parts run, each on an emulated machine of its own; what is

@@ -45,7 +45,7 @@ func filterBare(s *Status) error {
 // bareRules are those of Go's runtime, and to read and write what is open.
 func bareRules() []rule {
 	list := always("futex", "read", "write", "close", "nanosleep", "rt_sigreturn", "sched_yield", "clock_gettime", "getpid", "gettid", "rt_sigprocmask", "madvise",
-		"epoll_pwait", "epoll_create1", "epoll_ctl", "eventfd2", "fcntl",
+		"epoll_pwait", "epoll_create1", "epoll_ctl", "eventfd2", "fcntl", "pread64",
 		"poll", "writev") // of the handler that says what was not allowed
 	return append(list, runtimeRules(uint32(unix.Getpid()))...)
 }
