@@ -237,7 +237,9 @@ func groupsOf(from, to int) error {
 			continue
 		}
 		procs := filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(fields[1], "name="), fields[2], "cgroup.procs")
-		errs = append(errs, os.WriteFile(procs, []byte(strconv.Itoa(to)), 0))
+		if err := os.WriteFile(procs, []byte(strconv.Itoa(to)), 0); !errors.Is(err, unix.ESRCH) { // it has ended
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -27,6 +27,7 @@ type successor struct {
 	word *word
 
 	connected chan *net.UnixConn // what leads to it; closed when it does not come
+	over      chan struct{}      // closed when the upgrade has ended without it
 	startOnce sync.Once
 	startErr  error
 	ready     chan struct{} // closed when it waits for connections, or startErr is set
@@ -51,7 +52,7 @@ func (p *process) upgrade(vm *vmm.VM) (api.Upgrading, error) {
 	if err != nil {
 		return api.Upgrading{}, err
 	}
-	s := &successor{p: p, word: w, connected: make(chan *net.UnixConn, 1), ready: make(chan struct{}), exited: make(chan int, 1), ended: make(chan error)}
+	s := &successor{p: p, word: w, connected: make(chan *net.UnixConn, 1), over: make(chan struct{}), ready: make(chan struct{}), exited: make(chan int, 1), ended: make(chan error)}
 	shared := vm.SharesMemory()
 	m, err := vm.StartUpgrade(vmm.Upgrade{
 		Dial: s.dial, Referee: w, Give: s.give, Lines: s.lines, Left: s.left,
@@ -64,7 +65,7 @@ func (p *process) upgrade(vm *vmm.VM) (api.Upgrading, error) {
 	}
 	go func() {
 		<-m.Done()
-		if p.heir.Load() != s {
+		if m.Result().Status != string(migrate.PhaseCompleted) { // otherwise left comes, or has come
 			s.giveUp()
 		}
 	}()
@@ -73,7 +74,12 @@ func (p *process) upgrade(vm *vmm.VM) (api.Upgrading, error) {
 			close(s.connected)
 			return
 		}
-		s.connected <- c
+		s.connected <- c // there is room for it
+		select {
+		case <-s.over:
+			s.drop()
+		default:
+		}
 	}}, nil
 }
 
@@ -128,8 +134,12 @@ func (s *successor) dial(ctx context.Context) (net.Conn, error) {
 // start greets the new process, and gives it what it needs to get ready.
 func (s *successor) start() {
 	defer close(s.ready)
-	c, ok := <-s.connected
-	if !ok {
+	var c *net.UnixConn
+	select {
+	case c = <-s.connected:
+	case <-s.over:
+	}
+	if c == nil {
 		s.startErr = errors.New("it does not come")
 		return
 	}
@@ -291,8 +301,14 @@ func (s *successor) listen() {
 	}
 }
 
+// giveTime bounds how long the new process may take to read what it is given.
+const giveTime = time.Second
+
 // give implements [vmm.Upgrade].Give.
 func (s *successor) give(_ context.Context, kind string, n int, meta any, files []*os.File) error {
+	// The guest may stand still, and the other process may not read.
+	_ = s.conn.SetWriteDeadline(time.Now().Add(giveTime))
+	defer s.conn.SetWriteDeadline(time.Time{})
 	return s.conn.Send(fmt.Sprintf("%s %d", kind, n), meta, files...)
 }
 
@@ -346,13 +362,8 @@ func (s *successor) giveUp() {
 		s.startErr = errors.New("the upgrade has ended")
 		close(s.ready)
 	})
-	select {
-	case c, ok := <-s.connected:
-		if ok {
-			_ = c.Close()
-		}
-	default:
-	}
+	close(s.over)
+	s.drop()
 	<-s.ready // a greeting that is under way ends by its deadline
 	if s.conn != nil {
 		_ = s.conn.Close()
@@ -361,6 +372,17 @@ func (s *successor) giveUp() {
 		_ = s.relay.Close()
 	}
 	s.word.close()
+}
+
+// drop closes a connection that nobody has taken.
+func (s *successor) drop() {
+	select {
+	case c := <-s.connected:
+		if c != nil {
+			_ = c.Close()
+		}
+	default:
+	}
 }
 
 func dup(f *os.File) (*os.File, error) {

@@ -17,6 +17,9 @@ var (
 // Descriptors implements [virtio.Inheritable]: the image, and what claims a block device.
 // The lock on the image is one of its open file description and goes along.
 func (b *backend) Descriptors() ([]uintptr, error) {
+	if b.image.over != nil {
+		return nil, fmt.Errorf("%s: it is ephemeral, and what the guest has written to it is known to this process only", b.spec)
+	}
 	if untold := b.flushes.untold.Load(); untold != nil {
 		return nil, fmt.Errorf("%s: flush: %w: writes may be lost, and the guest learns of it when it flushes next", b.spec, *untold)
 	}

@@ -34,10 +34,10 @@ func (im *image) acquire() error {
 	l := &im.lock
 	l.holderMu.Lock()
 	defer l.holderMu.Unlock()
-	if l.held {
-		return nil
-	}
 	if im.over != nil { // it is given up when the disk is closed
+		if l.held {
+			return nil
+		}
 		err := disks.Lock(im.over.base)
 		if errors.Is(err, disks.ErrInUse) {
 			err = fmt.Errorf("disk %s: lock: %w", im.path, ErrInUse)
@@ -49,11 +49,16 @@ func (im *image) acquire() error {
 	if im.readOnly {
 		kind = unix.F_RDLCK
 	}
+	// Also if it is held: another process that had the same open file, and was to take the
+	// guest over, may have unlocked it.
 	if err := im.setLock(kind); err != nil {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return fmt.Errorf("disk %s: lock: %w", im.path, ErrInUse)
 		}
 		return fmt.Errorf("disk %s: lock: %w", im.path, err)
+	}
+	if l.held {
+		return nil
 	}
 	if im.device && !im.readOnly && l.claim < 0 {
 		self := fmt.Sprintf("/proc/self/fd/%d", im.fd)

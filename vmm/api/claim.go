@@ -183,6 +183,9 @@ func (c *Claim) Release() {
 	c.released = true
 	if ln, ok := c.listener.(*unixsock.Held); ok {
 		if c.foreign {
+			// A connection that has been taken, and that the server does not know of yet, is
+			// answered, too.
+			ln.Drain(shutdownTimeout)
 			ln.Keep()
 		}
 		_ = ln.Close()

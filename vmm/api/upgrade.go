@@ -52,8 +52,8 @@ func (s *Server) postUpgrade(w http.ResponseWriter, r *http.Request) error {
 		u.Adopt(nil)
 		return err
 	}
-	c, ok := conn.(*net.UnixConn)
-	if !ok || buffered.Reader.Buffered() > 0 {
+	c := unixsock.Bare(conn)
+	if c == nil || buffered.Reader.Buffered() > 0 {
 		u.Adopt(nil)
 		return errors.Join(errors.New("upgrade: expected a unix socket, and nothing after the request"), conn.Close())
 	}

@@ -98,8 +98,8 @@ func (b *unixSocket) accept() {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		conn, ok := nc.(*net.UnixConn)
-		if err != nil || !ok {
+		conn := unixsock.Bare(nc)
+		if err != nil || conn == nil {
 			time.Sleep(100 * time.Millisecond) // probably out of file descriptors
 			continue
 		}
