@@ -145,7 +145,7 @@ func TestUDP(t *testing.T) {
 	if got := r.n.flows.now.Load(); got != 1 {
 		t.Errorf("%d flows, expected 1", got)
 	}
-	r.n.flows.most = 2
+	r.n.flows.most.Store(2)
 	for i := range 5 {
 		_, err := r.udp(uint16(5000+i)).WriteTo([]byte("x"), stdnet.UDPAddrFromAddrPort(one))
 		check(t, err)
@@ -225,7 +225,8 @@ func TestDNS(t *testing.T) {
 		t.Errorf("got %q from %s", p[:n], from)
 	}
 	// By TCP, too.
-	r.n.cfg.Servers = []netip.AddrPort{listen(t, netip.MustParseAddr("127.0.0.1"), echo)}
+	cfg.Servers = []netip.AddrPort{listen(t, netip.MustParseAddr("127.0.0.1"), echo)}
+	r = newRig(t, cfg, 1500, allOffloads)
 	tc, err := r.dial(netip.AddrPortFrom(gatewayIP, 53))
 	check(t, err)
 	_, err = tc.Write([]byte("q"))

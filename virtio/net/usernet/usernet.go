@@ -86,13 +86,12 @@ type closer interface{ Close() error }
 
 // limit counts what is bounded.
 type limit struct {
-	most int64
-	now  atomic.Int64
+	most, now atomic.Int64
 }
 
 // take takes a place, if there is one.
 func (l *limit) take() bool {
-	if l.now.Add(1) > l.most {
+	if l.now.Add(1) > l.most.Load() {
 		l.now.Add(-1)
 		return false
 	}
@@ -113,7 +112,9 @@ func New(cfg Config, mtu uint16, guest net.MAC, frames netproc.Conn) (*Network, 
 		return nil, err
 	}
 	n := &Network{cfg: cfg, mtu: mtu, link: &endpoint{mtu: uint32(mtu), mac: gatewayMAC, in: in, out: out}}
-	n.connections.most, n.flows.most, n.queries.most = maxConnections, maxFlows, maxQueries
+	n.connections.most.Store(maxConnections)
+	n.flows.most.Store(maxFlows)
+	n.queries.most.Store(maxQueries)
 	n.link.accept = n.accept
 	n.udp.init(n)
 	if n.stack, err = newStack(n.link, gatewayIP, subnet); err != nil {

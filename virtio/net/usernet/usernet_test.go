@@ -229,7 +229,7 @@ func TestMove(t *testing.T) {
 // TestLimits: connections beyond the limit are refused, and others go on.
 func TestLimits(t *testing.T) {
 	r := newRig(t, config(), 1500, allOffloads)
-	r.n.connections.most = 3
+	r.n.connections.most.Store(3)
 	to := listen(t, here(t), echo)
 	for range 3 {
 		c, err := r.dial(to)
