@@ -18,6 +18,9 @@ import (
 const runAsGovmm = "GOVMM_TEST_RUN_AS_GOVMM"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == readDisk {
+		os.Exit(serveDisk())
+	}
 	if os.Getenv(runAsGovmm) != "" {
 		panics := make(chan os.Signal, 1)
 		signal.Notify(panics, syscall.SIGUSR1)

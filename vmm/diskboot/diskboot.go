@@ -66,8 +66,15 @@ type Reader struct {
 	wait      error         // of the process; read when ended is closed
 }
 
+// marked is in the environment of the process that Start starts. A program that is started as
+// a reader and does not call find.Serve would otherwise start itself again and again.
+const marked = "GOVMM_READS_DISK"
+
 // Start starts the process that command names, which calls find.Serve.
 func Start(command []string) (*Reader, error) {
+	if os.Getenv(marked) != "" {
+		return nil, errors.New("this process was started to read disks, and starts no other for that: its main function must call find.Serve")
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
 		err = unix.SetNonblock(fds[0], true) // so that it has deadlines
@@ -80,7 +87,7 @@ func Start(command []string) (*Reader, error) {
 	defer theirs.Close()
 	r.cmd = exec.Command(command[0], command[1:]...)
 	r.cmd.Dir = "/"
-	r.cmd.Env = []string{"GOMAXPROCS=1", "GOGC=50", "GODEBUG=madvdontneed=1", "GOTRACEBACK=none"}
+	r.cmd.Env = []string{"GOMAXPROCS=1", "GOGC=50", "GODEBUG=madvdontneed=1", "GOTRACEBACK=none", marked + "=1"}
 	r.cmd.ExtraFiles = []*os.File{theirs}
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no key of a terminal reaches it
 	if err := r.cmd.Start(); err != nil {

@@ -220,6 +220,14 @@ func TestBadReaders(t *testing.T) {
 	}
 }
 
+// TestNoReaderStartsReaders: a program that does not know that it was started as a reader starts no other.
+func TestNoReaderStartsReaders(t *testing.T) {
+	t.Setenv("GOVMM_READS_DISK", "1")
+	if _, err := diskboot.Start([]string{"/proc/self/exe", "__read-disk"}); err == nil {
+		t.Error("a reader was started by a reader")
+	}
+}
+
 func TestLooks(t *testing.T) {
 	for mark, at := range map[string]int64{"\x55\xaa": 510, "EFI PART": 512, "hsqs": 0, "\x53\xef": 1080, "CD001": 0x8001} {
 		b := make([]byte, 128<<10)
