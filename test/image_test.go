@@ -54,5 +54,5 @@ func TestEphemeralDisk(t *testing.T) {
 	if after, err := os.ReadFile(image); err != nil || sha256.Sum256(after) != sha256.Sum256(before) {
 		t.Errorf("the image has changed (%v)", err)
 	}
-	h.must("stop", "e")
+	h.must("stop", "--force", "e")
 }

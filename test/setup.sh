@@ -10,6 +10,9 @@ need gcc gcc        # the race detector, the demo guest
 need ld binutils
 need qemu-system-x86_64 qemu-system-x86 # boots the demo guest as well
 need qemu-img qemu-utils  # makes images that must be refused, and locks images
+need cloud-init cloud-init # reads seeds
+need isoinfo genisoimage   # lists their files
+need ssh-keygen openssh-client
 need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks

@@ -40,7 +40,7 @@ func TestConfigFaults(t *testing.T) {
 		{"config: other.yaml\n", `vm.yaml:1: unknown key "config"`},
 		{"prefill: true\n", `vm.yaml:1: unknown key "prefill"`},
 		{"memory: 128M\n\ninitrd: x\n", "--initrd and --no-unpack need --kernel (vm.yaml:3)"},
-		{"disk:\n- path: a\n- path: b\n  size: 3\n", `"size" is unknown: use path=, readonly, direct, id=, queues=, format=raw, bps=, iops= (a comma in a path is written twice) (vm.yaml:3)`},
+		{"disk:\n- path: a\n- path: b\n  size: 3\n", `"size" is unknown: use path=, readonly, direct, id=, queues=, format=, ephemeral, bps=, iops= (a comma in a path is written twice) (vm.yaml:3)`},
 		{"disk: [{path: a, path: b}]\n", `vm.yaml:1: "path" is given twice`},
 		{"memory: [1\n", "vm.yaml:1: "},
 		{"memory: 1M\nmemory: 2M\n", `vm.yaml:2: "memory" is given twice, first at line 1`},

@@ -26,6 +26,7 @@ type runFlags struct {
 	hostFlags
 	deviceFlags
 	bootFlags
+	seedFlags
 	kernel   string
 	initrd   string
 	noUnpack bool
@@ -79,6 +80,11 @@ to it. On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 					return nil, err
 				}
 				cfg.Name, cfg.Serial, cfg.Console, cfg.Log = h.name, h.serial, h.console, h.log
+				if seed, err := f.seedFlags.device(h.name); err != nil {
+					return nil, err
+				} else if seed != nil {
+					cfg.Devices = append(cfg.Devices, seed)
+				}
 				return vmm.NewVM(cfg)
 			}, func() ([]virtio.Spec, sandbox.Policy) {
 				policy := laterOf(cfg.Devices, false)
@@ -91,6 +97,7 @@ to it. On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	flags := cmd.Flags()
 	f.registerEither(flags, &f.restored)
 	f.restoreFlags.register(flags)
+	f.seedFlags.register(cmd)
 	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a kernel: a Linux bzImage, or an ELF file with a PVH entry (vmlinux)")
 	f.bootFlags.register(flags)
 	flags.StringVar(&f.initrd, "initrd", "", "`FILE` with the kernel's initial RAM disk")
@@ -137,6 +144,9 @@ func (f *runFlags) machine(cmd *cobra.Command) (vmm.Config, error) {
 	}
 	if err == nil {
 		err = f.bootFlags.check(f.kernel, devices)
+	}
+	if err == nil {
+		err = f.seedFlags.read()
 	}
 	if err != nil {
 		return vmm.Config{}, usagef(cmd, "%v", err)

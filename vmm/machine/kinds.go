@@ -25,6 +25,7 @@ func Kinds() []virtio.Kind {
 		rng.Kind,
 		console.Kind,
 		blk.Kind,
+		blk.SeedKind,
 		net.Kind,
 		vsock.Kind,
 	}
