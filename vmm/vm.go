@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -40,6 +41,7 @@ type VM struct {
 	moved    chan struct{}          // closed when nothing with a name is left of it here
 	step     atomic.Pointer[string] // what the end has begun, if it is not the machine's
 	events   events
+	statm    *os.File // kept: a sandbox lets nobody open it later; nil: it cannot be opened
 
 	// lifeMu guards all below. It is not held while a vCPU, a peer or a disk is
 	// waited for.
@@ -73,6 +75,7 @@ func newVM(name string, port, console serial.Backend, log *slog.Logger) *VM {
 	}
 	v := &VM{name: name, shared: map[string]*serial.Shared{}, stopping: make(chan struct{}),
 		ended: make(chan struct{}), here: make(chan struct{}), left: make(chan struct{}), moved: make(chan struct{}), changed: make(chan struct{})}
+	v.statm, _ = os.Open("/proc/self/statm")
 	log = boundedlog.Watch(boundedlog.New(log), v.logged)
 	v.log = log
 	if port != nil {

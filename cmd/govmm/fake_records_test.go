@@ -37,3 +37,5 @@ func (f *fakeVM) Events(_ context.Context, after uint64, _ bool) (iter.Seq[vmm.E
 		}
 	}, nil
 }
+
+func (f *fakeVM) Stats() vmm.Stats { return f.stats }

@@ -30,6 +30,7 @@ type fakeVM struct {
 	records []vmm.MigrationRecord // these three are not guarded: set before the server serves
 	events  []vmm.Event
 	check   migrate.CheckResult
+	stats   vmm.Stats
 }
 
 // serve answers for a VM in the CLI's runtime directory until the test ends or

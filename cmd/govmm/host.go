@@ -37,6 +37,7 @@ type hostFlags struct {
 	user       string
 	ports      []uint
 	overcommit bool
+	metricsFlags
 
 	config string
 	file   *configFile // nil: --config is not given
@@ -57,6 +58,7 @@ func (f *hostFlags) registerSet(flags *pflag.FlagSet) {
 	flags.StringVar(&f.sandbox, "sandbox", string(sandbox.On), "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
 	flags.StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
 	flags.UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
+	f.registerMetrics(flags)
 	flags.StringVar(&f.socket, "api-socket", "", "`PATH` of the API socket, instead of NAME.sock in the directory that govmm ps lists")
 }
 
@@ -102,6 +104,9 @@ func (f *hostFlags) check() error {
 		if port < 1 || port > 65535 {
 			return fmt.Errorf("--migrate-ports %d: must be between 1 and 65535", port)
 		}
+	}
+	if err := f.checkMetrics(); err != nil {
+		return err
 	}
 	if f.console == f.serial && f.console != "null" {
 		return fmt.Errorf("--console %s: the serial port leads there already; use --serial null, or another place", f.console)
@@ -268,6 +273,14 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	_ = p.user.do(func() error { return p.makeState() })
 	err = p.user.become(devices, vm.Addr() != nil, policy)
 	var ln net.Listener
+	var measured net.Listener
+	if err == nil {
+		measured, err = f.openMetrics()
+		if err != nil && p.taking != nil { // the process that is replaced has the port still
+			p.say("without --metrics-listen from here on: %v", err)
+			err = nil
+		}
+	}
 	if err == nil {
 		ln, err = p.claim.Listen() // as the user that removes it
 	}
@@ -291,6 +304,10 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 	served := make(chan error, 1)
 	over := make(chan struct{})
 	go func() { served <- p.serve(vm, server, ln, over) }()
+	if measured != nil {
+		p.say("metrics at http://%s/metrics", measured.Addr())
+		go func() { _ = server.ServeMetrics(measured) }()
+	}
 	switch addr := vm.Addr(); {
 	case p.taking != nil:
 		_ = p.taking.before.Send(msgReady, struct{}{}) // its end is noticed otherwise

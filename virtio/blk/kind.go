@@ -221,13 +221,14 @@ type Info struct {
 	ReadBytes    uint64 `json:"read_bytes"`
 	WrittenBytes uint64 `json:"written_bytes"`
 	Errors       uint64 `json:"errors"` // of the host's storage
+	Stats        Stats  `json:"-"`      // all that is counted
 }
 
 // Info implements [virtio.Backend].
 func (b *backend) Info() virtio.Info {
 	s, c := b.Stats(), b.spec
 	return &Info{Path: c.Path, Size: c.Size, ReadOnly: c.ReadOnly, Direct: c.Direct, Format: string(c.Format), Ephemeral: c.Ephemeral, ID: c.ID, Limit: c.Limit.Describe(), Queues: c.queues(),
-		ReadBytes: s.ReadBytes, WrittenBytes: s.WrittenBytes, Errors: s.Errors}
+		ReadBytes: s.ReadBytes, WrittenBytes: s.WrittenBytes, Errors: s.Errors, Stats: s}
 }
 
 // Lines implements [virtio.Info].

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
+	"github.com/govmm/govmm/internal/latency"
 	"github.com/govmm/govmm/virtio"
 )
 
@@ -61,14 +63,16 @@ var errRequest = errors.New("block request")
 // Stats counts the requests of a disk since it was opened.
 type Stats struct {
 	ReadBytes, WrittenBytes      uint64
-	Reads, Writes, Flushes, Rest uint64 // requests
-	Errors                       uint64 // of the host's storage
+	Reads, Writes, Flushes, Rest uint64           // requests
+	Errors                       uint64           // of the host's storage
+	Latency                      latency.Snapshot // of requests, from when they are fetched until storage has answered
 }
 
 type counters struct {
 	readBytes, writtenBytes      atomic.Uint64
 	reads, writes, flushes, rest atomic.Uint64
 	errors                       atomic.Uint64
+	latency                      latency.Counter
 }
 
 // Stats returns the counters.
@@ -77,7 +81,7 @@ func (d *Device) Stats() Stats {
 	return Stats{
 		ReadBytes: c.readBytes.Load(), WrittenBytes: c.writtenBytes.Load(),
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Rest: c.rest.Load(),
-		Errors: c.errors.Load(),
+		Errors: c.errors.Load(), Latency: c.latency.Snapshot(),
 	}
 }
 
@@ -97,6 +101,7 @@ func (w *worker) serve(c *virtio.Chain) (uint32, error) {
 	sector := binary.LittleEndian.Uint64(header[8:])
 	kind := binary.LittleEndian.Uint32(header[:])
 	w.count(kind, c, room)
+	begun := time.Now()
 	switch kind {
 	case typeIn:
 		status, filled = w.in(c, sector, room)
@@ -111,6 +116,7 @@ func (w *worker) serve(c *virtio.Chain) (uint32, error) {
 	case typeWriteZeroes:
 		status = w.ranges(c, maxZeroRanges, maxZeroSectors, flagUnmap, w.writeZeroes)
 	}
+	w.d.counters.latency.Observe(time.Since(begun))
 	c.WriteAt([]byte{status}, room)
 	if filled == room {
 		filled++

@@ -43,6 +43,7 @@ type Controller[M Migration] interface {
 	// SameMigration finds the migration of an id, see [vmm.VM.SameMigration].
 	SameMigration(address string, opt migrate.Options) (vmm.MigrationRecord, bool, error)
 	CheckMigration(ctx context.Context, address string, opt migrate.Options) (migrate.CheckResult, error)
+	Stats() vmm.Stats
 	Events(ctx context.Context, after uint64, follow bool) (iter.Seq[vmm.Event], error)
 	MeasureDirtyRate(ctx context.Context, interval time.Duration) (migrate.DirtyRate, error)
 	EstimateMigration(ctx context.Context, address string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error)

@@ -27,6 +27,7 @@ type fakeVM struct {
 	records   []vmm.MigrationRecord // these three are not guarded: set before the server serves
 	events    []vmm.Event
 	check     migrate.CheckResult
+	stats     vmm.Stats
 }
 
 func (f *fakeVM) Info() vmm.Info {

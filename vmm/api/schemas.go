@@ -59,12 +59,15 @@ func (Duration) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeString, Description: "a duration, as in 300ms, 1m30s or 1h", Examples: []any{"300ms"}}
 }
 
+// states are all states of a VM.
+var states = []vmm.State{vmm.StateRunning, vmm.StatePaused, vmm.StateReceiving, vmm.StatePanicked, vmm.StateMigrating, vmm.StateMigrated, vmm.StateHandoffUnknown, vmm.StateStopped}
+
 type stateSchema string
 
 // Schema implements [huma.SchemaProvider].
 func (stateSchema) Schema(huma.Registry) *huma.Schema {
 	s := &huma.Schema{Type: huma.TypeString}
-	for _, state := range []vmm.State{vmm.StateRunning, vmm.StatePaused, vmm.StateReceiving, vmm.StatePanicked, vmm.StateMigrating, vmm.StateMigrated, vmm.StateHandoffUnknown, vmm.StateStopped} {
+	for _, state := range states {
 		s.Enum = append(s.Enum, string(state))
 	}
 	return s

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"golang.org/x/net/netutil"
 )
 
 // Limits of one connection.
@@ -26,12 +27,15 @@ type Server struct {
 	vm      Controller[Migration]
 	socket  string
 	http    http.Server
+	scrapes http.Server             // of ServeMetrics
 	abandon context.CancelCauseFunc // ends the contexts of requests
 	handler func() http.Handler
 	// Upgrade begins an upgrade of the VM's process; nil: it cannot be upgraded. It is set
 	// before Serve is called.
 	Upgrade func() (Upgrading, error)
 	attach  attacher // nil: the VM has no lines to attach to
+	// metricsHandler answers GET /metrics; it is made by the first reading.
+	metricsHandler func() http.Handler
 	// ProgressInterval is the time between two lines of a progress stream;
 	// 0: 200 ms. It is set before Serve is called.
 	ProgressInterval time.Duration
@@ -50,7 +54,7 @@ func NewServer[M interface {
 	s.attach, _ = vm.(attacher)
 	ctx, abandon := context.WithCancelCause(context.Background())
 	s.abandon = abandon
-	s.handler = sync.OnceValue(s.routes)
+	s.handler, s.metricsHandler = sync.OnceValue(s.routes), sync.OnceValue(s.metrics)
 	s.http = http.Server{
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		Handler:           http.HandlerFunc(s.serve),
@@ -58,6 +62,7 @@ func NewServer[M interface {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 	}
+	s.scrapes = http.Server{Handler: s.MetricsHandler(), ReadTimeout: headerTimeout, WriteTimeout: bodyTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
 	return s
 }
 
@@ -65,6 +70,17 @@ func NewServer[M interface {
 // closes ln.
 func (s *Server) Serve(ln net.Listener) error {
 	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// maxMetricsConns bounds the connections of ServeMetrics.
+const maxMetricsConns = 32
+
+// ServeMetrics answers GET /metrics, and nothing else, until Shutdown is called. It closes ln.
+func (s *Server) ServeMetrics(ln net.Listener) error {
+	if err := s.scrapes.Serve(netutil.LimitListener(ln, maxMetricsConns)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
@@ -79,6 +95,7 @@ func (s *Server) Shutdown() {
 	if s.http.Shutdown(ctx) != nil {
 		_ = s.http.Close()
 	}
+	_ = s.scrapes.Close()
 }
 
 // Abandon ends the requests under way with an error, before [Server.Shutdown]: what they wait
@@ -98,6 +115,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		if err := s.postUpgrade(w, r); err != nil {
 			writeProblem(w, err)
 		}
+		return
+	}
+	if r.URL.Path == metricsPath && r.Method == http.MethodGet {
+		s.metricsHandler().ServeHTTP(w, r)
 		return
 	}
 	s.handler().ServeHTTP(w, r)

@@ -18,6 +18,8 @@ import (
 type vcpu struct {
 	machine *Machine
 	kvm     *kvm.VCPU
+	thread  atomic.Int32 // its id, from its start
+	exits   exitCounts
 	at      atomic.Uint64 // the address of the access to a register that a device is just answering; 0: none is
 }
 
@@ -91,6 +93,7 @@ func (c *vcpu) loop() {
 	// The goroutine ends with the thread locked to it, so Go ends the thread.
 	runtime.LockOSThread()
 	c.kvm.BindThread()
+	c.thread.Store(int32(unix.Gettid()))
 	defer c.machine.gate.leave()
 	defer c.kvm.UnbindThread()
 
@@ -109,6 +112,7 @@ func (c *vcpu) loop() {
 		case err == nil:
 			c.handle()
 		case kicked:
+			c.exits.kicked.Add(1)
 		case errors.Is(err, unix.EAGAIN):
 			// The vCPU waited in the kernel to be started, and INIT came: go on.
 		default:
@@ -131,7 +135,9 @@ func (c *vcpu) crash(err error) {
 
 // handle does what the guest's exit asks for.
 func (c *vcpu) handle() {
-	switch reason := c.kvm.ExitReason(); reason {
+	reason := c.kvm.ExitReason()
+	c.exits.count(reason)
+	switch reason {
 	case kvm.ExitIO:
 		c.portAccess(c.kvm.IO())
 	case kvm.ExitMMIO:
