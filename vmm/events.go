@@ -68,6 +68,7 @@ type events struct {
 	state   State      // of the last event of that type
 	paced   map[pacedKey]*pacing
 	more    chan struct{} // closed at the next event, or at the end; nil: nobody waits
+	stop    chan struct{} // closed when the stop of a migration is over; nil: there is none
 	ended   bool
 }
 
@@ -210,6 +211,27 @@ func (v *VM) Events(ctx context.Context, after uint64, follow bool) (iter.Seq[Ev
 	}, nil
 }
 
+// Standing returns a channel that is closed when the guest stands no longer still for a
+// migration; nil: it does not.
+func (v *VM) Standing() <-chan struct{} {
+	v.events.eventMu.Lock()
+	defer v.events.eventMu.Unlock()
+	return v.events.stop
+}
+
+// stands notes whether the guest stands still for a migration.
+func (l *events) stands(still bool) {
+	l.eventMu.Lock()
+	defer l.eventMu.Unlock()
+	switch {
+	case still && l.stop == nil:
+		l.stop = make(chan struct{})
+	case !still && l.stop != nil:
+		close(l.stop)
+		l.stop = nil
+	}
+}
+
 // eventText is text in one line, and short.
 func eventText(s string) string {
 	if len(s) > maxEventText {
@@ -278,6 +300,7 @@ func (v *VM) notified(addr string, opt migrate.Options) func(migrate.Notice) {
 			v.events.add(Event{Type: EventRound, Migration: id, Round: &n.Round})
 			return
 		}
+		v.events.stands(n.Phase == migrate.PhaseSwitchover)
 		v.events.add(Event{Type: EventMigration, Migration: id, Address: addr, Phase: n.Phase, Reason: n.Reason, Message: n.Error})
 		if n.Phase == migrate.PhaseHandoffUnknown {
 			v.events.note(StateHandoffUnknown)

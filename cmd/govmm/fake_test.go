@@ -24,13 +24,14 @@ type fakeVM struct {
 	elsewhere bool   // it may run there: Resume needs force
 	onEnd     func() // what a process does once its VM was stopped
 	// What the power button does: an error, or the state in which the VM ends.
-	deaf    error
-	obeys   vmm.State
-	ended   chan struct{}         // not guarded: made by serve
-	records []vmm.MigrationRecord // these three are not guarded: set before the server serves
-	events  []vmm.Event
-	check   migrate.CheckResult
-	stats   vmm.Stats
+	deaf     error
+	obeys    vmm.State
+	ended    chan struct{}         // not guarded: made by serve
+	records  []vmm.MigrationRecord // these three are not guarded: set before the server serves
+	events   []vmm.Event
+	check    migrate.CheckResult
+	stats    vmm.Stats
+	standing chan struct{}
 }
 
 // serve answers for a VM in the CLI's runtime directory until the test ends or

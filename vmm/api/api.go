@@ -44,6 +44,8 @@ type Controller[M Migration] interface {
 	SameMigration(address string, opt migrate.Options) (vmm.MigrationRecord, bool, error)
 	CheckMigration(ctx context.Context, address string, opt migrate.Options) (migrate.CheckResult, error)
 	Stats() vmm.Stats
+	// Standing is closed when the guest stands no longer still for a migration; nil: it does not.
+	Standing() <-chan struct{}
 	Events(ctx context.Context, after uint64, follow bool) (iter.Seq[vmm.Event], error)
 	MeasureDirtyRate(ctx context.Context, interval time.Duration) (migrate.DirtyRate, error)
 	EstimateMigration(ctx context.Context, address string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error)

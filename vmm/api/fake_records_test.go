@@ -39,3 +39,5 @@ func (f *fakeVM) Events(_ context.Context, after uint64, _ bool) (iter.Seq[vmm.E
 }
 
 func (f *fakeVM) Stats() vmm.Stats { return f.stats }
+
+func (f *fakeVM) Standing() <-chan struct{} { return f.standing }

@@ -28,6 +28,7 @@ type fakeVM struct {
 	events    []vmm.Event
 	check     migrate.CheckResult
 	stats     vmm.Stats
+	standing  chan struct{}
 }
 
 func (f *fakeVM) Info() vmm.Info {

@@ -161,3 +161,25 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 }
+
+// While the guest stands still readings wait, for a second at most; what changes something does not.
+func TestReadingsWaitForTheStop(t *testing.T) {
+	vm := &fakeVM{standing: make(chan struct{})}
+	c, _ := serve(t, t.TempDir(), "db", vm)
+	began := time.Now()
+	if status, _, body := request(t, c, "GET", "/v1/info", ""); status != 200 || time.Since(began) < time.Second {
+		t.Errorf("%d %s after %v", status, body, time.Since(began))
+	}
+	read := make(chan int)
+	go func() {
+		status, _, _ := request(t, c, "GET", "/metrics", "")
+		read <- status
+	}()
+	if status, _, body := request(t, c, "POST", "/v1/pause", ""); status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+	close(vm.standing)
+	if status := <-read; status != 200 {
+		t.Errorf("%d", status)
+	}
+}

@@ -57,12 +57,12 @@ func NewServer[M interface {
 	s.handler, s.metricsHandler = sync.OnceValue(s.routes), sync.OnceValue(s.metrics)
 	s.http = http.Server{
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		Handler:           http.HandlerFunc(s.serve),
+		Handler:           s.polite(s.serve),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 	}
-	s.scrapes = http.Server{Handler: s.MetricsHandler(), ReadTimeout: headerTimeout, WriteTimeout: bodyTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
+	s.scrapes = http.Server{Handler: s.polite(s.MetricsHandler().ServeHTTP), ReadTimeout: headerTimeout, WriteTimeout: bodyTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes}
 	return s
 }
 
