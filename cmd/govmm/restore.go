@@ -38,7 +38,7 @@ func (f *restoreFlags) register(flags *pflag.FlagSet) {
 // machine is the snapshot's.
 var (
 	ofRestore    = []string{"restore", "allow-source-paths", "disk-dir", "new-identity"}
-	machineFlags = []string{"kernel", "boot-entry", "initrd", "no-unpack", "cmdline", "cpus", "cpu", "memory", "prefill", "cloud-init", "network-config", "ssh-key", "hostname"}
+	machineFlags = []string{"kernel", "image", "size", "boot-entry", "initrd", "no-unpack", "cmdline", "cpus", "cpu", "memory", "prefill", "cloud-init", "network-config", "ssh-key", "hostname"}
 )
 
 // unused reports a flag that needs --from.

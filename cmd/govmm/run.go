@@ -13,6 +13,7 @@ import (
 	"github.com/govmm/govmm/internal/testhook"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/virtio"
+	"github.com/govmm/govmm/virtio/blk"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/cpu"
 	"github.com/govmm/govmm/vmm/machine"
@@ -27,6 +28,7 @@ type runFlags struct {
 	deviceFlags
 	bootFlags
 	seedFlags
+	imageFlags
 	kernel   string
 	initrd   string
 	noUnpack bool
@@ -55,12 +57,12 @@ Without --kernel it boots the system on the first --disk, with the kernel that i
 installed there. Without one it is the demo guest that govmm contains; type help
 to it. On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 		Args: oneName,
-		PreRunE: func(cmd *cobra.Command, _ []string) error {
+		PreRunE: func(cmd *cobra.Command, args []string) error {
 			return f.prepare(cmd, func() (err error) {
 				if f.from != "" {
 					_, err = f.restoreConfig(cmd)
 				} else {
-					cfg, err = f.machine(cmd)
+					cfg, err = f.machine(cmd, args)
 				}
 				return err
 			})
@@ -68,6 +70,9 @@ to it. On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if f.from != "" {
 				return f.runRestored(cmd, args)
+			}
+			if err := f.imageFlags.make(cmd); err != nil {
+				return fmt.Errorf("%s: %w", tried(cmd, args), err)
 			}
 			return f.host(cmd, args, func(h host) (*vmm.VM, error) {
 				if cfg.Kernel, err = readImage("kernel", f.kernel, machine.MaxKernel); err != nil {
@@ -98,6 +103,7 @@ to it. On a terminal Ctrl-A x ends the VM, and Ctrl-A h lists the other keys.`,
 	f.registerEither(flags, &f.restored)
 	f.restoreFlags.register(flags)
 	f.seedFlags.register(cmd)
+	f.imageFlags.register(flags)
 	flags.StringVar(&f.kernel, "kernel", "", "`FILE` with a kernel: a Linux bzImage, or an ELF file with a PVH entry (vmlinux)")
 	f.bootFlags.register(flags)
 	flags.StringVar(&f.initrd, "initrd", "", "`FILE` with the kernel's initial RAM disk")
@@ -122,7 +128,7 @@ var beside struct {
 }
 
 // machine checks the flags and turns them into a VM's configuration.
-func (f *runFlags) machine(cmd *cobra.Command) (vmm.Config, error) {
+func (f *runFlags) machine(cmd *cobra.Command, args []string) (vmm.Config, error) {
 	backing, err := memory.ParseBacking(f.backing)
 	switch {
 	case err != nil:
@@ -141,6 +147,12 @@ func (f *runFlags) machine(cmd *cobra.Command) (vmm.Config, error) {
 	var devices []virtio.Spec
 	if err == nil {
 		devices, err = f.devices()
+	}
+	if err == nil {
+		var disk *blk.Spec
+		if disk, err = f.imageFlags.device(nameOf(f.named(args))); disk != nil {
+			devices = append([]virtio.Spec{disk}, devices...)
+		}
 	}
 	if err == nil {
 		err = f.bootFlags.check(f.kernel, devices)
