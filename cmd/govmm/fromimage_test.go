@@ -21,7 +21,9 @@ func TestRunFromAnImage(t *testing.T) {
 		if err != nil {
 			return "", err
 		}
-		return spec.Path, f.make(newRun())
+		cmd := newRun()
+		cmd.SetContext(t.Context())
+		return spec.Path, f.make(cmd)
 	}
 	disk, err := take("web", from)
 	if err != nil || disk != filepath.Join(data, "govmm", "web.raw") {
