@@ -254,7 +254,7 @@ func TestCancel(t *testing.T) {
 			} else {
 				h.must("migrate", "src", "--cancel")
 			}
-			if mig.wait() != 1 {
+			if mig.wait() != 6 {
 				t.Errorf("a cancelled migrate exits %d", mig.exit)
 			}
 			if r := decodeResult(t, mig.out.tail(100), ""); r.Status != "cancelled" {
