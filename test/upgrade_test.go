@@ -229,7 +229,7 @@ func TestUpgradeFails(t *testing.T) {
 		{"prints 1 GB later", write("gblater", knows+"head -c 1000000000 /dev/zero >&2; exit 1\n", 0o755), "ended before it was ready"},
 		{"talks nonsense", write("nonsense", knows+"yes >&3\n", 0o755), "expected a message"},
 		{"crashes when it has been greeted", write("crash", knows+"exec 4<&-; exec '"+govmm+"' __take-over /nowhere on\n", 0o755), "it cannot take the guest over"},
-		{"does nothing", write("sleeps", knows+"exec sleep 600\n", 0o755), "it is not ready"},
+		{"does nothing", write("sleeps", knows+"exec sleep 600\n", 0o755), "within 10s"},
 		{"knows another sandbox", write("flag", knows+"exec '"+govmm+"' __take-over \"$2\" nonsense\n", 0o755), "nonsense"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -47,7 +47,9 @@ func TestMigrateCheck(t *testing.T) {
 	if exit != 0 || !strings.Contains(out, "can go to h:1") || !strings.Contains(out, "512 MiB") {
 		t.Errorf("%d %s", exit, out)
 	}
+	vm.mu.Lock()
 	vm.check = migrate.CheckResult{Reasons: []string{"disk a.img: missing", "memory: too little"}, Reason: report.ReasonRefused}
+	vm.mu.Unlock()
 	exit, out, errs := c.run("migrate", "db", "--check", "--to", "h:1")
 	if exit != exitRefused || out != "disk a.img: missing\nmemory: too little\n" {
 		t.Errorf("%d %q", exit, out)

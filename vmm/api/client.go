@@ -130,6 +130,33 @@ func (c *Client) call(ctx context.Context, method, path string, req, out any) er
 func (c *Client) callWithin(ctx context.Context, limit time.Duration, method, path string, req, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	err := c.callOnce(ctx, method, path, req, out)
+	// Another process may listen at the socket now (govmm upgrade). To ask again changes
+	// nothing; if nobody listens the process has ended indeed.
+	for range lostRetries {
+		if method != http.MethodGet || !errors.Is(err, ErrLost) {
+			break
+		}
+		select {
+		case <-time.After(lostPause):
+		case <-ctx.Done():
+			return err
+		}
+		if again := c.callOnce(ctx, method, path, req, out); !errors.Is(again, ErrNotRunning) {
+			err = again
+		}
+	}
+	return err
+}
+
+// lostRetries and lostPause are how often, and after which time, a question is asked again
+// whose answer was lost.
+const (
+	lostRetries = 3
+	lostPause   = 20 * time.Millisecond
+)
+
+func (c *Client) callOnce(ctx context.Context, method, path string, req, out any) error {
 	resp, err := c.do(ctx, method, path, req)
 	if err != nil {
 		return err

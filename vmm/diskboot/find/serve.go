@@ -65,8 +65,10 @@ func Serve() error {
 // Enter gives up everything but the socket, as [Serve] does first.
 func Enter() error {
 	debug.SetMemoryLimit(softMemory)
-	if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: hardMemory, Max: hardMemory}); err != nil {
-		return fmt.Errorf("RLIMIT_DATA: %w", err)
+	if !raced {
+		if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: hardMemory, Max: hardMemory}); err != nil {
+			return fmt.Errorf("RLIMIT_DATA: %w", err)
+		}
 	}
 	if err := closeOthers(); err != nil {
 		return err
