@@ -1,0 +1,5 @@
+//go:build !race
+
+package diskboot_test
+
+const raced = false
