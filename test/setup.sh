@@ -26,6 +26,7 @@ need spin spin          # checks the models of test/model
 need cpio cpio          # checks initial RAM disks
 need ip iproute2        # network namespaces
 need ping iputils-ping  # guests answer it
+need pgrep procps       # finds the processes of a VM
 need passt passt        # a network at a socket
 need chromium chromium  # looks at reports
 for tool in bzip2 lz4 xz zstd; do # compressors of kernels
