@@ -108,14 +108,8 @@ func (p *process) hold(on bool) {
 
 // dial makes a connection to the new process, when it is ready.
 func (s *successor) dial(ctx context.Context) (net.Conn, error) {
-	s.startOnce.Do(func() { go s.start() })
-	select {
-	case <-s.ready:
-	case <-time.After(startTime):
-		return nil, fmt.Errorf("it is not ready after %v", startTime)
-	case <-ctx.Done():
-		return nil, fmt.Errorf("it is not ready: %w", ctx.Err())
-	}
+	s.startOnce.Do(func() { go s.start(ctx) })
+	<-s.ready // start ends with the first ctx, and says what is missing; the next calls come later
 	if s.startErr != nil {
 		return nil, s.startErr
 	}
@@ -131,12 +125,19 @@ func (s *successor) dial(ctx context.Context) (net.Conn, error) {
 	return net.FileConn(here)
 }
 
-// start greets the new process, and gives it what it needs to get ready.
-func (s *successor) start() {
+// start greets the new process, and gives it what it needs to get ready. ctx ends with the
+// engine's own limit of the same length: it is the only clock here, so that the error says
+// what did not come.
+func (s *successor) start(ctx context.Context) {
 	defer close(s.ready)
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
 	var c *net.UnixConn
 	select {
 	case c = <-s.connected:
+	case <-ctx.Done():
+		s.startErr = fmt.Errorf("it does not come within %v", startTime)
+		return
 	case <-s.over:
 	}
 	if c == nil {
@@ -144,12 +145,14 @@ func (s *successor) start() {
 		return
 	}
 	s.conn = fdpass.New(c)
-	_ = s.conn.SetReadDeadline(time.Now().Add(startTime))
-	if s.startErr = s.greet(); s.startErr != nil {
+	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
+	if s.startErr = s.greet(); s.startErr == nil && !stop() {
+		s.startErr = fmt.Errorf("it is not ready within %v", startTime)
+	}
+	if s.startErr != nil {
 		_ = s.conn.Close()
 		return
 	}
-	_ = s.conn.SetReadDeadline(time.Time{})
 	go s.listen()
 }
 
