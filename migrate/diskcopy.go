@@ -333,7 +333,7 @@ func (w *blockWorker) sendData(ctx context.Context, disk int, from, to uint64) e
 				return err
 			}
 		} else {
-			w.sent[disk].SetRange(from, from+blocks)
+			w.sent[disk].SetRange(from, blocks)
 			h := header{typ: frameBlocks, slot: uint16(disk), first: from, count: uint32(blocks)}
 			if err := w.write(ctx, h, content[:n]); err != nil {
 				return err

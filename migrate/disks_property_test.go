@@ -63,10 +63,13 @@ func diskMachine(t *rapid.T, w *simtest.World) *simtest.Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+func resume(t *rapid.T, m *simtest.Machine) {
 	if err := m.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	return m
 }
 
 // For any number of channels, any order of arrival and any place of a cut, with stops that
@@ -76,6 +79,7 @@ func TestDisksLoseNoBlock(t *testing.T) {
 		w := simtest.NewWorld()
 		defer w.Close()
 		m := diskMachine(t, w)
+		resume(t, m)
 		cutAt := 0
 		if rapid.Bool().Draw(t, "cut") {
 			cutAt = rapid.IntRange(1, 12<<20).Draw(t, "cut at")
@@ -112,7 +116,8 @@ func TestDisksLostWriteIsFound(t *testing.T) {
 		w := simtest.NewWorld()
 		defer w.Close()
 		m := diskMachine(t, w)
-		m.Disk(0).Lose = func() bool { return true }
+		m.Disk(0).Lose = func() bool { return true } // before a vCPU looks
+		resume(t, m)
 		err := moveDisks(t, w, m, &simtest.Builder{World: w}, migrate.Options{CopyDisks: true, MaxRounds: 30}, 0)
 		if err == nil && w.Err() != nil && strings.Contains(w.Err().Error(), "lost block") {
 			found = true

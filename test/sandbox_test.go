@@ -38,14 +38,16 @@ func (p *proc) caged(vcpus int) {
 			if err != nil { // it has just ended
 				continue
 			}
+			if strings.HasPrefix(string(b), "Name:\tkvm-") { // a thread of the kernel's, with what its first vCPU's thread had
+				continue
+			}
 			has := func(line string) bool { return strings.Contains(string(b), "\n"+line+"\n") }
 			for _, line := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000"} {
 				if !has(line) {
-					wrong = task + ": no " + line
+					wrong = task + ": no " + line + " in\n" + string(b)
 				}
 			}
 			switch {
-			case strings.HasPrefix(string(b), "Name:\tkvm-"): // KVM's own, of the first vCPU that ran
 			case has("Seccomp_filters:\t2"):
 				narrow++
 			case !has("Seccomp_filters:\t1"):

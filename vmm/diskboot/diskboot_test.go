@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -178,26 +177,6 @@ type brokenDisk struct{}
 func (brokenDisk) Size() int64 { return 1 << 20 }
 func (brokenDisk) ReadAt([]byte, int64) (int, error) {
 	return 0, errors.New("the host's storage is broken")
-}
-
-// TestRest says what the reader costs while it waits, before and after its work.
-func TestRest(t *testing.T) {
-	d := open(t, image(t, make([]byte, 8<<20), make([]byte, 32<<20)))
-	r := start(t, "__read-disk")
-	for range 2 {
-		if _, err := r.Read(context.Background(), d, ""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	out, err := exec.Command("pgrep", "-P", strconv.Itoa(os.Getpid()), "-f", "__read-disk").Output()
-	if err != nil {
-		t.Skip("pgrep: ", err)
-	}
-	b, err := os.ReadFile("/proc/" + strings.TrimSpace(string(out)) + "/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Log(string(b))
 }
 
 func TestBadReaders(t *testing.T) {

@@ -95,11 +95,12 @@ func eachThread(calls []threadCall) error {
 }
 
 // signalThreads signals every thread, until there is none that has not answered. A thread
-// that is started by one that has answered needs no signal of its own, but may get one; one
-// that was started before is in the kernel's list by then, since no thread handles a signal while it starts another one.
+// that is started by one that has answered needs no signal of its own, but may get one. One
+// that was started before is in a list that is read after the answer, since no thread handles
+// a signal while it starts another one: so two lists in a row must have answered.
 func signalThreads() error {
 	signalled, deadline := map[int]bool{}, time.Now().Add(threadPatience)
-	for turn := 0; ; turn++ {
+	for turn, answered := 0, false; ; turn++ {
 		list, err := threads()
 		if err != nil {
 			return err
@@ -114,9 +115,10 @@ func signalThreads() error {
 			}
 		}
 		silent := unanswered(list)
-		if silent == 0 && all {
+		if silent == 0 && all && answered {
 			return nil
 		}
+		answered = silent == 0
 		if silent != 0 && time.Now().After(deadline) {
 			return fmt.Errorf("thread %d has not answered a signal for %v", silent, threadPatience)
 		}

@@ -2,10 +2,13 @@ package usernet
 
 import (
 	"context"
+	"encoding/binary"
+	"io"
 	stdnet "net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,6 +50,13 @@ func sockets(t testing.TB) (a, b *os.File) {
 
 func newRig(t testing.TB, cfg Config, mtu uint16, offloads uint64) *rig {
 	t.Helper()
+	return newRigBehind(t, cfg, mtu, offloads, func(c *os.File) *os.File { return c })
+}
+
+// newRigBehind is newRig with a guest that is not joined to the network itself, but to what
+// join makes of the network's end.
+func newRigBehind(t testing.TB, cfg Config, mtu uint16, offloads uint64, join func(*os.File) *os.File) *rig {
+	t.Helper()
 	ours, theirs := sockets(t)
 	n, err := New(cfg, mtu, testMAC, ours)
 	check(t, err)
@@ -59,8 +69,53 @@ func newRig(t testing.TB, cfg Config, mtu uint16, offloads uint64) *rig {
 		n.stack.Close()
 	})
 	check(t, n.Do(netproc.Request{MTU: mtu, Offloads: offloads}))
-	r.attach(theirs, mtu, offloads)
+	r.attach(join(theirs), mtu, offloads)
 	return r
+}
+
+// cable joins a guest to a network, and to another one after a move.
+type cable struct {
+	t     testing.TB
+	mu    sync.Mutex
+	guest *os.File
+	to    *os.File // the network's end
+}
+
+// join returns the guest's end.
+func (c *cable) join(network *os.File) *os.File {
+	ours, theirs := sockets(c.t)
+	c.guest = ours
+	go c.carry(ours, func() *os.File { return c.to })
+	c.move(network)
+	return theirs
+}
+
+// move joins the guest to a network.
+func (c *cable) move(network *os.File) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.to = network
+	go c.carry(network, func() *os.File { return c.guest })
+}
+
+// carry carries whole frames until an end is closed.
+func (c *cable) carry(from *os.File, to func() *os.File) {
+	for {
+		b := make([]byte, 4)
+		if _, err := io.ReadFull(from, b); err != nil {
+			return
+		}
+		b = append(b, make([]byte, binary.BigEndian.Uint32(b))...)
+		if _, err := io.ReadFull(from, b[4:]); err != nil {
+			return
+		}
+		c.mu.Lock()
+		_, err := to().Write(b)
+		c.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
 }
 
 // attach makes the guest's stack. It accepts offloads, and its own frames are never cut.

@@ -188,7 +188,8 @@ func TestForward(t *testing.T) {
 // the next segment. The address and the gateway are the same.
 func TestMove(t *testing.T) {
 	to := listen(t, here(t), echo)
-	r := newRig(t, config(), 1500, allOffloads)
+	c := &cable{t: t}
+	r := newRigBehind(t, config(), 1500, allOffloads, c.join)
 	conn, err := r.dial(to)
 	check(t, err)
 	_, err = conn.Write([]byte("x"))
@@ -201,14 +202,7 @@ func TestMove(t *testing.T) {
 	n, err := New(config(), 1500, testMAC, ours)
 	check(t, err)
 	go func() { _ = n.Run() }()
-	in, err := netproc.NewReader(theirs, headerBytes+etherHeader, headerBytes+maxFrame)
-	check(t, err)
-	out, err := netproc.NewWriter(theirs, maxWaiting)
-	check(t, err)
-	moved := &endpoint{mtu: 1500, mac: r.link.mac, in: in, out: out, accept: func([]byte) bool { return true }}
-	moved.Attach(r.link.dispatcher)
-	go func() { _ = moved.run() }()
-	r.link.out = out // what the guest sends goes there
+	c.move(theirs)
 	begin := time.Now()
 	_, err = conn.Write([]byte("y"))
 	check(t, err)
