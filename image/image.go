@@ -18,6 +18,7 @@ import (
 	"os"
 
 	"github.com/govmm/govmm/image/qcow2"
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"golang.org/x/sys/unix"
 )
 

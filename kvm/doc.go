@@ -52,3 +52,5 @@
 //     KVM_IRQFD, KVM_IOEVENTFD, XSAVE and XSAVE2, device attributes (TSC offset,
 //     XCOMP), KVM_KVMCLOCK_CTRL, exit reasons above 17.
 package kvm
+
+import _ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only

@@ -18,6 +18,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 )
 
 // Where the bus is in the guest's physical address space: in the hole between

@@ -4,3 +4,5 @@
 // A frame on a stream is its length in four bytes, big endian, and its bytes: QEMU's
 // "stream" protocol, which passt and gvproxy speak.
 package netproc
+
+import _ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only

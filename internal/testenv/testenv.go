@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"golang.org/x/sys/unix"
 )
 

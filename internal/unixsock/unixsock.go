@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"golang.org/x/sys/unix"
 )
 

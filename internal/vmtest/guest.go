@@ -3,7 +3,11 @@
 // neither package, so that both can use it.
 package vmtest
 
-import "github.com/govmm/govmm/vmm/loader/elftest"
+import (
+	"github.com/govmm/govmm/vmm/loader/elftest"
+
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
+)
 
 // Kernel returns an ELF file that runs code, 32-bit flat, at [CodeAt].
 func Kernel(code []byte) []byte { return elftest.Build(elftest.Kernel{Code: code}) }

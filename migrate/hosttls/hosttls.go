@@ -25,6 +25,7 @@ import (
 	"strings"
 	"time"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"golang.org/x/sys/unix"
 )
 

@@ -25,6 +25,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 )
 
 // failed is the exit status when it was not the command that failed.

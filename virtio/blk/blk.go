@@ -24,6 +24,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/limit"
 )

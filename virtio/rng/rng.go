@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"github.com/govmm/govmm/virtio"
 	"github.com/govmm/govmm/virtio/limit"
 )

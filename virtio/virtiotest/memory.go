@@ -10,6 +10,7 @@ import (
 	"testing"
 	"unsafe"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )

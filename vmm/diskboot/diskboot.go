@@ -23,6 +23,7 @@ import (
 	"time"
 	"unicode"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"github.com/govmm/govmm/vmm/diskboot/wire"
 	"golang.org/x/sys/unix"
 )

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
 )

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 
+	_ "github.com/govmm/govmm/internal/supported" // Linux on x86-64 only
 	"golang.org/x/sys/unix"
 )
 
