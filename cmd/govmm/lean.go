@@ -21,7 +21,8 @@ const (
 // collectLate keeps the start of a VM short and its process small. A collection
 // would compete with the guest's first instructions, and it takes half a MiB of its
 // own, which stays. So there is none as long as there is little to collect. A start
-// that took much, for a kernel's content, gives it back once it has settled.
+// that took much, for a kernel's content, gives it back once it has settled, and every one
+// gives back the pages of the program that it needed.
 //
 // The environment variables GOGC and GOMEMLIMIT go before. The timer's owner stops it.
 func collectLate() (settling *time.Timer) {
@@ -45,5 +46,6 @@ func collectLate() (settling *time.Timer) {
 		} else {
 			debug.FreeOSMemory()
 		}
+		unmapProgram()
 	})
 }

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"testing"
 	"time"
+	"unsafe"
 )
 
 // A process at rest has collected nothing, also if it is looked at after it has
@@ -71,5 +75,31 @@ func TestCommandsByName(t *testing.T) {
 		if all := root.Commands(); len(all) != 1 || all[0].Name() != c.name {
 			t.Errorf("%s: %v", c.name, all)
 		}
+	}
+}
+
+// TestUnmapProgram: the program goes on without the pages that are taken from it, which are
+// its own, read-only and whole.
+func TestUnmapProgram(t *testing.T) {
+	list := readOnly()
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(list) < 2 {
+		t.Errorf("%d mappings, expected those of code and of constants", len(list))
+	}
+	for _, m := range list {
+		start := uintptr(unsafe.Pointer(&m[0]))
+		if !strings.Contains(string(maps), fmt.Sprintf("%08x-", start)) {
+			t.Errorf("no mapping begins at %#x in\n%s", start, maps)
+		}
+		if bytes.Count(m[:64], []byte{0}) == 64 {
+			t.Errorf("%#x holds zeros", start)
+		}
+	}
+	unmapProgram()
+	if again := readOnly(); len(again) != len(list) {
+		t.Errorf("%d mappings, %d before", len(again), len(list))
 	}
 }
