@@ -29,6 +29,7 @@ need ping iputils-ping  # guests answer it
 need pgrep procps       # finds the processes of a VM
 need passt passt        # a network at a socket
 need chromium chromium  # looks at reports
+need tmux tmux          # a terminal that tests look at
 for tool in bzip2 lz4 xz zstd; do # compressors of kernels
 	need $tool "${tool/#xz/xz-utils}"
 done

@@ -17,15 +17,25 @@ import (
 
 func newPS() *cobra.Command {
 	var flags clientFlags
+	var watch watchFlags
 	cmd := &cobra.Command{
 		Use:   "ps [NAME]",
 		Short: "List the VMs that run",
 		Long: `List the VMs that run.
 
 A VM that was started with --api-socket is not in the list; --api-socket PATH shows
-it.`,
+it. With --watch the list is shown again and again: on a terminal in place, until q or Ctrl-C.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := watch.check(cmd); err != nil {
+				return err
+			}
+			if watch.on {
+				if err := watch.run(cmd, &flags, args); err != nil {
+					return fmt.Errorf("%s: %w", tried(cmd, args), err)
+				}
+				return nil
+			}
 			infos, err := flags.list(cmd.Context(), args)
 			if infos != nil {
 				show := printPS
@@ -44,6 +54,7 @@ it.`,
 	}
 	flags.register(cmd)
 	cmd.Flags().Lookup("json").Usage = "print one JSON array"
+	watch.register(cmd)
 	return cmd
 }
 
@@ -80,7 +91,7 @@ func printPS(out io.Writer, infos []api.Info) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "NAME\tSTATE\tCPUS\tMEMORY\tPID\tMIGRATION")
 	for _, i := range infos {
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", i.Name, i.State, cpusText(i.CPUs), memoryText(i.Memory), i.PID, psMigration(i))
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", plain(i.Name), plain(string(i.State)), cpusText(i.CPUs), memoryText(i.Memory), i.PID, plain(psMigration(i)))
 	}
 	return w.Flush()
 }

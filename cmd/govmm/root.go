@@ -58,7 +58,7 @@ var commands = []struct {
 	name string
 	make func() *cobra.Command
 }{
-	{"run", newRun}, {"receive", newReceive}, {"migrate", newMigrate}, {"upgrade", newUpgrade}, {"migrations", newMigrations}, {"report", newReport}, {"events", newEvents}, {"console", newConsole}, {"snapshot", newSnapshot}, {"dirty-rate", newDirtyRate}, {"ps", newPS}, {"info", newInfo},
+	{"run", newRun}, {"receive", newReceive}, {"migrate", newMigrate}, {"upgrade", newUpgrade}, {"migrations", newMigrations}, {"report", newReport}, {"events", newEvents}, {"console", newConsole}, {"snapshot", newSnapshot}, {"dirty-rate", newDirtyRate}, {"ps", newPS}, {"top", newTop}, {"info", newInfo},
 	{"pause", newPause}, {"resume", newResume}, {"stop", newStop}, {"balloon", newBalloon}, {"config", newConfig}, {"image", newImage}, {"certs", newCerts}, {"demo", newDemo}, {"version", newVersion},
 	{"completion", newCompletion},
 }

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/govmm/govmm/internal/rawterm"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +22,7 @@ type stdio struct {
 	out    outputFD
 	help   io.Writer
 	quit   func()
-	tty    *terminal // nil: input is not a terminal
+	tty    *rawterm.Terminal // nil: input is not a terminal
 	escape escape
 
 	closed  atomic.Bool
@@ -64,9 +65,20 @@ func openStdio(opt Options) (*stdio, error) {
 		}
 	}
 	b.out = nonblocking(int(out.Fd()))
-	b.tty = newTerminal(in, opt.Watcher, func() { signalEvent(b.wakeIn) })
+	b.tty = rawterm.New(in, rawterm.Options{Watcher: opt.Watcher, Wake: func() { signalEvent(b.wakeIn) }})
 	return b, nil
 }
+
+// RestoreTerminals restores the mode of every terminal that a stdio backend has made
+// raw. A backend's Close does so for its own terminal, and signals that end or stop the
+// process do; RestoreTerminals is for the other ways to exit, such as os.Exit. It may be
+// called at any time, more than once.
+func RestoreTerminals() { rawterm.RestoreAll() }
+
+// WatchTerminal is what the process of [Options.Watcher] does: it restores the terminal
+// of the process that has started it when that one ends in a way in which it cannot do
+// so itself, and returns.
+func WatchTerminal() error { return rawterm.Watch() }
 
 // nonblocking returns a way to write to fd without blocking. O_NONBLOCK on fd itself
 // would affect every process that shares it, such as a shell. A terminal or pipe can
@@ -165,14 +177,14 @@ func (b *stdio) ReadInput(ctx context.Context, p []byte) (int, error) {
 			return 0, err
 		case !ready:
 			continue // ctx has ended, or one of an earlier call; or the terminal may be back
-		case b.tty != nil && b.tty.background():
+		case b.tty != nil && b.tty.Background():
 			continue // these keys are another job's
 		}
 		n, err := unix.Read(b.in, p)
 		switch {
 		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
 			continue
-		case errors.Is(err, unix.EIO) && b.tty != nil && b.tty.background():
+		case errors.Is(err, unix.EIO) && b.tty != nil && b.tty.Background():
 			continue
 		case errors.Is(err, unix.EIO) || err == nil && n == 0:
 			return 0, io.EOF // EIO: the terminal has gone
@@ -198,10 +210,11 @@ func (b *stdio) takeTerminal() (mine bool, err error) {
 	if b.tty == nil {
 		return true, nil
 	}
-	if b.tty.background() {
-		return false, b.tty.restore() // notes that the mode is another job's
+	if b.tty.Background() {
+		return false, b.tty.Restore() // notes that the mode is another job's
 	}
-	return true, b.tty.makeRaw()
+	_, err = b.tty.MakeRaw()
+	return true, err
 }
 
 // command carries out a command: the key after Ctrl-A.
@@ -255,7 +268,7 @@ func (b *stdio) Close() error {
 	// First, because a write that is stuck must not keep the terminal raw.
 	var err error
 	if b.tty != nil {
-		err = b.tty.close()
+		err = b.tty.Close()
 	}
 	signalEvent(b.wakeIn)
 	signalEvent(b.wakeOut)

@@ -1,6 +1,7 @@
-package serial
+package rawterm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -25,8 +26,12 @@ const (
 	watcherTerminal
 )
 
-// modes are what a watcher is told: the mode to restore, and the one that it replaces.
-type modes struct{ Before, Raw unix.Termios }
+// modes are what a watcher is told: the mode to restore, the one that it replaces, and what
+// to print before.
+type modes struct {
+	Before, Raw unix.Termios
+	Leave       [maxLeave]byte // up to the first zero
+}
 
 // watcher is the process's end of the pipes.
 type watcher struct{ modes, crash *os.File }
@@ -65,8 +70,10 @@ func startWatcher(command []string, terminal *os.File) (_ *watcher, err error) {
 }
 
 // tell says what is to be restored from now on.
-func (w *watcher) tell(before, raw *unix.Termios) error {
-	return binary.Write(w.modes, binary.NativeEndian, modes{*before, *raw})
+func (w *watcher) tell(before, raw *unix.Termios, leave string) error {
+	m := modes{Before: *before, Raw: *raw}
+	copy(m.Leave[:], leave)
+	return binary.Write(w.modes, binary.NativeEndian, m)
 }
 
 // close ends the watcher. The terminal is not raw.
@@ -76,10 +83,10 @@ func (w *watcher) close() {
 	_ = w.crash.Close()
 }
 
-// WatchTerminal is what the process of [Options.Watcher] does: it restores the terminal
+// Watch is what the process of [Options.Watcher] does: it restores the terminal
 // of the process that has started it when that one ends in a way in which it cannot do
 // so itself, and returns.
-func WatchTerminal() error {
+func Watch() error {
 	crashed := make(chan struct{})
 	crash := os.NewFile(watcherCrash, "crash")
 	go func() {
@@ -115,6 +122,8 @@ func WatchTerminal() error {
 	}
 	now, err := unix.IoctlGetTermios(watcherTerminal, unix.TCGETS)
 	if err == nil && *now == last.Raw { // another program may have it by now
+		leave, _, _ := bytes.Cut(last.Leave[:], []byte{0})
+		printOn(watcherTerminal, string(leave), leaveTime)
 		err = unix.IoctlSetTermios(watcherTerminal, unix.TCSETS, &last.Before)
 	}
 	if err != nil {

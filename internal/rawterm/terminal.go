@@ -1,4 +1,6 @@
-package serial
+// Package rawterm puts a terminal into raw mode, and back: on every way out of the process,
+// while it is stopped, and while it is a background job.
+package rawterm
 
 import (
 	"fmt"
@@ -10,12 +12,25 @@ import (
 	"golang.org/x/term"
 )
 
-// terminal is a terminal that goes into raw mode and back: on every way out, while the
-// process is stopped, and while it is a background job.
-type terminal struct {
+// Options are what a terminal needs. The zero value is valid.
+type Options struct {
+	// Watcher is the command of a process that calls [Watch], so that the terminal is
+	// restored however this process ends; nil: it is not, after a panic and SIGKILL.
+	Watcher []string
+	// Wake is called after the process was stopped and goes on: whoever reads is to call
+	// MakeRaw again. nil: nobody is told.
+	Wake func()
+	// Enter and Leave are printed after the terminal has become raw, and before it is no
+	// longer: for programs that draw. Leave has at most 64 bytes.
+	Enter, Leave string
+}
+
+// Terminal is a terminal with its two modes.
+type Terminal struct {
 	file *os.File
 	fd   int
-	wake func() // makes the reader look whether the terminal is its again
+	opt  Options
+	out  int // for what is printed: a descriptor that does not block, if there is one
 
 	signals chan os.Signal
 	done    chan struct{} // closed by close
@@ -32,47 +47,55 @@ type terminal struct {
 // rawTerminals are the terminals that RestoreTerminals restores.
 var rawTerminals struct {
 	listMu sync.Mutex // guards list
-	list   map[*terminal]struct{}
+	list   map[*Terminal]struct{}
 }
 
-// RestoreTerminals restores the mode of every terminal that a stdio backend has made
-// raw. A backend's Close does so for its own terminal, and signals that end or stop the
-// process do; RestoreTerminals is for the other ways to exit, such as os.Exit. It may be
-// called at any time, more than once.
-func RestoreTerminals() {
+// RestoreAll restores every terminal that is raw. Close does so for its own terminal, and
+// signals that end or stop the process do; RestoreAll is for the other ways to exit, such as
+// os.Exit. It may be called at any time, more than once.
+func RestoreAll() {
 	rawTerminals.listMu.Lock()
-	all := make([]*terminal, 0, len(rawTerminals.list))
+	all := make([]*Terminal, 0, len(rawTerminals.list))
 	for t := range rawTerminals.list {
 		all = append(all, t)
 	}
 	rawTerminals.listMu.Unlock()
 	for _, t := range all {
-		_ = t.restore()
+		_ = t.Restore()
 	}
 }
 
-// newTerminal returns the terminal that f is, or nil if it is none. command is that of its
-// watcher; nil: there is none.
-func newTerminal(f *os.File, command []string, wake func()) *terminal {
+// maxLeave bounds Options.Leave.
+const maxLeave = 64
+
+// New returns the terminal that f is, or nil if it is none. Its mode does not change yet.
+func New(f *os.File, opt Options) *Terminal {
 	if !term.IsTerminal(int(f.Fd())) {
 		return nil
 	}
-	t := &terminal{file: f, fd: int(f.Fd()), wake: wake, signals: make(chan os.Signal, 8), done: make(chan struct{})}
+	if opt.Wake == nil {
+		opt.Wake = func() {}
+	}
+	opt.Leave = opt.Leave[:min(len(opt.Leave), maxLeave)]
+	t := &Terminal{file: f, fd: int(f.Fd()), opt: opt, out: -1, signals: make(chan os.Signal, 8), done: make(chan struct{})}
+	if opt.Enter != "" {
+		t.out = openOutput(t.fd)
+	}
 	// The guest runs on while its process is a background job: a read that comes too
 	// late fails (EIO), and does not stop it.
 	signal.Ignore(unix.SIGTTIN, unix.SIGTTOU)
 	signal.Notify(t.signals, unix.SIGQUIT, unix.SIGABRT, unix.SIGTSTP, unix.SIGCONT)
-	if command != nil {
+	if opt.Watcher != nil {
 		// Now, since a sandbox may forbid it later. Without a watcher, a panic or SIGKILL
 		// leaves the terminal raw: no reason not to run.
-		t.watcher, _ = startWatcher(command, f)
+		t.watcher, _ = startWatcher(opt.Watcher, f)
 	}
 	go t.handleSignals()
 	return t
 }
 
 // handleSignals restores the terminal before a signal takes its effect.
-func (t *terminal) handleSignals() {
+func (t *Terminal) handleSignals() {
 	for {
 		select {
 		case <-t.done:
@@ -80,12 +103,12 @@ func (t *terminal) handleSignals() {
 		case s := <-t.signals:
 			switch s {
 			case unix.SIGCONT:
-				t.wake()
+				t.opt.Wake()
 			case unix.SIGTSTP:
-				_ = t.restore()
+				_ = t.Restore()
 				_ = unix.Kill(unix.Getpid(), unix.SIGSTOP)
 			default:
-				_ = t.restore()
+				_ = t.Restore()
 				signal.Reset(s)
 				_ = unix.Kill(unix.Getpid(), s.(unix.Signal))
 			}
@@ -93,28 +116,29 @@ func (t *terminal) handleSignals() {
 	}
 }
 
-// background reports whether this process is a background job of the terminal, whose keys
+// Background reports whether this process is a background job of the terminal, whose keys
 // and mode are another job's. It is not if the terminal is not the controlling one.
-func (t *terminal) background() bool {
+func (t *Terminal) Background() bool {
 	foreground, err := unix.IoctlGetInt(t.fd, unix.TIOCGPGRP)
 	return err == nil && foreground != unix.Getpgrp()
 }
 
-// makeRaw puts the terminal into raw mode: every key goes to the guest, Ctrl-C too.
+// MakeRaw puts the terminal into raw mode: every key goes to who reads, Ctrl-C too.
 // The output mode does not change, so that messages of govmm and of other programs
-// keep their line ends. It is called again whenever the mode may have changed.
-func (t *terminal) makeRaw() error {
+// keep their line ends. It is called again whenever the mode may have changed. entered says
+// that it was not raw before, for who reads.
+func (t *Terminal) MakeRaw() (entered bool, err error) {
 	t.modeMu.Lock()
 	defer t.modeMu.Unlock()
 	if t.closed {
-		return nil
+		return false, nil
 	}
 	now, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
 	if err != nil {
-		return fmt.Errorf("get the terminal's mode: %w", err)
+		return false, fmt.Errorf("get the terminal's mode: %w", err)
 	}
 	if t.isRaw && *now == t.raw {
-		return nil
+		return false, nil
 	}
 	if *now != t.raw { // a shell may restore raw mode for a job that was stopped
 		t.before = *now
@@ -126,27 +150,31 @@ func (t *terminal) makeRaw() error {
 	raw.Cflag = raw.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
 	raw.Cc[unix.VMIN], raw.Cc[unix.VTIME] = 1, 0
 	if t.watcher != nil {
-		if t.watcher.tell(&t.before, &raw) != nil { // it has been killed
+		if t.watcher.tell(&t.before, &raw, t.opt.Leave) != nil { // it has been killed
 			t.watcher.close()
 			t.watcher = nil
 		}
 	}
 	if err := unix.IoctlSetTermios(t.fd, unix.TCSETS, &raw); err != nil {
-		return fmt.Errorf("put the terminal into raw mode: %w", err)
+		return false, fmt.Errorf("put the terminal into raw mode: %w", err)
 	}
+	again := t.isRaw // its mode was changed by somebody else
 	t.isRaw, t.raw = true, raw
+	if !again {
+		t.print(t.opt.Enter, enterTime)
+	}
 	rawTerminals.listMu.Lock()
 	defer rawTerminals.listMu.Unlock()
 	if rawTerminals.list == nil {
-		rawTerminals.list = make(map[*terminal]struct{})
+		rawTerminals.list = make(map[*Terminal]struct{})
 	}
 	rawTerminals.list[t] = struct{}{}
-	return nil
+	return !again, nil
 }
 
-// restore undoes makeRaw. It does nothing if the terminal is not raw, or is another
+// Restore undoes MakeRaw. It does nothing if the terminal is not raw, or is another
 // job's: the shell has set the mode for its foreground job.
-func (t *terminal) restore() error {
+func (t *Terminal) Restore() error {
 	t.modeMu.Lock()
 	defer t.modeMu.Unlock()
 	if !t.isRaw {
@@ -156,24 +184,28 @@ func (t *terminal) restore() error {
 	rawTerminals.listMu.Lock()
 	delete(rawTerminals.list, t)
 	rawTerminals.listMu.Unlock()
-	if t.background() {
+	if t.Background() {
 		return nil
 	}
+	t.print(t.opt.Leave, leaveTime)
 	if err := unix.IoctlSetTermios(t.fd, unix.TCSETS, &t.before); err != nil {
 		return fmt.Errorf("restore the terminal's mode: %w", err)
 	}
 	return nil
 }
 
-// close restores the terminal, which stays as it is then.
-func (t *terminal) close() error {
-	err := t.restore()
+// Close restores the terminal, which stays as it is then.
+func (t *Terminal) Close() error {
+	err := t.Restore()
 	t.modeMu.Lock()
 	defer t.modeMu.Unlock()
 	if t.closed {
 		return err
 	}
 	t.closed = true
+	if t.out >= 0 {
+		_ = unix.Close(t.out)
+	}
 	signal.Stop(t.signals)
 	signal.Reset(unix.SIGTTIN, unix.SIGTTOU)
 	close(t.done)
