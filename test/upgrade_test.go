@@ -445,6 +445,9 @@ func TestUpgradeServiceManager(t *testing.T) {
 	}
 	ticks(8)
 	h.must("stop", "--force", "a")
+	if text := told(); text != "STOPPING=1" {
+		t.Errorf("at the end the manager was told %q", text)
+	}
 	awaitZombie(t, last.PID)
 	if p.wait() != 0 {
 		t.Errorf("the process that was started exits %d", p.exit)

@@ -117,6 +117,21 @@ func TestStopAsks(t *testing.T) {
 		}
 		oneLine(t, stderr, append(words, "stop "+name)...)
 	}
+	c.serve("moving2", &fakeVM{obeys: vmm.StateMigrated})
+	if exit, _, stderr := c.run("stop", "moving2", "--then-force", "--timeout", "20ms"); exit != exitFailed || !strings.Contains(stderr, "moved away") {
+		t.Errorf("stop moving2 --then-force: %d %s", exit, stderr)
+	}
+	for name, why := range map[string]string{"deaf": "does not listen", "stubborn": "not powered off within 20ms"} {
+		c.serve(name+"2", &fakeVM{deaf: map[string]error{"deaf": fmt.Errorf("%w: does not listen", vmm.ErrState)}[name]})
+		exit, _, stderr := c.run("stop", name+"2", "--then-force", "--timeout", "20ms")
+		if lines := strings.SplitAfter(stderr, "\n"); exit != exitDone || len(lines) != 3 || !strings.Contains(lines[0], why) ||
+			!strings.HasSuffix(lines[0], "; it is ended now\n") || strings.Contains(lines[0], "--force") || lines[1] != "govmm: "+name+"2 is stopped\n" {
+			t.Errorf("stop %s2 --then-force: %d %s", name, exit, stderr)
+		}
+	}
+	if exit, _, _ := c.run("stop", "polite", "--force", "--then-force"); exit != exitUsage {
+		t.Errorf("--force and --then-force: exit %d", exit)
+	}
 	for _, name := range []string{"deaf", "stubborn"} {
 		if exit, _, stderr := c.run("stop", name, "--force"); exit != exitDone || stderr != "govmm: "+name+" is stopped\n" {
 			t.Errorf("stop %s --force: %d %s", name, exit, stderr)

@@ -326,6 +326,9 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		case <-vm.Moved(): // govmm migrate waits for the name, and not for memory to be freed
 		case <-over:
 		}
+		if p.heir.Load() == nil {
+			p.notify.say("STOPPING=1")
+		}
 		server.Shutdown()
 		p.claim.Release()
 	})

@@ -6,8 +6,11 @@ import (
 	"os"
 )
 
-// notifier tells the service manager what this process does (sd_notify(3)); nil: there is
-// none. The socket is open before the process goes into the sandbox.
+// notifier tells the service manager what this process does (sd_notify(3)): READY=1 when the
+// guest's first instruction may run or a receiver listens, MAINPID= at an upgrade, STOPPING=1
+// when the guest is gone; nil: there is none. The socket is open before the process goes into
+// the sandbox, and is passed to the process of an upgrade, both of which a library that opens it
+// for each message could not do.
 type notifier struct{ socket *os.File }
 
 // newNotifier opens the socket of $NOTIFY_SOCKET.

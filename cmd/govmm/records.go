@@ -133,9 +133,13 @@ first. Those of the last 30 days are kept, 1000 at most.`,
 
 // allRecords are those that are kept, and those that the VMs that run know of.
 func allRecords(ctx context.Context, stderr io.Writer) ([]vmm.MigrationRecord, error) {
-	all, err := api.ReadRecords(api.StateDirectory())
-	if err != nil { // the others can be read
-		_, _ = fmt.Fprintln(stderr, "govmm: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+	var all []vmm.MigrationRecord
+	for _, dir := range api.RecordDirectories() {
+		kept, err := api.ReadRecords(dir)
+		if err != nil { // the others can be read
+			_, _ = fmt.Fprintln(stderr, "govmm: "+strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+		all = append(all, kept...)
 	}
 	known := map[string]bool{}
 	for _, r := range all {

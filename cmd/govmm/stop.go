@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/govmm/govmm/vmm"
@@ -13,7 +14,7 @@ import (
 
 func newStop() *cobra.Command {
 	var flags clientFlags
-	var force bool
+	var force, thenForce bool
 	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "stop [NAME]",
@@ -23,12 +24,16 @@ func newStop() *cobra.Command {
 The command fails, and the guest goes on, if the guest does not listen to its
 button (the demo guest, a kernel without ACPI, one that is still starting) or is
 paused. It also fails when --timeout has passed: the guest was asked then, and may
-still power off. --force does not ask the guest and ends the VM at once, as pulling
-the plug would. A receiver that waits for its guest ends at once.`,
+still power off. In each of these cases --then-force ends the VM, as pulling the
+plug would; --force does so at once, and does not ask the guest. A receiver that
+waits for its guest ends at once.`,
 		Args: oneName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if wait <= 0 {
 				return usagef(cmd, "--timeout %v: must be more than 0", wait)
+			}
+			if force && thenForce {
+				return usagef(cmd, "--force and --then-force exclude each other")
 			}
 			return flags.act(cmd, args, "is stopped", func(ctx context.Context, c *api.Client) (api.Info, error) {
 				info, err := api.Info{}, error(nil)
@@ -36,6 +41,10 @@ the plug would. A receiver that waits for its guest ends at once.`,
 					info, err = c.Stop(ctx)
 				} else {
 					info, err = powerOff(ctx, c, wait)
+				}
+				if err != nil && thenForce && ctx.Err() == nil && info.State != vmm.StateMigrated && !errors.Is(err, api.ErrNotRunning) {
+					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "govmm: %s: %s; it is ended now\n", tried(cmd, args), strings.TrimSuffix(err.Error(), "; --force ends it at once"))
+					info, err = c.Stop(ctx)
 				}
 				if err == nil {
 					err = c.WaitGone(ctx)
@@ -46,6 +55,7 @@ the plug would. A receiver that waits for its guest ends at once.`,
 	}
 	flags.register(cmd)
 	cmd.Flags().BoolVar(&force, "force", false, "do not ask the guest: end it at once")
+	cmd.Flags().BoolVar(&thenForce, "then-force", false, "end it if it does not listen to its button, or has not powered off in time")
 	cmd.Flags().DurationVar(&wait, "timeout", time.Minute, "how long to wait for the guest to power off (`TIME`)")
 	return cmd
 }

@@ -3,7 +3,7 @@ package api
 import "testing"
 
 func TestDirectory(t *testing.T) {
-	owners := map[string]int{"/run/user/0": 0, "/run/user/1000": 1000, "/tmp/mine": 0, "/tmp/his": 1001}
+	owners := map[string]int{"/run/user/0": 0, "/run/user/1000": 1000, "/tmp/mine": 0, "/tmp/his": 1001, UnitDirectory: 990}
 	owner := func(dir string) int {
 		if uid, ok := owners[dir]; ok {
 			return uid
@@ -25,6 +25,8 @@ func TestDirectory(t *testing.T) {
 		{"relative", 1000, "x", "/run/user/1000/govmm"},
 		{"somebody else's", 1000, "/tmp/his", "/run/user/1000/govmm"},
 		{"user without it", 1000, "", "/run/user/1000/govmm"},
+		{"user of the units", 990, "", UnitDirectory},
+		{"user of the units with a place of its own", 990, "/tmp/new", "/tmp/new/govmm"},
 		{"user without any", 1002, "", "/tmp/govmm-1002"},
 	} {
 		if got := directory(c.uid, c.xdg, owner); got != c.want {

@@ -28,21 +28,27 @@ type Entry struct {
 }
 
 // List returns the VMs that run and have their socket in dir, sorted by name. It
-// skips the sockets that dead processes have left.
+// skips the sockets that dead processes have left. Root, in its own directory, sees those of
+// units ([UnitDirectory]), too.
 func List(ctx context.Context, dir string) ([]Entry, error) {
-	names, err := names(dir)
-	if err != nil {
-		return nil, err
+	var entries []Entry
+	for _, dir := range seenFrom(dir) {
+		names, err := names(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			entries = append(entries, Entry{Name: name, Client: Open(socketIn(dir, name))})
+		}
 	}
-	entries := make([]Entry, len(names))
+	slices.SortStableFunc(entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	var wg sync.WaitGroup
-	for i, name := range names {
+	for i := range entries {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, listTimeout)
 			defer cancel()
-			c := Open(socketIn(dir, name))
-			info, err := c.Info(ctx)
-			entries[i] = Entry{Name: name, Client: c, Info: info, Err: err}
+			e := &entries[i]
+			e.Info, e.Err = e.Client.Info(ctx)
 		})
 	}
 	wg.Wait()
@@ -77,7 +83,7 @@ func names(dir string) ([]string, error) {
 	return names, nil
 }
 
-// Find returns a client for the VM of that name in dir. An empty name means the
+// Find returns a client for the VM of that name in dir, or of a unit as in [List]. An empty name means the
 // only VM that runs; those whose state is in skip, and those that are just ending,
 // do not count if there are others. If there is not exactly one the error matches
 // [ErrNotRunning] or [ErrAmbiguous].
@@ -88,19 +94,21 @@ func Find(ctx context.Context, dir, name string, skip ...vmm.State) (*Client, er
 	if err := ValidateName(name); err != nil {
 		return nil, err
 	}
-	if err := checkOwner(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	for _, dir := range seenFrom(dir) {
+		if err := checkOwner(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		socket := socketIn(dir, name)
+		conn, err := unixsock.Dial(ctx, socket)
+		if err == nil {
+			_ = conn.Close()
+			return Open(socket), nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) {
+			return nil, err
+		}
 	}
-	socket := socketIn(dir, name)
-	conn, err := unixsock.Dial(ctx, socket)
-	switch {
-	case err == nil:
-		_ = conn.Close()
-		return Open(socket), nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return nil, kind.Errorf(ErrNotRunning, "no VM named %q runs", name)
-	}
-	return nil, err
+	return nil, kind.Errorf(ErrNotRunning, "no VM named %q runs", name)
 }
 
 func findOnly(ctx context.Context, dir string, skip []vmm.State) (*Client, error) {

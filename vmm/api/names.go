@@ -18,6 +18,10 @@ const DefaultName = "vm"
 
 const socketSuffix = ".sock"
 
+// UnitDirectory is the directory of the sockets of VMs that the units of the package run, as
+// a user of their own who owns it. The package makes it (packaging/tmpfiles.conf).
+const UnitDirectory = "/run/govmm-units"
+
 // ValidateName reports why a VM cannot have the name; the error matches
 // [vmm.ErrInvalid].
 func ValidateName(name string) error {
@@ -39,10 +43,20 @@ func ValidateName(name string) error {
 // Directory returns the directory of the sockets: $XDG_RUNTIME_DIR/govmm. For
 // root it is /run/govmm if that variable is not set or is /run/user/0, as a login
 // sets it: root finds its VMs in whatever way it became root. For other users
-// without the variable it is /run/user/UID/govmm or, if there is no /run/user/UID,
-// /tmp/govmm-UID. Directory creates nothing.
+// without the variable it is [UnitDirectory], for its owner, or /run/user/UID/govmm or,
+// if there is no /run/user/UID, /tmp/govmm-UID. Directory creates nothing.
 func Directory() string {
 	return directory(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), ownerOf)
+}
+
+const rootDirectory = "/run/govmm"
+
+// seenFrom lists the directories in which who uses dir finds VMs: root finds those of units, too.
+func seenFrom(dir string) []string {
+	if dir == rootDirectory && os.Geteuid() == 0 && ownerOf(UnitDirectory) >= 0 {
+		return []string{dir, UnitDirectory}
+	}
+	return []string{dir}
 }
 
 // directory is Directory; owner returns the owner of a directory, -1 if there is
@@ -59,7 +73,9 @@ func directory(uid int, xdg string, owner func(string) int) string {
 	}
 	switch {
 	case uid == 0:
-		return "/run/govmm"
+		return rootDirectory
+	case owner(UnitDirectory) == uid:
+		return UnitDirectory
 	case owner(login) == uid:
 		return filepath.Join(login, "govmm")
 	}
@@ -102,6 +118,9 @@ func checkOwner(dir string) error {
 	st, err := os.Lstat(dir)
 	if err != nil {
 		return err
+	}
+	if dir == UnitDirectory && os.Geteuid() == 0 && st.IsDir() { // only root makes anything in /run
+		return nil
 	}
 	if ownerOf(dir) != os.Geteuid() {
 		return fmt.Errorf("%s: expected a directory of this user, found %v of user %d; remove it, or set XDG_RUNTIME_DIR", dir, st.Mode(), ownerOf(dir))

@@ -44,6 +44,19 @@ func StateDirectory() string {
 	return filepath.Join(dir, "govmm", "migrations")
 }
 
+// unitState is [StateDirectory] of the user of the units, whose home the package makes.
+const unitState = "/var/lib/govmm-units/.local/state/govmm/migrations"
+
+// RecordDirectories lists the directories with records of migrations that concern this user:
+// its own and, for root, that of the VMs that units run.
+func RecordDirectories() []string {
+	own := StateDirectory()
+	if os.Geteuid() == 0 && !filepath.IsAbs(os.Getenv("XDG_STATE_HOME")) {
+		return []string{own, unitState}
+	}
+	return []string{own}
+}
+
 // MakeStateDirectory makes the directory of [StateDirectory], for this user alone.
 func MakeStateDirectory() (string, error) {
 	dir := StateDirectory()
