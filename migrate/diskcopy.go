@@ -129,16 +129,10 @@ func (d *diskCopy) first(ctx context.Context) error {
 	}
 	for left := d.tracker.Remaining(); ; {
 		began, before := time.Now(), d.moved()
-		if err := d.send(ctx, limit); err != nil {
-			return err
-		}
-		if err := d.barrier(ctx); err != nil {
+		if err := d.pass(ctx, limit); err != nil {
 			return err
 		}
 		took := time.Since(began)
-		if err := d.sync(); err != nil {
-			return err
-		}
 		was := left
 		left = d.tracker.Remaining()
 		rate := float64(d.moved()-before) / max(took.Seconds(), 1e-6)
@@ -147,6 +141,18 @@ func (d *diskCopy) first(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// pass sends what the tracker has to send, waits until it is durable there, and fetches
+// what the guest has written meanwhile.
+func (d *diskCopy) pass(ctx context.Context, limit *limiter) error {
+	if err := d.send(ctx, limit); err != nil {
+		return err
+	}
+	if err := d.barrier(ctx); err != nil {
+		return err
+	}
+	return d.sync()
 }
 
 // reserve has the destination reserve room for what is not a hole.

@@ -175,8 +175,8 @@ func (o Options) Validate() error {
 	if o.Postcopy < PostcopyAuto {
 		bad("postcopy after %d rounds: must be at least 1", o.Postcopy)
 	}
-	if o.Postcopy != 0 && (o.VerifyPages || o.SharedMemory || o.Snapshot != nil || o.CopyDisks) {
-		bad("postcopy: a guest whose memory is verified, shared or kept, or whose disks are copied, does not move before all of its memory has")
+	if o.Postcopy != 0 && (o.VerifyPages || o.SharedMemory || o.Snapshot != nil) {
+		bad("postcopy: a guest whose memory is verified, shared or kept does not move before all of its memory has")
 	}
 	if o.TLS != nil {
 		if _, err := clientTLS(o.TLS); err != nil {

@@ -19,7 +19,7 @@ var ErrServing = errors.New("the guest runs at the destination, and lacks memory
 func popcount(w uint64) int { return bits.OnesCount64(w) }
 
 // wantsPostcopy reports whether the guest is to move now, before all of its memory has.
-// began is how many pages were to be sent when round n began, from 1.
+// began is how many pages of memory were to be sent when round n began, from 1.
 func (p *precopy) wantsPostcopy(n int, began uint64) (bool, error) {
 	when := p.m.opt.Postcopy
 	if when == 0 || p.m.src.Paused() || !p.clock.now().After(p.notBefore) {
@@ -28,14 +28,39 @@ func (p *precopy) wantsPostcopy(n int, began uint64) (bool, error) {
 	if resets, err := p.resetting(); resets || err != nil {
 		return false, err
 	}
-	if when > 0 {
-		return n >= when, nil
+	return n >= when && when > 0 || when < 0 && n > 1 && p.tracker.Remaining() >= began/4*3, nil
+}
+
+// finishDisks sends what is left of the disks until that fits into the stop: a guest takes
+// all of its disks along. It is false if passes no longer shrink; rounds go on then.
+func (p *precopy) finishDisks(ctx context.Context) (ready bool, err error) {
+	for left := p.disks.remaining(); ; {
+		if p.disksFit(left) {
+			return true, nil
+		}
+		if err := p.disks.pass(ctx, p.sender.limit); err != nil {
+			return false, err
+		}
+		was := left
+		if left = p.disks.remaining(); left > was/2 {
+			return p.disksFit(left), nil
+		}
 	}
-	return n > 1 && p.tracker.Remaining() >= began/4*3, nil
+}
+
+// disksFit reports whether the link takes no longer than the limit for what is left of the
+// disks. What a stop costs besides does not keep a guest from moving early.
+func (p *precopy) disksFit(left uint64) bool {
+	return p.model.transfer(left*mempage.Size) <= p.m.opt.DowntimeLimit
 }
 
 // moveEarly moves the guest; again is true if it runs on here.
 func (p *precopy) moveEarly(ctx context.Context) (again bool, err error) {
+	if p.disks != nil {
+		if ready, err := p.finishDisks(ctx); err != nil || !ready {
+			return true, err
+		}
+	}
 	if p.serving == nil {
 		s := &serving{m: p.m, p: p, slots: p.m.src.Slots(), channels: len(p.link.data), limit: p.sender.limit}
 		if s.channels == 0 {
@@ -98,8 +123,11 @@ func (p *precopy) sendLate(ctx context.Context, g *stopGuard, s *stop) error {
 	if err := p.sync(); err != nil {
 		return err
 	}
+	if left := p.disks.remaining(); !p.wasPaused && !p.resets && p.model.failed < maxTries && !p.disksFit(left) {
+		return &tooMuchError{left}
+	}
 	m.meter.beginRound(s.round, p.tracker.Remaining())
-	g.at("sending the state")
+	g.at("sending the last blocks of the disks and the state")
 	if err := s.unlessHalted(func() error {
 		if err := p.release(); err != nil {
 			return err
@@ -111,14 +139,16 @@ func (p *precopy) sendLate(ctx context.Context, g *stopGuard, s *stop) error {
 	}); err != nil {
 		return err
 	}
+	err := p.disks.send(ctx, nil)
+	p.watch.lap(&p.watch.parts.Pages)
 	<-s.sent
 	p.watch.lap(&p.watch.parts.State)
 	p.watch.move(&p.watch.parts.State, &p.watch.parts.Storage, s.sampled)
-	if s.err != nil {
+	if err = errors.Join(err, s.err); err != nil {
 		if cause := context.Cause(g.ctx); cause != nil {
-			return fmt.Errorf("%w: %w", cause, s.err)
+			return fmt.Errorf("%w: %w", cause, err)
 		}
-		return s.err
+		return err
 	}
 	if s.isHalted() {
 		return errHalted

@@ -163,6 +163,8 @@ func TestPostcopyAuto(t *testing.T) {
 // Connections that are lost are made again, and nothing is: whatever the seed, no page is
 // lost, and none that the guest has written is overwritten.
 func TestPostcopyProperty(t *testing.T) {
+	disks := 0
+	defer func() { t.Logf("%d guests moved early with their disks", disks) }()
 	rapid.Check(t, func(rt *rapid.T) {
 		var slots []migrate.Slot
 		for i := range rapid.IntRange(1, 3).Draw(rt, "slots") {
@@ -174,6 +176,10 @@ func TestPostcopyProperty(t *testing.T) {
 		c.InitiallySet = rapid.Bool().Draw(rt, "initially set")
 		c.Balloon = rapid.Bool().Draw(rt, "balloon")
 		c.Devices, c.Punches, c.KernelWrites = rapid.IntRange(0, 200).Draw(rt, "devices"), rapid.IntRange(0, 100).Draw(rt, "punches"), rapid.IntRange(0, 100).Draw(rt, "kernel")
+		for range rapid.SampledFrom([]int{0, 0, 0, 0, 1, 2}).Draw(rt, "disks") {
+			c.Disks = append(c.Disks, 512*rapid.Uint64Range(1, 8000).Draw(rt, "sectors"))
+			c.DiskWrites, c.DiskDirty, c.DiskFill = rapid.IntRange(1, 10).Draw(rt, "disk writes"), 64<<10, 1<<20
+		}
 		cuts := rapid.IntRange(0, 6).Draw(rt, "cuts")
 		l := newLater(t, c, simtest.Steps{}, c.Seed, rapid.IntRange(1, 2<<20).Draw(rt, "most"), cuts)
 		defer l.stop()
@@ -183,13 +189,20 @@ func TestPostcopyProperty(t *testing.T) {
 		if err := l.source.Resume(); err != nil {
 			rt.Fatal(err)
 		}
-		opt := migrate.Options{Postcopy: rapid.IntRange(1, 3).Draw(rt, "rounds"), Channels: rapid.IntRange(1, 4).Draw(rt, "channels"), DowntimeLimit: time.Millisecond}
+		opt := migrate.Options{CopyDisks: len(c.Disks) > 0, Postcopy: rapid.IntRange(1, 3).Draw(rt, "rounds"), Channels: rapid.IntRange(1, 4).Draw(rt, "channels"), DowntimeLimit: time.Millisecond}
+		if opt.CopyDisks { // what is left of them has to fit
+			opt.DowntimeLimit, opt.MaxRounds = 3*time.Millisecond, 8
+		}
 		r, err := l.migrate(opt)
 		for err != nil { // cut before the handoff: the guest goes on at the source
 			if errors.Is(err, migrate.ErrServing) || errors.Is(err, migrate.ErrHandoffUnknown) || !l.source.Running() {
 				rt.Fatal(err)
 			}
+			opt.DowntimeLimit *= 2 // of a guest that writes its disks faster than that
 			r, err = l.migrate(opt)
+		}
+		if r.Postcopy != nil && opt.CopyDisks {
+			disks++
 		}
 		there := l.world.Holder()
 		if there == l.source || !there.Running() {
@@ -209,6 +222,29 @@ func TestPostcopyProperty(t *testing.T) {
 			rt.Logf("recovered %d times", r.Postcopy.Recoveries)
 		}
 	})
+}
+
+// A guest whose disks move along goes early, with all of them, though it writes them all the
+// time; stops that would take too long for what is left of them are undone.
+func TestPostcopyWithDisks(t *testing.T) {
+	c := config(migrate.Slot{GPA: 0, Pages: 10000})
+	c.Disks, c.DiskWrites, c.DiskDirty, c.DiskFill = []uint64{24 << 20, 3 << 20}, 100, 1<<20, 2<<20
+	l := newLater(t, c, simtest.Steps{}, 1, 0, 0)
+	defer l.stop()
+	if err := l.source.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := l.migrate(migrate.Options{CopyDisks: true, Postcopy: 1, DowntimeLimit: 100 * time.Millisecond, BandwidthLimit: 60 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Postcopy == nil || r.Postcopy.Pages == 0 || r.DiskBytes != 27<<20 || r.DiskBytesSent == 0 {
+		t.Errorf("%+v, %d of %d bytes of disks", r.Postcopy, r.DiskBytesSent, r.DiskBytes)
+	}
+	if err := l.world.Err(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("%+v, downtime %v, %d stops undone", *r.Postcopy, r.Downtime, r.StopsUndone)
 }
 
 // A stop that is undone after memory was announced leaves the guest at the source, and a

@@ -58,7 +58,7 @@ func newPrecopy(m *Migration, l *link, t *tracker) (*precopy, error) {
 // PREPARED, and COMMIT may be sent.
 func (p *precopy) converge(ctx context.Context) error {
 	for n := 1; ; n++ {
-		began := p.remaining()
+		began, memory := p.remaining(), p.tracker.Remaining()
 		if err := p.round(ctx, p.nextRound()); err != nil {
 			return err
 		}
@@ -67,7 +67,7 @@ func (p *precopy) converge(ctx context.Context) error {
 		if err != nil || !again {
 			return err
 		}
-		if early, err := p.wantsPostcopy(n, began); err != nil {
+		if early, err := p.wantsPostcopy(n, memory); err != nil {
 			return err
 		} else if early {
 			if again, err := p.moveEarly(ctx); err != nil || !again {

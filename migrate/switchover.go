@@ -20,7 +20,7 @@ func (p *precopy) switchover(ctx context.Context) (again bool, err error) {
 	p.hints.stop()
 	expected := p.remaining() + p.model.surge
 	if p.late {
-		expected = 0
+		expected = p.disks.remaining()
 	}
 	p.expected = expectedStop{limit: p.m.opt.DowntimeLimit, floor: p.model.floor(), parts: p.model.parts(expected)}
 	g := p.arm(ctx)

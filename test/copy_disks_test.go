@@ -105,6 +105,28 @@ func TestDiskMovesAlong(t *testing.T) {
 	m.end()
 }
 
+// TestDiskMovesEarly: a guest that rewrites memory faster than its link carries goes early,
+// there and back, with all of its disk, which it writes meanwhile.
+func TestDiskMovesEarly(t *testing.T) {
+	needKVM(t)
+	m := newDiskMover(t, "fill=48M dirty=40M rate=0")
+	for i := range count(2, 20) {
+		there, addr := m.receive()
+		r, exit := m.h.migrate(m.name(), "--to", addr, "--copy-disks", "--postcopy=1", "--downtime-limit", "100ms", "--bandwidth-limit", "40M")
+		if exit != 0 || r.Status != "completed" || r.Postcopy == nil || r.Postcopy.Pages == 0 {
+			t.Fatalf("migration %d: exit %d, %+v", i, exit, r)
+		}
+		t.Logf("migration %d: downtime %.1f ms, %+v", i, r.DowntimeMS, *r.Postcopy)
+		from := m.proc
+		m.moved(there)
+		from.wait()
+		awaitVerified(t, there.out, 0, 48*mib/mempage.Size)
+		m.strays(m.dirs[0], 1)
+		m.strays(m.dirs[1], 1)
+	}
+	m.end()
+}
+
 // TestDiskMovesOnlyWhereAsked: what is refused, and leaves nothing behind.
 func TestDiskMovesOnlyWhereAsked(t *testing.T) {
 	needKVM(t)
