@@ -79,7 +79,7 @@ func Detect(f *os.File, path string, format Format) (Kind, error) {
 			} else {
 				err = k.settle(inner[:n])
 			}
-			err = errors.Join(err, r.Close())
+			_ = r.Close() // read only; it repeats the error
 		}
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -151,7 +152,7 @@ type copier struct {
 	progress func(Progress)
 
 	// writeMu is held across writes: the kernel carries out one at a time, and who waits
-	// for it there keeps a processor from the goroutine that decompresses.
+	// for it there keeps a processor from a goroutine that decompresses.
 	writeMu sync.Mutex
 
 	done, total, written atomic.Int64
@@ -181,8 +182,9 @@ func (c *copier) watch() func() {
 	return func() { close(stop); watching.Wait() }
 }
 
-// workers is how many goroutines read, decompress and write.
-func workers() int { return max(2, min(8, runtime.GOMAXPROCS(0))) }
+// workers is how many goroutines read, decompress and write: one more than can run, since
+// one of them waits for the storage.
+func workers() int { return min(8, runtime.GOMAXPROCS(0)) + 1 }
 
 // image copies an image whose bytes can be read anywhere.
 func (c *copier) image(ctx context.Context, r Reader) error {
@@ -209,7 +211,7 @@ func (c *copier) image(ctx context.Context, r Reader) error {
 	var all sync.WaitGroup
 	for range workers() {
 		all.Go(func() {
-			buf := make([]byte, chunkBytes)
+			buf := alignedBuffer()
 			for ctx.Err() == nil {
 				off, n, err := walk.next()
 				if err == nil && n > 0 {
@@ -252,7 +254,7 @@ func (w *walker) next() (off int64, n int, err error) {
 			w.at += n
 			continue
 		}
-		off = w.at
+		off = w.at &^ (directBlock - 1) // what is between is zeros, or the chunk before would have it
 		w.at = min(off&^(chunkBytes-1)+chunkBytes, w.size)
 		return off, int(w.at - off), nil
 	}
@@ -270,26 +272,54 @@ func (c *copier) chunk(r io.ReaderAt, buf []byte, off int64) error {
 	return c.write(buf, off)
 }
 
-// write writes what is not zero. The storage begins with it at once, so that little is left
-// to wait for at the end.
+// write writes what is not zero of p, which is aligned memory, to off, which is a multiple of holeBytes.
 func (c *copier) write(p []byte, off int64) error {
-	defer unix.SyncFileRange(int(c.out.Fd()), off, int64(len(p)), unix.SYNC_FILE_RANGE_WRITE)
 	for len(p) > 0 {
 		n := zeroRun(p)
 		p, off = p[n:], off+int64(n)
 		if n = dataRun(p); n == 0 {
 			continue
 		}
-		c.writeMu.Lock()
-		_, err := c.out.WriteAt(p[:n], off)
-		c.writeMu.Unlock()
-		if err != nil {
+		if err := c.writeRun(p[:n], off); err != nil {
 			return err
 		}
 		c.written.Add(int64(n))
 		p, off = p[n:], off+int64(n)
 	}
 	return nil
+}
+
+// directBytes is the smallest run that is written past the page cache, which takes a fifth
+// of the time, but for each write a turn of the device.
+const directBytes = 128 << 10
+
+// writeRun writes p to off.
+func (c *copier) writeRun(p []byte, off int64) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	if len(p) >= directBytes && c.out.direct != nil {
+		n := len(p) &^ (directBlock - 1)
+		_, err := c.out.direct.WriteAt(p[:n], off)
+		if err == nil {
+			p, off = p[n:], off+int64(n)
+		} else if !errors.Is(err, unix.EINVAL) {
+			return err // with EINVAL it is not for such blocks
+		}
+	}
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := c.out.WriteAt(p, off)
+	// The storage begins with it at once, so that little is left to wait for at the end.
+	_ = unix.SyncFileRange(int(c.out.Fd()), off, int64(len(p)), unix.SYNC_FILE_RANGE_WRITE)
+	return err
+}
+
+// alignedBuffer is memory for a chunk.
+func alignedBuffer() []byte {
+	b := make([]byte, chunkBytes+directBlock)
+	past := int(uintptr(unsafe.Pointer(&b[0])) & (directBlock - 1))
+	return b[directBlock-past:][:chunkBytes]
 }
 
 var zeros [holeBytes]byte
@@ -326,7 +356,7 @@ func (c *copier) stream(ctx context.Context, f *os.File, compression string) err
 	}
 	full, empty := make(chan piece), make(chan []byte, workers()+1)
 	for range cap(empty) {
-		empty <- make([]byte, chunkBytes)
+		empty <- alignedBuffer()
 	}
 	var all sync.WaitGroup
 	for range workers() {

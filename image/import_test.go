@@ -327,3 +327,40 @@ func TestChainRules(t *testing.T) {
 		}
 	}
 }
+
+// Large runs of data pass by the page cache where the file system can do that, small ones
+// do not, and data begins and ends anywhere.
+func TestImportUnaligned(t *testing.T) {
+	testenv.NeedTools(t, "qemu-img")
+	dir := t.TempDir()
+	want := make([]byte, 9<<20+512)
+	noise := content(11, 3<<20)
+	for i := range noise {
+		noise[i] |= 1 // no zeros
+	}
+	copy(want[5*512:], noise[:700<<10+512])
+	copy(want[3<<20-512:], noise[:5*512])
+	copy(want[6<<20-1024:], noise)
+	raw, qcow := filepath.Join(dir, "a.raw"), filepath.Join(dir, "a.qcow2")
+	testenv.Check(t, os.WriteFile(raw, want, 0o600))
+	tool(t, dir, "qemu-img", "convert", "-S", "512", "-o", "cluster_size=512", "-f", "raw", "-O", "qcow2", raw, qcow)
+	for _, from := range []string{raw, qcow, compress(t, raw, "gzip", ".gz")} {
+		imports(t, from, ImportOptions{}, want)
+	}
+	out, err := create(filepath.Join(dir, "other.raw"), false)
+	testenv.Check(t, err)
+	defer out.abandon()
+	if out.direct == nil {
+		t.Logf("%s does not write past the page cache", dir)
+	}
+	// A device with blocks that are larger takes no such write: it is made in the other way.
+	testenv.Check(t, out.Truncate(int64(len(want))))
+	c := copier{out: out}
+	buf := alignedBuffer()
+	copy(buf[1:], noise)
+	testenv.Check(t, c.writeRun(buf[1:][:1<<20], 4096))
+	got := make([]byte, 1<<20)
+	if _, err := out.ReadAt(got, 4096); err != nil || !bytes.Equal(got, noise[:1<<20]) {
+		t.Errorf("what was written from anywhere in memory: %v, or other bytes", err)
+	}
+}

@@ -16,6 +16,9 @@ type target struct {
 	path  string // where it will be
 	temp  string // its name by now; "": none
 	force bool
+	// direct writes past the page cache, whole blocks from aligned memory; nil: the file
+	// system cannot.
+	direct *os.File
 }
 
 // unnamed counts temporary names of this process.
@@ -45,6 +48,7 @@ func create(path string, force bool) (*target, error) {
 	fd, err := unix.Open(filepath.Dir(path), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		t.File = os.NewFile(uintptr(fd), path)
+		t.openDirect()
 		return t, nil
 	}
 	// The file system has no files without a name, or there is an error that this one finds as well.
@@ -53,7 +57,19 @@ func create(path string, force bool) (*target, error) {
 		return nil, err
 	}
 	t.temp = temp
+	t.openDirect()
 	return t, nil
+}
+
+// directBlock is what writes past the page cache are aligned to: at least a block of every
+// device.
+const directBlock = 4096
+
+// openDirect opens the file once more.
+func (t *target) openDirect() {
+	if fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", t.Fd()), unix.O_WRONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0); err == nil {
+		t.direct = os.NewFile(uintptr(fd), t.path)
+	}
 }
 
 func (t *target) tempName() string {
@@ -100,5 +116,6 @@ func (t *target) abandon() {
 	if t.temp != "" {
 		_ = os.Remove(t.temp)
 	}
+	_ = t.direct.Close() // a nil one is an error
 	_ = t.Close()
 }

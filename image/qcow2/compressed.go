@@ -7,7 +7,7 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/flate"
+	"github.com/govmm/govmm/image/qcow2/inflate"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -27,10 +27,10 @@ type inflater struct {
 
 // decompressor is what one goroutine decompresses with.
 type decompressor struct {
-	stored []byte
-	in     bytes.Reader
-	flate  io.ReadCloser // nil, or a flate.Resetter
-	zstd   *zstd.Decoder
+	stored  []byte
+	in      bytes.Reader
+	deflate inflate.Decoder
+	zstd    *zstd.Decoder // nil: not needed so far
 }
 
 func (f *inflater) init(h *Header) {
@@ -80,35 +80,34 @@ func (im *Image) decompress(p []byte, e extent) error {
 	if err := readFull(im.tables.r, d.stored, e.host); err != nil {
 		return err
 	}
-	d.in.Reset(d.stored)
-	r, err := d.reader(f.zstd)
-	if err == nil {
-		_, err = io.ReadFull(r, p)
+	var err error
+	if f.zstd {
+		err = d.fromZstd(p)
+	} else {
+		err = d.deflate.Fill(p, d.stored)
 	}
 	if err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
 		return fmt.Errorf("%w: the compressed cluster at offset %d of the file, %d bytes: %w", ErrDamaged, e.host, e.stored, err)
 	}
 	return nil
 }
 
-// reader returns the decompressed bytes of d.in. What follows the compressed data in its
-// last sector is not looked at.
-func (d *decompressor) reader(isZstd bool) (io.Reader, error) {
-	if isZstd {
-		in := struct{ io.Reader }{&d.in} // no more than a reader: the decoder would take a buffer for frames only
-		if d.zstd != nil {
-			return d.zstd, d.zstd.Reset(in)
-		}
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<(maxClusterBits+2)))
-		d.zstd = z
-		return z, err
+// fromZstd fills p from what is stored. What follows the frame in its last sector is not
+// looked at.
+func (d *decompressor) fromZstd(p []byte) error {
+	d.in.Reset(d.stored)
+	in := struct{ io.Reader }{&d.in} // no more than a reader: the decoder would take a buffer for frames only
+	var err error
+	if d.zstd == nil {
+		d.zstd, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(1<<(maxClusterBits+2)))
+	} else {
+		err = d.zstd.Reset(in)
 	}
-	if d.flate != nil {
-		return d.flate, d.flate.(flate.Resetter).Reset(&d.in, nil)
+	if err == nil {
+		_, err = io.ReadFull(d.zstd, p)
 	}
-	d.flate = flate.NewReader(&d.in)
-	return d.flate, nil
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
