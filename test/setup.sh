@@ -66,3 +66,4 @@ if [ ${#missing[@]} -gt 0 ] || [ -z "$lists" ]; then
 	fi
 fi
 go mod download
+go -C test/client mod download
