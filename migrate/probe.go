@@ -139,7 +139,7 @@ func (p *prober) send(n int, d time.Duration) (sent int, err error) {
 
 // serveProbe serves a probe: a bounded number of bytes, for a bounded time.
 func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
-	if err := r.beginProbe(); err != nil {
+	if err := r.beginProbe(ctx); err != nil {
 		return err
 	}
 	defer r.endProbe()
@@ -181,10 +181,24 @@ func (r *Receiver) serveProbe(ctx context.Context, c *conn) error {
 	}
 }
 
-// beginProbe admits a probe, unless it would disturb a migration.
-func (r *Receiver) beginProbe() error {
+// beginProbe admits a probe, unless it would disturb a migration. One that has failed, or was
+// only asked for, and whose machine is still being freed is waited for.
+func (r *Receiver) beginProbe(ctx context.Context) error {
 	r.sessionMu.Lock()
 	defer r.sessionMu.Unlock()
+	limit := time.NewTimer(maxProbeTime)
+	defer limit.Stop()
+	for a := r.active; a != nil && isClosed(a.aborted) && ctx.Err() == nil; a = r.active {
+		r.sessionMu.Unlock()
+		select {
+		case <-a.gone:
+		case <-ctx.Done():
+		case <-limit.C:
+			r.sessionMu.Lock()
+			return openly("the machine of the migration before is still being freed")
+		}
+		r.sessionMu.Lock()
+	}
 	switch {
 	case r.taken:
 		return openly("a guest has arrived here already")

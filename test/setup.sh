@@ -13,6 +13,7 @@ need qemu-img qemu-utils  # makes images that must be refused, and locks images
 need cloud-init cloud-init # reads seeds
 need isoinfo genisoimage   # lists their files
 need ssh-keygen openssh-client
+need curl curl          # asks the API, as the documentation does
 need losetup mount        # block devices
 need iasl acpica-tools  # the DSDT
 need mke2fs e2fsprogs   # root disks
