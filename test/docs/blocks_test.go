@@ -21,6 +21,7 @@ var reasons = map[string]string{
 	"another program":  "it needs a program that the tests do not install",
 	"another block":    "the same is run in another block of the page",
 	"another machine":  "it needs more memory than a test has, or another processor",
+	"a terminal":       "it takes a whole terminal; a test has one",
 	"a form":           "it has words in place of values",
 	"an older release": "it needs the binary of another release",
 	"CI runs it":       "it is what CI, or another test, runs word for word",
