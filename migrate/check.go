@@ -59,15 +59,11 @@ func (m *Migration) check(ctx context.Context, r *CheckResult) error {
 	if err := m.setup(l.ctx, l); err != nil {
 		return l.end(err)
 	}
-	_ = l.end(errChecked)
-	// Until the destination has read that, it takes no other migration.
-	for began := time.Now(); time.Since(began) < endGrace && ctx.Err() == nil; time.Sleep(checkPause) {
-		if verdict, err := m.ask(ctx); err != nil || verdict == verdictAborted {
-			break
-		}
+	l.conn.writeLast(frameAbort, reason{errChecked.Error()}, endGrace)
+	// Until the destination has read that, it takes no other migration. It answers when it has.
+	select {
+	case <-l.ctx.Done():
+	case <-time.After(endGrace):
 	}
 	return nil
 }
-
-// checkPause is the time between two questions whether a destination has let go of a check.
-const checkPause = 2 * time.Millisecond

@@ -275,9 +275,12 @@ func (r *Receiver) takeMigration(ctx context.Context, c *conn, h hello) (failed 
 		r.arrived <- target
 		return false
 	}
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		r.warn("migration failed", peer, err)
-	} else {
+	case errors.Is(err, errChecked):
+		r.log.Info("a source has asked whether its guest could come", "peer", peer)
+	default:
 		r.warn("migration failed, still listening", peer, err)
 	}
 	r.enter(c.flow.Conn) // the place is free, and this may take a second

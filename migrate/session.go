@@ -172,7 +172,9 @@ func (s *session) readFrame(config bool) (reply, error) {
 		if err == nil && h.typ == frameAbort {
 			var r reason
 			if err = decodeControl(h.typ, b, &r); err == nil {
-				err = toldError{fmt.Errorf("the source gave up: %s", clip(r.Reason))}
+				if err = errChecked; r.Reason != errChecked.Error() {
+					err = toldError{fmt.Errorf("the source gave up: %s", clip(r.Reason))}
+				}
 			}
 		}
 		return reply{h, b}, err
