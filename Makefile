@@ -6,7 +6,7 @@ TURNS ?= 5
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build demo check test accept setup lint unit model fuzz bench compare-hints test-kernel guest clean help test-svm emulated
+.PHONY: site build demo check test accept setup lint unit model fuzz bench compare-hints test-kernel guest clean help test-svm emulated
 
 build: ## bin/govmm: static, with the version from git
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
@@ -68,6 +68,9 @@ test-kernel: ## build the Linux test kernel into the user's cache, if it is not 
 
 guest: ## rebuild the demo guest; fails if the committed binary differs
 	$(MAKE) -C guest check
+
+site: ## the manual as HTML, in bin/site
+	go run ./test/site bin/site
 
 clean: ## remove what was built
 	rm -rf bin
