@@ -54,7 +54,9 @@ func (f *dirtyRateFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
+	stop := newProgressLine(cmd.ErrOrStderr(), "auto").during(measuring(f.interval, ""))
 	rate, err := c.DirtyRate(cmd.Context(), api.DirtyRateRequest{Interval: api.Duration(f.interval)})
+	stop()
 	if err != nil {
 		return fmt.Errorf("%s: %w", tried(cmd, args), advise(err))
 	}
@@ -87,7 +89,9 @@ func (f *migrateFlags) runEstimate(cmd *cobra.Command, args []string, req api.Mi
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.tried(cmd, args), err)
 	}
+	stop := newProgressLine(cmd.ErrOrStderr(), f.progress).during(measuring(f.interval, "looking at the guest's memory and the link"))
 	e, err := c.Estimate(cmd.Context(), api.EstimateRequest{MigrateRequest: req, Interval: api.Duration(f.interval)})
+	stop()
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.tried(cmd, args), advise(err))
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"iter"
+	"time"
 
 	"github.com/govmm/govmm/migrate"
 	"github.com/govmm/govmm/vmm"
@@ -20,6 +21,7 @@ func (f *fakeVM) SameMigration(_ string, opt migrate.Options) (vmm.MigrationReco
 }
 
 func (f *fakeVM) CheckMigration(_ context.Context, to string, opt migrate.Options) (migrate.CheckResult, error) {
+	time.Sleep(f.slow)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.to, f.opt = to, opt

@@ -32,6 +32,7 @@ type fakeVM struct {
 	check    migrate.CheckResult
 	stats    vmm.Stats
 	standing chan struct{}
+	slow     time.Duration // what measuring and powering off takes
 }
 
 // serve answers for a VM in the CLI's runtime directory until the test ends or
@@ -89,6 +90,7 @@ func (f *fakeVM) Pause(context.Context) error { return f.set(vmm.StatePaused) }
 
 // PowerOff is heard by a guest that listens, and obeyed by one that obeys.
 func (f *fakeVM) PowerOff(context.Context) error {
+	time.Sleep(f.slow)
 	f.mu.Lock()
 	deaf, ends := f.deaf, f.obeys
 	f.mu.Unlock()
@@ -226,6 +228,7 @@ func (c *cli) start(args ...string) (p *running) {
 }
 
 func (f *fakeVM) MeasureDirtyRate(_ context.Context, interval time.Duration) (migrate.DirtyRate, error) {
+	time.Sleep(f.slow)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return migrate.DirtyRate{Interval: interval, Pages: 512, BytesPerSecond: 2 << 20, RAMBytes: 512 << 20,
@@ -233,6 +236,7 @@ func (f *fakeVM) MeasureDirtyRate(_ context.Context, interval time.Duration) (mi
 }
 
 func (f *fakeVM) EstimateMigration(_ context.Context, to string, opt migrate.Options, interval time.Duration) (migrate.Estimate, error) {
+	time.Sleep(f.slow)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.to, f.opt = to, opt

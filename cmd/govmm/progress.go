@@ -37,7 +37,7 @@ func newProgressLine(out io.Writer, mode string) *progressLine {
 
 func (l *progressLine) draw(p migrate.Progress) {
 	if l.out != nil {
-		l.text(progressText(p))
+		l.text(progressLineText(p, l.width()-1))
 	}
 }
 

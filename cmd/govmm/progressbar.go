@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
+	"github.com/govmm/govmm/internal/units"
 	"github.com/govmm/govmm/migrate"
 )
 
@@ -30,4 +32,85 @@ func fractionOf(p *migrate.Progress) float64 {
 		return 0
 	}
 	return 1 - float64(min(left, all))/float64(all)
+}
+
+// progressLineText is the live line of a migration, with a bar where it is known how much is
+// left and if there is room for one, and otherwise with the time that has passed.
+func progressLineText(p migrate.Progress, width int) string {
+	const least, most = 4, 20
+	text := plain(progressText(p))
+	switch p.Phase {
+	case migrate.PhasePrecopy, migrate.PhaseDisks, migrate.PhasePostcopy:
+	default:
+		if p.Elapsed >= time.Second {
+			text += ", " + p.Elapsed.Round(time.Second).String()
+		}
+		return text
+	}
+	size := min(width-len(text)-len("[] 100% "), most)
+	if size < least {
+		return text
+	}
+	return progressBar(fractionOf(&p), size) + " " + text
+}
+
+const (
+	// lineAfter is when a line is drawn for the first time: what is quick has none.
+	lineAfter = 500 * time.Millisecond
+	lineEvery = 200 * time.Millisecond
+)
+
+// during draws a line again and again until stop is called, which erases it. text makes it of
+// the time that has passed.
+func (l *progressLine) during(text func(time.Duration) string) (stop func()) {
+	if l.out == nil {
+		return func() {}
+	}
+	began, end, ended := time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer l.clear()
+		next := time.NewTimer(lineAfter)
+		defer next.Stop()
+		for {
+			select {
+			case <-next.C:
+				l.text(text(time.Since(began)))
+				next.Reset(lineEvery)
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+	}
+}
+
+// measuring is a line about something that watches a guest for a time, and then does what
+// takes no known time.
+func measuring(interval time.Duration, then string) func(time.Duration) string {
+	return func(passed time.Duration) string {
+		if passed >= interval && then != "" {
+			return then + ", " + passed.Round(time.Second).String()
+		}
+		return progressBar(float64(passed)/float64(interval), 20) + " measuring what the guest writes"
+	}
+}
+
+// readingMemory is a line about memory that is read from a snapshot.
+func readingMemory(what string, read func() uint64, all uint64) func(time.Duration) string {
+	return func(passed time.Duration) string {
+		n := min(read(), all)
+		if n == 0 || all == 0 {
+			return what + ", " + passed.Round(time.Second).String()
+		}
+		return progressBar(float64(n)/float64(all), 20) + " " + what + ", " + units.Bytes(n) + " of " + units.Bytes(all)
+	}
+}
+
+// waiting is a line about something that takes no known time.
+func waiting(what string) func(time.Duration) string {
+	return func(passed time.Duration) string { return what + ", " + passed.Round(time.Second).String() }
 }

@@ -51,7 +51,9 @@ func (f *migrateFlags) runCheck(cmd *cobra.Command, args []string, req api.Migra
 	if err != nil {
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
+	stop := newProgressLine(cmd.ErrOrStderr(), f.progress).during(waiting("asking " + plain(req.To)))
 	r, err := c.CheckMigration(ctx, req)
+	stop()
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.tried(cmd, args), advise(err))
 	}

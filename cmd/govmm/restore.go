@@ -119,7 +119,9 @@ func (f *runFlags) runRestored(cmd *cobra.Command, args []string) error {
 		if cfg.DiskReader, err = readerFor(firstDisk(cfg.Devices) != nil || cfg.AllowSourcePaths || cfg.DiskDir != ""); err != nil {
 			return nil, err
 		}
+		stop := newProgressLine(cmd.ErrOrStderr(), "auto").during(readingMemory("restoring", s.Read, s.Manifest.Memory.Bytes))
 		vm, err := vmm.NewRestored(cmd.Context(), s, cfg)
+		stop()
 		if err != nil {
 			return nil, adviseRestore(err)
 		}

@@ -78,6 +78,8 @@ func (f *snapshotFlags) check(cmd *cobra.Command, args []string) (err error) {
 	switch {
 	case f.verify != "" && (f.to != "" || len(args) > 0 || f.stop):
 		return errors.New("--verify reads a snapshot: it takes no NAME, --to or --stop")
+	case f.progress != "auto" && f.progress != "none":
+		return fmt.Errorf("--progress %q: expected auto or none", f.progress)
 	case f.verify != "":
 		return nil
 	case f.to == "":
@@ -86,8 +88,6 @@ func (f *snapshotFlags) check(cmd *cobra.Command, args []string) (err error) {
 		return fmt.Errorf("--downtime-limit %v: must be at least 1ms", f.downtime)
 	case !slices.Contains([]migrate.HintMode{migrate.HintsAuto, migrate.HintsOn, migrate.HintsOff}, migrate.HintMode(f.hints)):
 		return fmt.Errorf("--hints %q: expected auto, on or off", f.hints)
-	case f.progress != "auto" && f.progress != "none":
-		return fmt.Errorf("--progress %q: expected auto or none", f.progress)
 	}
 	if f.opt.Disks, err = snapshot.ParseDisks(f.disks); err != nil {
 		return fmt.Errorf("--disks: %w", err)
@@ -269,7 +269,10 @@ func (f *snapshotFlags) runVerify(cmd *cobra.Command) error {
 	began := time.Now()
 	s, err := snapshot.Open(f.verify)
 	if err == nil {
-		err = errors.Join(s.Verify(cmd.Context()), s.Close())
+		stop := newProgressLine(cmd.ErrOrStderr(), f.progress).during(readingMemory("reading the snapshot", s.Read, s.Manifest.Memory.Bytes))
+		err = s.Verify(cmd.Context())
+		stop()
+		err = errors.Join(err, s.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("snapshot --verify: %w", err)

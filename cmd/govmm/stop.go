@@ -40,7 +40,9 @@ waits for its guest ends at once.`,
 				if force {
 					info, err = c.Stop(ctx)
 				} else {
+					stop := newProgressLine(cmd.ErrOrStderr(), "auto").during(waiting("waiting until the guest has powered off"))
 					info, err = powerOff(ctx, c, wait)
+					stop()
 				}
 				if err != nil && thenForce && ctx.Err() == nil && info.State != vmm.StateMigrated && !errors.Is(err, api.ErrNotRunning) {
 					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "govmm: %s: %s; it is ended now\n", tried(cmd, args), strings.TrimSuffix(err.Error(), "; --force ends it at once"))

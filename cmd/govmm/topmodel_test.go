@@ -250,33 +250,6 @@ func TestUseOf(t *testing.T) {
 	}
 }
 
-func TestProgressBar(t *testing.T) {
-	for _, tc := range []struct {
-		fraction float64
-		want     string
-	}{{0, "[----------]  0%"}, {0.456, "[####------] 45%"}, {0.999, "[#########-] 99%"}, {1, "[##########] 100%"}, {7, "[##########] 100%"}, {-1, "[----------]  0%"}} {
-		if got := progressBar(tc.fraction, 10); got != tc.want {
-			t.Errorf("%v: %q, want %q", tc.fraction, got, tc.want)
-		}
-	}
-	for _, tc := range []struct {
-		p    migrate.Progress
-		want float64
-	}{
-		{migrate.Progress{Phase: migrate.PhaseSetup, RAMBytes: 100}, 0},
-		{migrate.Progress{Phase: migrate.PhasePrecopy}, 0},
-		{migrate.Progress{Phase: migrate.PhasePrecopy, RAMBytes: 100, RemainingBytes: 25}, 0.75},
-		{migrate.Progress{Phase: migrate.PhasePrecopy, RAMBytes: 100, RemainingBytes: 200}, 0},
-		{migrate.Progress{Phase: migrate.PhaseDisks, RAMBytes: 100, RemainingBytes: 100, DiskBytes: 100, DiskRemainingBytes: 50}, 0.5},
-		{migrate.Progress{Phase: migrate.PhasePostcopy, RAMBytes: 100, RemainingBytes: 10}, 0.9},
-		{migrate.Progress{Phase: migrate.PhaseSwitchover, RAMBytes: 100, RemainingBytes: 10}, 1},
-	} {
-		if got := fractionOf(&tc.p); got != tc.want {
-			t.Errorf("%+v: %v", tc.p, got)
-		}
-	}
-}
-
 // Text from elsewhere is one line of printable ASCII.
 func FuzzPlain(f *testing.F) {
 	f.Add("web")

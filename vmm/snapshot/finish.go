@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"github.com/govmm/govmm/mempage"
@@ -66,7 +67,7 @@ func (d *draft) finishMemory(ctx context.Context) (err error) {
 			return d.failed("write", err)
 		}
 		var pages uint64
-		ram.SHA256, pages, err = sumMemory(ctx, d.memory, ram.Bytes, runtime.GOMAXPROCS(0))
+		ram.SHA256, pages, err = sumMemory(ctx, d.memory, ram.Bytes, runtime.GOMAXPROCS(0), nil)
 		if err != nil {
 			return d.failed("read back", err)
 		}
@@ -85,8 +86,8 @@ func (d *draft) finishMemory(ctx context.Context) (err error) {
 const readMost = 1 << 20
 
 // sumMemory reads a file of memory and makes its sum.
-func sumMemory(ctx context.Context, f *os.File, size uint64, workers int) (sum string, pages uint64, err error) {
-	return inUnits(size, workers, func(start, end int64) (unitSum, error) {
+func sumMemory(ctx context.Context, f *os.File, size uint64, workers int, done *atomic.Uint64) (sum string, pages uint64, err error) {
+	return inUnits(size, workers, done, func(start, end int64) (unitSum, error) {
 		s, buf := newSummer(), make([]byte, readMost)
 		err := eachChunk(int(f.Fd()), start, end, func(from, to int64) error {
 			if err := context.Cause(ctx); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
@@ -23,6 +24,7 @@ type Snapshot struct {
 	memory *os.File
 	ends   []int64 // of frames, if memory is packed
 	hot    []Range
+	read   atomic.Uint64 // bytes of memory, see Read
 }
 
 // Open opens a snapshot and checks all that is small: everything but the content of
@@ -189,6 +191,10 @@ func (s *Snapshot) session() (id [16]byte) {
 	return id
 }
 
+// Read returns how many bytes of memory have been read so far, by an eager restore or by
+// Verify. It may be called meanwhile.
+func (s *Snapshot) Read() uint64 { return s.read.Load() }
+
 // Verify reads everything but disks, and compares it with the sums of the manifest.
 func (s *Snapshot) Verify(ctx context.Context) error {
 	fail := func(err error) error { return fmt.Errorf("snapshot %s: %w", s.dir, err) }
@@ -202,7 +208,7 @@ func (s *Snapshot) Verify(ctx context.Context) error {
 	if s.packed() {
 		sum, _, err = s.readPacked(ctx, nil)
 	} else {
-		sum, _, err = sumMemory(ctx, s.memory, s.Manifest.Memory.Bytes, runtime.GOMAXPROCS(0))
+		sum, _, err = sumMemory(ctx, s.memory, s.Manifest.Memory.Bytes, runtime.GOMAXPROCS(0), &s.read)
 	}
 	if err == nil {
 		err = s.compareSum(sum)

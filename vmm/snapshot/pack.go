@@ -37,7 +37,7 @@ func (d *draft) pack(ctx context.Context) error {
 		return err
 	}
 	frames := &frames{out: out, ends: make([]int64, chunks(m.Memory.Bytes)), waiting: map[int64][]byte{}}
-	sum, pages, err := inUnits(m.Memory.Bytes, runtime.GOMAXPROCS(0), func(start, end int64) (unitSum, error) {
+	sum, pages, err := inUnits(m.Memory.Bytes, runtime.GOMAXPROCS(0), nil, func(start, end int64) (unitSum, error) {
 		return d.packUnit(ctx, frames, start, end)
 	})
 	if err == nil {

@@ -30,7 +30,7 @@ func readers() int { return min(2*runtime.GOMAXPROCS(0), 16) }
 
 // readPlain reads memory where it lies.
 func (s *Snapshot) readPlain(ctx context.Context, ram []byte) (sum string, pages uint64, err error) {
-	return inUnits(uint64(len(ram)), readers(), func(start, end int64) (unitSum, error) {
+	return inUnits(uint64(len(ram)), readers(), &s.read, func(start, end int64) (unitSum, error) {
 		h := newSummer()
 		err := eachChunk(int(s.memory.Fd()), start, end, func(from, to int64) error {
 			if err := context.Cause(ctx); err != nil {
@@ -51,7 +51,7 @@ func (s *Snapshot) readPlain(ctx context.Context, ram []byte) (sum string, pages
 
 // readPacked reads packed memory; ram nil: it is only looked at.
 func (s *Snapshot) readPacked(ctx context.Context, ram []byte) (sum string, pages uint64, err error) {
-	return inUnits(s.Manifest.Memory.Bytes, runtime.GOMAXPROCS(0), func(start, end int64) (unitSum, error) {
+	return inUnits(s.Manifest.Memory.Bytes, runtime.GOMAXPROCS(0), &s.read, func(start, end int64) (unitSum, error) {
 		dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*packChunk),
 			zstd.WithDecoderMaxWindow(2*packChunk), zstd.WithDecodeAllCapLimit(true))
 		if err != nil {

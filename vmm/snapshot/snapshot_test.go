@@ -87,12 +87,18 @@ func TestKeepAndRead(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.Close()
+			if n := s.Read(); n != 0 {
+				t.Errorf("%d bytes were read by opening it", n)
+			}
 			if err := s.Verify(t.Context()); err != nil {
 				t.Error(err)
 			}
 			ram := make([]byte, len(content))
 			if err := s.readMemory(t.Context(), ram); err != nil || !bytes.Equal(ram, content) {
 				t.Errorf("memory differs: %v", err)
+			}
+			if n := s.Read(); n != 2*uint64(len(content)) {
+				t.Errorf("%d bytes were read, want twice %d", n, len(content))
 			}
 			for name, want := range map[string]string{stateFile: "the state", kernelFile: "a kernel", initrdFile: "an initrd"} {
 				if got, err := s.part(name); err != nil || string(got) != want {

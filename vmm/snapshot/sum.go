@@ -66,8 +66,9 @@ func allZero(page []byte) bool {
 }
 
 // inUnits calls each for every unit of so many bytes of memory, on so many goroutines at
-// once, and returns the sum of all and the pages that are not zero.
-func inUnits(size uint64, workers int, each func(start, end int64) (unitSum, error)) (sum string, pages uint64, err error) {
+// once, and returns the sum of all and the pages that are not zero. done counts the bytes of
+// the units that are done; nil: nobody counts.
+func inUnits(size uint64, workers int, done *atomic.Uint64, each func(start, end int64) (unitSum, error)) (sum string, pages uint64, err error) {
 	units := make([]unitSum, (size+sumUnit-1)/sumUnit)
 	errs := make([]error, workers)
 	var next atomic.Int64
@@ -76,9 +77,13 @@ func inUnits(size uint64, workers int, each func(start, end int64) (unitSum, err
 	for w := range workers {
 		all.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(units)) && !failed.Load(); i = next.Add(1) - 1 {
-				if units[i], errs[w] = each(i*sumUnit, min((i+1)*sumUnit, int64(size))); errs[w] != nil {
+				end := min((i+1)*sumUnit, int64(size))
+				if units[i], errs[w] = each(i*sumUnit, end); errs[w] != nil {
 					failed.Store(true)
 					return
+				}
+				if done != nil {
+					done.Add(uint64(end - i*sumUnit))
 				}
 			}
 		})
