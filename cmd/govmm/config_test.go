@@ -43,6 +43,8 @@ func TestConfigFaults(t *testing.T) {
 		{"disk:\n- path: a\n- path: b\n  size: 3\n", `"size" is unknown: use path=, readonly, direct, id=, queues=, format=, ephemeral, bps=, iops= (a comma in a path is written twice) (vm.yaml:3)`},
 		{"disk: [{path: a, path: b}]\n", `vm.yaml:1: "path" is given twice`},
 		{"memory: [1\n", "vm.yaml:1: "},
+		{"memory: 1M\n---\nmemory: 2M\n", `vm.yaml:2: a second document`},
+		{"memory: 1M\n--- {a\n", `vm.yaml:`},
 		{"memory: 1M\nmemory: 2M\n", `vm.yaml:2: "memory" is given twice, first at line 1`},
 		{"memory: 12\n", "must be a multiple of 4K between 1M and 16T (vm.yaml:1)"},
 		{"cpus: many\n", "vm.yaml:1: cpus: "},

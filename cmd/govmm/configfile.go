@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -65,8 +66,15 @@ var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
 // apply sets flags from the text of the file.
 func (c *configFile) apply(text []byte) error {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	var doc, more yaml.Node
+	documents := yaml.NewDecoder(bytes.NewReader(text))
+	err := documents.Decode(&doc)
+	if err == nil {
+		if err = documents.Decode(&more); err == nil {
+			return c.at(more.Line, "a second document, after a line ---; expected one")
+		}
+	}
+	if err != nil && err != io.EOF { // EOF: no document, or no other
 		msg, line := err.Error(), 1
 		if m := yamlLine.FindStringSubmatch(msg); m != nil {
 			line, _ = strconv.Atoi(m[1])
