@@ -28,19 +28,21 @@ type postcopyResult struct {
 // TestPostcopyThereAndBack: a guest with two vCPUs, a disk and a balloon, which hints
 // pages, takes some back and rewrites memory flat out, moves there and back, before and
 // after all of its memory has, in memory of each kind. No page is bad, and no tick is missing.
+// The destination opens a tap, and gives up a capability when the guest is there.
 func TestPostcopyThereAndBack(t *testing.T) {
 	needKVM(t)
+	needRoot(t)
 	h := newHost(t)
 	image := newImage(t, 8*mib)
 	const owned = 96 * mib / mempage.Size
-	here := h.start("run", "p0", "--cpus", "2", "--memory", "256M", "--disk", image, "--cmdline",
+	here := h.start("run", "p0", "--cpus", "2", "--memory", "256M", "--disk", image, "--net", "tap", "--cmdline",
 		"fill=96M dirty=64M rate=0 verify=1 tick=0.5 pool=64M keep=16M hintrace reports=0 disk=2M drate=0")
 	here.out.awaitText(t, 0, "is ready in")
 	awaitVerified(t, here.out, 0, owned)
 	last := here.out.ticks()[len(here.out.ticks())-1]
 	early := 0
 	for i := range count(6, 50) {
-		there, addr := h.receive(fmt.Sprintf("p%d", i+1), "--disk", image, "--memory-backing", []string{"anonymous", "memfd"}[i/2%2])
+		there, addr := h.receive(fmt.Sprintf("p%d", i+1), "--disk", image, "--net", "tap", "--memory-backing", []string{"anonymous", "memfd"}[i/2%2])
 		args := []string{fmt.Sprintf("p%d", i), "--to", addr, "--downtime-limit", "20ms", "--bandwidth-limit", "200M"}
 		if i%3 != 2 {
 			args = append(args, "--postcopy="+[]string{"1", "auto"}[i%2])

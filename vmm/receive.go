@@ -144,6 +144,18 @@ func (v *VM) Arrived() <-chan struct{} {
 	return v.here
 }
 
+// Whole returns a channel that is closed when no memory of the guest here is missing that
+// follows it from another host. Until then a vCPU may wait in the kernel for pages that this
+// process fetches: nothing may wait for all threads of the process.
+func (v *VM) Whole() <-chan struct{} {
+	if m := v.current(); m != nil {
+		return m.Whole()
+	}
+	none := make(chan struct{})
+	close(none)
+	return none
+}
+
 // receive waits until a guest has arrived. The listener goes on until stop is
 // called, which waits for its end. When ctx ends first there is no machine.
 func (v *VM) receive(ctx context.Context) (stop func(), err error) {

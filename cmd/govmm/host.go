@@ -336,6 +336,11 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		select {
 		case <-vm.Arrived(): // its taps are there
 			p.tell(received{Arrived: vm.Info().Name, Name: p.claim.Name(), Socket: p.claim.Socket()})
+			select {
+			case <-vm.Whole(): // what follows stops all threads, and waits for those that wait for memory
+			case <-over:
+				return
+			}
 			if err := sandbox.DropCapabilities(); err != nil {
 				h.log.Warn("the process keeps capabilities that it needs no more", "err", err)
 			}

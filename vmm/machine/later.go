@@ -71,3 +71,14 @@ func (m *Machine) MissingPages() uint64 {
 	}
 	return 0
 }
+
+// Whole returns a channel that is closed when no memory of the guest is missing, and no
+// thread of this process waits for any in the kernel.
+func (m *Machine) Whole() <-chan struct{} {
+	if x := m.mem.Missing(); x != nil {
+		return x.Gone()
+	}
+	return whole
+}
+
+var whole = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
