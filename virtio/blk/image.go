@@ -234,8 +234,11 @@ func (im *image) flush() error {
 // close closes the file, which also unlocks it.
 func (im *image) close() error {
 	im.lock.drop()
-	if in := im.incoming; in != nil && in.hidden != "" {
-		_ = unix.Unlink(in.hidden) // nobody else knows it
+	if in := im.incoming; in != nil {
+		in.closePast()
+		if in.hidden != "" {
+			_ = unix.Unlink(in.hidden) // nobody else knows it
+		}
 	}
 	if err := unix.Close(im.fd); err != nil {
 		return fmt.Errorf("disk %s: close: %w", im.path, err)

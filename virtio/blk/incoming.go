@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/govmm/govmm/internal/kind"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,9 @@ type incoming struct {
 	hidden string        // the name that it has until then, where the file system has no O_TMPFILE; "": none
 	synced chan struct{} // closed when the name is durable; nil: it has none yet
 	err    error         // of making it durable; read when synced is closed
+	// past is the file once more, which is written past the page cache: a disk may be larger
+	// than that, and copying into it takes longer than the device. -1: that is not possible.
+	past int
 }
 
 // openNew makes the file of a disk of size bytes that comes with its guest.
@@ -41,7 +45,7 @@ func openNew(c Config, size uint64) (*image, error) {
 	if c.Direct {
 		flags |= unix.O_DIRECT
 	}
-	in := &incoming{path: c.Path}
+	in := &incoming{path: c.Path, past: -1}
 	fd, err := retry(func() (int, error) { return unix.Open(dir, flags|unix.O_TMPFILE, 0o600) })
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENOENT) && exists(dir) {
 		in.hidden = filepath.Join(dir, fmt.Sprintf(".%s.%d.incoming", filepath.Base(c.Path), os.Getpid()))
@@ -55,7 +59,39 @@ func openNew(c Config, size uint64) (*image, error) {
 	if _, err := retry(func() (int, error) { return 0, unix.Ftruncate(fd, int64(size)) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("make it %d bytes long: %w", size, err), im.close())
 	}
+	in.past, err = retry(func() (int, error) {
+		return unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_WRONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		in.past = -1 // then it is written as others are
+	}
 	return im, nil
+}
+
+// write writes what is whole blocks past the page cache; done is how many bytes it was.
+func (in *incoming) write(p []byte, off int64) (done int, err error) {
+	if in.past < 0 || off%maxBlock != 0 || uintptr(unsafe.Pointer(unsafe.SliceData(p)))%maxBlock != 0 {
+		return 0, nil
+	}
+	for whole := len(p) &^ (maxBlock - 1); done < whole; {
+		n, err := retry(func() (int, error) { return unix.Pwrite(in.past, p[done:whole], off+int64(done)) })
+		if errors.Is(err, unix.EINVAL) || err == nil && (n == 0 || n%maxBlock != 0) {
+			return done, nil // the device has larger blocks
+		}
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// closePast ends the writing past the page cache.
+func (in *incoming) closePast() {
+	if in.past >= 0 {
+		_ = unix.Close(in.past) // the file is open elsewhere
+		in.past = -1
+	}
 }
 
 func exists(path string) bool { return unix.Access(path, unix.F_OK) == nil }
@@ -90,6 +126,7 @@ func (im *image) publish() error {
 	if err := mayReplace(in.path); err != nil {
 		return err
 	}
+	in.closePast()
 	from := in.hidden
 	if from == "" {
 		from = filepath.Join(filepath.Dir(in.path), fmt.Sprintf(".%s.%d.incoming", filepath.Base(in.path), os.Getpid()))
@@ -182,7 +219,11 @@ func (d *Device) Reserve(off, n uint64) error {
 
 // Write writes what the source has.
 func (d *Device) Write(p []byte, off uint64) error {
-	if err := d.image.write([][]byte{p}, int64(off), false, new(scratch)); err != nil {
+	done, err := d.image.incoming.write(p, int64(off))
+	if err == nil && done < len(p) {
+		err = d.image.write([][]byte{p[done:]}, int64(off)+int64(done), false, new(scratch))
+	}
+	if err != nil {
 		return d.told(fmt.Errorf("write %d bytes at %d: %w", len(p), off, err))
 	}
 	d.flushes.changed.Add(1)

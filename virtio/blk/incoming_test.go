@@ -67,6 +67,35 @@ func TestCopyGetsItsName(t *testing.T) {
 	}
 }
 
+// Content that is whole blocks passes by the page cache, where the file system can do that;
+// all of it is there in the end, from wherever in memory it came.
+func TestCopyPassesTheCache(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.img")
+	const size = 4<<20 + 512
+	d := openCopy(t, path, size)
+	if d.image.incoming.past < 0 {
+		t.Errorf("%s is not written past the page cache: this file system cannot?", path)
+	}
+	content := make([]byte, size+1)
+	for i := range content {
+		content[i] = byte(i/4096 + i)
+	}
+	whole := content[1:] // not aligned
+	aligned := new(scratch).buffer()
+	err := errors.Join(d.Reserve(0, size), d.Write(whole[:1<<20], 0))
+	for off := 1 << 20; off < size; off += len(aligned) {
+		n := copy(aligned, whole[off:])
+		err = errors.Join(err, d.Write(aligned[:n], uint64(off)))
+	}
+	copy(aligned, whole)
+	if err = errors.Join(err, d.Write(aligned[:8192], 0), d.Zero(64<<10, 64<<10), d.Write(whole[64<<10:128<<10], 64<<10), d.Sync(), d.Lock(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, whole) {
+		t.Errorf("%d bytes, %v, or others than were written", len(got), err)
+	}
+}
+
 // What is there stays, unless its guest has moved away with a copy: that is marked, not
 // started again by mistake, and replaced.
 func TestMovedImages(t *testing.T) {
