@@ -12,7 +12,6 @@ import (
 
 	"github.com/govmm/govmm/internal/screen"
 	"github.com/govmm/govmm/migrate"
-	"github.com/govmm/govmm/migrate/hosttls"
 	"github.com/govmm/govmm/vmm"
 	"github.com/govmm/govmm/vmm/api"
 	"golang.org/x/term"
@@ -200,23 +199,21 @@ func (v *topView) measure(ctx context.Context, r *vmRow) {
 
 // migrate starts a migration, which goes on if the user leaves.
 func (v *topView) migrate(ctx context.Context, r *vmRow, to string) {
-	req := api.MigrateRequest{To: to, Trigger: "cli"}
-	if v.tlsDir == "" {
-		if err := api.ValidateAddress(to); err != nil {
-			v.say("%v", err)
-			return
-		}
-	} else {
-		f := migrateFlags{to: to, tlsDir: v.tlsDir}
-		if _, err := hosttls.ServerName(to, ""); err != nil {
-			v.say("%v", err)
-			return
-		}
-		var err error
-		if req.TLS, err = f.credentials(); err != nil {
-			v.say("%v", err)
-			return
-		}
+	f := migrateFlags{to: to, tlsDir: v.tlsDir}
+	req := api.MigrateRequest{Trigger: "cli"}
+	var err error
+	if req.To, err = f.address(); err == nil {
+		err = api.ValidateAddress(req.To)
+	}
+	if err == nil {
+		err = f.checkTLS()
+	}
+	if err == nil {
+		req.TLS, err = f.credentials()
+	}
+	if err != nil {
+		v.say("%v", err)
+		return
 	}
 	v.say("%s migrates to %s", r.name, to)
 	client, name := r.client, r.name

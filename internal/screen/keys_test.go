@@ -65,11 +65,12 @@ func FuzzKeys(f *testing.F) {
 // than the screen.
 func FuzzLine(f *testing.F) {
 	f.Add("web \x1b[2J\n", 20, 1)
+	f.Add("", 20, 1)
 	f.Fuzz(func(t *testing.T, text string, width, style int) {
 		width = min(max(width, 1), 300)
 		l := Line{text, Style(min(max(style, 0), len(codes)-1))}
 		got := l.encode(width)
-		if len(text) > 0 && l.Style != Plain {
+		if got != "" && l.Style != Plain {
 			got = got[len(codes[l.Style]) : len(got)-len("\x1b[m")]
 		}
 		if len(got) > width {
