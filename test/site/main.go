@@ -71,9 +71,7 @@ func build(root, dir string) error {
 	for i := range sources {
 		sources[i] = "docs/" + filepath.Base(sources[i])
 	}
-	for _, name := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"} {
-		sources = append(sources, name)
-	}
+	sources = append(sources, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
 	first, err := os.ReadFile(filepath.Join(root, index))
 	if err != nil {
 		return err
