@@ -183,3 +183,32 @@ func TestReadingsWaitForTheStop(t *testing.T) {
 		t.Errorf("%d", status)
 	}
 }
+
+// While the guest is migrated readings come a hundred a second, and at the end of the migration
+// at once; what changes something does not wait.
+func TestReadingsArePaced(t *testing.T) {
+	m := newFakeMigration()
+	vm := &fakeVM{migration: m}
+	c, _ := serve(t, t.TempDir(), "db", vm)
+	ask := func() {
+		if status, _, body := request(t, c, "GET", "/v1/info", ""); status != 200 {
+			t.Errorf("%d %s", status, body)
+		}
+	}
+	began := time.Now()
+	for range 14 { // four of them at once
+		ask()
+	}
+	if took := time.Since(began); took < 90*time.Millisecond {
+		t.Errorf("14 readings in %v", took)
+	}
+	var all sync.WaitGroup
+	for range 200 {
+		all.Go(ask)
+	}
+	if status, _, body := request(t, c, "POST", "/v1/pause", ""); status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+	m.end(migrate.Result{Status: "completed"})
+	all.Wait()
+}
