@@ -112,14 +112,16 @@ func FuzzFill(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte, n int) {
 		got, want := make([]byte, max(0, min(n, 70000))), make([]byte, max(0, min(n, 70000)))
 		err := d.Fill(got, in)
-		_, other := io.ReadFull(stdlib.NewReader(bytes.NewReader(in)), want)
+		n, other := io.ReadFull(stdlib.NewReader(bytes.NewReader(in)), want)
 		if other == nil && len(want) > 0 && err != nil {
 			t.Fatalf("%v, where the standard library finds %d bytes", err, len(want))
 		}
-		if err == nil && other == nil && !bytes.Equal(got, want) {
+		if err == nil && !bytes.Equal(got[:n], want[:n]) {
 			t.Fatal("other bytes than the standard library finds")
 		}
-		if err == nil && other != nil {
+		// That one wants bits for the end of the block with each symbol, and finds the end of
+		// the input up to 15 bits early.
+		if err == nil && other != nil && !errors.Is(other, io.ErrUnexpectedEOF) {
 			t.Fatalf("there are %d bytes, where the standard library finds: %v", len(got), other)
 		}
 	})
