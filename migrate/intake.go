@@ -49,6 +49,7 @@ type inSet struct {
 	cancel  context.CancelCauseFunc
 	conns   sync.WaitGroup // that are read
 	pulse   *pulse
+	joined  uint32 // a bit for each connection that has come; guarded by the intake's intakeMu
 }
 
 func newIntake(id sessionID, from identity, timeout time.Duration, target Latecomer) *intake {
@@ -187,10 +188,11 @@ func (in *intake) serve(h hello, c *conn) error {
 	}
 	in.intakeMu.Lock()
 	set := in.set
-	if in.over || set == nil || set.number != h.set || int(h.channel) > MaxChannels+1 {
+	if in.over || set == nil || set.number != h.set || int(h.channel) > MaxChannels+1 || set.joined>>h.channel&1 != 0 {
 		in.intakeMu.Unlock()
 		return fmt.Errorf("%w: connection %d of set %d for session %v, which is not under way", ErrProtocol, h.channel, h.set, in.id)
 	}
+	set.joined |= 1 << h.channel // each once: they are no more than a source needs
 	set.conns.Add(1)
 	in.intakeMu.Unlock()
 	defer set.conns.Done()
@@ -424,26 +426,20 @@ func (s *session) loadState(target Target, state []byte) (undo header, err error
 		if err != nil {
 			return undo, err
 		}
-		// What loading waits for does not come if the source undoes its stop meanwhile, or
-		// is lost.
 		loaded, watched := make(chan struct{}), make(chan struct{})
 		var came header
+		var stuck error
 		go func() {
 			defer close(watched)
-			select {
-			case r := <-s.undos:
-				came = r.header
-				_ = in.disarm()
-			case <-s.ctx.Done():
-				_ = in.disarm()
-			case <-loaded:
-			}
+			came, stuck = s.whileLoading(in, loaded)
 		}()
 		defer func() {
 			close(loaded)
 			<-watched
 			if undo = came; undo.typ == frameUndo {
 				err = nil // whatever was loaded does not count
+			} else if stuck != nil { // it may have found zeros
+				err = stuck
 			}
 		}()
 	}
