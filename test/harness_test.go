@@ -430,12 +430,14 @@ func (h *host) receiveAt(name, listen string, args ...string) (*proc, string) {
 
 // info is part of what govmm info --json prints.
 type info struct {
-	Name      string `json:"name"`
-	PID       int    `json:"pid"`
-	State     string `json:"state"`
-	CPUs      int    `json:"cpus"`
-	Memory    uint64 `json:"memory"`
-	Migration struct {
+	Name   string `json:"name"`
+	PID    int    `json:"pid"`
+	State  string `json:"state"`
+	CPUs   int    `json:"cpus"`
+	Memory uint64 `json:"memory"`
+	// MissingPages have not come from the host that the guest has left.
+	MissingPages uint64 `json:"missing_pages"`
+	Migration    struct {
 		BytesSent uint64 `json:"bytes_sent"`
 		Phase     string `json:"phase"`
 		Error     string `json:"error"`
