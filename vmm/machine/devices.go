@@ -16,8 +16,8 @@ import (
 
 // devices are the virtio devices of a machine.
 type devices struct {
-	// quietMu is held over each hold and release of the gate, and guards isQuiet
-	// and arrived. It is taken before the gate's locks.
+	// quietMu is held over each hold and release of the gate, and guards isQuiet, arrived
+	// and the place of backends. It is taken before the gate's locks.
 	quietMu sync.Mutex
 	isQuiet bool // the devices are paused
 	arrived bool // the right to run has come here, or was given away, and the guest has not run since

@@ -135,13 +135,13 @@ func (m *Machine) Pause(ctx context.Context) error {
 // Resume undoes Pause, and fails as it does, or when another process holds one of
 // the disks: after a migration that failed, for example.
 func (m *Machine) Resume() error {
-	if m.gate.held()&holdHandoff == 0 {
+	return m.duringLife(func() error { // its successor has the disks of one that has ended
 		if err := m.Acquire(); err != nil {
 			return err
 		}
 		m.startInput()
-	}
-	return m.let(holdUser, holdHandoff)
+		return m.release(holdUser, holdHandoff)
+	})
 }
 
 // hold stops the vCPUs for a reason, and the devices. It fails if one of the

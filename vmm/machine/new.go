@@ -182,8 +182,10 @@ func (m *Machine) Reset() (*Machine, error) {
 func (m *Machine) remake(keep bool) (*Machine, error) {
 	<-m.ending.done
 	err := m.unplug()
+	m.devices.quietMu.Lock() // nobody is resuming it
 	b := m.devices.backends
 	m.devices.backends = backends{}
+	m.devices.quietMu.Unlock()
 	var mem *memory.Memory
 	if keep {
 		mem, m.mem = m.mem, nil
