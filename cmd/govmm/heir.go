@@ -133,7 +133,12 @@ func startHeir(binary, socket, sandboxMode string, conn *net.UnixConn, old int, 
 	cmd.Stderr = w
 	// What this command was started with beside its stdio is nothing for a process that stays.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
-	err = inNetworkOf(old, cmd.Start)
+	sibling := os.Getenv("MAINPID") == strconv.Itoa(old) // what systemd runs for a unit (ExecReload=) has all that its main process has
+	if sibling {
+		err = cmd.Start()
+	} else {
+		err = inNetworkOf(old, cmd.Start)
+	}
 	_ = w.Close()
 	if err != nil {
 		_ = r.Close()
@@ -148,6 +153,9 @@ func startHeir(binary, socket, sandboxMode string, conn *net.UnixConn, old int, 
 		_ = cmd.Wait()
 		close(h.ended)
 	}()
+	if sibling {
+		return h, nil
+	}
 	limitsOf(old, h.pid)
 	if err := groupsOf(old, h.pid); err != nil {
 		warn("the new process stays in the control group of this command: %v", err)
