@@ -3,13 +3,23 @@
 VERSION := $(shell git describe --always --dirty --tags 2>/dev/null)
 FUZZTIME ?= 5
 TURNS ?= 5
+DIST ?= dist
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: site build demo check test accept setup lint unit model fuzz bench compare-hints test-kernel guest clean help test-svm emulated
+.PHONY: site build deb dist demo check test accept setup lint unit model fuzz bench compare-hints test-kernel guest clean help test-svm emulated
 
 build: ## bin/govmm: static, with the version from git
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w -X main.gitVersion=$(VERSION)' -o bin/govmm ./cmd/govmm
+
+deb: build ## the Debian package, in DIST (docs/package.md)
+	packaging/deb.sh $(DIST)
+
+dist: build ## what is released, in DIST: the binary, the package, an SBOM, checksums
+	packaging/dist.sh $(DIST)
+
+deb dist: export GOAMD64 = v1
+deb dist: export GOFLAGS =
 
 demo: build ## migrate a guest between two processes here
 	bin/govmm demo
@@ -20,8 +30,9 @@ check: lint ## what to run before each commit: needs neither root, nor KVM, nor 
 test: setup lint unit model fuzz ## everything CI runs, set-up included (Debian 12 with Go)
 	@if [ "$$(. /etc/os-release && echo $$ID$$VERSION_ID)" = debian12 ]; then $(MAKE) guest; fi
 
-accept: setup ## the long runs of what CI runs in short
-	GOVMM_ACCEPT=1 go run ./test/run -count=1 -timeout 180m ./test/...
+accept: export GOVMM_ACCEPT = 1
+accept: setup ## the long runs of what CI runs in short, the package installed and released
+	go run ./test/run -tags accept -count=1 -timeout 180m ./test/...
 	go test -count=1 -run NoPageIsLost -timeout 30m ./migrate -rapid.checks=5000
 	go test -count=1 -run HintEpochsLoseNothing -v -timeout 30m ./migrate -sched.steps=20000000
 
@@ -32,6 +43,8 @@ lint: ## gofmt, go vet, staticcheck, go.mod
 	@test -z "$$(gofmt -l .)" || { echo "gofmt these:"; gofmt -l .; exit 1; }
 	go vet ./...
 	go vet -tags svm ./test/svm
+	go vet -tags accept ./test
+	go vet -tags manpages ./cmd/govmm
 	go tool staticcheck ./...
 	go mod tidy -diff
 
@@ -73,7 +86,7 @@ site: ## the manual as HTML, in bin/site
 	go run ./test/site bin/site
 
 clean: ## remove what was built
-	rm -rf bin
+	rm -rf bin dist
 	$(MAKE) -C guest clean
 
 help: ## this list

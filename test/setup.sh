@@ -30,6 +30,12 @@ need ping iputils-ping  # guests answer it
 need pgrep procps       # finds the processes of a VM
 need passt passt        # a network at a socket
 need chromium chromium  # looks at reports
+need lintian lintian    # checks the package
+need systemd-sysusers systemd # reads its files
+if [ -n "${GOVMM_ACCEPT:-}" ]; then # make accept installs it, and starts its units
+	need debootstrap debootstrap
+	need systemd-nspawn systemd-container
+fi
 need tmux tmux          # a terminal that tests look at
 for tool in bzip2 lz4 xz zstd; do # compressors of kernels
 	need $tool "${tool/#xz/xz-utils}"

@@ -15,16 +15,17 @@ import (
 
 // reasons are why a block is not run, and what shows that it is right all the same.
 var reasons = map[string]string{
-	"two hosts":        "it is typed on two hosts; test/ has the same in network namespaces",
-	"minutes":          "it takes minutes, or measures; it is a test or benchmark itself",
-	"a Linux guest":    "it boots a distribution's Linux, or what lies on its disk",
-	"another program":  "it needs a program that the tests do not install",
-	"another block":    "the same is run in another block of the page",
-	"another machine":  "it needs more memory than a test has, or another processor",
-	"a terminal":       "it takes a whole terminal; a test has one",
-	"a form":           "it has words in place of values",
-	"an older release": "it needs the binary of another release",
-	"CI runs it":       "it is what CI, or another test, runs word for word",
+	"two hosts":         "it is typed on two hosts; test/ has the same in network namespaces",
+	"minutes":           "it takes minutes, or measures; it is a test or benchmark itself",
+	"a Linux guest":     "it boots a distribution's Linux, or what lies on its disk",
+	"another program":   "it needs a program that the tests do not install",
+	"another block":     "the same is run in another block of the page",
+	"another machine":   "it needs more memory than a test has, or another processor",
+	"a terminal":        "it takes a whole terminal; a test has one",
+	"a form":            "it has words in place of values",
+	"an older release":  "it needs the binary of another release",
+	"a service manager": "it needs systemd and the package; TestPackageOnDebian has the same (make accept)",
+	"CI runs it":        "it is what CI, or another test, runs word for word",
 }
 
 // TestBlocks runs the shell blocks of each page, in order, in one bash and in namespaces of its
