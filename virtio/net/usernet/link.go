@@ -33,6 +33,7 @@ type endpoint struct {
 	// accept reports whether a frame is for the stack, after it has done with it what is
 	// to be done otherwise.
 	accept func(frame []byte) bool
+	apart  bool          // segments are delivered as they come
 	guest  atomic.Uint64 // the Guest features of virtio-net that the other end accepts
 
 	dispatcher stack.NetworkDispatcher
@@ -102,12 +103,18 @@ func (e *endpoint) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSuppo
 
 // run moves frames into the stack until the stream ends.
 func (e *endpoint) run() error {
+	m := merger{deliver: e.deliver}
+	add := m.add
+	if e.apart {
+		add = e.deliver
+	}
 	for {
 		frame, err := e.in.Next()
 		if err != nil {
 			return err
 		}
 		if frame == nil {
+			m.flush()
 			_ = e.out.Flush() // an error is the reader's, too
 			if err := e.in.Fill(nil); err != nil {
 				return err
@@ -115,7 +122,7 @@ func (e *endpoint) run() error {
 			continue
 		}
 		if e.ready.Load() {
-			each(frame[:headerBytes], frame[headerBytes:], e.deliver)
+			each(frame[:headerBytes], frame[headerBytes:], add)
 		}
 	}
 }

@@ -125,7 +125,7 @@ func (r *rig) attach(c netproc.Conn, mtu uint16, offloads uint64) {
 	check(r.t, err)
 	out, err := netproc.NewWriter(c, maxWaiting)
 	check(r.t, err)
-	r.link = &endpoint{mtu: uint32(mtu), mac: testMAC, in: in, out: out}
+	r.link = &endpoint{mtu: uint32(mtu), mac: testMAC, in: in, out: out, apart: true}
 	r.link.guest.Store(allOffloads)
 	r.link.accept = func(frame []byte) bool {
 		if offloads&net.FeatureGuestTSO4 == 0 && len(frame) > int(mtu)+etherHeader {
