@@ -58,7 +58,7 @@ func TestBlocks(t *testing.T) {
 	}
 	testenv.NeedKVM(t)
 	testenv.NeedRoot(t, "namespaces")
-	testenv.NeedTools(t, "bash", "ip", "curl", "qemu-img", "ssh-keygen", "ping", "mount")
+	testenv.NeedTools(t, "bash", "ip", "curl", "qemu-img", "ssh-keygen", "ping", "mount", "mke2fs")
 	bin := filepath.Join(t.TempDir(), "govmm")
 	build := exec.Command("go", "build", "-o", bin, "./cmd/govmm")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
