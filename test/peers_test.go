@@ -278,25 +278,31 @@ func startCloudHypervisor(b *testing.B, cmd *exec.Cmd, remote, socket string, in
 	b.Cleanup(m.end)
 	m.await("its API socket", func() bool { return exec.Command(remote, "--api-socket", socket, "ping").Run() == nil })
 	if incoming {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			b.Fatal(err)
-		}
-		m.addr = "tcp:" + ln.Addr().String()
-		port := ln.Addr().(*net.TCPAddr).Port
-		ln.Close()
-		m.receiving = exec.Command(remote, "--api-socket", socket, "receive-migration", "receiver_url="+m.addr)
-		if err := m.receiving.Start(); err != nil {
-			b.Fatal(err)
-		}
-		m.await("its port", func() bool { return listens(b, port) })
+		m.receive("")
 	}
 	return m
 }
 
+// receive begins to wait for a guest, in a way.
+func (m *cloudHypervisor) receive(how string) {
+	m.b.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	m.addr = "tcp:" + ln.Addr().String()
+	port := ln.Addr().(*net.TCPAddr).Port
+	ln.Close()
+	m.receiving = exec.Command(m.remote, "--api-socket", m.socket, "receive-migration", "receiver_url="+m.addr+how)
+	if err := m.receiving.Start(); err != nil {
+		m.b.Fatal(err)
+	}
+	m.await("its port", func() bool { return listens(m.b, port) })
+}
+
 // listens says whether a process listens on the TCP port (proc_net_tcp.rst).
 func listens(b *testing.B, port int) bool {
-	text, err := os.ReadFile("/proc/net/tcp")
+	text, err := os.ReadFile("/proc/thread-self/net/tcp") // the caller may be in another network
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -331,15 +337,20 @@ func (m *cloudHypervisor) at(event string) time.Time {
 func (m *cloudHypervisor) to(dst mover, channels int, limit time.Duration) (total, stop time.Duration) {
 	there := dst.(*cloudHypervisor)
 	began := time.Now()
-	out, err := exec.Command(m.remote, "--api-socket", m.socket, "send-migration",
-		fmt.Sprintf("destination_url=%s,connections=%d,downtime_ms=%d", there.addr, channels, limit.Milliseconds())).CombinedOutput()
-	if err != nil {
-		m.b.Fatalf("send-migration: %v: %s", err, out)
-	}
+	m.send(there, fmt.Sprintf(",connections=%d,downtime_ms=%d", channels, limit.Milliseconds()))
 	there.await("the guest to run at its destination", func() bool { return !there.at("vm resumed").IsZero() })
 	running := there.at("vm resumed")
 	m.await("the source's word that it paused", func() bool { return !m.at("vm paused").IsZero() })
 	return running.Sub(began), running.Sub(m.at("vm paused"))
+}
+
+// send begins to move the guest, in a way.
+func (m *cloudHypervisor) send(there *cloudHypervisor, how string) {
+	m.b.Helper()
+	out, err := exec.Command(m.remote, "--api-socket", m.socket, "send-migration", "destination_url="+there.addr+how).CombinedOutput()
+	if err != nil {
+		m.b.Fatalf("send-migration: %v: %s", err, out)
+	}
 }
 
 // warmMemory touches memory and frees it again, most of what is free: on a host that is a

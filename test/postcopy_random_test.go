@@ -49,6 +49,7 @@ func TestPostcopyCut(t *testing.T) {
 		w.mend(t, at)
 		exit := m.wait()
 		res := decodeResult(t, m.out.tail(1), m.err.tail(5))
+		t.Logf("cut %d: exit %d, %s", i, exit, res.Error)
 		if exit == 0 {
 			if here.wait() != 0 {
 				t.Errorf("seed %d, cut %d: the source exits %d", seed, i, here.exit)
@@ -121,6 +122,7 @@ func TestPostcopyKilledAnyTime(t *testing.T) {
 			}
 		}
 		outcomes[name+" killed: "+what]++
+		t.Logf("kill %d, the %s: %s", i, name, what)
 		switch {
 		case what == "running" && name == "source": // it had moved
 			awaitVerified(t, there.out, there.out.len(), randomOwned)

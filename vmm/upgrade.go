@@ -76,15 +76,15 @@ func (v *VM) StartUpgrade(u Upgrade, opt migrate.Options) (*migrate.Migration, e
 	if opt.Trigger == "" {
 		opt.Trigger = "upgrade"
 	}
-	o, err := v.beginMigration(newProcess, opt, &u)
+	o, err := v.beginMigration(NewProcess, opt, &u)
 	if err != nil {
 		return nil, err
 	}
 	return o.Migration, nil
 }
 
-// newProcess is the address of an upgrade.
-const newProcess = "the new process"
+// NewProcess is the address of an upgrade, where a migration has that of a host.
+const NewProcess = "the new process"
 
 // heir is the guest as an upgrade sends it.
 type heir struct {

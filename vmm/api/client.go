@@ -17,6 +17,7 @@ import (
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/internal/unixsock"
 	"github.com/govmm/govmm/migrate"
+	"github.com/govmm/govmm/vmm"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,9 +48,24 @@ func Open(socket string) *Client {
 // Socket returns the path of the VM's socket.
 func (c *Client) Socket() string { return c.socket }
 
-// Info describes the VM.
+// Info describes the VM. A process whose guest has gone on in another one of this host
+// (govmm upgrade) may be reached in its last moment: then that one is asked.
 func (c *Client) Info(ctx context.Context) (Info, error) {
-	return c.info(ctx, http.MethodGet, "/v1/info", nil)
+	i, err := c.info(ctx, http.MethodGet, "/v1/info", nil)
+	for range lostRetries {
+		if err != nil || i.State != vmm.StateMigrated || i.Migration == nil || i.Migration.Address != vmm.NewProcess {
+			break
+		}
+		select {
+		case <-time.After(lostPause):
+		case <-ctx.Done():
+			return i, nil
+		}
+		if next, err := c.info(ctx, http.MethodGet, "/v1/info", nil); err == nil {
+			i = next
+		}
+	}
+	return i, err
 }
 
 // Pause stops the VM's vCPUs, and describes the VM afterwards.
