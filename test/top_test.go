@@ -120,8 +120,8 @@ func TestTopInATerminal(t *testing.T) {
 	// A migration that somebody else has begun.
 	_, addr := h.receive("dst")
 	tm.awaitRow("dst", "listening on "+addr)
-	mig := h.start("migrate", "web", "--to", addr, "--bandwidth-limit", "10M", "--progress", "none")
-	tm.awaitRow("web", "[#")
+	mig := h.start("migrate", "web", "--to", addr, "--bandwidth-limit", "3M", "--progress", "none")
+	tm.awaitRow("web", "% round 0")
 	tm.awaitRow("dst", "from 127.0.0.1")
 	tm.keys("x")
 	tm.awaitText("cancel the migration of web?")

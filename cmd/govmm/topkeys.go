@@ -129,7 +129,7 @@ func (v *topView) act(ctx context.Context, k screen.Key) {
 		}
 		v.prompt = &prompt{question: "cancel the migration of " + r.name + "? (y) ", one: true, done: func(a string) {
 			if a == "y" {
-				v.do(ctx, r, "cancelling", "", func() (vmm.State, error) { return "", r.client.Cancel(ctx) })
+				v.do(ctx, r, "cancelling", "", func(c *api.Client) (vmm.State, error) { return "", c.Cancel(ctx) })
 			}
 		}}
 	case 'c', screen.Enter:
@@ -143,14 +143,15 @@ func (v *topView) act(ctx context.Context, k screen.Key) {
 
 // do does something to a VM aside, and says how it ended. action returns the state in which
 // the VM is then; "": it does not know.
-func (v *topView) do(ctx context.Context, r *vmRow, acts, done string, action func() (vmm.State, error)) {
+func (v *topView) do(ctx context.Context, r *vmRow, acts, done string, action func(*api.Client) (vmm.State, error)) {
 	if r.acts != "" {
 		v.say("%s: %s is not done yet", r.name, r.acts)
 		return
 	}
 	r.acts = acts
+	client := r.client // the row belongs to this goroutine
 	go func() {
-		state, err := action()
+		state, err := action(client)
 		v.later(ctx, func() {
 			r.acts = ""
 			switch {
@@ -168,14 +169,14 @@ func (v *topView) do(ctx context.Context, r *vmRow, acts, done string, action fu
 
 func (v *topView) pause(ctx context.Context, r *vmRow) {
 	if r.state == vmm.StatePaused {
-		v.do(ctx, r, "resuming", "goes on", func() (vmm.State, error) {
-			info, err := r.client.Resume(ctx, false)
+		v.do(ctx, r, "resuming", "goes on", func(c *api.Client) (vmm.State, error) {
+			info, err := c.Resume(ctx, false)
 			return info.State, err
 		})
 		return
 	}
-	v.do(ctx, r, "pausing", "is paused", func() (vmm.State, error) {
-		info, err := r.client.Pause(ctx)
+	v.do(ctx, r, "pausing", "is paused", func(c *api.Client) (vmm.State, error) {
+		info, err := c.Pause(ctx)
 		return info.State, err
 	})
 }
@@ -185,8 +186,9 @@ func (v *topView) measure(ctx context.Context, r *vmRow) {
 		return
 	}
 	r.measures = true
+	client := r.client
 	go func() {
-		d, err := r.client.DirtyRate(ctx, api.DirtyRateRequest{})
+		d, err := client.DirtyRate(ctx, api.DirtyRateRequest{})
 		v.later(ctx, func() {
 			if r.measures = false; err != nil {
 				v.say("%s: %v", r.name, advise(err))

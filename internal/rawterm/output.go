@@ -10,8 +10,11 @@ import (
 // How long a terminal that takes no output is waited for.
 const (
 	enterTime = time.Second
-	leaveTime = 200 * time.Millisecond
+	leaveTime = 2 * time.Second
 	drawTime  = 2 * time.Second
+	// watchTime is that of the watcher, for which nobody waits: what a process prints when it
+	// gives up may fill the terminal before.
+	watchTime = 10 * time.Second
 )
 
 // openOutput opens a terminal once more, so that a write to it does not block: O_NONBLOCK on

@@ -87,33 +87,21 @@ func (w *watcher) close() {
 // of the process that has started it when that one ends in a way in which it cannot do
 // so itself, and returns.
 func Watch() error {
-	crashed := make(chan struct{})
-	crash := os.NewFile(watcherCrash, "crash")
-	go func() {
-		defer close(crashed)
-		_, _ = crash.Read(make([]byte, 1))
-	}()
-	told := make(chan modes)
-	go func() {
-		defer close(told)
-		pipe := os.NewFile(watcherModes, "modes")
-		for {
-			var m modes
-			if binary.Read(pipe, binary.NativeEndian, &m) != nil {
-				return
-			}
-			told <- m
-		}
-	}()
+	pipe, crash := os.NewFile(watcherModes, "modes"), os.NewFile(watcherCrash, "crash")
+	fds := []unix.PollFd{{Fd: watcherModes, Events: unix.POLLIN}, {Fd: watcherCrash, Events: unix.POLLIN}}
 	var last *modes
 	for more := true; more; {
-		select {
-		case m, ok := <-told:
-			if more = ok; ok {
+		switch _, err := unix.Poll(fds, -1); {
+		case err == unix.EINTR:
+		case err != nil:
+			return err
+		case fds[0].Revents != 0: // first: a process may end as soon as it has written them
+			var m modes
+			if more = binary.Read(pipe, binary.NativeEndian, &m) == nil; more {
 				last = &m
 			}
-		case <-crashed:
-			more = false
+		default:
+			more = false // it gives up
 		}
 	}
 	defer func() { _, _ = io.Copy(io.Discard, crash) }() // to the end of the process
@@ -122,9 +110,9 @@ func Watch() error {
 	}
 	now, err := unix.IoctlGetTermios(watcherTerminal, unix.TCGETS)
 	if err == nil && *now == last.Raw { // another program may have it by now
-		leave, _, _ := bytes.Cut(last.Leave[:], []byte{0})
-		printOn(watcherTerminal, string(leave), leaveTime)
 		err = unix.IoctlSetTermios(watcherTerminal, unix.TCSETS, &last.Before)
+		leave, _, _ := bytes.Cut(last.Leave[:], []byte{0})
+		printOn(watcherTerminal, string(leave), watchTime)
 	}
 	if err != nil {
 		return fmt.Errorf("restore the terminal's mode: %w", err)
