@@ -165,8 +165,8 @@ func TestDiskMovesOnlyWhereAsked(t *testing.T) {
 	m.end()
 }
 
-// TestDiskMovesUnderKill: either side is killed at any moment. The guest is on one side
-// at most, with all that it has written, and no half of a copy stays.
+// TestDiskMovesUnderKill: the destination is killed at any moment, over a slow link. The guest
+// goes on with all that it has written, and no half of a copy stays.
 func TestDiskMovesUnderKill(t *testing.T) {
 	needKVM(t)
 	m := newDiskMover(t)
