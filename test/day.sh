@@ -19,7 +19,7 @@ step() { # NAME WORDS: what is printed goes into a file from here on
 	n=$((n + 1))
 	log=$(printf '%s/%02d-%s.txt' "$dir" $n "$1")
 	echo "== ${*:2} ($log)"
-	exec >"$log" 2>&1
+	exec >>"$log" 2>&1
 }
 exec 3>&1 4>&2
 
@@ -136,7 +136,7 @@ step afterwards "it runs at beta, on its own copy of the disk, and all is told"
 on beta govmm ps
 on beta govmm ps | grep -E '^web +running '
 ! on alpha govmm info web
-on alpha govmm migrations | tee /dev/stderr | grep -E ' web +10.9.0.3:7000 .* completed '
+on alpha govmm migrations | tee -a /dev/stderr | grep -E ' web +10.9.0.3:7000 .* completed '
 grep -E 'migrating .* to 10.9.0.3:7000' "$dir/top.txt"
 cmp "$dir/alpha/data/govmm/web.raw" "$dir/beta/disks/web.raw"
 ! on alpha govmm run old --disk "$dir/alpha/data/govmm/web.raw" --serial null # it has moved away

@@ -10,16 +10,17 @@ import (
 	"testing"
 )
 
-// TestDistIsReproducible: two clones in two directories, built from nothing, are released with the same
-// bytes.
+// TestDistIsReproducible: two clones in two directories, one built from nothing, are released with the
+// same bytes.
 func TestDistIsReproducible(t *testing.T) {
 	var sums []string
-	for _, name := range []string{"one", "another/place"} {
+	for i, name := range []string{"one", "another/place"} {
 		dir := filepath.Join(t.TempDir(), name)
 		output(t, "git", "clone", "-q", "..", dir)
-		cache := filepath.Join(t.TempDir(), "cache")
 		cmd := exec.Command("make", "-C", dir, "dist")
-		cmd.Env = append(os.Environ(), "GOCACHE="+cache)
+		if cmd.Env = os.Environ(); i > 0 {
+			cmd.Env = append(cmd.Env, "GOCACHE="+filepath.Join(t.TempDir(), "cache"))
+		}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("make dist in %s: %v\n%s", dir, err, out)
 		}

@@ -224,10 +224,10 @@ func (m *machine) upgradePackage(unit, first, edited string) {
 // moveTo moves the guest to a receiver that is a unit, by TLS, and ends it there.
 func (m *machine) moveTo() {
 	m.t.Helper()
-	m.must("sh", "-c", "cd /root && govmm certs init ca && govmm certs issue ca here,localhost && cp ca/here/*.pem /etc/govmm/tls && chown root:govmm /etc/govmm/tls/*.pem && chmod 640 /etc/govmm/tls/key.pem")
+	m.must("sh", "-c", "cd /root && govmm certs init ca && govmm certs issue ca here,127.0.0.1 && cp ca/here/*.pem /etc/govmm/tls && chown root:govmm /etc/govmm/tls/*.pem && chmod 640 /etc/govmm/tls/key.pem")
 	m.write("/etc/govmm/receive/there.yaml", "listen: 127.0.0.1:7000\ntls-dir: /etc/govmm/tls\ntls-allow: here\n")
 	m.must("systemctl", "start", "govmm-receive@there")
-	m.must("govmm", "migrate", "demo", "--to", "localhost:7000", "--tls-dir", "/etc/govmm/tls")
+	m.must("govmm", "migrate", "demo", "--to", "127.0.0.1:7000", "--tls-dir", "/etc/govmm/tls")
 	m.state("govmm@demo", "inactive", "success")
 	m.await("tick ", "journalctl", "-o", "cat", "-u", "govmm-receive@there")
 	if out := m.must("govmm", "migrations"); !strings.Contains(out, "completed") {
@@ -253,7 +253,7 @@ func (m *machine) endings(unit string) {
 
 	m.must("systemctl", "start", unit)
 	m.must("systemctl", "reload", unit)
-	m.must("kill", "-KILL", m.pid(unit)) // a process that systemd has not started
+	m.must("sh", "-c", "kill -KILL "+m.pid(unit)) // a process that systemd has not started
 	m.state(unit, "failed", "signal")
 	m.must("systemctl", "reset-failed", unit)
 
