@@ -10,10 +10,10 @@ import (
 	"github.com/govmm/govmm/mempage"
 )
 
-// rss returns the resident memory of a process, in bytes.
+// rss returns the resident memory of a process without files that are mapped, in bytes.
 func rss(t testing.TB, pid int) int {
 	t.Helper()
-	n, err := memoryOf(pid, "VmRSS:")
+	n, err := memoryOf(pid, "RssAnon:")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,8 @@ func TestSlowFlush(t *testing.T) {
 		t.Errorf("the migration took %d ms, and its disk one of %d to flush", r.TotalMS, flush)
 	}
 	k, _ := there.out.awaitTick(t, 0, "at the destination", func(tick) bool { return true })
-	if r.DowntimeMS > k.gap+1 || r.Downtime["pause_ms"] > k.gap+1 {
+	// While a vCPU is being stopped the guest may run, which takes as long as the host is busy.
+	if pause := r.Downtime["pause_ms"]; r.DowntimeMS-pause > k.gap+1 || pause >= flush {
 		t.Errorf("a downtime of %.1f ms (%.1f until all stood still), of which the guest saw %.1f", r.DowntimeMS, r.Downtime["pause_ms"], k.gap)
 	}
 }
