@@ -273,7 +273,7 @@ func TestTopConsoleThatFails(t *testing.T) {
 	c, _, _ := fakes(t)
 	tm := c.open("top", "--interval", "100ms")
 	tm.resize(160, 20)
-	tm.await("web")
+	tm.await("2 running")
 	tm.awaitRaw(true)
 	tm.write("c")
 	tm.await("the serial port of db")

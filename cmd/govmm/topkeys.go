@@ -49,7 +49,7 @@ func (v *topView) key(ctx context.Context, k screen.Key) {
 	case v.text != nil:
 		v.textKey(k)
 	default:
-		v.message = ""
+		v.message, v.chosen = "", true
 		if !v.move(k) && v.acts {
 			v.act(ctx, k)
 		}

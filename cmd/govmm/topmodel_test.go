@@ -147,7 +147,7 @@ func TestTopLayout(t *testing.T) {
 					v.fleet = hostileFleet(n)
 				}
 				v.frame(width, height, time.Now())
-				v.move(screen.End)
+				v.key(t.Context(), screen.End)
 				lines := v.frame(width, height, time.Now())
 				if len(lines) != height {
 					t.Fatalf("%d VMs, %d x %d: %d lines", n, width, height, len(lines))
@@ -211,7 +211,15 @@ func TestTopColumns(t *testing.T) {
 func TestTopSelection(t *testing.T) {
 	v := &topView{columns: topColumns, fleet: hostileFleet(40), acts: true}
 	v.frame(80, 10, time.Now())
-	v.move(screen.End)
+	if v.at != 0 {
+		t.Errorf("row %d is selected before a key", v.at)
+	}
+	v.fleet.apply(readingOf("a", time.Now(), 1, deviceCounts{}, 0)) // it comes before all others
+	if v.frame(80, 10, time.Now()); v.selected != "a" {
+		t.Errorf("%s is selected before a key", v.selected)
+	}
+	delete(v.fleet.rows, "a")
+	v.key(t.Context(), screen.End)
 	v.frame(80, 10, time.Now())
 	if v.at != 39 || v.offset+v.page != 40 {
 		t.Errorf("row %d, from %d, %d shown", v.at, v.offset, v.page)

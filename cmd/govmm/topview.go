@@ -25,6 +25,7 @@ type topView struct {
 	screen   *screen.Screen
 	rows     []*vmRow // as they were shown last
 	selected string   // name of a VM
+	chosen   bool     // by the user; otherwise it is the first one
 	at       int      // its row
 	offset   int      // of the first row that is shown
 	page     int      // how many rows are shown
@@ -157,7 +158,10 @@ func (v *topView) frame(width, height int, now time.Time) []screen.Line {
 func (v *topView) arrange() {
 	v.rows = v.fleet.sorted()
 	at := slices.IndexFunc(v.rows, func(r *vmRow) bool { return r.name == v.selected })
-	if at < 0 {
+	switch {
+	case !v.chosen: // which VM answers first means nothing
+		at = min(0, len(v.rows)-1)
+	case at < 0:
 		at = min(v.at, len(v.rows)-1)
 	}
 	if v.at = max(at, 0); len(v.rows) > 0 {
