@@ -152,6 +152,14 @@ func (h *host) awaitPostcopy(name string) {
 	h.awaitInfo(name, "phase postcopy", func(i info) bool { return i.Migration.Phase == "postcopy" })
 }
 
+// startSlow starts a guest of which not all memory follows at once because it touches it.
+func (h *host) startSlow(name string) *proc {
+	h.t.Helper()
+	p := h.start("run", name, "--cpus", "2", "--memory", "128M", "--cmdline", "fill=96M dirty=96M rate=3000 verify=1 tick=0.5")
+	p.out.awaitText(h.t, 0, "filled ")
+	return p
+}
+
 // TestPostcopyRecovers: the network goes away while memory follows the guest, and comes
 // back: by itself the source reaches the destination again, or by --recover at another
 // address. No page is lost; over TLS too.
@@ -161,7 +169,7 @@ func TestPostcopyRecovers(t *testing.T) {
 		t.Run(fmt.Sprintf("tls=%v", secure), func(t *testing.T) {
 			h := newHost(t)
 			const owned = 96 * mib / mempage.Size
-			here := h.startDemo("r0", 2, 128, 96, 96)
+			here := h.startSlow("r0")
 			awaitVerified(t, here.out, 0, owned)
 			var receives, more []string
 			if secure {
@@ -217,7 +225,7 @@ func TestPostcopyKilled(t *testing.T) {
 	for range count(1, 50) {
 		for _, victim := range []string{"source", "destination"} {
 			h := newHost(t)
-			here := h.startDemo("k0", 2, 128, 96, 96)
+			here := h.startSlow("k0")
 			there, addr := h.receive("k1")
 			m := h.start("migrate", "k0", "--json", "--to", addr, "--postcopy=1", "--downtime-limit", "5ms", "--bandwidth-limit", "20M")
 			h.awaitPostcopy("k0")
