@@ -144,9 +144,6 @@ func (d *Decoder) tables() error {
 			i++
 		}
 	}
-	if lengths[256] == 0 {
-		return ErrCorrupt // the block has no end
-	}
 	if !build(d.lit[:], litBits, lengths[:lits], litEntries[:]) || !build(d.dist[:], distBits, lengths[lits:], distEntries[:]) {
 		return ErrCorrupt
 	}
