@@ -14,6 +14,7 @@ func (in *inlet) apply(target Target, f header) error {
 	if err := f.span(in.session.slots); err != nil {
 		return err
 	}
+	in.session.pass(false, int(f.slot), f.first+uint64(f.count))
 	meta := in.meta.bytes(f.count)
 	if err := in.conn.readFull(meta); err != nil {
 		return err

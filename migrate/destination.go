@@ -413,5 +413,7 @@ func (r *Receiver) Progress() ReceiveProgress {
 	if r.active == nil {
 		return ReceiveProgress{}
 	}
-	return ReceiveProgress{Active: true, Peer: r.active.conn.RemoteAddr().String(), BytesReceived: r.active.received()}
+	p := ReceiveProgress{Active: true, Peer: r.active.conn.RemoteAddr().String(), BytesReceived: r.active.received()}
+	p.Pass, p.PassedBytes, p.PassBytes = r.active.passing()
+	return p
 }

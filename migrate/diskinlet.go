@@ -19,6 +19,9 @@ func (in *inlet) blocks(f header) error {
 	}
 	off := f.first * BlockSize
 	n := min((f.first+uint64(f.count))*BlockSize, disk.Size()) - off
+	if f.flags != flagReserve {
+		s.pass(true, int(f.slot), f.first+uint64(f.count))
+	}
 	switch {
 	case f.flags == flagZero && f.length == 0:
 		return disk.Zero(off, n)

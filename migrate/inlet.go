@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/govmm/govmm/mempage"
 )
 
 // inlet is one data connection at the destination. One goroutine serves it.
@@ -284,6 +286,40 @@ func (s *session) closeChannels() {
 		}
 	}
 	s.ahead.end()
+}
+
+// pass notes up to which page of memory, or block of the disks that are copied, a
+// pass has come. Channels are close enough to one another.
+func (s *session) pass(disks bool, slot int, to uint64) {
+	for i := range slot {
+		if disks {
+			to += blocksOf(s.copies[i].Size())
+		} else {
+			to += s.slots[i].Pages
+		}
+	}
+	if to <<= 1; disks {
+		to |= 1
+	}
+	s.passed.Store(to)
+}
+
+// passing is what comes, how many bytes of it the pass has passed, and all of it.
+func (s *session) passing() (what string, passed, all uint64) {
+	at := s.passed.Load()
+	switch {
+	case at == 0: // slots and copies may not be there yet
+		return "", 0, 0
+	case at&1 == 1:
+		for _, c := range s.copies {
+			all += c.Size()
+		}
+		return "disks", min(at>>1*BlockSize, all), all
+	}
+	for _, slot := range s.slots {
+		all += slot.Pages * mempage.Size
+	}
+	return "memory", at >> 1 * mempage.Size, all
 }
 
 // received is the number of bytes that arrived on all connections, without ALIVE.

@@ -504,3 +504,32 @@ func TestAFailedMigrationKeepsNothing(t *testing.T) {
 	}
 	runtime.KeepAlive(kept)
 }
+
+type sizedCopy struct {
+	DiskCopy
+	size uint64
+}
+
+func (c sizedCopy) Size() uint64 { return c.size }
+
+// A receiver knows how far a pass over memory or disks is.
+func TestPassing(t *testing.T) {
+	s := &session{slots: []Slot{{Pages: 10}, {GPA: 1 << 32, Pages: 30}}, copies: []DiskCopy{sizedCopy{size: 2*BlockSize - 512}, sizedCopy{size: 2 * BlockSize}}}
+	check := func(what string, passed, all uint64) {
+		t.Helper()
+		if w, p, a := s.passing(); w != what || p != passed || a != all {
+			t.Errorf("%q, %d of %d; expected %q, %d of %d", w, p, a, what, passed, all)
+		}
+	}
+	check("", 0, 0)
+	s.pass(true, 0, 1)
+	check("disks", BlockSize, 4*BlockSize-512)
+	s.pass(true, 1, 2)
+	check("disks", 4*BlockSize-512, 4*BlockSize-512)
+	s.pass(false, 0, 5)
+	check("memory", 5*mempage.Size, 40*mempage.Size)
+	s.pass(false, 1, 30)
+	check("memory", 40*mempage.Size, 40*mempage.Size)
+	s.pass(false, 0, 1)
+	check("memory", mempage.Size, 40*mempage.Size)
+}

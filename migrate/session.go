@@ -35,6 +35,7 @@ type session struct {
 	reader sync.WaitGroup // of the control connection
 	idle   atomic.Bool    // receive waits for the source
 	whole  atomic.Uint64  // frames that have arrived, without ALIVE
+	passed atomic.Uint64  // where a pass is: see pass
 
 	features []string // of the protocol, in use; set before a channel is served
 	shared   bool     // no page is sent; as features

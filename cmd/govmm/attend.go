@@ -30,7 +30,15 @@ func (e *statusError) Error() string { return "" }
 // keptLine is a backend that stays open when the guest has gone on elsewhere.
 type keptLine struct {
 	serial.Backend
-	kept atomic.Bool
+	kept  atomic.Bool
+	first sync.Once     // output
+	line  *progressLine // on the same terminal
+}
+
+// Write implements [serial.Backend]. What the guest prints is not drawn over.
+func (k *keptLine) Write(b []byte) (int, error) {
+	k.first.Do(k.line.leave)
+	return k.Backend.Write(b)
 }
 
 // Close implements [serial.Backend]. Calls that are under way end.

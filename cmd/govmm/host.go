@@ -147,9 +147,10 @@ func (f *hostFlags) host(cmd *cobra.Command, args []string, build func(host) (*v
 		return fmt.Errorf("%s: %w", tried(cmd, args), err)
 	}
 	defer claim.Release()
-	log := newLog(terminalWriter(cmd.ErrOrStderr()))
+	line := newArrivalLine(cmd.Name(), f, cmd.ErrOrStderr())
+	log := newLog(line.over(terminalWriter(cmd.ErrOrStderr())))
 	defer flushLog(log)
-	p := &process{claim: claim, log: log, quit: quit, user: id, cmd: cmd, flags: f, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	p := &process{claim: claim, log: log, line: line, quit: quit, user: id, cmd: cmd, flags: f, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	if f.json {
 		p.lines = cmd.OutOrStdout()
 	}
@@ -205,7 +206,7 @@ func (p *process) openLines(h *host, f *hostFlags, opt serial.Options) (err erro
 	} else if err = h.open(f, opt); err == nil {
 		for spec, l := range map[string]*serial.Backend{f.serial: &h.serial, f.console: &h.console} {
 			if spec == "stdio" {
-				k := &keptLine{Backend: *l}
+				k := &keptLine{Backend: *l, line: p.line}
 				*l, p.kept = k, append(p.kept, k)
 			}
 		}
@@ -219,8 +220,9 @@ type process struct {
 	claim *api.Claim
 	state string // directory for records of migrations; "": there is none
 	log   *slog.Logger
-	lines io.Writer // for --json; nil: nobody reads it
-	quit  func()    // ends the VM: the key for it was pressed
+	lines io.Writer     // for --json; nil: nobody reads it
+	line  *progressLine // of a guest that arrives
+	quit  func()        // ends the VM: the key for it was pressed
 	user  *identity
 	cmd   *cobra.Command
 	flags *hostFlags
@@ -321,6 +323,16 @@ func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.
 		p.notify.say("READY=1")
 	}
 	var leaving sync.WaitGroup
+	if p.line.out != nil {
+		shown := p.showArrival(vm)
+		leaving.Go(func() {
+			select {
+			case <-vm.Arrived():
+			case <-over:
+			}
+			shown()
+		})
+	}
 	leaving.Go(func() {
 		select {
 		case <-vm.Moved(): // govmm migrate waits for the name, and not for memory to be freed

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 
 	"github.com/govmm/govmm/internal/units"
@@ -15,8 +16,12 @@ import (
 
 // progressLine is one line on a terminal that is drawn again and again.
 type progressLine struct {
-	out   io.Writer // nil: nothing is drawn
 	width func() int
+	// instead is drawn in place of a migration's progress, unless it is ""; nil: nothing is.
+	instead func() string
+
+	mu    sync.Mutex // guards all below; held while the line is written
+	out   io.Writer  // nil: nothing is drawn
 	drawn bool
 }
 
@@ -36,14 +41,26 @@ func newProgressLine(out io.Writer, mode string) *progressLine {
 }
 
 func (l *progressLine) draw(p migrate.Progress) {
-	if l.out != nil {
-		l.text(progressLineText(p, l.width()-1))
+	if l.out == nil {
+		return
 	}
+	if l.instead != nil {
+		if s := l.instead(); s != "" {
+			l.text(s)
+			return
+		}
+	}
+	l.text(progressLineText(p, l.width()-1))
 }
 
-// text draws a line in ASCII.
+// text draws a line in ASCII; "": none.
 func (l *progressLine) text(text string) {
-	if l.out == nil {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if text == "" {
+		l.erase()
+	}
+	if l.out == nil || text == "" {
 		return
 	}
 	if w := l.width() - 1; len(text) > w { // a line that wraps could not be drawn over
@@ -55,6 +72,13 @@ func (l *progressLine) text(text string) {
 
 // clear erases the line, before something else is printed.
 func (l *progressLine) clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.erase()
+}
+
+// erase is clear; mu is held.
+func (l *progressLine) erase() {
 	if l.drawn {
 		_, _ = fmt.Fprint(l.out, "\r\x1b[K")
 		l.drawn = false

@@ -106,8 +106,23 @@ func readingMemory(what string, read func() uint64, all uint64) func(time.Durati
 		if n == 0 || all == 0 {
 			return what + ", " + passed.Round(time.Second).String()
 		}
-		return progressBar(float64(n)/float64(all), 20) + " " + what + ", " + units.Bytes(n) + " of " + units.Bytes(all)
+		return counted(what, n, all)
 	}
+}
+
+// counted is a line about bytes of which some are done.
+func counted(what string, done, all uint64) string {
+	done = min(done, all)
+	return progressBar(float64(done)/float64(all), 20) + " " + what + ", " + units.Bytes(done) + " of " + units.Bytes(all)
+}
+
+// arriving is a line about a guest that arrives.
+func arriving(in migrate.ReceiveProgress) string {
+	text := units.Bytes(in.BytesReceived) + " from " + plain(in.Peer)
+	if in.PassBytes == 0 {
+		return text
+	}
+	return progressBar(float64(in.PassedBytes)/float64(in.PassBytes), 20) + " " + in.Pass + ", " + text
 }
 
 // waiting is a line about something that takes no known time.

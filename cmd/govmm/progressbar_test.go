@@ -72,11 +72,26 @@ func TestLinesOfWhatTakesLong(t *testing.T) {
 		{measuring(time.Second, "")(3 * time.Second), "[####################] 100% measuring what the guest writes"},
 		{m(2 * time.Second), "restoring, 2s"},
 		{func() string { read = 1 << 30; return m(time.Second) }(), "[#####---------------] 25% restoring, 1.00 GiB of 4.00 GiB"},
+		{arriving(migrate.ReceiveProgress{Peer: "h:1\x1b", BytesReceived: 64}), "64 B from h:1\\x1b"},
+		{arriving(migrate.ReceiveProgress{Peer: "h:1", BytesReceived: 1 << 20, Pass: "disks", PassedBytes: 3 << 30, PassBytes: 4 << 30}), "[###############-----] 75% disks, 1.00 MiB from h:1"},
 		{waiting("waiting")(1400 * time.Millisecond), "waiting, 1s"},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%q, want %q", tc.got, tc.want)
 		}
+	}
+}
+
+// What else a snapshot takes is drawn in place of its migration.
+func TestProgressLineInstead(t *testing.T) {
+	var out bytes.Buffer
+	instead := "copying disks"
+	l := &progressLine{out: &out, width: func() int { return 80 }, instead: func() string { return instead }}
+	l.draw(migrate.Progress{Phase: migrate.PhaseSaving})
+	instead = ""
+	l.draw(migrate.Progress{Phase: migrate.PhaseSaving})
+	if got := out.String(); got != "\r\x1b[Kcopying disks\r\x1b[Ksaving" {
+		t.Errorf("%q", got)
 	}
 }
 

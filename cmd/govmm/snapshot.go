@@ -165,6 +165,12 @@ func (f *snapshotFlags) take(cmd *cobra.Command, args []string) (res snapshotRes
 	req := api.MigrateRequest{To: address, DowntimeLimit: api.Duration(f.downtime), Timeout: api.Duration(24 * time.Hour), Channels: snapshotChannels, Hints: f.hints,
 		Snapshot: &api.Snapshot{Stop: f.stop, Patience: api.Duration(patience)}}
 	fol := follower{client: c, signals: signals, stderr: cmd.ErrOrStderr(), line: newProgressLine(cmd.ErrOrStderr(), f.progress), patience: unknownPatience}
+	fol.line.instead = func() string {
+		if w := k.Work(); w.All > 0 {
+			return counted(w.What, w.Done, w.All)
+		}
+		return ""
+	}
 	res.Migration, err = fol.follow(cmd.Context(), func(ctx context.Context, progress func(migrate.Progress)) (migrate.Result, error) {
 		return c.Migrate(ctx, req, progress)
 	})

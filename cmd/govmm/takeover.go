@@ -80,7 +80,7 @@ func takeGuest(conn *fdpass.Conn, recorded *os.File, socket, sandboxMode string)
 	if _, err := sandbox.ParseMode(f.sandbox); err != nil {
 		return 0, err
 	}
-	p := &process{cmd: r.command(), flags: &f, taking: &taking{before: fdpass.NewHeld(conn), started: make(chan struct{})}}
+	p := &process{cmd: r.command(), flags: &f, line: &progressLine{}, taking: &taking{before: fdpass.NewHeld(conn), started: make(chan struct{})}}
 	if err := p.beWelcome(r.Name, recorded); err != nil {
 		return 0, err
 	}

@@ -154,6 +154,10 @@ type ReceiveProgress struct {
 	Active        bool   `json:"active"`
 	Peer          string `json:"peer"`
 	BytesReceived uint64 `json:"bytes_received"`
+	// Pages and blocks come in passes, from the first to the last, without what need not be sent.
+	Pass        string `json:"pass,omitempty" enum:"memory,disks"` // what comes; empty: nothing yet
+	PassBytes   uint64 `json:"pass_bytes,omitempty"`               // all of that
+	PassedBytes uint64 `json:"passed_bytes,omitempty"`             // up to where it has come; it falls when a pass begins
 }
 
 // Estimate is what a migration is expected to take.

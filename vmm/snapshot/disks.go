@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/govmm/govmm/virtio"
@@ -74,13 +75,21 @@ func (d *draft) keepDisks(ctx context.Context) error {
 	if d.k.opt.Disks == DisksNone {
 		return nil
 	}
+	var all, kept uint64
+	for _, disk := range d.disks {
+		all += disk.Bytes
+	}
+	done := d.k.begins("copying disks", all)
+	defer d.k.begins("", 0)
 	for i := range d.disks {
 		disk := &d.disks[i]
-		how, err := keepImage(ctx, disk.Path, filepath.Join(d.dir, diskFile(i)), int64(disk.Bytes), d.k.opt.Disks)
+		how, err := keepImage(ctx, disk.Path, filepath.Join(d.dir, diskFile(i)), int64(disk.Bytes), d.k.opt.Disks, done)
 		if err != nil {
 			return err
 		}
 		disk.Kept = how
+		kept += disk.Bytes
+		done.Store(kept)
 	}
 	return nil
 }
@@ -115,21 +124,21 @@ func (d *draft) syncDisks() error {
 
 // keepImage makes a clone of an image at path to, or a copy, and returns which. The file
 // must not exist.
-func keepImage(ctx context.Context, from, to string, size int64, how Disks) (Disks, error) {
+func keepImage(ctx context.Context, from, to string, size int64, how Disks, done *atomic.Uint64) (Disks, error) {
 	in, err := openImage(from)
 	if err != nil {
 		return how, err
 	}
 	defer in.Close()
-	how, err = cloneImage(ctx, in, to, size, how)
+	how, err = cloneImage(ctx, in, to, size, how, done)
 	if err != nil {
 		return how, fmt.Errorf("keep the guest's disk %s: %w", from, err)
 	}
 	return how, nil
 }
 
-// cloneImage is keepImage for an image that is open.
-func cloneImage(ctx context.Context, in *os.File, to string, size int64, how Disks) (Disks, error) {
+// cloneImage is keepImage for an image that is open. done counts the bytes that are done.
+func cloneImage(ctx context.Context, in *os.File, to string, size int64, how Disks, done *atomic.Uint64) (Disks, error) {
 	out, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return how, err
@@ -140,7 +149,7 @@ func cloneImage(ctx context.Context, in *os.File, to string, size int64, how Dis
 		}
 	}
 	if how == DisksCopy {
-		err = copyImage(ctx, in, out, size)
+		err = copyImage(ctx, in, out, size, done)
 	}
 	if st, serr := out.Stat(); err == nil && serr == nil && st.Size() != size {
 		err = fmt.Errorf("expected %d bytes, found %d", size, st.Size())
@@ -181,7 +190,7 @@ func (s *Snapshot) MakeDisks(ctx context.Context, dir, name string) (disks []vir
 			err = damaged("%s: expected %d bytes", diskFile(i), d.Bytes)
 		} else if !d.ReadOnly {
 			path = filepath.Join(dir, name+"-"+diskFile(i))
-			if _, err = cloneImage(ctx, in, path, int64(d.Bytes), DisksReflink); err == nil {
+			if _, err = cloneImage(ctx, in, path, int64(d.Bytes), DisksReflink, new(atomic.Uint64)); err == nil {
 				made = append(made, path)
 			}
 		}
@@ -194,10 +203,11 @@ func (s *Snapshot) MakeDisks(ctx context.Context, dir, name string) (disks []vir
 }
 
 // copyImage copies what is no hole.
-func copyImage(ctx context.Context, in, out *os.File, size int64) error {
+func copyImage(ctx context.Context, in, out *os.File, size int64, done *atomic.Uint64) error {
 	if err := out.Truncate(size); err != nil {
 		return err
 	}
+	before := done.Load()
 	return memory.Extents(int(in.Fd()), 0, size, func(from, to int64) error {
 		const step = 64 << 20
 		for from < to {
@@ -217,6 +227,7 @@ func copyImage(ctx context.Context, in, out *os.File, size int64) error {
 				return err
 			}
 			from += int64(n)
+			done.Store(before + uint64(from))
 		}
 		return nil
 	})

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/internal/kind"
 	"github.com/govmm/govmm/mempage"
@@ -52,8 +53,25 @@ var (
 
 // keeper is the builder of drafts.
 type keeper struct {
-	dir string // what it will be called
-	opt Options
+	dir  string // what it will be called
+	opt  Options
+	work atomic.Pointer[work] // nil: none
+}
+
+// work is what a [Work] is read from.
+type work struct {
+	what string
+	all  uint64
+	done atomic.Uint64
+}
+
+// begins says what is done from here on, until it is called with nothing to do.
+func (k *keeper) begins(what string, all uint64) *atomic.Uint64 {
+	w := &work{what: what, all: all}
+	if k.work.Store(w); all == 0 {
+		k.work.Store(nil)
+	}
+	return &w.done
 }
 
 // Build begins a snapshot, see [migrate.Builder].

@@ -58,18 +58,19 @@ func (d *draft) finish(ctx context.Context) error {
 // finishMemory makes the memory durable, packs it if that is asked for, and makes its sum.
 func (d *draft) finishMemory(ctx context.Context) (err error) {
 	ram := &d.manifest.Memory
+	done := d.k.begins("writing memory", ram.Bytes)
+	defer d.k.begins("", 0)
 	if d.k.opt.Compress == CompressZstd {
-		if err := d.pack(ctx); err != nil {
+		if err := d.pack(ctx, done); err != nil {
 			return err
 		}
 	} else {
+		var pages uint64
+		if ram.SHA256, pages, err = d.sum(ctx, done); err != nil {
+			return d.failed("write and read back", err)
+		}
 		if err := d.memory.Sync(); err != nil {
 			return d.failed("write", err)
-		}
-		var pages uint64
-		ram.SHA256, pages, err = sumMemory(ctx, d.memory, ram.Bytes, runtime.GOMAXPROCS(0), nil)
-		if err != nil {
-			return d.failed("read back", err)
 		}
 		ram.DataBytes = pages << mempage.Shift
 	}
@@ -82,26 +83,49 @@ func (d *draft) finishMemory(ctx context.Context) (err error) {
 	return nil
 }
 
+// sum makes the sum of memory, unit by unit once that is on the disk.
+func (d *draft) sum(ctx context.Context, done *atomic.Uint64) (sum string, pages uint64, err error) {
+	return inUnits(d.manifest.Memory.Bytes, runtime.GOMAXPROCS(0), done, func(start, end int64) (unitSum, error) {
+		if err := d.settle(start, end); err != nil {
+			return unitSum{}, err
+		}
+		return sumUnitOf(ctx, d.memory, start, end)
+	})
+}
+
+// settle waits until a part of memory is on the disk, so that it is known how much is left;
+// durable it is with the file.
+func (d *draft) settle(start, end int64) error {
+	err := unix.SyncFileRange(int(d.memory.Fd()), start, end-start, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+	if errors.Is(err, unix.EIO) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) { // fsync tells them no more
+		return err
+	}
+	return nil // a file system may not know it
+}
+
 // readMost is how much of a file is read at once.
 const readMost = 1 << 20
 
 // sumMemory reads a file of memory and makes its sum.
 func sumMemory(ctx context.Context, f *os.File, size uint64, workers int, done *atomic.Uint64) (sum string, pages uint64, err error) {
-	return inUnits(size, workers, done, func(start, end int64) (unitSum, error) {
-		s, buf := newSummer(), make([]byte, readMost)
-		err := eachChunk(int(f.Fd()), start, end, func(from, to int64) error {
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			b := buf[:to-from]
-			if _, err := f.ReadAt(b, from); err != nil {
-				return err
-			}
-			s.add(b, uint64(from)>>mempage.Shift)
-			return nil
-		})
-		return s.end(), err
+	return inUnits(size, workers, done, func(start, end int64) (unitSum, error) { return sumUnitOf(ctx, f, start, end) })
+}
+
+// sumUnitOf reads a unit of a file of memory and makes its sum.
+func sumUnitOf(ctx context.Context, f *os.File, start, end int64) (unitSum, error) {
+	s, buf := newSummer(), make([]byte, readMost)
+	err := eachChunk(int(f.Fd()), start, end, func(from, to int64) error {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		b := buf[:to-from]
+		if _, err := f.ReadAt(b, from); err != nil {
+			return err
+		}
+		s.add(b, uint64(from)>>mempage.Shift)
+		return nil
 	})
+	return s.end(), err
 }
 
 // eachChunk calls found for what is no hole in [start, end) of a file, in whole pages and

@@ -33,6 +33,7 @@ func (o Options) withDefaults() Options {
 // Keeper receives one snapshot.
 type Keeper struct {
 	receiver *migrate.Receiver
+	builder  *keeper
 	ln       net.Listener
 	cancel   context.CancelFunc
 	served   chan error
@@ -46,7 +47,8 @@ func Keep(dir string, ln net.Listener, opt Options) (*Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &Keeper{receiver: migrate.NewKeeper(&keeper{dir: dir, opt: opt.withDefaults()}), ln: ln, served: make(chan error, 1)}
+	builder := &keeper{dir: dir, opt: opt.withDefaults()}
+	k := &Keeper{receiver: migrate.NewKeeper(builder), builder: builder, ln: ln, served: make(chan error, 1)}
 	k.receiver.TrustUser(opt.User)
 	ctx, cancel := context.WithCancel(context.Background())
 	k.cancel = cancel
@@ -88,6 +90,21 @@ func (k *Keeper) Settle(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// Work is what a snapshot takes beside receiving memory: disks are copied, memory is made
+// durable and its sum is made.
+type Work struct {
+	What      string // "copying disks" or "writing memory"
+	Done, All uint64 // bytes
+}
+
+// Work returns what is being done; its zero value: nothing.
+func (k *Keeper) Work() Work {
+	if w := k.builder.work.Load(); w != nil {
+		return Work{w.what, w.done.Load(), w.all}
+	}
+	return Work{}
 }
 
 // Close ends the receiving, and returns the manifest of the snapshot if one was kept. What

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/govmm/govmm/mempage"
 	"github.com/klauspost/compress/zstd"
@@ -30,14 +31,14 @@ func chunks(size uint64) int64 { return int64((size + packChunk - 1) / packChunk
 func indexSize(size uint64) int64 { return 8 * chunks(size) }
 
 // pack packs the file of memory, and makes its sum.
-func (d *draft) pack(ctx context.Context) error {
+func (d *draft) pack(ctx context.Context, done *atomic.Uint64) error {
 	m := &d.manifest
 	out, err := d.create(packedFile)
 	if err != nil {
 		return err
 	}
 	frames := &frames{out: out, ends: make([]int64, chunks(m.Memory.Bytes)), waiting: map[int64][]byte{}}
-	sum, pages, err := inUnits(m.Memory.Bytes, runtime.GOMAXPROCS(0), nil, func(start, end int64) (unitSum, error) {
+	sum, pages, err := inUnits(m.Memory.Bytes, runtime.GOMAXPROCS(0), done, func(start, end int64) (unitSum, error) {
 		return d.packUnit(ctx, frames, start, end)
 	})
 	if err == nil {

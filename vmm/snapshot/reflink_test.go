@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/govmm/govmm/internal/testenv"
@@ -59,9 +60,13 @@ func TestReflink(t *testing.T) {
 		if err := os.WriteFile(image, was, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		how, err := keepImage(t.Context(), image, c.to, int64(len(was)), c.how)
+		var done atomic.Uint64
+		how, err := keepImage(t.Context(), image, c.to, int64(len(was)), c.how, &done)
 		if err != nil || how != c.want {
 			t.Errorf("%s: %s, %v; expected %s", c.to, how, err, c.want)
+		}
+		if copied := how == DisksCopy; copied != (done.Load() == uint64(len(was))) {
+			t.Errorf("%s: %d bytes of %d are counted", c.to, done.Load(), len(was))
 		}
 		if err := os.WriteFile(image, bytes.Repeat([]byte{1}, len(was)), 0o600); err != nil {
 			t.Fatal(err)
@@ -69,15 +74,15 @@ func TestReflink(t *testing.T) {
 		if b, err := os.ReadFile(c.to); err != nil || !bytes.Equal(b, was) {
 			t.Errorf("%s differs: %v", c.to, err)
 		}
-		if _, err := keepImage(t.Context(), image, c.to, int64(len(was)), c.how); err == nil {
+		if _, err := keepImage(t.Context(), image, c.to, int64(len(was)), c.how, new(atomic.Uint64)); err == nil {
 			t.Errorf("%s was overwritten", c.to)
 		}
 	}
-	if _, err := keepImage(t.Context(), image, filepath.Join(at, "short"), int64(len(was))-512, DisksReflink); err == nil {
+	if _, err := keepImage(t.Context(), image, filepath.Join(at, "short"), int64(len(was))-512, DisksReflink, new(atomic.Uint64)); err == nil {
 		t.Error("an image of another size was kept")
 	}
 	for _, bad := range []string{at, "/dev/zero", filepath.Join(at, "nowhere")} {
-		if _, err := keepImage(t.Context(), bad, filepath.Join(at, "bad"), 512, DisksReflink); err == nil {
+		if _, err := keepImage(t.Context(), bad, filepath.Join(at, "bad"), 512, DisksReflink, new(atomic.Uint64)); err == nil {
 			t.Errorf("%s was kept", bad)
 		}
 	}

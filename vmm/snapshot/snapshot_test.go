@@ -32,7 +32,8 @@ func description(t testing.TB) []byte {
 // kept makes a snapshot by the calls that a migration makes, and returns what its memory has.
 func kept(t testing.TB, dir string, opt Options) (content []byte) {
 	t.Helper()
-	target, err := (&keeper{dir: dir, opt: opt.withDefaults()}).Build(t.Context(), description(t))
+	k := &keeper{dir: dir, opt: opt.withDefaults()}
+	target, err := k.Build(t.Context(), description(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,6 +69,9 @@ func kept(t testing.TB, dir string, opt Options) (content []byte) {
 	if err := errors.Join(d.CompareStorage(ctx, [16]byte{1, 2, 3}, []byte{0x80}), d.PrepareState([]byte("a state")), d.LoadState(ctx, nil), d.UnloadState(ctx),
 		d.PrepareState([]byte("the state")), d.LoadState(ctx, nil), d.Start(ctx, false), d.Discard()); err != nil {
 		t.Fatal(err)
+	}
+	if w := (&Keeper{builder: k}).Work(); w != (Work{}) {
+		t.Errorf("it still does %+v", w)
 	}
 	return content
 }
@@ -116,6 +120,34 @@ func TestKeepAndRead(t *testing.T) {
 				t.Errorf("a snapshot in its place: %v", err)
 			}
 		})
+	}
+}
+
+// What is done of the memory is counted, while it is made durable and its sum is made.
+func TestWorkIsCounted(t *testing.T) {
+	for _, c := range []Compression{CompressNone, CompressZstd} {
+		k := &keeper{dir: filepath.Join(t.TempDir(), "one"), opt: Options{Compress: c}.withDefaults()}
+		target, err := k.Build(t.Context(), description(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := target.(*draft)
+		keeper := &Keeper{builder: k}
+		done := k.begins("writing memory", d.desc.Memory)
+		if w := keeper.Work(); w != (Work{"writing memory", 0, d.desc.Memory}) {
+			t.Errorf("%s: at first %+v", c, w)
+		}
+		if c == CompressZstd {
+			err = d.pack(t.Context(), done)
+		} else {
+			_, _, err = d.sum(t.Context(), done)
+		}
+		if w := keeper.Work(); err != nil || w.Done != w.All {
+			t.Errorf("%s: at the end %+v, %v", c, w, err)
+		}
+		if err := d.Discard(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
