@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 
@@ -35,7 +37,10 @@ func (p *process) cage(f *hostFlags, policy sandbox.Policy) error {
 	}
 	s, err := policy.Enter()
 	if s.Missing != nil {
-		p.say("the sandbox lacks what this kernel does not have: %s", strings.Join(s.Missing, "; "))
+		p.say("the sandbox lacks what this host does not give: %s", strings.Join(s.Missing, "; "))
+	}
+	if errors.Is(err, sandbox.ErrNotGiven) {
+		err = fmt.Errorf("%w; --sandbox auto goes on without", err)
 	}
 	return err
 }

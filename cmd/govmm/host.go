@@ -55,7 +55,7 @@ func (f *hostFlags) registerSet(flags *pflag.FlagSet) {
 	flags.StringVar(&f.tracking, "dirty-tracking", string(machine.TrackAuto),
 		"`HOW` KVM tracks the guest's writes when it is migrated from here: auto, bitmap or ring")
 	flags.BoolVar(&f.overcommit, "overcommit", false, "let the guest have more memory than is available here now: if it uses all, the host swaps, or its kernel ends a process")
-	flags.StringVar(&f.sandbox, "sandbox", string(sandbox.On), "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it (docs/security.md)")
+	flags.StringVar(&f.sandbox, "sandbox", string(sandbox.Auto), "`WHAT` happens when this process makes a system call that it does not need: on (it ends), log (it is reported) or off; on also takes files, TCP ports and capabilities from it, and auto is on as far as this host gives what that needs (docs/security.md)")
 	flags.StringVar(&f.user, "user", "", "`UID[:GID]`, or names, that this process becomes when everything is open, if it was started by root")
 	flags.UintSliceVar(&f.ports, "migrate-ports", nil, "the TCP `PORTS` that the sandbox lets a migration from here connect to, as in 4444,4445 (none: all)")
 	f.registerMetrics(flags)

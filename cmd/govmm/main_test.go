@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 		os.Exit(serveDisk())
 	}
 	if os.Getenv(runAsGovmm) != "" {
+		forbidden()
 		panics := make(chan os.Signal, 1)
 		signal.Notify(panics, syscall.SIGUSR1)
 		go func() {

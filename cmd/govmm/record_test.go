@@ -43,7 +43,7 @@ func TestRecord(t *testing.T) {
 	if r.Name != "web" || !r.TrustPaths || g.serial != f.serial || g.console != "null" || len(g.ports) != 2 || g.ports[1] != 4445 || !g.overcommit {
 		t.Errorf("read %+v, %+v", r, g)
 	}
-	if g.user != "" || g.sandbox != "on" || g.socket != "" {
+	if g.user != "" || g.sandbox != "auto" || g.socket != "" {
 		t.Errorf("user %q, sandbox %q and socket %q are not for the record", g.user, g.sandbox, g.socket)
 	}
 	want := []virtio.Spec{devices[0], devices[2], devices[3]}

@@ -55,7 +55,7 @@ service manager is told of the new process instead (NOTIFY_SOCKET).`,
 	f.register(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.binary, "binary", "", "the govmm that the new process runs, a `FILE`; none: this one")
-	flags.StringVar(&f.sandbox, "sandbox", string(sandbox.On), "`WHAT` the new process does about its system calls, as for govmm run: on, log or off")
+	flags.StringVar(&f.sandbox, "sandbox", string(sandbox.Auto), "`WHAT` the new process does about its system calls, as for govmm run: on, log or off; auto is on, and allows it to lack what the process before lacks")
 	flags.StringVar(&f.progress, "progress", "auto", "`HOW`: auto, a live line if stderr is a terminal, or none")
 	return cmd
 }
@@ -129,6 +129,7 @@ func (f *upgradeFlags) upgrade(cmd *cobra.Command, args []string, res *upgradeRe
 	if mode := info.Sandbox.Mode; mode != sandbox.On && mode != "" && !cmd.Flags().Changed("sandbox") {
 		return fmt.Errorf("the VM's process runs with --sandbox %s: say for the new one, too (--sandbox %s), or --sandbox on", mode, mode)
 	}
+	f.sandbox = heirSandbox(f.sandbox, info.Sandbox)
 	if f.binary == "" {
 		if f.binary, err = os.Executable(); err != nil {
 			return err
@@ -156,6 +157,14 @@ func (f *upgradeFlags) upgrade(cmd *cobra.Command, args []string, res *upgradeRe
 		}
 	}
 	return err
+}
+
+// heirSandbox is the mode of the new process: it lacks only what the one before lacks.
+func heirSandbox(flag string, before sandbox.Status) string {
+	if flag == string(sandbox.Auto) && before.Landlock > 0 && before.Seccomp {
+		return string(sandbox.On)
+	}
+	return flag
 }
 
 // start begins the upgrade and starts the new process.

@@ -9,14 +9,14 @@ import (
 // EnterBare puts this process into a cage that leaves it the descriptors that it has open,
 // to be read and written, and memory: no file, no socket, no other process. It is for a
 // process whose work is to look at what nobody vouches for and to answer on a socket. It
-// takes the place of [Policy.Enter]; what the kernel lacks is in the status.
+// takes the place of [Policy.Enter]; what the host does not give is in the status.
 func EnterBare() (Status, error) {
 	s := &Status{Mode: On}
 	if !entering.CompareAndSwap(false, true) {
 		return *s, ErrEntered
 	}
-	p := Policy{Mode: On, Ports: []uint16{}} // no port, no file
-	for _, step := range []func(*Status) error{p.noDumps, p.dropCapabilities, p.restrictFiles, filterBare} {
+	p := Policy{Mode: Auto, Ports: []uint16{}} // no port, no file
+	for _, step := range []func(*Status) error{p.noDumps, p.dropCapabilities, p.restrictFiles, p.filterBare} {
 		if err := step(s); err != nil {
 			return *s, fmt.Errorf("enter the sandbox: %w", err)
 		}
@@ -26,10 +26,9 @@ func EnterBare() (Status, error) {
 }
 
 // filterBare filters the system calls of all threads.
-func filterBare(s *Status) error {
-	if !supported() {
-		s.Missing = append(s.Missing, "seccomp (system calls are not filtered)")
-		return nil
+func (p Policy) filterBare(s *Status) error {
+	if err := supported(); err != nil {
+		return p.lacks(s, "seccomp", err, "system calls are not filtered")
 	}
 	if err := catch(); err != nil {
 		return err

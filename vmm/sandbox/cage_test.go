@@ -25,6 +25,8 @@ type attempt struct {
 	Policy Policy
 	Arg    string
 	VCPU   bool // on a thread that is narrowed
+	// Forbid are system calls that the host forbids to the process, as a container may.
+	Forbid []string
 }
 
 const attemptVariable = "GOVMM_SANDBOX_ATTEMPT"
@@ -47,6 +49,20 @@ func attemptMain(text string) int {
 	if !ok {
 		fmt.Println("no such attempt", a.Try)
 		return 2
+	}
+	if a.Forbid != nil {
+		var rules []rule
+		for _, name := range a.Forbid {
+			rules = append(rules, rule{call: name, errno: unix.EPERM})
+		}
+		program, err := assemble(rules, unix.SECCOMP_RET_ALLOW)
+		if err == nil {
+			_, err = install(program, unix.SECCOMP_FILTER_FLAG_TSYNC)
+		}
+		if err != nil {
+			fmt.Println(err)
+			return 2
+		}
 	}
 	reported := make(chan string, 100)
 	a.Policy.Report = func(s string) { reported <- s }
@@ -321,6 +337,40 @@ func TestVCPUThreadsAreNarrower(t *testing.T) {
 }
 
 // TestDropCapabilities drops what was kept, while a vCPU's thread is there.
+// What the host forbids is a reason to end for On, and is left out, and said, for Auto.
+func TestEnterWhereForbidden(t *testing.T) {
+	for _, tc := range []struct{ forbid, want string }{
+		{"landlock_create_ruleset", "Landlock: operation not permitted (files and TCP ports are not restricted)"},
+		{"seccomp", "seccomp: operation not permitted (system calls are not filtered)"},
+	} {
+		a := attempt{Try: "nothing", Forbid: []string{tc.forbid}, Policy: Policy{Mode: On}}
+		if out, exit := start(t, a); exit != 2 || out != "enter the sandbox: the host does not give it: "+tc.want+"\n" {
+			t.Errorf("on: exit %d, %q", exit, out)
+		}
+		a.Policy.Mode = Auto
+		if out, exit := start(t, a); exit != 0 || !strings.HasPrefix(out, "in on, ") || !strings.Contains(out, "missing: "+tc.want+"\n") || !strings.HasSuffix(out, "result: <nil>\n") {
+			t.Errorf("auto: exit %d, %q", exit, out)
+		}
+	}
+	a := attempt{Try: "nothing", Policy: Policy{Mode: Auto}}
+	if out, _ := start(t, a); !strings.HasPrefix(out, "in on, Landlock ") || !strings.Contains(out, ", seccomp") {
+		t.Errorf("auto where nothing is forbidden: %q", out)
+	}
+}
+
+// start runs an attempt, and returns what it printed.
+func start(t *testing.T, a attempt) (stdout string, exit int) {
+	t.Helper()
+	text, err := json.Marshal(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), attemptVariable+"="+string(text), "GORACE=atexit_sleep_ms=0")
+	out, _ := cmd.Output() // the exit status says it
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
 func TestDropCapabilities(t *testing.T) {
 	if withCgo {
 		t.Log("a program with cgo keeps them: TestSandboxDropsCapabilities runs the command without")

@@ -24,9 +24,8 @@ const (
 // restrictFiles leaves only the files, ports and abstract sockets of the policy.
 func (p Policy) restrictFiles(s *Status) error {
 	abi, err := ll.LandlockGetABIVersion()
-	if err != nil || abi < 1 {
-		s.Missing = append(s.Missing, "Landlock (files and TCP ports are not restricted)")
-		return nil
+	if err != nil {
+		return p.lacks(s, "Landlock", err, "files and TCP ports are not restricted")
 	}
 	s.Landlock = min(abi, landlockABI)
 	for _, need := range []struct {

@@ -92,9 +92,8 @@ func (alt alternative) assemble(a *assembler) {
 
 // filterCalls filters the system calls of all threads.
 func (p Policy) filterCalls(s *Status) error {
-	if !supported() {
-		s.Missing = append(s.Missing, "seccomp (system calls are not filtered)")
-		return nil
+	if err := supported(); err != nil {
+		return p.lacks(s, "seccomp", err, "system calls are not filtered")
 	}
 	onVCPU := uint32(unix.SECCOMP_RET_TRAP)
 	if p.Mode == Log {
@@ -123,10 +122,13 @@ func (p Policy) filterCalls(s *Status) error {
 	return nil
 }
 
-// supported reports whether the kernel has seccomp(2): it refuses flags of its strict mode.
-func supported() bool {
+// supported reports why there is no seccomp(2): it refuses flags of its strict mode.
+func supported() error {
 	_, _, errno := syscall.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_STRICT, 1, 0)
-	return errno == unix.EINVAL
+	if errno == unix.EINVAL {
+		return nil
+	}
+	return errno
 }
 
 // install gives the calling thread a filter, and all others with the flag for that.

@@ -26,6 +26,8 @@ type Mode string
 const (
 	// On ends the process with one line on stderr that names the system call.
 	On Mode = "on"
+	// Auto is On, without Landlock or seccomp where the host does not give them.
+	Auto Mode = "auto"
 	// Log reports the system call and lets it through. It is for finding out what
 	// a configuration needs: only system calls are looked at, nothing is restricted.
 	Log Mode = "log"
@@ -35,10 +37,10 @@ const (
 
 // ParseMode reads a mode.
 func ParseMode(s string) (Mode, error) {
-	if m := Mode(s); slices.Contains([]Mode{On, Off, Log}, m) {
+	if m := Mode(s); slices.Contains([]Mode{Auto, On, Off, Log}, m) {
 		return m, nil
 	}
-	return "", fmt.Errorf("%.80q: expected on, off or log", s)
+	return "", fmt.Errorf("%.80q: expected auto, on, off or log", s)
 }
 
 // Policy is what a process may use once it is in the cage, beside what it holds open.
@@ -86,7 +88,7 @@ type Status struct {
 	Seccomp bool `json:"seccomp"`
 	// Capabilities are those that the process has kept; nil: all of its user's.
 	Capabilities []string `json:"capabilities,omitzero"`
-	// Missing lists what this kernel cannot do.
+	// Missing lists what the host does not give: its kernel, or who started the process.
 	Missing []string `json:"missing,omitempty"`
 }
 
@@ -129,14 +131,22 @@ func Current() Status {
 // ErrEntered: the process is in a cage already.
 var ErrEntered = errors.New("the process is in the sandbox already")
 
+// ErrNotGiven: the host does not give Landlock or seccomp, without which there is no [On].
+var ErrNotGiven = errors.New("the host does not give it")
+
 // Enter puts all threads of this process into the cage, and with them those that are
-// started later. What the kernel lacks is left out and listed in the status; after an
+// started later. A newer version of Landlock that the kernel lacks is left out and listed in
+// the status; so are, in mode Auto, Landlock and seccomp, and in mode On their lack is
+// ErrNotGiven. After an
 // error the cage may be there in part, and the process should end. Enter is called once.
 func (p Policy) Enter() (Status, error) {
 	if p.Mode == Off || p.Mode == "" {
 		return Status{Mode: Off}, nil
 	}
 	s := &Status{Mode: p.Mode}
+	if p.Mode == Auto {
+		s.Mode = On
+	}
 	if !entering.CompareAndSwap(false, true) {
 		return *s, ErrEntered
 	}
@@ -154,6 +164,16 @@ func (p Policy) Enter() (Status, error) {
 }
 
 var entering atomic.Bool
+
+// lacks notes that the host does not give something, which is an error in mode On.
+func (p Policy) lacks(s *Status, what string, errno error, so string) error {
+	text := fmt.Sprintf("%s: %v (%s)", what, errno, so)
+	if p.Mode == On {
+		return fmt.Errorf("%w: %s", ErrNotGiven, text)
+	}
+	s.Missing = append(s.Missing, text)
+	return nil
+}
 
 // noDumps keeps guest memory and keys out of core dumps, and other processes of this user
 // from attaching to this one (ptrace(2), /proc/PID/mem).
