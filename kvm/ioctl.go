@@ -33,6 +33,7 @@ var (
 	reqGetPIT2             = gokvm.IIOR(0x9f, unsafe.Sizeof(PITState2{}))
 	reqSetPIT2             = gokvm.IIOW(0xa0, unsafe.Sizeof(PITState2{}))
 	reqEnableCap           = gokvm.IIOW(0xa3, unsafe.Sizeof(enableCap{}))
+	reqSignalMSI           = gokvm.IIOW(0xa5, unsafe.Sizeof(msi{}))
 	reqClearDirtyLog       = gokvm.IIOWR(0xc0, unsafe.Sizeof(clearDirtyLog{}))
 	reqResetDirtyRings     = gokvm.IIO(0xc7)
 

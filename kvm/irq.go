@@ -1,9 +1,11 @@
 package kvm
 
 import (
+	"errors"
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
 )
 
 // Interrupt chips of the kernel, by the id that [VM.GetIRQChip] and an
@@ -135,6 +137,25 @@ func (vm *VM) DefaultRoutes() []IRQRoute {
 		routes = append(routes, IRQRoute{GSI: gsi, Chip: ChipIOAPIC, Pin: gsi})
 	}
 	return routes
+}
+
+// msi is struct kvm_msi.
+type msi struct {
+	addressLow, addressHigh uint32
+	data                    uint32
+	flags                   uint32
+	_                       [16]byte
+}
+
+// SignalMSI sends a message: a device's write of data to address. When it returns, the
+// interrupt is in the local APICs that the message names. delivered is false if none
+// takes it: there is none of that number, or it is off.
+func (vm *VM) SignalMSI(address uint64, data uint32) (delivered bool, err error) {
+	n, err := vm.h.ioctl(reqSignalMSI, unsafe.Pointer(&msi{addressLow: uint32(address), addressHigh: uint32(address >> 32), data: data}))
+	if errors.Is(err, unix.EPERM) { // kvm_irq_delivery_to_apic's -1
+		return false, nil
+	}
+	return n > 0, opError(err, "KVM_SIGNAL_MSI", "address %#x data %#x", address, data)
 }
 
 // IRQChip is the state of one chip: struct kvm_irqchip.

@@ -56,6 +56,7 @@ func (l *layout) requests() {
 		"KVM_IRQ_LINE":               reqIRQLine,
 		"KVM_SET_GSI_ROUTING":        reqSetGSIRouting,
 		"KVM_IRQFD":                  reqIRQFD,
+		"KVM_SIGNAL_MSI":             reqSignalMSI,
 		"KVM_CREATE_PIT2":            reqCreatePIT2,
 		"KVM_IOEVENTFD":              reqIOEventFD,
 		"KVM_SET_CLOCK":              reqSetClock,

@@ -11,7 +11,7 @@ func Requests() []uint32 {
 		// KVM_CREATE_IRQCHIP, KVM_SET_TSC_KHZ and KVM_GET_TSC_KHZ.
 		gokvm.IIO(0x00), gokvm.IIO(0x01), gokvm.IIO(0x03), gokvm.IIO(0x04), gokvm.IIO(0x41), gokvm.IIO(0x47), gokvm.IIO(0x60), gokvm.IIO(0xa2), gokvm.IIO(0xa3),
 		reqGetMSRIndexList, reqGetSupportedCPUID,
-		reqGetDirtyLog, reqSetUserMemoryRegion, reqSetIdentityMapAddr, reqGetIRQChip, reqSetIRQChip, reqIRQLine, reqSetGSIRouting, reqIRQFD,
+		reqGetDirtyLog, reqSetUserMemoryRegion, reqSetIdentityMapAddr, reqGetIRQChip, reqSetIRQChip, reqIRQLine, reqSetGSIRouting, reqIRQFD, reqSignalMSI,
 		reqCreatePIT2, reqIOEventFD, reqSetClock, reqGetClock, reqGetPIT2, reqSetPIT2, reqEnableCap, reqClearDirtyLog, reqResetDirtyRings,
 		reqGetRegs, reqSetRegs, reqGetSregs, reqSetSregs, reqTranslate, reqGetMSRs, reqSetMSRs, reqSetSignalMask, reqGetLAPIC, reqSetLAPIC,
 		reqSetCPUID2, reqGetCPUID2, reqGetMPState, reqSetMPState, reqGetVCPUEvents, reqSetVCPUEvents, reqGetDebugRegs, reqSetDebugRegs,

@@ -129,6 +129,27 @@ func TestGSIRouting(t *testing.T) {
 		"KVM_SET_GSI_ROUTING 4097 routes: expected at most 4096: invalid argument")
 }
 
+// A message is in the local APIC that it names when SignalMSI returns; one that nobody takes
+// is lost.
+func TestSignalMSI(t *testing.T) {
+	vm, v := newChipVCPU(t)
+	l := must(v.GetLAPIC())(t)
+	l.Regs[0xf1] |= 1 // spurious vector register: APIC enabled
+	check(t, v.SetLAPIC(l))
+	requested := func(vector int) bool {
+		l := must(v.GetLAPIC())(t)
+		return l.Regs[0x200+0x10*(vector/32)+vector%32/8]>>(vector%8)&1 != 0
+	}
+	for vector := 0x51; vector < 0x61; vector++ {
+		if !must(vm.SignalMSI(0xfee00000, uint32(vector)))(t) || !requested(vector) {
+			t.Errorf("vector %#x is not in the APIC's request register", vector)
+		}
+	}
+	if must(vm.SignalMSI(0xfee00000|7<<12, 0x77))(t) || requested(0x77) {
+		t.Error("an APIC took a message for another one")
+	}
+}
+
 // After SetClock the clock continues from the new value.
 func TestClock(t *testing.T) {
 	vm := newVM(t)

@@ -21,7 +21,6 @@ func newDevice(t testing.TB, c *controller) (guest, *pci.Function, *pci.MSIX, *s
 	check(t, f.AddBAR(0, pci.BAR{Size: 0x4000, Wide: true, Region: s, Moved: s.moved}))
 	m, err := f.AddMSIX(2, 3, c, func(err error) { t.Log(err) })
 	check(t, err)
-	t.Cleanup(func() { check(t, m.Close()) })
 	slot, err := b.Add(3, f)
 	if check(t, err); slot != 3 {
 		t.Fatalf("slot %d", slot)

@@ -2,34 +2,17 @@ package pci
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"math/bits"
 	"sync"
 )
 
-// Interrupts delivers messages to the guest. With KVM a GSI is an entry of the
-// routing table. The implementation keeps the entries of the PICs and the IOAPIC.
+// Interrupts delivers messages to the guest: with KVM, KVM_SIGNAL_MSI.
 type Interrupts interface {
-	// AllocateGSI returns a free GSI.
-	AllocateGSI() (uint32, error)
-	// FreeGSI frees the GSI and removes its route.
-	FreeGSI(gsi uint32)
-	// SetMSIRoutes adds or changes the routes of GSIs, all in one system call.
-	SetMSIRoutes(routes []MSIRoute) error
-	// AssignIRQFD makes each write to an eventfd raise the GSI. If the eventfd's
-	// count is not 0, AssignIRQFD raises the GSI too.
-	AssignIRQFD(gsi uint32, fd int) error
-	// DeassignIRQFD undoes AssignIRQFD. When it returns, all earlier interrupts
-	// are in the guest's interrupt controllers.
-	DeassignIRQFD(gsi uint32, fd int) error
-}
-
-// MSIRoute connects a GSI to a message: a device's write of Data to Address.
-type MSIRoute struct {
-	GSI     uint32
-	Address uint64
-	Data    uint32
+	// SignalMSI sends a message, a device's write of data to address. When it returns,
+	// the interrupt is in the guest's interrupt controllers. A message that names none of
+	// them is lost, as on a bus.
+	SignalMSI(address uint64, data uint32) error
 }
 
 const (
@@ -46,9 +29,8 @@ const (
 )
 
 // MSIX is a function's message-signalled interrupts (PCI 3.0, section 6.8.2): a
-// table of messages and a pending bit array, both in one BAR. To send a message,
-// MSIX signals an eventfd that is the irqfd of the vector's GSI. A message of a
-// masked vector is pending until the guest unmasks the vector.
+// table of messages and a pending bit array, both in one BAR. A message of a masked
+// vector is pending until the guest unmasks the vector.
 type MSIX struct {
 	function *Function
 	irqs     Interrupts
@@ -63,19 +45,9 @@ type MSIX struct {
 	masked    bool // the function
 	suspended bool
 	entries   []byte
-	vectors   []vector
 
 	pendingMu sync.Mutex // guards pending; taken after table
 	pending   []uint64
-}
-
-// vector is the host's part of a table entry.
-type vector struct {
-	gsi   uint32
-	event eventFD
-	made  bool     // event and gsi are valid
-	route MSIRoute // the last route that was set
-	on    bool     // the irqfd is assigned
 }
 
 // AddMSIX adds MSI-X with n vectors to the function, in BAR index. It calls report
@@ -84,7 +56,7 @@ func (f *Function) AddMSIX(index, n int, irqs Interrupts, report func(error)) (*
 	if n < 1 || n > maxVectors {
 		return nil, fmt.Errorf("MSI-X: number of vectors must be between 1 and %d, got %d", maxVectors, n)
 	}
-	m := &MSIX{function: f, irqs: irqs, report: report, entries: make([]byte, n*entrySize), vectors: make([]vector, n), pending: make([]uint64, (n+63)/64)}
+	m := &MSIX{function: f, irqs: irqs, report: report, entries: make([]byte, n*entrySize), pending: make([]uint64, (n+63)/64)}
 	for i := range n {
 		m.entries[i*entrySize+entryControl] = entryMasked
 	}
@@ -105,50 +77,35 @@ func (f *Function) AddMSIX(index, n int, irqs Interrupts, report func(error)) (*
 	if err != nil {
 		return nil, err
 	}
-	for i := range m.vectors {
-		if err := m.vectors[i].make(irqs); err != nil {
-			return nil, errors.Join(fmt.Errorf("MSI-X vector %d: %w", i, err), m.Close())
-		}
-	}
 	f.msix = m
 	return m, nil
 }
 
-// make allocates the vector's eventfd and GSI.
-func (v *vector) make(irqs Interrupts) error {
-	event, err := newEventFD()
-	if err != nil {
-		return err
-	}
-	if v.gsi, err = irqs.AllocateGSI(); err != nil {
-		return errors.Join(err, event.close())
-	}
-	v.event, v.made = event, true
-	return nil
-}
-
 // Vectors returns the size of the table.
-func (m *MSIX) Vectors() int { return len(m.vectors) }
+func (m *MSIX) Vectors() int { return len(m.entries) / entrySize }
 
 // Raise sends the message of a vector, or makes it pending. It does nothing if the
 // vector is not in the table or MSI-X is off.
 func (m *MSIX) Raise(i int) {
 	m.table.RLock()
 	defer m.table.RUnlock()
-	if i < 0 || i >= len(m.vectors) || !m.enabled {
+	if i < 0 || i >= m.Vectors() || !m.enabled {
 		return
 	}
-	if m.holds(i) || !m.vectors[i].on {
+	if m.holds(i) {
 		m.setPending(i, true)
 		return
 	}
-	m.signal(i)
+	m.send(i)
 }
 
-// signal writes the vector's eventfd, which does not block.
-func (m *MSIX) signal(i int) {
-	if err := m.vectors[i].event.signal(); err != nil {
-		m.report(fmt.Errorf("MSI-X vector %d: %w", i, err))
+// send sends the message that entry i describes. If the host cannot, it is pending. The
+// caller holds table.
+func (m *MSIX) send(i int) {
+	e := m.entries[i*entrySize:]
+	if err := m.irqs.SignalMSI(binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint32(e[8:])); err != nil {
+		m.setPending(i, true)
+		m.report(fmt.Errorf("MSI-X vector %d: the guest does not get its interrupt: %w", i, err))
 	}
 }
 
@@ -183,7 +140,7 @@ func (m *MSIX) setControl(control uint16) {
 	m.table.Lock()
 	defer m.table.Unlock()
 	m.enabled, m.masked = control&controlEnable != 0, control&controlMask != 0
-	m.update(0, len(m.vectors))
+	m.update(0, m.Vectors())
 }
 
 // Read implements [Region]: the guest reads the table or the pending bits.
@@ -222,69 +179,25 @@ func (m *MSIX) Write(off uint64, p []byte) {
 	m.update(first, last+1)
 }
 
-// update applies entries [first, end) on the host: first all routes in one call,
-// then irqfds, then pending messages. The caller holds table.
+// update sends the pending messages of entries [first, end) that may be sent now. The
+// caller holds table.
 func (m *MSIX) update(first, end int) {
-	if !m.enabled || m.suspended || m.masked {
+	if !m.enabled {
 		return
 	}
-	var routes []MSIRoute
 	for i := first; i < end; i++ {
-		if r := m.message(i); !m.holds(i) && (r != m.vectors[i].route || !m.vectors[i].on) {
-			routes = append(routes, r)
-		}
-	}
-	if len(routes) > 0 {
-		if err := m.irqs.SetMSIRoutes(routes); err != nil {
-			m.report(fmt.Errorf("MSI-X: the guest does not get its interrupts: %w", err))
-			return
-		}
-	}
-	for i := first; i < end; i++ {
-		v := &m.vectors[i]
-		if m.holds(i) {
-			continue
-		}
-		v.route = m.message(i)
-		if !v.on {
-			if err := m.irqs.AssignIRQFD(v.gsi, int(v.event)); err != nil {
-				m.report(fmt.Errorf("MSI-X vector %d: %w", i, err))
-				continue
-			}
-			v.on = true
-		}
-		if m.setPending(i, false) {
-			m.signal(i)
+		if !m.holds(i) && m.setPending(i, false) {
+			m.send(i)
 		}
 	}
 }
 
-// message returns the route that entry i describes.
-func (m *MSIX) message(i int) MSIRoute {
-	e := m.entries[i*entrySize:]
-	return MSIRoute{GSI: m.vectors[i].gsi, Address: binary.LittleEndian.Uint64(e), Data: binary.LittleEndian.Uint32(e[8:])}
-}
-
-// Suspend deassigns the irqfds, so that all raised interrupts are in the guest's
-// interrupt controllers before these are saved. Until Resume, messages stay
-// pending.
-func (m *MSIX) Suspend() error {
+// Suspend holds all messages back until Resume: they stay pending. What was raised before
+// is in the guest's interrupt controllers.
+func (m *MSIX) Suspend() {
 	m.table.Lock()
 	defer m.table.Unlock()
 	m.suspended = true
-	return m.off()
-}
-
-func (m *MSIX) off() error {
-	var errs []error
-	for i := range m.vectors {
-		v := &m.vectors[i]
-		if v.on {
-			errs = append(errs, m.irqs.DeassignIRQFD(v.gsi, int(v.event)))
-			v.on = false
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Resume undoes Suspend and sends the pending messages.
@@ -292,22 +205,5 @@ func (m *MSIX) Resume() {
 	m.table.Lock()
 	defer m.table.Unlock()
 	m.suspended = false
-	m.update(0, len(m.vectors))
-}
-
-// Close frees GSIs and closes eventfds.
-func (m *MSIX) Close() error {
-	m.table.Lock()
-	defer m.table.Unlock()
-	m.enabled = false
-	errs := []error{m.off()}
-	for i := range m.vectors {
-		v := &m.vectors[i]
-		if v.made {
-			m.irqs.FreeGSI(v.gsi)
-			errs = append(errs, v.event.close())
-		}
-		*v = vector{}
-	}
-	return errors.Join(errs...)
+	m.update(0, m.Vectors())
 }

@@ -36,7 +36,7 @@ func (f *Function) SaveState() FunctionState {
 	return s
 }
 
-// LoadState loads a saved state, maps the BARs and routes the interrupts. If it
+// LoadState loads a saved state, maps the BARs and sends what is pending. If it
 // fails, the state is of another kind of function, and nothing has changed.
 // Suspend MSI-X before ([MSIX.Suspend]) if the interrupt controllers are not loaded
 // yet.
@@ -53,10 +53,10 @@ func (f *Function) LoadState(s FunctionState) error {
 			return fmt.Errorf("PCI function state: expected an MSI-X table of %d bytes and %d words of pending bits, found %d and %d",
 				len(m.entries), len(m.pending), len(s.Table), len(s.Pending))
 		}
-		if beyond := len(m.vectors) % 64; beyond != 0 && s.Pending[len(s.Pending)-1]>>beyond != 0 {
-			return fmt.Errorf("PCI function state: interrupts beyond the %d vectors are pending", len(m.vectors))
+		if beyond := m.Vectors() % 64; beyond != 0 && s.Pending[len(s.Pending)-1]>>beyond != 0 {
+			return fmt.Errorf("PCI function state: interrupts beyond the %d vectors are pending", m.Vectors())
 		}
-		for i := range m.vectors {
+		for i := range m.Vectors() {
 			if control := binary.LittleEndian.Uint32(s.Table[i*entrySize+entryControl:]); control&^entryMasked != 0 {
 				return fmt.Errorf("PCI function state: MSI-X vector %d: vector control must be 0 or %d, found %#x", i, entryMasked, control)
 			}
@@ -86,7 +86,7 @@ func (m *MSIX) load(s FunctionState) {
 	m.pendingMu.Unlock()
 	control := binary.LittleEndian.Uint16(s.Config[m.at:])
 	m.enabled, m.masked = control&controlEnable != 0, control&controlMask != 0
-	m.update(0, len(m.vectors))
+	m.update(0, m.Vectors())
 }
 
 // SaveState returns the bus's state. The vCPUs must be stopped.

@@ -2,8 +2,6 @@ package transport_test
 
 import (
 	"errors"
-	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -17,45 +15,20 @@ import (
 )
 
 // kvmHost is a KVM VM as transports want it.
-type kvmHost struct {
-	vm *kvm.VM
+type kvmHost struct{ vm *kvm.VM }
 
-	routesMu sync.Mutex // guards routes, all of the VM's, and next
-	routes   []kvm.IRQRoute
-	next     uint32
-}
-
-func (h *kvmHost) AllocateGSI() (uint32, error) {
-	h.routesMu.Lock()
-	defer h.routesMu.Unlock()
-	h.next++
-	return kvm.IOAPICPins + h.next - 1, nil
-}
-
-func (h *kvmHost) FreeGSI(gsi uint32) {
-	h.routesMu.Lock()
-	defer h.routesMu.Unlock()
-	h.routes = slices.DeleteFunc(h.routes, func(r kvm.IRQRoute) bool { return r.GSI == gsi })
-}
-
-func (h *kvmHost) SetMSIRoutes(routes []pci.MSIRoute) error {
-	h.routesMu.Lock()
-	defer h.routesMu.Unlock()
-	for _, r := range routes {
-		h.routes = slices.DeleteFunc(h.routes, func(old kvm.IRQRoute) bool { return old.GSI == r.GSI })
-		h.routes = append(h.routes, kvm.IRQRoute{GSI: r.GSI, MSI: true, Address: r.Address, Data: r.Data})
+func (h kvmHost) SignalMSI(address uint64, data uint32) error {
+	delivered, err := h.vm.SignalMSI(address, data)
+	if err == nil && !delivered {
+		err = errors.New("the local APIC does not take the message")
 	}
-	return h.vm.SetGSIRouting(h.routes)
+	return err
 }
 
-func (h *kvmHost) AssignIRQFD(gsi uint32, fd int) error { return h.vm.IRQFD(gsi, fd, 0) }
-func (h *kvmHost) DeassignIRQFD(gsi uint32, fd int) error {
-	return h.vm.IRQFD(gsi, fd, kvm.IRQFDDeassign)
-}
-func (h *kvmHost) AssignIOEventFD(gpa uint64, fd int) error {
+func (h kvmHost) AssignIOEventFD(gpa uint64, fd int) error {
 	return h.vm.IOEventFD(kvm.IOEventFD{Addr: gpa, FD: fd})
 }
-func (h *kvmHost) DeassignIOEventFD(gpa uint64, fd int) error {
+func (h kvmHost) DeassignIOEventFD(gpa uint64, fd int) error {
 	return h.vm.IOEventFD(kvm.IOEventFD{Addr: gpa, FD: fd, Flags: kvm.IOEventFDDeassign})
 }
 
@@ -83,7 +56,7 @@ func TestKVM(t *testing.T) {
 	slot := mem.Slots()[0]
 	check(t, vm.SetUserMemoryRegion(kvm.MemorySlot{Size: slot.Size, HVA: slot.HVA}))
 
-	host := &kvmHost{vm: vm, routes: vm.DefaultRoutes()}
+	host := kvmHost{vm}
 	g := &guest{t: t, bus: pci.NewBus(), echo: &virtiotest.Echo{Queues: []uint16{queueSize, queueSize}}}
 	logs := make(chan string, 1)
 	g.device, err = transport.New(g.echo, transport.Host{Memory: mem, Interrupts: host, Notifications: host, Log: virtiotest.Log(t, logs)})
@@ -132,7 +105,6 @@ func TestKVM(t *testing.T) {
 		check(t, err)
 		return l.Regs[0x200+vector/32*16+vector%32/8]>>(vector%8)&1 != 0
 	}
-	// The kernel may hand a message on in a thread of its own.
 	arrives := func(vector int) {
 		t.Helper()
 		for deadline := time.Now().Add(10 * time.Second); !requested(vector); {
@@ -165,7 +137,7 @@ func TestKVM(t *testing.T) {
 	check(t, v.SetLAPIC(lapic))
 	g.echo.Set(2)
 	if requested(0x40) {
-		t.Error("an interrupt while the irqfds are off")
+		t.Error("an interrupt while the device is paused")
 	}
 	check(t, g.device.Resume())
 	arrives(0x40)

@@ -42,9 +42,9 @@ var ErrNotPaused = errors.New("the device is not paused")
 // ErrUsed: a state can be loaded only into a transport that no driver has used.
 var ErrUsed = errors.New("the device has been used")
 
-// Pause pauses the device and removes its irqfds, so that all interrupts that were
-// raised are in the interrupt controllers. The vCPUs have stopped. If ctx ends
-// first, the device goes on.
+// Pause pauses the device and holds its interrupts back; those that were raised are in
+// the interrupt controllers. The vCPUs have stopped. If ctx ends first, the device goes
+// on.
 func (t *Transport) Pause(ctx context.Context) error {
 	t.regs.Lock()
 	defer t.regs.Unlock()
@@ -57,9 +57,7 @@ func (t *Transport) Pause(ctx context.Context) error {
 		}
 	}
 	t.paused = true
-	if err := t.msix.Suspend(); err != nil {
-		return errors.Join(err, t.resume())
-	}
+	t.msix.Suspend()
 	return nil
 }
 
@@ -155,9 +153,7 @@ func (t *Transport) load(s State) error {
 		return err
 	}
 	t.paused = true
-	if err := t.msix.Suspend(); err != nil {
-		return err
-	}
+	t.msix.Suspend()
 	if err := t.function.LoadState(s.Function); err != nil {
 		return err
 	}

@@ -170,9 +170,6 @@ func (t *Transport) Close() error {
 		errs = append(errs, q.kick.close())
 	}
 	t.pumps.Wait()
-	if t.msix != nil {
-		errs = append(errs, t.msix.Close())
-	}
 	return errors.Join(errs...)
 }
 

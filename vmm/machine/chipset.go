@@ -34,22 +34,23 @@ func (m *Machine) createChips() error {
 	if err := vm.CreateIRQChip(); err != nil {
 		return err
 	}
-	table := routes(vm)
-	if err := vm.SetGSIRouting(table); err != nil {
-		return err
-	}
-	m.board.interrupts = newInterrupts(vm, table)
+	m.board.interrupts = &interrupts{vm: vm}
 	return nil
 }
 
-// beginTimer begins to make the timer. The kernel starts a thread for it, which on a busy
+// beginTimer begins to make the timer and its wiring. The kernel starts a thread for it, which on a busy
 // host takes until the next tick, and makes no vCPU meanwhile: so it comes after them.
-// [Machine.awaitTimer] is called before the timer can matter.
+// [Machine.awaitTimer] is called before either can matter.
 func (m *Machine) beginTimer() {
 	made := make(chan error, 1)
 	m.board.timer = sync.OnceValue(func() error { return <-made })
 	go func() {
-		made <- m.kernel.vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
+		// A change of the routes waits for a grace period of the kernel.
+		err := m.kernel.vm.SetGSIRouting(routes(m.kernel.vm))
+		if err == nil {
+			err = m.kernel.vm.CreatePIT2(kvm.PITSpeakerDummy) // port 0x61 is used to calibrate the TSC
+		}
+		made <- err
 	}()
 }
 

@@ -378,14 +378,10 @@ func (g *guest) move(changes []byte) {
 }
 
 // board is a machine without interrupts.
-type board struct{ gsi uint32 }
+type board struct{}
 
 var errNoIOEventFD = errors.New("no ioeventfds here")
 
-func (b *board) AllocateGSI() (uint32, error)        { b.gsi++; return b.gsi, nil }
-func (b *board) FreeGSI(uint32)                      {}
-func (b *board) SetMSIRoutes([]pci.MSIRoute) error   { return nil }
-func (b *board) AssignIRQFD(uint32, int) error       { return nil }
-func (b *board) DeassignIRQFD(uint32, int) error     { return nil }
+func (b *board) SignalMSI(uint64, uint32) error      { return nil }
 func (b *board) AssignIOEventFD(uint64, int) error   { return errNoIOEventFD }
 func (b *board) DeassignIOEventFD(uint64, int) error { return nil }
