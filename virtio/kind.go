@@ -123,8 +123,9 @@ type Latecomer interface {
 // Preparer is a Spec of this host, made by [Kind].ParseHere, that starts something before the
 // process gives up its rights, which a device of a guest that comes uses.
 type Preparer interface {
-	// Prepare starts it. It ends with the process, if nobody uses it.
-	Prepare() error
+	// Prepare starts it. It ends with the process, if nobody uses it. inherits says that a
+	// process of this host passes what it has open, see [Heir].
+	Prepare(inherits bool) error
 }
 
 // Later is what a device of a host uses later. Paths are absolute.

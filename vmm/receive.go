@@ -82,7 +82,7 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	}
 	for _, d := range cfg.Devices {
 		if p, ok := d.(virtio.Preparer); ok {
-			if err := p.Prepare(); err != nil {
+			if err := p.Prepare(cfg.Inherit != nil); err != nil {
 				return nil, err
 			}
 		}

@@ -252,7 +252,7 @@ func (p *process) say(format string, args ...any) {
 // is as it was before, and the last answer has been sent.
 func (p *process) run(ctx context.Context, f *hostFlags, build func(host) (*vmm.VM, error), later func() ([]virtio.Spec, sandbox.Policy)) (vmm.Outcome, error) {
 	defer collectLate().Stop()
-	f.startUserNets(p.user)
+	f.startNets(p.user)
 	h := host{name: p.claim.Name(), log: p.log, user: p.user}
 	var err error
 	opt := serial.Options{Quit: p.quit, Watcher: []string{"/proc/self/exe", watchTerminal}}

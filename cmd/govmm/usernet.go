@@ -15,11 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The first arguments of the processes of a user network: the one that starts others, and
-// the network itself. Their second one is the network's configuration.
+// The first arguments of the processes of a user network, the one that starts others and
+// the network itself, and of the one that keeps a macvtap. Their second one is their
+// configuration.
 const (
 	userNetStarter = "__user-network"
 	userNetProcess = "__user-network-process"
+	macvtapKeeper  = "__macvtap"
 )
 
 // processes are what this program is beside its commands.
@@ -28,6 +30,7 @@ var processes = map[string]func(config string, stderr io.Writer) int{
 		return ends(stderr, netproc.Supervise([]string{"/proc/self/exe", userNetProcess, config}))
 	},
 	userNetProcess: func(config string, stderr io.Writer) int { return ends(stderr, runUserNet(config)) },
+	macvtapKeeper:  func(config string, stderr io.Writer) int { return ends(stderr, keepMacvtap(config)) },
 }
 
 // ends is the exit status of such a process. The end of the VM's process is not an error.
@@ -35,12 +38,13 @@ func ends(stderr io.Writer, err error) int {
 	if err == nil || errors.Is(err, netproc.ErrEnd) {
 		return exitDone
 	}
-	_, _ = fmt.Fprintln(stderr, "govmm: user network:", err)
+	_, _ = fmt.Fprintln(stderr, "govmm: network:", err)
 	return exitFailed
 }
 
-// startUserNets says how the process of a user network is started.
-func (f *hostFlags) startUserNets(id *identity) {
+// startNets says how the processes of networks are started.
+func (f *hostFlags) startNets(id *identity) {
+	net.MacvtapStart = net.MacvtapProcess{Command: []string{"/proc/self/exe", macvtapKeeper}, Sandbox: f.sandbox}
 	net.UserNetStart = net.UserNetProcess{Command: []string{"/proc/self/exe", userNetStarter}, Sandbox: f.sandbox}
 	if id != nil {
 		net.UserNetStart.Become, net.UserNetStart.UID, net.UserNetStart.GID = true, uint32(id.uid), uint32(id.gid)
@@ -70,6 +74,17 @@ func runUserNet(config string) error {
 	}
 	return usernet.Serve(cfg, func() error {
 		_, err := policy.Enter()
+		return err
+	})
+}
+
+// keepMacvtap is the process that keeps a macvtap. It may change network interfaces, and do
+// nothing else. It outlives the VM's for a moment, whoever ends that.
+func keepMacvtap(config string) error {
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGPIPE)
+	return net.KeepMacvtap(config, func(mode string) error {
+		_, err := sandbox.Policy{Mode: sandbox.Mode(mode), Netlink: true, Keep: []int{unix.CAP_NET_ADMIN},
+			Report: func(call string) { _, _ = fmt.Fprintln(os.Stderr, "sandbox: not allowed:", call) }}.Enter()
 		return err
 	})
 }

@@ -22,8 +22,9 @@ type Request struct {
 	MAC [6]byte
 	// Offloads are the Guest features of virtio-net that the guest accepts.
 	Offloads uint64
-	// Listen says that the host's ports of the forwards are taken.
-	Listen bool
+	// Taken says that the guest runs here: the host's ports of the forwards are taken, and
+	// an interface is up.
+	Taken bool
 }
 
 // Reply answers a Request.
@@ -64,6 +65,28 @@ func OpenMessages(fd int) (*Messages, error) {
 
 // Close closes it.
 func (m *Messages) Close() error { return m.conn.Close() }
+
+// Finish tells the process at the other end that nothing more comes, from here or from whom
+// the descriptor was passed to, and waits until it has ended.
+func (m *Messages) Finish() error {
+	err := errors.Join(m.conn.CloseWrite(), m.conn.SetDeadline(time.Now().Add(patience)))
+	if err == nil {
+		_, err = m.receive(&Reply{}, 0)
+	}
+	if errors.Is(err, ErrEnd) {
+		err = nil
+	}
+	return errors.Join(err, m.Close())
+}
+
+// Descriptor is that of the socket, which stays its own.
+func (m *Messages) Descriptor() (fd uintptr, err error) {
+	raw, err := m.conn.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(n uintptr) { fd = n })
+	}
+	return fd, err
+}
 
 // send sends a message, with descriptors.
 func (m *Messages) send(message any, fds ...int) error {

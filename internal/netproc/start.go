@@ -21,7 +21,7 @@ import (
 
 // Descriptors of the processes: exec.Cmd's ExtraFiles begin at 3.
 const (
-	starterFD  = 3
+	SpawnedFD  = 3 // of one that [Spawn] has started
 	FramesFD   = 3 // of the process of a network: its end of the frames' stream
 	MessagesFD = 4 // and of the messages
 )
@@ -43,6 +43,15 @@ type Starter struct {
 
 // NewStarter starts command, which calls [Supervise].
 func NewStarter(command []string, attr *syscall.SysProcAttr) (*Starter, error) {
+	m, err := Spawn(command, attr)
+	if err != nil {
+		return nil, err
+	}
+	return &Starter{messages: m}, nil
+}
+
+// Spawn starts a process with the other end of the messages as descriptor [SpawnedFD].
+func Spawn(command []string, attr *syscall.SysProcAttr) (*Messages, error) {
 	ours, theirs, err := pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, err
@@ -56,11 +65,7 @@ func NewStarter(command []string, attr *syscall.SysProcAttr) (*Starter, error) {
 		return nil, errors.Join(err, unix.Close(ours))
 	}
 	go func() { _ = cmd.Wait() }()
-	m, err := OpenMessages(ours)
-	if err != nil {
-		return nil, err
-	}
-	return &Starter{messages: m}, nil
+	return OpenMessages(ours)
 }
 
 // Close ends the starter and the process that it has started.
@@ -118,7 +123,7 @@ func (s *Starter) ask() (answer started, fds []int, err error) {
 // Supervise is what the process of a [Starter] does: it starts command when it is asked
 // to, until the other end is gone.
 func Supervise(command []string) error {
-	m, err := OpenMessages(starterFD)
+	m, err := OpenMessages(SpawnedFD)
 	if err != nil {
 		return err
 	}

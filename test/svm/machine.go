@@ -20,7 +20,7 @@ import (
 )
 
 // modules are the drivers that the machine has: its own, and what tests need.
-var modules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd", "tun", "bridge", "veth", "sch_tbf", "loop"}
+var modules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm-amd", "tun", "bridge", "veth", "macvtap", "dummy", "sch_tbf", "loop"}
 
 // machine is an emulated machine.
 type machine struct {

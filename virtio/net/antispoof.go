@@ -222,4 +222,4 @@ func contains(all []netip.Prefix, a netip.Addr) bool {
 }
 
 // mayBe reports whether the guest may have a MAC address.
-func (d *Device) mayBe(m MAC) bool { return d.guard == nil || m == d.guard.mac }
+func (d *Device) mayBe(m MAC) bool { return d.guard == nil && !d.cfg.OneMAC || m == d.cfg.MAC }

@@ -16,3 +16,5 @@ func (g *guard) Owns(p []byte) bool { return g.owns(p) }
 
 // CheckSent is checkSent of a device without an MTU.
 func CheckSent(p []byte, features uint64) bool { return checkSent(p, features, maxFrame) }
+
+var MakeError = makeError

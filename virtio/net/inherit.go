@@ -6,8 +6,8 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/govmm/govmm/internal/netproc"
 	"github.com/govmm/govmm/virtio"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,6 +41,14 @@ func (b tapBackend) Descriptors() ([]uintptr, error) {
 	for _, p := range t.ports {
 		all = append(all, uintptr(p.fd))
 	}
+	if t.macvtap != nil {
+		t.given = true
+		keeper, err := t.macvtap.keeper.Descriptor()
+		if err != nil {
+			return nil, tapError(t.name, err)
+		}
+		all = append(all, keeper)
+	}
 	return all, nil
 }
 
@@ -60,9 +68,15 @@ func inheritTap(o Options, files []*os.File) (_ *Tap, err error) {
 	t := &Tap{name: o.Tap, opt: o, multi: o.Queues > 1, mtu: o.MTU, pairs: 1, inherited: true}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("tap %s: take it over: %w", t.name, err), t.Close())
+			err = errors.Join(fmt.Errorf("%s: take it over: %w", t.Name(), err), t.Close())
 		}
 	}()
+	if o.Macvtap != "" {
+		t.opt.macvtap = nil
+		if files, err = t.inheritKeeper(files); err != nil {
+			return nil, err
+		}
+	}
 	if len(files) != o.Queues || len(files) == 0 {
 		return nil, fmt.Errorf("expected %d queues, found %d", o.Queues, len(files))
 	}
@@ -96,10 +110,10 @@ func inheritTap(o Options, files []*os.File) (_ *Tap, err error) {
 	if t.offloads, err = knownOffloads(t.ports[0].fd); err != nil {
 		return nil, err
 	}
-	if t.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return nil, err
+	if t.macvtap != nil && uso() {
+		t.offloads = withHost(guestOffloads)
 	}
-	if t.watch, err = watchLinks(t.linkChanged); err != nil {
+	if err := t.followLinks(); err != nil {
 		return nil, err
 	}
 	link, err := t.links.LinkByName(t.name)
@@ -107,8 +121,30 @@ func inheritTap(o Options, files []*os.File) (_ *Tap, err error) {
 		return nil, fmt.Errorf("%w (is this another network namespace?)", err)
 	}
 	t.index = link.Attrs().Index
+	if t.macvtap != nil {
+		t.macvtap.name, t.macvtap.index = t.name, t.index
+	}
 	if t.mtu == 0 {
 		t.mtu = mtuOf(link)
 	}
 	return t, nil
+}
+
+// inheritKeeper takes the last of the files, by which the process that keeps a macvtap is
+// told what to do, and returns the others.
+func (t *Tap) inheritKeeper(files []*os.File) ([]*os.File, error) {
+	if len(files) == 0 {
+		return nil, errors.New("expected the one that is told what to do with it, found none")
+	}
+	last := len(files) - 1
+	fd, err := unix.FcntlInt(files[last].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	keeper, err := netproc.OpenMessages(fd)
+	if err != nil {
+		return nil, err
+	}
+	t.macvtap = &macvtap{on: t.opt.Macvtap, keeper: keeper}
+	return files[:last], nil
 }

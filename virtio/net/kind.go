@@ -15,13 +15,13 @@ import (
 // Kind is the entry of network devices in a machine's table of devices.
 var Kind = virtio.Kind{
 	Name:      "net",
-	Usage:     "a network device: tap[=NAME][,bridge=NAME][,owner=USER], user[,forward=[udp:][ADDRESS:]PORT:GUESTPORT]...[,host] or socket=PATH, with [,mac=ADDRESS][,mtu=BYTES][,queues=N][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; may be given several times)",
-	HereUsage: "the guest's network on this host: tap[=NAME][,bridge=NAME][,owner=USER], user[,forward=[udp:][ADDRESS:]PORT:GUESTPORT]...[,host] or socket=PATH, with [,mac=ADDRESS][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
+	Usage:     "a network device: tap[=NAME][,bridge=NAME][,owner=USER], user[,forward=[udp:][ADDRESS:]PORT:GUESTPORT]...[,host], socket=PATH or macvtap=LINK[,name=NAME], with [,mac=ADDRESS][,mtu=BYTES][,queues=N][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; may be given several times)",
+	HereUsage: "the guest's network on this host: tap[=NAME][,bridge=NAME][,owner=USER], user[,forward=[udp:][ADDRESS:]PORT:GUESTPORT]...[,host], socket=PATH or macvtap=LINK[,name=NAME], with [,mac=ADDRESS][,bps=N][,antispoof[,ip=ADDRESS]...] (`NET`; once for each, in their order; a guest with a network device needs it, or --allow-source-paths)",
 	Parse:     func(words string) (virtio.Spec, error) { return specOf(ParseOptions(words)) },
 	ParseHere: func(words string) (virtio.Spec, error) { return specOf(ParseHostOptions(words)) },
 	New:       func() virtio.Spec { return new(Spec) },
 	NewInfo:   func() virtio.Info { return new(Info) },
-	Features:  []string{"user", "socket"},
+	Features:  []string{"user", "socket", "macvtap"},
 }
 
 func specOf(o Options, err error) (virtio.Spec, error) { return &Spec{Options: o}, err }
@@ -70,6 +70,8 @@ func (s *Spec) FeaturesInUse() []string {
 		return []string{"user"}
 	case s.Socket != "":
 		return []string{"socket"}
+	case s.Macvtap != "":
+		return []string{"macvtap"}
 	}
 	return nil
 }
@@ -81,6 +83,8 @@ func (s *Spec) Uses() []string {
 		return []string{"tap " + s.Tap}
 	case s.Socket != "":
 		return []string{"socket " + s.Socket}
+	case s.Name != "":
+		return []string{"macvtap " + s.Name}
 	}
 	return nil
 }
@@ -97,11 +101,14 @@ func (s *Spec) MakeAbsolute() (err error) {
 }
 
 // Prepare implements [virtio.Preparer].
-func (s *Spec) Prepare() error {
-	if s.User {
-		return s.UserNet.prepare()
+func (s *Spec) Prepare(inherits bool) (err error) {
+	switch {
+	case s.User:
+		err = s.UserNet.prepare()
+	case s.Macvtap != "" && !inherits && s.macvtap == nil:
+		s.macvtap, err = newMacvtap(s.Options, MaxQueuePairs)
 	}
-	return nil
+	return err
 }
 
 // Move implements [virtio.Mover]: the way to the network is the host's. The address is the
@@ -115,6 +122,7 @@ func (s *Spec) Move(here virtio.Spec) error {
 		}
 		s.Tap, s.Bridge, s.Owner, s.Policy = h.Tap, h.Bridge, h.Owner, h.Policy
 		s.Socket, s.User, s.UserNet = h.Socket, h.User, h.UserNet
+		s.Macvtap, s.Name, s.macvtap = h.Macvtap, h.Name, h.macvtap
 	}
 	if s.Socket != "" && !filepath.IsAbs(s.Socket) {
 		return fmt.Errorf("net socket=%.80q: a relative path names another file on this host; expected an absolute one", s.Socket)
@@ -147,6 +155,9 @@ func (s *Spec) Later(arrives bool) virtio.Later {
 	if !arrives || s.User || s.Socket != "" {
 		return virtio.Later{}
 	}
+	if s.Macvtap != "" {
+		return virtio.Later{Netlink: true}
+	}
 	return virtio.Later{Write: []string{tunDevice, ipv6Settings}, Netlink: true, NetAdmin: true}
 }
 
@@ -174,7 +185,7 @@ func (s *Spec) Open(log *slog.Logger) (virtio.Backend, error) {
 
 // backend makes the device with its link.
 func (s *Spec) backend(l link, log *slog.Logger) (virtio.Backend, error) {
-	d, err := New(Config{Backend: l, MAC: s.MAC, MTU: l.MTU(), Policy: s.Policy, Log: log})
+	d, err := New(Config{Backend: l, MAC: s.MAC, MTU: l.MTU(), Policy: s.Policy, OneMAC: s.Macvtap != "", Log: log})
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
@@ -282,10 +293,12 @@ func featureNames(features uint64) string {
 // Info describes a network device. The counters are of this process, in frames
 // and bytes, received and sent by the guest.
 type Info struct {
-	MAC    string `json:"mac"`
-	Tap    string `json:"tap"`              // the host's interface; "" if there is none
-	Bridge string `json:"bridge,omitempty"` // if govmm made the tap its port
-	Socket string `json:"socket,omitempty"` // the path
+	MAC string `json:"mac"`
+	Tap string `json:"tap"` // the host's interface; "" if there is none
+	// Macvtap is the interface that Tap, a macvtap, is on; "": it is a tap.
+	Macvtap string `json:"macvtap,omitempty"`
+	Bridge  string `json:"bridge,omitempty"` // if govmm made the tap its port
+	Socket  string `json:"socket,omitempty"` // the path
 	// User says that the network is in a process of its own, with these forwards.
 	User      bool     `json:"user,omitempty"`
 	Forwards  []string `json:"forwards,omitempty"`
@@ -308,6 +321,9 @@ func (b *backend) Info() virtio.Info {
 		RxFrames: c.RxFrames, RxBytes: c.RxBytes, RxDropped: c.RxDropped, TxFrames: c.TxFrames, TxBytes: c.TxBytes, TxDropped: c.TxDropped, TxForeign: c.TxForeign}
 	if t, ok := b.link.(*Tap); ok {
 		i.Tap = t.Interface()
+		if t.macvtap != nil {
+			i.Macvtap = t.macvtap.on
+		}
 	}
 	var net UserNet
 	if l, ok := b.link.(*userLink); ok {
@@ -327,6 +343,8 @@ func (i *Info) Lines() []string {
 		what += ", user"
 	case i.Socket != "":
 		what += ", socket " + i.Socket
+	case i.Macvtap != "":
+		what += ", macvtap " + i.Tap + " on " + i.Macvtap
 	default:
 		what += ", tap " + i.Tap
 	}

@@ -20,16 +20,16 @@ func OpenTap(o Options) (_ *Tap, err error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
+	if o.Macvtap != "" {
+		return openMacvtap(o)
+	}
 	t := &Tap{name: o.Tap, opt: o, multi: o.Queues > 1, mtu: o.MTU, pairs: 1}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
 		}
 	}()
-	if t.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
-		return nil, tapError(o.Tap, err)
-	}
-	if t.watch, err = watchLinks(t.linkChanged); err != nil {
+	if err := t.followLinks(); err != nil {
 		return nil, tapError(o.Tap, err)
 	}
 	shared := false
@@ -59,13 +59,21 @@ func OpenTap(o Options) (_ *Tap, err error) {
 	if err := t.links.LinkSetHardwareAddr(link, stdnet.HardwareAddr(mac[:])); err != nil {
 		return nil, tapError(t.name, fmt.Errorf("set its address to %s: %w", mac, err))
 	}
-	if err := t.silence(link); err != nil {
+	if err := silence(t.links, link); err != nil {
 		return nil, tapError(t.name, err)
 	}
 	if t.mtu == 0 {
 		t.mtu = mtuOf(link)
 	}
 	return t, t.configure(link)
+}
+
+// followLinks opens what tells of the host's interfaces.
+func (t *Tap) followLinks() (err error) {
+	if t.links, err = netlink.NewHandle(unix.NETLINK_ROUTE); err == nil {
+		t.watch, err = watchLinks(t.linkChanged)
+	}
+	return err
 }
 
 // find looks for the tap of the options, and reports what cannot be changed about it.
@@ -172,6 +180,14 @@ func (t *Tap) tellLink() {
 
 // plug does what is to be done once, and sets the carrier. queues is held.
 func (t *Tap) plug() error {
+	if t.macvtap != nil {
+		if !t.ready && !t.inherited {
+			for _, p := range t.ports {
+				p.discard(maxQueued)
+			}
+		}
+		return t.macvtap.set(true, t.opt)
+	}
 	if !t.ready && !t.inherited {
 		if t.made && t.opt.Owner != nil {
 			if err := t.setOwner(int(*t.opt.Owner)); err != nil {
@@ -216,6 +232,9 @@ func (t *Tap) Yield() error {
 		return tapError(t.name, err)
 	}
 	t.taken = false
+	if t.macvtap != nil {
+		return t.macvtap.set(false, t.opt)
+	}
 	return nil
 }
 
@@ -296,6 +315,9 @@ func (t *Tap) setOwner(uid int) error {
 func tapError(name string, err error) error {
 	if strings.Contains(name, "%") {
 		name = "of a new name"
+	}
+	if strings.HasPrefix(err.Error(), "macvtap ") {
+		return err
 	}
 	help := ""
 	switch {

@@ -133,7 +133,10 @@ type Config struct {
 	MAC     MAC     // required; the guest may change it
 	MTU     uint16  // that of the guest's link; 0: the guest is not told, and may send any
 	Policy  Policy
-	Log     *slog.Logger // nil: nothing is logged
+	// OneMAC says that the backend gets what is sent to MAC and no other address, so that the
+	// guest may not change its own.
+	OneMAC bool
+	Log    *slog.Logger // nil: nothing is logged
 }
 
 // Device is the network device. It implements virtio.Device.

@@ -12,7 +12,7 @@ import (
 // Options is what `--net` says.
 type Options struct {
 	// Tap is the host's interface; if empty, a new one, govmm0 and so on, unless one of
-	// Socketand User is set.
+	// Socket, User and Macvtap is set.
 	Tap string `cbor:"tap"`
 	// Bridge is the bridge that the tap becomes a port of; if empty, the tap's
 	// bridge does not change.
@@ -41,6 +41,12 @@ type Options struct {
 	User bool `cbor:"user,omitzero"`
 	// UserNet is how this host makes it, and does not travel.
 	UserNet UserNet `cbor:"-"`
+	// Macvtap is an interface of the host on which a macvtap is made, or a macvtap.
+	Macvtap string `cbor:"macvtap,omitzero"`
+	// Name is that of a macvtap that is made; if empty, govmm0 and so on.
+	Name string `cbor:"-"`
+
+	macvtap *macvtap // by Prepare
 }
 
 // ways are the ways to a network: the first option, and what may follow it beside mac, mtu,
@@ -53,10 +59,11 @@ var ways = []struct {
 	{"tap", false, []string{"bridge", "owner"}},
 	{"user", false, []string{"forward", "host"}},
 	{"socket", true, nil},
+	{"macvtap", true, []string{"name"}},
 }
 
 // ParseOptions reads `tap[=NAME][,bridge=NAME][,owner=USER]`, `user[,forward=...]...[,host]`,
-// or `socket=PATH`, with `[,mac=ADDRESS][,mtu=BYTES][,queues=N]` and the options
+// `socket=PATH` or `macvtap=LINK[,name=NAME]`, with `[,mac=ADDRESS][,mtu=BYTES][,queues=N]` and the options
 // of a [Policy]. Without a MAC address a random one is chosen, with QEMU's and KVM's prefix.
 func ParseOptions(s string) (Options, error) {
 	o, err := parse(s, "mac", "mtu", "queues")
@@ -105,7 +112,7 @@ func parse(s string, known ...string) (Options, error) {
 	})
 	switch {
 	case at < 0:
-		return o, fmt.Errorf("the first item must be tap or tap=NAME, user, or socket=PATH")
+		return o, fmt.Errorf("the first item must be tap or tap=NAME, user, socket=PATH, or macvtap=LINK")
 	case name == "" && (named || ways[at].valued):
 		return o, fmt.Errorf("%s has no value", first)
 	case named && first == "user":
@@ -118,6 +125,8 @@ func parse(s string, known ...string) (Options, error) {
 		o.User = true
 	case "socket":
 		o.Socket = name
+	case "macvtap":
+		o.Macvtap = name
 	}
 	known = append(append(known, ways[at].options...), policyOptions...)
 	seen := map[string]bool{}
@@ -147,6 +156,8 @@ func (o *Options) set(key, value string) (err error) {
 	switch key {
 	case "bridge":
 		o.Bridge = value
+	case "name":
+		o.Name = value
 	case "forward", "host":
 		err = o.UserNet.set(key, value)
 	case "mac":
@@ -176,6 +187,8 @@ func (o Options) way() string {
 		return "user"
 	case o.Socket != "":
 		return "socket=" + o.Socket
+	case o.Macvtap != "":
+		return "macvtap=" + o.Macvtap
 	case o.Tap != "":
 		return "tap=" + o.Tap
 	}
@@ -187,6 +200,9 @@ func (o Options) String() string {
 	s := o.way() + o.UserNet.String()
 	if o.Bridge != "" {
 		s += ",bridge=" + o.Bridge
+	}
+	if o.Name != "" {
+		s += ",name=" + o.Name
 	}
 	s += ",mac=" + o.MAC.String()
 	if o.MTU != 0 {
@@ -201,20 +217,22 @@ func (o Options) String() string {
 
 // Validate reports the first invalid option. It does not look at the host.
 func (o Options) Validate() error {
-	for _, name := range []string{o.Tap, o.Bridge} {
+	for _, name := range []string{o.Tap, o.Bridge, o.Macvtap, o.Name} {
 		if name != "" && !validInterface(name) {
 			return fmt.Errorf("interface %q: not a name, 1 to 15 characters without %%, : and /", name)
 		}
 	}
 	ways := 0
-	for _, given := range []bool{o.Tap != "" || o.Bridge != "" || o.Owner != nil, o.Socket != "", o.User} {
+	for _, given := range []bool{o.Tap != "" || o.Bridge != "" || o.Owner != nil, o.Socket != "", o.User, o.Macvtap != ""} {
 		if given {
 			ways++
 		}
 	}
 	switch {
 	case ways > 1:
-		return fmt.Errorf("expected one of tap, user and socket, got %d", ways)
+		return fmt.Errorf("expected one of tap, user, socket and macvtap, got %d", ways)
+	case o.Macvtap == "" && o.Name != "":
+		return fmt.Errorf("name is of a macvtap")
 	case !o.User && !o.UserNet.isZero():
 		return fmt.Errorf("forward and host are of a user network")
 	case o.User && o.MTU > maxUserMTU:

@@ -50,7 +50,11 @@ func (d *Device) LoadState(raw []byte) error {
 	case !s.MAC.valid():
 		return fmt.Errorf("%w: MAC address %s", errState, s.MAC)
 	case !d.mayBe(s.MAC):
-		return fmt.Errorf("%w: the guest has changed its MAC address from %s to %s, which antispoof of this host forbids", errState, d.cfg.MAC, s.MAC)
+		why := "antispoof of this host forbids"
+		if d.cfg.OneMAC {
+			why = "a macvtap does not allow"
+		}
+		return fmt.Errorf("%w: the guest has changed its MAC address from %s to %s, which %s", errState, d.cfg.MAC, s.MAC, why)
 	case s.Pairs < 1 || int(s.Pairs) > len(d.ports):
 		return fmt.Errorf("%w: queue pairs in use must be between 1 and the %d of %s, got %d", errState, len(d.ports), d.cfg.Backend.Name(), s.Pairs)
 	case s.Status&^(statusLinkUp|statusAnnounce) != 0:

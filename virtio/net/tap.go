@@ -39,6 +39,7 @@ type Tap struct {
 	ports     []*tapPort
 	links     *netlink.Handle // of the network namespace that the tap is in
 	watch     *linkWatch
+	macvtap   *macvtap // nil: it is a tap
 
 	queues   sync.Mutex // guards all below, and orders attaching and detaching
 	onLink   func(up bool)
@@ -47,6 +48,7 @@ type Tap struct {
 	ready    bool // it has been taken before
 	pairs    int  // ports that are to be attached while it is taken
 	attached int  // ports that are
+	given    bool // another process has descriptors, and may go on with them
 }
 
 // tapPort is one queue of a tap (IFF_MULTI_QUEUE).
@@ -191,7 +193,12 @@ func withHost(offloads uint64) uint64 {
 }
 
 // Name is the name for users.
-func (t *Tap) Name() string { return "tap " + t.name }
+func (t *Tap) Name() string {
+	if t.macvtap != nil {
+		return "macvtap " + t.name
+	}
+	return "tap " + t.name
+}
 
 // Interface is the host's name for the tap.
 func (t *Tap) Interface() string { return t.name }
@@ -334,7 +341,8 @@ func (t *tapPort) discard(most int) {
 	}
 }
 
-// Close closes the tap. A tap without an owner that was made here disappears.
+// Close closes the tap. A tap without an owner that was made here disappears, as does a
+// macvtap.
 func (t *Tap) Close() error {
 	var errs []error
 	if t.watch != nil {
@@ -345,6 +353,13 @@ func (t *Tap) Close() error {
 	}
 	if t.links != nil {
 		t.links.Close()
+	}
+	if t.macvtap != nil && t.opt.macvtap == nil { // otherwise another guest may come to it
+		if t.given || t.inherited && !t.ready {
+			errs = append(errs, t.macvtap.close(), t.macvtap.keeper.Close())
+		} else {
+			errs = append(errs, t.macvtap.end())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -17,13 +17,13 @@ const ipv6Settings = "/proc/sys/net/ipv6/conf"
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE (linux/if_link.h): no link-local address.
 const addrGenNone = 1
 
-// silence keeps the host's IPv6 off a tap that was made, before it is up: the host gets no
+// silence keeps the host's IPv6 off an interface that was made, before it is up: the host gets no
 // address by it and takes nothing from it. Without that the guest is a neighbour of the
 // host, and a router advertisement of the guest gives the host addresses and routes.
 // A user who turns IPv6 on again (disable_ipv6) does not get what the guest advertises.
 // Frames that a bridge forwards are not concerned.
-func (t *Tap) silence(link netlink.Link) error {
-	err := t.links.LinkSetIP6AddrGenMode(link, addrGenNone)
+func silence(links *netlink.Handle, link netlink.Link) error {
+	err := links.LinkSetIP6AddrGenMode(link, addrGenNone)
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil // a kernel without IPv6
 	} else if err != nil {

@@ -125,7 +125,7 @@ func (l *userLink) run(s *starter, st streamState) (*wire, error) {
 		l.log.Warn("the process of the network has ended", "how", p.Last)
 	}
 	tell := func(st streamState) error {
-		return p.Messages.Ask(netproc.Request{MTU: l.mtu, MAC: l.mac, Offloads: st.guest, Listen: st.taken})
+		return p.Messages.Ask(netproc.Request{MTU: l.mtu, MAC: l.mac, Offloads: st.guest, Taken: st.taken})
 	}
 	if err := tell(st); err != nil {
 		return nil, errors.Join(err, p.Close())

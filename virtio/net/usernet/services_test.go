@@ -173,7 +173,7 @@ func TestUDPForward(t *testing.T) {
 			_, _ = server.WriteTo(append([]byte("re "), p[:n]...), from)
 		}
 	}()
-	check(t, r.n.Do(netproc.Request{MTU: 1500, Offloads: allOffloads, Listen: true}))
+	check(t, r.n.Do(netproc.Request{MTU: 1500, Offloads: allOffloads, Taken: true}))
 	var clients []stdnet.Conn
 	for range 3 {
 		c, err := stdnet.Dial("udp", at.String())

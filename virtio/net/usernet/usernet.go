@@ -176,7 +176,7 @@ func (n *Network) Run() error { return n.link.run() }
 // Do carries out a request: see [netproc.Messages.Answer].
 func (n *Network) Do(r netproc.Request) error {
 	n.link.guest.Store(r.Offloads)
-	if r.Listen {
+	if r.Taken {
 		return n.listen()
 	}
 	return n.unlisten()

@@ -140,8 +140,8 @@ func TestForward(t *testing.T) {
 		}
 	}()
 	defer ln.Close()
-	check(t, r.n.Do(netproc.Request{MTU: 1500, Offloads: allOffloads, Listen: true}))
-	check(t, r.n.Do(netproc.Request{MTU: 1500, Offloads: allOffloads, Listen: true}))
+	check(t, r.n.Do(netproc.Request{MTU: 1500, Offloads: allOffloads, Taken: true}))
+	check(t, r.n.Do(netproc.Request{MTU: 1500, Offloads: allOffloads, Taken: true}))
 	c, err := stdnet.Dial("tcp", at.String())
 	check(t, err)
 	want := pattern(2 << 20)
