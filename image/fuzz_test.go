@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,12 +159,43 @@ func TestXzTakesBoundedMemory(t *testing.T) {
 	if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 64<<20 {
 		t.Errorf("%d MiB were allocated for a file that says 8", (after.TotalAlloc-before.TotalAlloc)>>20)
 	}
-	header := b[12:][:4*(int(b[12])+1)] // of the first block, the last four bytes its sum
-	at := bytes.Index(header, []byte{0x21, 1})
-	header[at+2] = 40 // 4 GiB
-	binary.LittleEndian.PutUint32(header[len(header)-4:], crc32.ChecksumIEEE(header[:len(header)-4]))
-	testenv.Check(t, os.WriteFile(path, b, 0o600))
-	if _, err := Import(context.Background(), path, path+".out", ImportOptions{}); err == nil || !strings.Contains(err.Error(), "expected at most 128 MiB") {
-		t.Error(err)
+	// Any block of any stream may ask for much.
+	var blocks bytes.Buffer
+	w, err := xz.WriterConfig{BlockSize: 300 << 10, DictCap: 1 << 20}.NewWriter(&blocks)
+	testenv.Check(t, err)
+	_, err = w.Write(content(1, 1<<20))
+	testenv.Check(t, errors.Join(err, w.Close()))
+	header := bytes.Clone(blocks.Bytes()[12:24])
+	if n := bytes.Count(blocks.Bytes(), header); n != 4 {
+		t.Fatalf("%d blocks begin with % x", n, header)
+	}
+	padding := make([]byte, 8)
+	whole := slices.Concat(blocks.Bytes(), padding, blocks.Bytes(), blocks.Bytes())
+	testenv.Check(t, os.WriteFile(path, whole, 0o600))
+	imports(t, path, ImportOptions{}, slices.Concat(content(1, 1<<20), content(1, 1<<20), content(1, 1<<20)))
+	for i, at := 0, 0; i < 12; i++ {
+		at += bytes.Index(whole[at:], header)
+		greedy := bytes.Clone(whole)
+		greedy[at+4] = 32 // 256 MiB
+		binary.LittleEndian.PutUint32(greedy[at+8:], crc32.ChecksumIEEE(greedy[at:at+8]))
+		testenv.Check(t, os.WriteFile(path, greedy, 0o600))
+		if _, err := Import(context.Background(), path, path+".out", ImportOptions{}); err == nil || !strings.Contains(err.Error(), "it refers back 256 MiB: expected at most 128 MiB") {
+			t.Errorf("block %d: %v", i, err)
+		}
+		at += len(header)
+	}
+}
+
+// Each frame of zstd says how much memory it takes; too much is refused.
+func TestZstdTakesBoundedMemory(t *testing.T) {
+	frame := func(window byte) []byte { return []byte{0x28, 0xb5, 0x2f, 0xfd, 0, window, 9, 0, 0, 'x'} }
+	for window, ok := range map[byte]bool{17 << 3: true, 18 << 3: false} { // 128 and 256 MiB
+		r, err := decompressFrom(bytes.NewReader(slices.Concat(frame(0), frame(window))), "zstd")
+		testenv.Check(t, err)
+		got, err := io.ReadAll(r)
+		if ok && (err != nil || string(got) != "xx") || !ok && (err == nil || !strings.Contains(err.Error(), "window size exceeded")) {
+			t.Errorf("window %#x: %q, %v", window, got, err)
+		}
+		_ = r.Close()
 	}
 }
