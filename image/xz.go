@@ -180,7 +180,7 @@ func xzWindow(header []byte) error {
 		}
 	}
 	if len(header) < at+3 || header[1]&3 != 0 || header[at] != filterLZMA2 || header[at+1] != 1 || header[at+2] > 40 {
-		return errors.New("xz: a block has other filters than LZMA2")
+		return errors.New("xz: a block has other filters than LZMA2 (xz -d decompresses it)")
 	}
 	size := int64(2|header[at+2]&1) << (header[at+2]/2 + 11)
 	if size > maxWindow {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -106,9 +107,9 @@ func TestMacvtapMoves(t *testing.T) {
 	a.awaitMacvtaps("ready")
 }
 
-// TestMacvtapUpgrade: the process that takes over goes on with the macvtap, which is not gone
-// until that ends.
-func TestMacvtapUpgrade(t *testing.T) {
+// TestMacvtapGoesOn: the process that takes over goes on with the macvtap, which is not gone
+// until that ends; and a guest that is restored gets one.
+func TestMacvtapGoesOn(t *testing.T) {
 	needKVM(t)
 	a, _ := macvtapSite(t)
 	p := a.start("run", "u", "--memory", "64M", "--net", "macvtap=v0,queues=2", "--cmdline", "fill=8M tick=0.5 ip="+guestIP)
@@ -118,8 +119,12 @@ func TestMacvtapUpgrade(t *testing.T) {
 	a.mustUpgrade("u")
 	client.await(t, 5)
 	a.awaitMacvtaps("govmm0")
-	a.must("stop", "--force", "u")
-	if got := a.macvtaps(); got != "" {
-		t.Errorf("the host has the macvtap %s", got)
-	}
+	dir := filepath.Join(t.TempDir(), "s")
+	a.mustSnapshot("u", "--to", dir, "--stop")
+	a.awaitMacvtaps("")
+	a.start("run", "v", "--from", dir, "--net", "macvtap=v0,name=again")
+	client.await(t, 5)
+	a.awaitMacvtaps("again")
+	a.must("stop", "--force", "v")
+	a.awaitMacvtaps("")
 }

@@ -183,3 +183,15 @@ func TestUserNet(t *testing.T) {
 		}
 	}
 }
+
+// TestUserNetRestored: a guest that is restored has a network of this command's.
+func TestUserNetRestored(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	port, dir := udpPort(t), filepath.Join(t.TempDir(), "s")
+	p := h.start("run", "a", "--memory", "64M", "--net", "user", "--cmdline", "fill=8M tick=0.5 ip=192.168.127.2")
+	p.out.awaitText(t, 0, "tick 1 ")
+	h.mustSnapshot("a", "--to", dir, "--stop")
+	h.start("run", "b", "--from", dir, "--net", fmt.Sprintf("user,forward=udp:%d:7", port))
+	echoAt(t, port).await(t, 5)
+}

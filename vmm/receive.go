@@ -80,12 +80,8 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 	if err := machine.PrepareToReceive(); err != nil {
 		return nil, err
 	}
-	for _, d := range cfg.Devices {
-		if p, ok := d.(virtio.Preparer); ok {
-			if err := p.Prepare(cfg.Inherit != nil); err != nil {
-				return nil, err
-			}
-		}
+	if err := prepare(cfg.Devices, cfg.Inherit != nil); err != nil {
+		return nil, err
 	}
 	v := newVM(cfg.Name, cfg.Serial, cfg.Console, cfg.Log)
 	v.listener = cfg.Listener
@@ -105,6 +101,18 @@ func NewReceiver(cfg ReceiveConfig) (*VM, error) {
 		}
 	}
 	return v, nil
+}
+
+// prepare starts what devices of a guest that comes use.
+func prepare(devices []virtio.Spec, inherits bool) error {
+	for _, d := range devices {
+		if p, ok := d.(virtio.Preparer); ok {
+			if err := p.Prepare(inherits); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // diskDir is DiskDir as an absolute path.

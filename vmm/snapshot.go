@@ -142,6 +142,9 @@ func NewRestored(ctx context.Context, s *snapshot.Snapshot, cfg RestoreConfig) (
 	if err := machine.MakeAbsolute(cfg.Devices); err != nil {
 		return nil, err
 	}
+	if err := prepare(cfg.Devices, false); err != nil {
+		return nil, err
+	}
 	undo := func() {}
 	if cfg.DiskDir != "" {
 		name := cfg.Name

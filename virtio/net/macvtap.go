@@ -303,7 +303,7 @@ func openMacvtap(o Options) (_ *Tap, err error) {
 	m := o.macvtap
 	if m == nil {
 		if o.Arriving {
-			return nil, fmt.Errorf("macvtap %s: it is opened before a guest comes: give --net macvtap=LINK to receive", o.Macvtap)
+			return nil, fmt.Errorf("macvtap %s: it is opened before a guest comes: give --net macvtap=LINK here", o.Macvtap)
 		}
 		if m, err = newMacvtap(o, o.Queues); err != nil {
 			return nil, err

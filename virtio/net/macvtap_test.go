@@ -105,7 +105,7 @@ func TestMacvtapErrors(t *testing.T) {
 	}
 	o := options(t, "macvtap=v0")
 	o.Arriving = true
-	if _, err := net.OpenTap(o); err == nil || !strings.Contains(err.Error(), "give --net macvtap=LINK to receive") {
+	if _, err := net.OpenTap(o); err == nil || !strings.Contains(err.Error(), "give --net macvtap=LINK here") {
 		t.Errorf("a source names it: %v", err)
 	}
 }

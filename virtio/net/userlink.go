@@ -92,7 +92,7 @@ func openUser(o Options, log *slog.Logger) (*userLink, error) {
 	l := newUserLink(o, log)
 	if l.net.start == nil {
 		if o.Arriving {
-			return nil, errors.New("net user: its process is started before a guest comes: give --net user to receive")
+			return nil, errors.New("net user: its process is started before a guest comes: give --net user here")
 		}
 		if err := l.net.prepare(); err != nil {
 			return nil, err
