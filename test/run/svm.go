@@ -45,6 +45,8 @@ var long = []part{
 	{pkg: "./kvm"},
 	{pkg: "./vmm", skip: tooSlow},
 	{pkg: "./vmm/machine"},
+	{pkg: "./virtio/net", run: "Macvtap"},
+	{pkg: "./test", run: "^(TestMacvtapMoves|TestMacvtapGoesOn)$"},
 	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestBackings|TestPowerOff|TestReboot|TestLinuxBoots|TestLinuxRootDiskMoves|TestDebianKernel|TestDebianFromDisk|TestDebianSees|TestLinuxVsock)$", linux: true},
 }
 
