@@ -3,6 +3,7 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/govmm/govmm/mempage"
 	"golang.org/x/sys/unix"
@@ -124,22 +125,12 @@ func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64) bool)
 	start := int64(s.off + first<<mempage.Shift)
 	end := start + int64(n<<mempage.Shift)
 	for at := start; at < end; {
-		data, err := unix.Seek(m.fd, at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // no more data
-		}
+		data, hole, err := m.nextData(at)
 		if err != nil {
-			return fmt.Errorf("SEEK_DATA in guest memory at %#x: %w", at, err)
+			return err
 		}
 		if data >= end {
 			return nil
-		}
-		hole, err := unix.Seek(m.fd, data, unix.SEEK_HOLE)
-		if errors.Is(err, unix.ENXIO) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("SEEK_HOLE in guest memory at %#x: %w", data, err)
 		}
 		// The last hole may start at the end of the file, and the data may be
 		// punched out between the two calls.
@@ -153,4 +144,103 @@ func (m *Memory) bySeek(s *slot, first, n uint64, found func(at, n uint64) bool)
 		}
 	}
 	return nil
+}
+
+// nextData returns the first range of data from at on, or the end of the file.
+func (m *Memory) nextData(at int64) (data, hole int64, err error) {
+	if to, ok := m.extents.find(at); ok {
+		return at, to, nil
+	}
+	size, before := int64(m.Size()), m.extents.state()
+	data, err = unix.Seek(m.fd, at, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return size, size, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("SEEK_DATA in guest memory at %#x: %w", at, err)
+	}
+	if to, ok := m.extents.find(data); ok {
+		return data, to, nil
+	}
+	hole, err = unix.Seek(m.fd, data, unix.SEEK_HOLE)
+	if errors.Is(err, unix.ENXIO) {
+		return size, size, nil
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("SEEK_HOLE in guest memory at %#x: %w", data, err)
+	}
+	m.extents.add(data, hole, before)
+	return data, hole, nil
+}
+
+// dataExtents remembers the longest ranges of data that were found in a memfd. The kernel
+// looks at every page of a range to find its end, and a migration asks for a few pages at a
+// time: it would do so again and again for gigabytes. What is remembered may be shorter than
+// the data is, and only punching ends it.
+type dataExtents struct {
+	extentMu sync.Mutex // guards the fields below
+	longest  [16]struct{ from, to int64 }
+	punched  uint64 // how often something was punched out
+	walks    uint64 // how often the kernel was asked for an end
+}
+
+// find returns where the data at a place ends, as far as that is known.
+func (d *dataExtents) find(at int64) (to int64, ok bool) {
+	d.extentMu.Lock()
+	defer d.extentMu.Unlock()
+	for _, e := range d.longest {
+		if e.from <= at && at < e.to {
+			return e.to, true
+		}
+	}
+	return 0, false
+}
+
+// state is for add.
+func (d *dataExtents) state() uint64 {
+	d.extentMu.Lock()
+	defer d.extentMu.Unlock()
+	return d.punched
+}
+
+// add remembers a range that was found since state was called, unless a part of it may have
+// been punched out.
+func (d *dataExtents) add(from, to int64, state uint64) {
+	d.extentMu.Lock()
+	defer d.extentMu.Unlock()
+	d.walks++
+	if d.punched != state {
+		return
+	}
+	least := 0
+	for i := range d.longest {
+		e := &d.longest[i]
+		if from <= e.to && e.from <= to { // it has grown
+			from, to = min(from, e.from), max(to, e.to)
+			e.from, e.to = 0, 0
+		}
+		if l := d.longest[least]; e.to-e.from < l.to-l.from {
+			least = i
+		}
+	}
+	if e := &d.longest[least]; to-from > e.to-e.from {
+		e.from, e.to = from, to
+	}
+}
+
+// punch forgets what was punched out; of each range the longer one of two pieces stays.
+func (d *dataExtents) punch(from, to int64) {
+	d.extentMu.Lock()
+	defer d.extentMu.Unlock()
+	d.punched++
+	for i := range d.longest {
+		e := &d.longest[i]
+		switch {
+		case e.to <= from || to <= e.from:
+		case from-e.from > e.to-to:
+			e.to = from
+		default:
+			e.from = min(to, e.to)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/govmm/govmm/mempage"
@@ -233,6 +234,48 @@ func residentPages(t *testing.T, m *Memory) uint64 {
 		}
 	}
 	return n
+}
+
+// A migration asks for a few pages at a time, and the kernel looks at all data up to the next
+// hole to find its end. So what is found is remembered, and stays exactly what the file has,
+// whatever is written and punched out.
+func TestDataIsRemembered(t *testing.T) {
+	const pages = 64 << 20 / mempage.Size
+	m := newMemory(t, pages*mempage.Size, Memfd)
+	check(t, m.Prefault(0, 0, pages))
+	var b [1]uint64
+	for p := uint64(0); p < pages; p += 64 {
+		check(t, m.Populated(0, p, 64, b[:]))
+		if b[0] != ^uint64(0) {
+			t.Fatalf("pages from %#x: %#x", p, b[0])
+		}
+	}
+	if n := m.extents.walks; n != 1 {
+		t.Errorf("the kernel has looked for the end of the data %d times, expected once", n)
+	}
+	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
+	for range 2000 {
+		first := r.Uint64N(pages)
+		n := min(r.Uint64N(300)+1, pages-first)
+		switch r.IntN(5) {
+		case 0:
+			check(t, m.Zero(0, first, n))
+		case 1:
+			check(t, m.Prefault(0, first, n))
+		default:
+			got, want := mempage.NewBitmap(n), mempage.NewBitmap(n)
+			check(t, m.Populated(0, first, n, got))
+			start := int64(first * mempage.Size)
+			check(t, Extents(m.fd, start, start+int64(n*mempage.Size), func(from, to int64) error {
+				want.SetRange(uint64(from-start)/mempage.Size, uint64(to-from)/mempage.Size)
+				return nil
+			}))
+			if !slices.Equal(got, want) {
+				t.Fatalf("%d pages from %#x: found %x, the file has %x", n, first, got, want)
+			}
+		}
+	}
+	t.Logf("the kernel has looked for an end %d times", m.extents.walks)
 }
 
 func TestPunchRefuses(t *testing.T) {

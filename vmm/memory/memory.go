@@ -86,7 +86,8 @@ type Memory struct {
 	missing atomic.Pointer[Missing] // nil: all of it is here
 	// inherited are huge pages that a process before has populated, see Inherited; nil: none is known.
 	inherited mempage.Bitmap
-	mapped    *mapped // nil unless the content comes from a file
+	extents   dataExtents // of the memfd
+	mapped    *mapped     // nil unless the content comes from a file
 }
 
 // New returns guest memory of size bytes. No page is populated: the kernel allocates

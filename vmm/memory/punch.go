@@ -32,6 +32,7 @@ func (m *Memory) Zero(index int, first, n uint64) error {
 	case Memfd:
 		const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 		err = retryEINTR(func() error { return unix.Fallocate(m.fd, mode, int64(s.off+first<<mempage.Shift), int64(len(ram))) })
+		m.extents.punch(int64(s.off+first<<mempage.Shift), int64(s.off+(first+n)<<mempage.Shift))
 		if err != nil {
 			return fmt.Errorf("punch %d pages at page %#x out of memory slot %d: %w", n, first, index, err)
 		}
