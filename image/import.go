@@ -13,6 +13,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/govmm/govmm/internal/units"
 	"golang.org/x/sys/unix"
 )
 
@@ -472,7 +473,7 @@ func (c *copier) finish(size uint64) (int64, error) {
 			return 0, fmt.Errorf("a size of %d bytes: expected at most %d", size, int64(maxDisk))
 		}
 		if whole = (int64(size) + SectorSize - 1) &^ (SectorSize - 1); whole < c.size {
-			return 0, fmt.Errorf("a size of %d bytes: the image's disk has %d, and is not made smaller", size, c.size)
+			return 0, fmt.Errorf("a size of %d bytes (%s): the image's disk has %d (%s), and is not made smaller", size, units.Bytes(size), c.size, units.Bytes(uint64(c.size)))
 		}
 	}
 	return whole, c.out.Truncate(whole)

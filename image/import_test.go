@@ -143,7 +143,7 @@ func TestImportRefuses(t *testing.T) {
 		{"a directory", dir, "", ImportOptions{}, "neither a file nor a block device"},
 		{"a FIFO", filepath.Join(dir, "fifo"), "", ImportOptions{}, "neither a file nor a block device"},
 		{"an empty file", file("empty", nil), "", ImportOptions{}, "the disk is empty"},
-		{"a smaller size", qcow, "", ImportOptions{Size: 1<<20 - 1024}, "is not made smaller"},
+		{"a smaller size", qcow, "", ImportOptions{Size: 1<<20 - 1024}, "1047552 bytes (1023 KiB): the image's disk has 1048576 (1.00 MiB), and is not made smaller"},
 		{"an enormous size", qcow, "", ImportOptions{Size: 1 << 63}, "expected at most"},
 		{"a cut image", file("cut.img", whole[:len(whole)-300<<10]), "", ImportOptions{}, "is the file whole"},
 		{"a cut stream", file("cut.gz", packed[:len(packed)/2]), "", ImportOptions{}, "unexpected EOF"},
@@ -154,7 +154,7 @@ func TestImportRefuses(t *testing.T) {
 		{"a compressed image with a backing file", compress(t, backed, "gzip", ".gz"), "", ImportOptions{}, "it has a backing file"},
 		{"a file that is there", qcow, there, ImportOptions{}, "without --force"},
 		{"the same file", qcow, qcow, ImportOptions{Force: true}, "the same file"},
-		{"no directory", qcow, filepath.Join(dir, "none", "a.raw"), ImportOptions{}, "no such file"},
+		{"no directory", qcow, filepath.Join(dir, "none", "a.raw"), ImportOptions{}, "make a file in " + filepath.Join(dir, "none") + ": no such file"},
 		{"a directory as the disk", qcow, dir, ImportOptions{Force: true}, "what is no file"},
 		{"an unknown format", qcow, "", ImportOptions{Format: "vhd"}, "expected raw or qcow2"},
 	} {

@@ -54,7 +54,11 @@ func create(path string, force bool) (*target, error) {
 	// The file system has no files without a name, or there is an error that this one finds as well.
 	temp := t.tempName()
 	if t.File, err = os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-		return nil, err
+		var path *os.PathError
+		if errors.As(err, &path) {
+			err = path.Err
+		}
+		return nil, fmt.Errorf("make a file in %s: %w", filepath.Dir(t.path), err)
 	}
 	t.temp = temp
 	t.openDirect()

@@ -72,7 +72,7 @@ func (f *imageFlags) make(cmd *cobra.Command) error {
 		return fmt.Errorf("--image: %w", err)
 	}
 	note := f.disk + ".image"
-	switch _, err := os.Stat(f.disk); {
+	switch disk, err := os.Stat(f.disk); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return fmt.Errorf("--image: %w", err)
@@ -84,6 +84,9 @@ func (f *imageFlags) make(cmd *cobra.Command) error {
 		if s := strings.TrimSpace(string(was)); s != from {
 			return fmt.Errorf("--image %s: the disk %s is there, and was made of %s: use --disk path=%s, or another NAME, or remove it first",
 				f.image, f.disk, or(s, "something else"), f.disk)
+		}
+		if have := disk.Size(); int64(f.size) > have {
+			return fmt.Errorf("--size: the disk %s is there, and has %s: truncate -s %d %s makes it larger while no VM uses it", f.disk, units.Bytes(uint64(have)), uint64(f.size), f.disk)
 		}
 		return nil
 	}

@@ -36,11 +36,17 @@ func TestRunFromAnImage(t *testing.T) {
 	if err := os.WriteFile(disk, []byte("the guest's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := take("web", from); err == nil || !strings.Contains(err.Error(), "web.raw is there, and has 11 B: truncate -s 2097152 "+disk+" makes it larger") {
+		t.Errorf("it is to be larger: %v", err)
+	}
+	if err := os.Truncate(disk, 3<<20); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := take("web", from); err != nil {
 		t.Errorf("the second time: %v", err)
 	}
-	if b, err := os.ReadFile(disk); err != nil || string(b) != "the guest's" {
-		t.Errorf("the disk was made again: %q, %v", b, err)
+	if b, err := os.ReadFile(disk); err != nil || len(b) != 3<<20 || !strings.HasPrefix(string(b), "the guest's") {
+		t.Errorf("the disk was made again: %d bytes, %v", len(b), err)
 	}
 	other := filepath.Join(t.TempDir(), "b.raw")
 	if _, err := take("web", other); err == nil || !strings.Contains(err.Error(), "was made of "+from) {

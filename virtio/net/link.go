@@ -89,7 +89,11 @@ func (t *Tap) find() (shared bool, err error) {
 	}
 	tap, ok := link.(*netlink.Tuntap)
 	if !ok || tap.Mode != netlink.TUNTAP_MODE_TAP {
-		return false, fmt.Errorf("tap %s: the host's interface of that name is not a tap, but a %s", t.name, link.Type())
+		other := "macvtap=" + t.name + " puts the guest on its network"
+		if link.Type() == "bridge" {
+			other = "tap,bridge=" + t.name + " makes a tap that is a port of it"
+		}
+		return false, fmt.Errorf("tap %s: the host's interface of that name is not a tap, but a %s (%s)", t.name, link.Type(), other)
 	}
 	multi, shared := tap.Flags&netlink.TUNTAP_MULTI_QUEUE != 0, tap.Queues+tap.DisabledQueues > 0
 	const format = netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR
