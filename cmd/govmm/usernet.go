@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/govmm/govmm/internal/netproc"
@@ -85,6 +86,8 @@ func keepMacvtap(config string) error {
 	return net.KeepMacvtap(config, func(mode string) error {
 		_, err := sandbox.Policy{Mode: sandbox.Mode(mode), Netlink: true, Keep: []int{unix.CAP_NET_ADMIN},
 			Report: func(call string) { _, _ = fmt.Fprintln(os.Stderr, "sandbox: not allowed:", call) }}.Enter()
+		debug.FreeOSMemory() // it waits now, perhaps for ever
+		unmapProgram()
 		return err
 	})
 }
