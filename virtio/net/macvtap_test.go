@@ -277,6 +277,21 @@ func TestMacvtapThatIsThere(t *testing.T) {
 	check(t, os.Rename(node+"-away", node))
 }
 
+// TestMacvtapIsDeleted: the guest's link is down then, and nothing else happens.
+func TestMacvtapIsDeleted(t *testing.T) {
+	cable(t)
+	needMacvtap(t)
+	tap := openTap(t, "macvtap=v0,name=gone,mac=52:54:00:01:02:03,queues=2")
+	r := newRigOn(t, tap, nil, 2, plain|tap.Offloads()|net.FeatureMultiQueue|net.FeatureStatus)
+	tap.OnLink(r.d.SetLink)
+	check(t, netlink.LinkDel(byName(t, "v1")))
+	r.linkIs(false)
+	r.send(0, append(make([]byte, net.HeaderBytes), ethernet(broadcast, guestMAC, 200)...))
+	check(t, r.d.Pause(ctx(t)))
+	check(t, tap.Yield())
+	check(t, r.d.Resume())
+}
+
 // TestMacvtapIsInherited: another process goes on with it, and the one that made it does not
 // take it away.
 func TestMacvtapIsInherited(t *testing.T) {
