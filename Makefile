@@ -78,6 +78,7 @@ test-kernel: ## build the Linux test kernel into the user's cache, if it is not 
 	test/kernel/build.sh noacpi
 	test/kernel/build.sh acpi
 	test/kernel/build.sh poison
+	test/kernel/build.sh disk
 
 guest: ## rebuild the demo guest; fails if the committed binary differs
 	$(MAKE) -C guest check

@@ -55,41 +55,17 @@ func tool(t testing.TB, name string, args ...string) {
 	}
 }
 
-// debianDisk makes a disk as Debian's cloud images are: GPT, the root as partition 1, an ESP
-// before it as partition 15.
-func debianDisk(t *testing.T, dir string) (raw string) {
-	t.Helper()
-	tmp := t.TempDir()
-	fs, esp, raw := filepath.Join(tmp, "root.img"), filepath.Join(tmp, "esp.img"), filepath.Join(tmp, "disk.raw")
-	size := int64(256)
-	if testenv.Full() {
-		size = 2048
-	}
-	tool(t, "mke2fs", "-q", "-F", "-t", "ext4", "-U", kernel.SystemRoot, "-d", dir, fs, fmt.Sprintf("%dM", size))
-	tool(t, "truncate", "-s", "32M", esp)
-	tool(t, "mkfs.vfat", "-F", "16", esp)
-	tool(t, "truncate", "-s", fmt.Sprintf("%dM", size+64), raw)
-	testenv.NeedTools(t, "sfdisk")
-	cmd := exec.Command("sfdisk", "-q", "-X", "gpt", raw)
-	cmd.Stdin = strings.NewReader(fmt.Sprintf("1: start=34MiB, size=%dMiB, type=linux\n15: start=1MiB, size=32MiB, type=uefi\n", size))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("sfdisk: %v\n%s", err, out)
-	}
-	tool(t, "dd", "if="+esp, "of="+raw, "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
-	tool(t, "dd", "if="+fs, "of="+raw, "bs=1M", "seek=34", "conv=notrunc,sparse", "status=none")
-	return raw
-}
-
 // TestDebianImage: in an image that is made of Debian's packages, compressed qcow2 as its
 // cloud images are, what would boot is found by the process that finds it for a VM, and is
 // byte by byte what was put in.
 func TestDebianImage(t *testing.T) {
-	testenv.NeedTools(t, "qemu-img")
+	testenv.NeedTools(t, "mke2fs", "mkfs.vfat", "sfdisk", "qemu-img")
 	dir, vmlinuz, initrd, version := debianTree(t)
-	raw := debianDisk(t, dir)
-	qcow2 := filepath.Join(t.TempDir(), "debian.qcow2")
-	tool(t, "qemu-img", "convert", "-c", "-O", "qcow2", raw, qcow2)
-	testenv.Check(t, os.Remove(raw))
+	qcow2, size := filepath.Join(t.TempDir(), "debian.qcow2"), 256
+	if testenv.Full() {
+		size = 2048
+	}
+	testenv.Check(t, kernel.CloudImage(dir, size, qcow2))
 	im, err := image.Open(qcow2, image.QCOW2)
 	testenv.Check(t, err)
 	defer im.Close()

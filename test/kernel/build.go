@@ -20,6 +20,7 @@ const (
 	NoACPI Variant = "noacpi" // CPUs from the MP table, PCI by ports
 	ACPI   Variant = "acpi"   // and tables, power button, ECAM, pvpanic, CMOS clock
 	Poison Variant = "poison" // as NoACPI; supports page_poison=1 and init_on_free=1
+	Disk   Variant = "disk"   // as NoACPI, with ext4, and INT 0x80 is a system call everywhere
 )
 
 // Cmdline is what the test kernel needs on its command line where ring 0 is
@@ -70,8 +71,8 @@ func Build(v Variant) (vmlinux string, err error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// Program compiles one of the first processes, "memhog" or "diskread", and
-// returns its content. diskread carries pages of pattern; memhog ignores them.
+// Program compiles one of the first processes, "memhog", "diskread" or "diskwriter", and
+// returns its content. diskread carries pages of pattern; the others ignore them.
 func Program(name string, pages int) ([]byte, error) {
 	dir, err := here()
 	if err != nil {
@@ -98,10 +99,13 @@ func Program(name string, pages int) ([]byte, error) {
 
 // Pattern returns pages of what diskread expects in its file: pass 0 of
 // pattern() in init/report.h.
-func Pattern(pages int) []byte {
+func Pattern(pages int) []byte { return pattern(0, pages, 0) }
+
+// pattern returns pages from one on, as they are after a pass.
+func pattern(page, pages int, pass uint64) []byte {
 	b := make([]byte, 0, pages*mempage.Size)
 	for i := range uint64(pages) * mempage.Size / 8 {
-		x := (i + 1) * 0x9e3779b97f4a7c15
+		x := (uint64(page)*mempage.Size/8+i+1)*0x9e3779b97f4a7c15 + pass*0xd1342543de82ef95
 		x ^= x >> 32
 		x *= 0xd6e8feb86659fd93
 		b = binary.LittleEndian.AppendUint64(b, x^x>>32)
@@ -112,12 +116,21 @@ func Pattern(pages int) []byte {
 // Ext2 writes an ext2 image of the size in bytes to path, with the program as
 // /init; mke2fs makes it (package e2fsprogs).
 func Ext2(path string, size int64, init []byte) error {
+	return makeRoot(path, "ext2", size, init)
+}
+
+// Ext4 is Ext2 for diskwriter: ext4, with its directory.
+func Ext4(path string, size int64, init []byte) error {
+	return makeRoot(path, "ext4", size, init, writerFiles)
+}
+
+func makeRoot(path, kind string, size int64, init []byte, more ...string) error {
 	root, err := os.MkdirTemp("", "govmm-root-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(root) }()
-	for _, d := range []string{"dev", "proc", "sys"} {
+	for _, d := range append(more, "dev", "proc", "sys") {
 		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}
@@ -125,7 +138,7 @@ func Ext2(path string, size int64, init []byte) error {
 	if err := os.WriteFile(filepath.Join(root, "init"), init, 0o755); err != nil {
 		return err
 	}
-	out, err := exec.Command("mke2fs", "-q", "-F", "-t", "ext2", "-b", "4096", "-d", root, path, fmt.Sprintf("%dk", size>>10)).CombinedOutput()
+	out, err := exec.Command("mke2fs", "-q", "-F", "-t", kind, "-b", "4096", "-d", root, path, fmt.Sprintf("%dk", size>>10)).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("mke2fs %s: %w: %s", path, err, out)
 	}

@@ -2,7 +2,7 @@
 # Builds the Linux test kernel, or finds it built, and prints the path of its
 # vmlinux. The bzImage of the same kernel lies beside it.
 #
-#	test/kernel/build.sh [acpi|noacpi]		(default: noacpi)
+#	test/kernel/build.sh [acpi|noacpi|poison|disk]		(default: noacpi)
 #
 # What it builds is kept in a cache, $GOVMM_KERNEL_CACHE or govmm/kernel in
 # $XDG_CACHE_HOME, keyed by a hash of configuration and script. Only one build
@@ -19,8 +19,9 @@ jobs=${GOVMM_KERNEL_JOBS:-$(nproc)}
 say() { echo "test kernel: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-[ -f "$here/config.$variant" ] || die "no variant \"$variant\": acpi and noacpi exist"
-key=$(cat "$here/build.sh" "$here/config" "$here/config.$variant" | sha256sum | cut -c1-16)
+[ -f "$here/config.$variant" ] || die "no variant \"$variant\": acpi, noacpi, poison and disk exist"
+[ "$variant" = disk ] && more=$here/patch/int80.c || more=
+key=$(cat "$here/build.sh" "$here/config" "$here/config.$variant" $more | sha256sum | cut -c1-16)
 out=$cache/$variant-$key
 
 if [ ! -f "$out/vmlinux" ]; then
@@ -77,6 +78,19 @@ if [ ! -f "$out/vmlinux" ]; then
 	patched=include/linux/serial_core.h
 	sed -i 's/^\tif (!port->sysrq)$/\tif (ch == 0x0f \&\& port->has_sysrq \&\& !port->sysrq) {\n\t\tport->sysrq = jiffies + SYSRQ_TIMEOUT;\n\t\treturn 1;\n\t}\n&/' $patched
 	[ "$(grep -c 'ch == 0x0f' $patched)" = 2 ] || die "$patched has not the two functions to change"
+
+	# Where ring 0 is emulated, INT in ring 3 is an invalid instruction.
+	if [ "$variant" = disk ]; then
+		patched=arch/x86/kernel/traps.c
+		sed -i -e "/^DEFINE_IDTENTRY_RAW(exc_invalid_op)$/e cat '$here/patch/int80.c'" \
+			-e 's/^\thandle_invalid_op(regs);$/\tif (!int80_instead(regs))\n\t&/' $patched
+		[ "$(grep -c int80_instead $patched)" = 2 ] || die "$patched has not the two places to change"
+
+		# Nor is FWAIT known there, with which each thread ends.
+		patched=arch/x86/kernel/fpu/core.c
+		sed -i 's/"1: fwait\\n"/"1: nop\\n"/' $patched
+		grep -q '"1: nop' $patched || die "$patched has no FWAIT where a thread ends"
+	fi
 
 	{
 		make tinyconfig

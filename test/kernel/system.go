@@ -18,16 +18,46 @@ const SystemRoot = "0a1b2c3d-1111-4222-8333-444455556666"
 func DebianSystem() (string, error) {
 	return inCache("bookworm-system", func(tmp string) (string, error) {
 		root := filepath.Join(tmp, "root")
-		for _, c := range [][]string{
-			{"debootstrap", "--variant=minbase", "--include=" + CloudKernel + ",systemd-sysv,udev,cloud-init,openssh-server,netplan.io,grub-common,grub2-common", "bookworm", root},
+		err := runAll("", [][]string{
+			{"debootstrap", "--variant=minbase", "--include=" + CloudKernel + ",systemd-sysv,udev,cloud-init,openssh-server,python3-cffi-backend,netplan.io,grub-common,grub2-common", "bookworm", root},
 			{"sh", "-ec", systemScript, "sh", root, SystemRoot},
-		} {
-			if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
-				lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-				return "", fmt.Errorf("%s: %w: %s", c[0], err, strings.Join(lines[max(0, len(lines)-4):], "; "))
-			}
+			{"rm", "-rf", filepath.Join(root, "var/cache/apt")},
+		})
+		return root, err
+	})
+}
+
+// runAll runs commands in a directory.
+func runAll(dir string, commands [][]string) error {
+	for _, c := range commands {
+		cmd := exec.Command(c[0], c[1:]...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			return fmt.Errorf("%s: %w: %s", c[0], err, strings.Join(lines[max(0, len(lines)-4):], "; "))
 		}
-		return root, os.RemoveAll(filepath.Join(root, "var/cache/apt"))
+	}
+	return nil
+}
+
+// CloudImage makes a disk of a directory's files, as Debian's cloud images are: GPT, the root,
+// so many MiB of ext4, as partition 1, an ESP before it as partition 15; compressed qcow2.
+// Both paths are absolute.
+func CloudImage(dir string, mib int, path string) error {
+	tmp, err := os.MkdirTemp(filepath.Dir(path), "image-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	return runAll(tmp, [][]string{
+		{"mke2fs", "-q", "-F", "-t", "ext4", "-U", SystemRoot, "-d", dir, "root", fmt.Sprintf("%dM", mib)},
+		{"truncate", "-s", "32M", "esp"},
+		{"mkfs.vfat", "-F", "16", "esp"},
+		{"truncate", "-s", fmt.Sprintf("%dM", mib+64), "disk"},
+		{"sh", "-ec", fmt.Sprintf(`printf '1: start=34MiB, size=%dMiB, type=linux\n15: start=1MiB, size=32MiB, type=uefi\n' | sfdisk -q -X gpt disk`, mib)},
+		{"dd", "if=esp", "of=disk", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none"},
+		{"dd", "if=root", "of=disk", "bs=1M", "seek=34", "conv=notrunc,sparse", "status=none"},
+		{"qemu-img", "convert", "-c", "-O", "qcow2", "disk", path},
 	})
 }
 
