@@ -88,7 +88,7 @@ var mixes = map[string]func(m *mixer) string{
 		return backing
 	},
 	"postcopy": func(m *mixer) string {
-		backing := m.backing("anonymous", "memfd")
+		backing := m.backing("anonymous", "memfd", "hugetlb")
 		r := m.migrate(backing, "--downtime-limit", "5ms", "--bandwidth-limit", "100M", "--postcopy=1")
 		if r.Postcopy == nil {
 			return backing + ", all came before"

@@ -21,6 +21,9 @@ func startRandom(h *host, name string) *proc {
 	return p
 }
 
+// backings are of the destinations, one after another.
+var backings = []string{"anonymous", "memfd", "hugetlb"}
+
 // early are the options of a migration that takes a second, and moves the guest after half
 // of it.
 var early = []string{"--postcopy=1", "--downtime-limit", "2ms", "--bandwidth-limit", "100M"}
@@ -35,11 +38,12 @@ func TestPostcopyCut(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 0))
 	h := newHost(t)
+	reserveHugePages(t, 2*64/2+8)
 	here := startRandom(h, "n0")
 	stayed, moved, recovered := 0, 0, 0
 	for i := range count(4, 100) {
 		from, to := fmt.Sprintf("n%d", moved), fmt.Sprintf("n%d", moved+1)
-		there, addr := h.receive(to)
+		there, addr := h.receive(to, "--memory-backing", backings[i%3])
 		w := newWire(t, addr)
 		at := w.ln.Addr().String()
 		m := h.start(append([]string{"migrate", from, "--json", "--to", at}, early...)...)
@@ -80,6 +84,7 @@ func TestPostcopyKilledAnyTime(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 0))
 	h := newHost(t)
+	reserveHugePages(t, 2*64/2+8)
 	outcomes := map[string]int{}
 	var here *proc
 	n := 0
@@ -89,7 +94,7 @@ func TestPostcopyKilledAnyTime(t *testing.T) {
 			here = startRandom(h, fmt.Sprintf("n%d", n))
 		}
 		from, to := fmt.Sprintf("n%d", n), fmt.Sprintf("n%d", n+1)
-		there, addr := h.receive(to)
+		there, addr := h.receive(to, "--memory-backing", backings[i%3])
 		m := h.start(append([]string{"migrate", from, "--json", "--to", addr}, early...)...)
 		time.Sleep(moment(r))
 		victim, name, other := there, "destination", from

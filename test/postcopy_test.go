@@ -34,6 +34,7 @@ func TestPostcopyThereAndBack(t *testing.T) {
 	needRoot(t)
 	h := newHost(t)
 	image := newImage(t, 8*mib)
+	reserveHugePages(t, 2*256/2+8)
 	const owned = 96 * mib / mempage.Size
 	here := h.start("run", "p0", "--cpus", "2", "--memory", "256M", "--disk", image, "--net", "tap", "--cmdline",
 		"fill=96M dirty=64M rate=0 verify=1 tick=0.5 pool=64M keep=16M hintrace reports=0 disk=2M drate=0")
@@ -42,7 +43,7 @@ func TestPostcopyThereAndBack(t *testing.T) {
 	last := here.out.ticks()[len(here.out.ticks())-1]
 	early := 0
 	for i := range count(6, 50) {
-		there, addr := h.receive(fmt.Sprintf("p%d", i+1), "--disk", image, "--net", "tap", "--memory-backing", []string{"anonymous", "memfd"}[i/2%2])
+		there, addr := h.receive(fmt.Sprintf("p%d", i+1), "--disk", image, "--net", "tap", "--memory-backing", []string{"anonymous", "memfd", "hugetlb"}[i/2%3])
 		args := []string{fmt.Sprintf("p%d", i), "--to", addr, "--downtime-limit", "20ms", "--bandwidth-limit", "200M"}
 		if i%3 != 2 {
 			args = append(args, "--postcopy="+[]string{"1", "auto"}[i%2])

@@ -39,6 +39,8 @@ var cases = []modelCase{
 	{model: "missing", what: "a stop is undone", defines: "-DUNDO"},
 	{model: "missing", what: "connections are lost, the collector runs", defines: "-DLOSS -DGC"},
 	{model: "missing", what: "a page that was hinted", defines: "-DHINTED -DUNDO -DLOSS -DGC"},
+	{model: "missing", what: "huge pages, a stop is undone", defines: "-DHUGE -DUNDO"},
+	{model: "missing", what: "huge pages, connections are lost", defines: "-DHUGE -DLOSS"},
 
 	{model: "hints", without: "NO_R1", defines: "-DPAGES=2"},
 	{model: "hints", without: "NO_R1_RETURN", defines: "-DPAGES=2"},
@@ -77,6 +79,8 @@ var cases = []modelCase{
 	{model: "missing", without: "NO_R7_UNDO", defines: "-DUNDO"},
 	{model: "missing", without: "NO_R8"},
 	{model: "missing", without: "NO_R8_CLAIM"},
+	{model: "missing", without: "NO_R8_CLAIM", defines: "-DHUGE"},
+	{model: "missing", without: "NO_R8_HIDDEN", defines: "-DHUGE"},
 	{model: "missing", without: "NO_R9", defines: "-DLOSS"},
 	{model: "missing", without: "NO_R10", defines: "-DGC"},
 

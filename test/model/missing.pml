@@ -11,7 +11,9 @@
  * Content is a number: that of the last write. there is what the destination has,
  * truth what the guest must find. -DHINTED: the guest hinted the page, and has not
  * written it since. -DUNDO: a stop may be undone; -DLOSS: a set of connections is
- * lost; -DGC: the collector runs. -DNO_..., one at a time, leaves a rule out.
+ * lost; -DGC: the collector runs. -DHUGE: the page is one of a huge page, whose file
+ * keeps what it had; exists says whether the guest's page table has it.
+ * -DNO_..., one at a time, leaves a rule out.
  */
 
 #define ZERO 15
@@ -187,11 +189,21 @@ end:	do
 }
 
 /* Missing.Land, step by step. The first step decides who brings the page. */
+#ifdef HUGE
+#define MAKE(content) there = content		/* by the second mapping */
+#define SHOW ; atomic { GO -> exists = 1 }	/* UFFDIO_CONTINUE, when no other page of it is missing */
+#define FILL exists = 1				/* the same, by who faults */
+#define GIVEUP if :: absent -> there = ZERO; exists = 1 :: else fi;	/* zeroHuge, closeHuge */
+#else
 #define MAKE(content) \
 	if \
 	:: !exists -> exists = 1; there = content	/* UFFDIO_COPY does it */ \
 	:: else \
 	fi
+#define SHOW
+#define FILL if :: !exists -> exists = 1; there = ZERO :: else fi	/* UFFDIO_ZEROPAGE */
+#define GIVEUP
+#endif
 
 inline land(content) {
 	landing = 1;
@@ -200,6 +212,7 @@ inline land(content) {
 #if defined(NO_R8_CLAIM)
 	:: atomic { GO && armedFor != 0 && absent };
 		atomic { MAKE(content); absent = 0 }
+		SHOW
 	:: atomic { GO && armedFor != 0 && !absent }
 #elif defined(NO_R8)
 	:: atomic { GO && armedFor != 0 };
@@ -208,6 +221,7 @@ inline land(content) {
 	:: atomic { GO && armedFor != 0 && absent && !claimed -> claimed = 1 };
 		atomic { GO -> MAKE(content) };
 		atomic { GO -> absent = 0 }
+		SHOW
 	:: atomic { GO && armedFor != 0 && (!absent || claimed) }
 #endif
 	fi;
@@ -240,10 +254,13 @@ end:	do
 	:: atomic { GO && stateSent && listed == stop && armedFor == 0 && !landing ->
 		/* Missing of the stop before has been stopped */
 		armedFor = stop; absent = list; claimed = 0; asked = 0;
+#ifndef NO_R8_HIDDEN
 		if
 		:: list -> exists = 0
 		:: else
-		fi };
+		fi
+#endif
+		};
 		if
 		:: absent ->			/* LoadState touches the page */
 			do
@@ -256,14 +273,17 @@ end:	do
 		:: true				/* or it does not, or the page is there */
 		fi;
 		atomic { if
+#ifdef HUGE
+		:: UNDONE && !landing -> GIVEUP armedFor = 0; absent = 0; asked = 0	/* Missing.Stop waits */
+		:: !UNDONE -> prepared = 1
+#else
 		:: UNDONE -> armedFor = 0; absent = 0; asked = 0	/* intake.disarm */
 		:: else -> prepared = 1
+#endif
 		fi }
-	:: atomic { armedFor != 0 && UNDONE && !landing -> armedFor = 0; absent = 0; asked = 0 }
+	:: atomic { armedFor != 0 && UNDONE && !landing -> GIVEUP armedFor = 0; absent = 0; asked = 0 }
 	od
 }
-
-#define FILL if :: !exists -> exists = 1; there = ZERO :: else fi	/* UFFDIO_ZEROPAGE */
 
 inline use() {		/* reads, and writes */
 #ifndef HINTED
@@ -325,12 +345,21 @@ active proctype balloon() {
 #else
 		if
 		:: atomic { GO && absent && !claimed -> claimed = 1 };
+#ifdef HUGE
+			atomic { GO -> there = ZERO };
+#endif
 			atomic { GO -> absent = 0 }
+			SHOW
 		:: atomic { GO && !absent ->
+#ifdef HUGE
+			there = ZERO
+#else
 			if
 			:: exists -> there = ZERO
 			:: else
-			fi }
+			fi
+#endif
+			}
 		fi;
 #endif
 		atomic { truth = ZERO; given = 0 }

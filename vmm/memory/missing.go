@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,8 @@ import (
 //
 // The rules, of each page:
 //   - It is made, with its content, in one step of the kernel, which does nothing if it
-//     exists (UFFDIO_COPY). So what the guest has written is never overwritten.
+//     exists (UFFDIO_COPY). So what the guest has written is never overwritten. Huge pages
+//     come otherwise, see [hugeMissing].
 //   - Its bit in absent is cleared after it was made. Who clears it without making it (the
 //     page is zero, or the guest has given it up) has claimed it before, and who lands it
 //     claims it, too: so nothing lands later.
@@ -43,11 +45,13 @@ type Missing struct {
 	want   func(slot int, first, n uint64)
 	slots  []missingSlot
 	left   atomic.Int64 // pages that have not come
+	grain  uint64       // how many pages exist together or not at all
+	huge   *hugeMissing // nil unless grain is that of huge pages
 
-	waitMu  sync.Mutex // guards the fields below
-	came    sync.Cond  // something has come, or it is over
-	over    bool       // nothing more comes
-	waiting map[uint64][]waiter
+	waitMu  sync.Mutex          // guards the fields below
+	came    sync.Cond           // something has come, or it is over
+	over    bool                // nothing more comes
+	waiting map[uint64][]waiter // by the first page of a grain, counted from the start of the memory
 	stalls  Stalls
 
 	landing sync.WaitGroup // of those who change memory; over keeps others away
@@ -65,6 +69,12 @@ type missingSlot struct {
 	asked   []uint64 // want was called for it; guarded by waitMu
 }
 
+// round returns the grains that a range of pages of a slot touches.
+func (x *Missing) round(first, n uint64) (uint64, uint64) {
+	start := first &^ (x.grain - 1)
+	return start, (first+n+x.grain-1)&^(x.grain-1) - start
+}
+
 // waiter is a thread that waits for a page, by a fault.
 type waiter struct {
 	since  time.Time
@@ -73,14 +83,19 @@ type waiter struct {
 
 // CheckMissing reports what keeps memory of this backing from coming later.
 func CheckMissing(b Backing) error {
-	if b == Hugetlb {
-		return fmt.Errorf("memory of backing %s cannot come later: a page of 2 MiB would come as one; use %s or %s", b, Anonymous, Memfd)
+	f, err := takeFaults()
+	if err != nil {
+		return err
 	}
-	return PrepareMissing()
+	f.giveBack()
+	if b == Hugetlb && !f.huge {
+		return fmt.Errorf("memory of backing %s that comes later needs a userfaultfd with UFFD_FEATURE_MINOR_HUGETLBFS, and Linux 5.18; use %s or %s", b, Anonymous, Memfd)
+	}
+	return nil
 }
 
 // Drop forgets the content of pages that will be missing, before a [Memory.Miss], so that
-// this has less to do. Bit i of pages is page i of the slot. No guest runs.
+// this has less to do. Bit i of pages is page i of the slot. No guest runs. Huge pages stay.
 func (m *Memory) Drop(index int, pages []uint64) error {
 	s, err := m.pageRange(index, 0, 0)
 	if err != nil {
@@ -88,6 +103,9 @@ func (m *Memory) Drop(index int, pages []uint64) error {
 	}
 	if uint64(len(pages)) < mempage.Words(s.pages()) {
 		return fmt.Errorf("drop pages of memory slot %d: bitmap of %d words, expected %d", index, len(pages), mempage.Words(s.pages()))
+	}
+	if m.backing == Hugetlb {
+		return nil
 	}
 	// khugepaged must not fill what is dropped with a huge page of zeros.
 	if err := unix.Madvise(s.ram, unix.MADV_NOHUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -118,7 +136,7 @@ func (m *Memory) Miss(missing [][]uint64, want func(slot int, first, n uint64)) 
 	if len(missing) != len(m.slots) || m.missing.Load() != nil {
 		return nil, fmt.Errorf("make guest memory missing: %d bitmaps for %d slots, missing already: %v", len(missing), len(m.slots), m.missing.Load() != nil)
 	}
-	x := &Missing{mem: m, want: want, waiting: map[uint64][]waiter{}, gone: make(chan struct{}), wake: -1}
+	x := &Missing{mem: m, want: want, grain: 1, waiting: map[uint64][]waiter{}, gone: make(chan struct{}), wake: -1}
 	x.came.L = &x.waitMu
 	x.stalls.Threads = map[uint32]time.Duration{}
 	for i := range m.slots {
@@ -157,21 +175,28 @@ func (m *Memory) Miss(missing [][]uint64, want func(slot int, first, n uint64)) 
 // begin registers all memory, and drops what is missing of it: again, where [Memory.Drop]
 // has.
 func (x *Missing) begin() error {
+	mode := uint64(registerMissing)
+	if x.mem.backing == Hugetlb {
+		if err := x.openHuge(); err != nil {
+			return err
+		}
+		mode |= registerMinor
+	}
 	for i := range x.mem.slots {
 		s := &x.mem.slots[i]
-		if err := x.faults.register(s.HVA, s.Size); err != nil {
+		if err := x.faults.register(s.HVA, s.Size, mode); err != nil {
 			return fmt.Errorf("UFFDIO_REGISTER of memory slot %d: %w", i, err)
 		}
 		if err := x.mem.Drop(i, x.slots[i].absent); err != nil {
 			return err
 		}
 	}
-	return nil
+	return x.hideHuge()
 }
 
 // release ends the registration. Whoever waits in the kernel goes on.
 func (x *Missing) release() error {
-	var errs []error
+	errs := []error{x.zeroHuge()}
 	for i := range x.mem.slots {
 		s := &x.mem.slots[i]
 		if err := x.faults.unregister(s.HVA, s.Size); err != nil {
@@ -184,12 +209,13 @@ func (x *Missing) release() error {
 	if x.wake >= 0 {
 		_ = unix.Close(x.wake)
 	}
-	if len(errs) == 0 {
+	err := errors.Join(errs...)
+	if err == nil {
 		x.faults.giveBack()
 	} else {
 		_ = unix.Close(x.faults.fd)
 	}
-	return errors.Join(errs...)
+	return errors.Join(err, x.closeHuge())
 }
 
 // Missing returns what the memory lacks, or nil: then, and for all time if the guest came
@@ -246,6 +272,9 @@ func (x *Missing) Land(index int, first uint64, pages []uint64, content []byte) 
 	return x.bring(index, first, uint64(len(content))/pageBytes, pages, func(at, n uint64) error {
 		s := &x.mem.slots[index]
 		off := at - first
+		if x.huge != nil {
+			return x.huge.write(s, at, content[off<<mempage.Shift:(off+n)<<mempage.Shift])
+		}
 		if err := x.faults.place(s.HVA+uintptr(at<<mempage.Shift), content[off<<mempage.Shift:(off+n)<<mempage.Shift]); err != nil {
 			return fmt.Errorf("UFFDIO_COPY of %d pages at page %#x of memory slot %d: %w", n, at, index, err)
 		}
@@ -256,7 +285,12 @@ func (x *Missing) Land(index int, first uint64, pages []uint64, content []byte) 
 
 // LandZero is Land for pages that read as zero. They come to exist when they are touched.
 func (x *Missing) LandZero(index int, first, n uint64, pages []uint64) error {
-	return x.bring(index, first, n, pages, func(at, n uint64) error { return nil })
+	return x.bring(index, first, n, pages, func(at, n uint64) error {
+		if x.huge != nil {
+			return x.huge.clear(&x.mem.slots[index], at, n)
+		}
+		return nil
+	})
 }
 
 // bring claims the pages of [first, first+n) that have not come, makes each run of them,
@@ -284,7 +318,7 @@ func (x *Missing) bring(index int, first, n uint64, pages []uint64, made func(at
 			lo := bits.TrailingZeros64(left)
 			run := bits.TrailingZeros64(^(left >> lo))
 			if err := made(w*64+uint64(lo), uint64(run)); err != nil {
-				x.have(index, w, mine&^left)
+				err = errors.Join(err, x.have(index, w, mine&^left))
 				atomic.AndUint64(&s.claimed[w], ^left) // they may come again
 				return err
 			}
@@ -293,25 +327,28 @@ func (x *Missing) bring(index int, first, n uint64, pages []uint64, made func(at
 			}
 			left &^= (1<<run - 1) << lo
 		}
-		x.have(index, w, mine)
+		if err := x.have(index, w, mine); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 // have notes that pages of a word have come.
-func (x *Missing) have(index int, w, mine uint64) {
+func (x *Missing) have(index int, w, mine uint64) error {
 	if mine == 0 {
-		return
+		return nil
 	}
 	s := &x.slots[index]
 	atomic.AndUint64(&s.absent[w], ^mine)
+	whole, err := x.cameHuge(index, w, mine)
 	left := x.left.Add(-int64(bits.OnesCount64(mine)))
 	x.waitMu.Lock()
 	base := (x.mem.slots[index].off >> mempage.Shift) + w*64
 	var woken []uint64
-	if len(x.waiting) > 0 {
+	if whole && len(x.waiting) > 0 {
 		for left := mine; left != 0; left &= left - 1 {
-			p := base + uint64(bits.TrailingZeros64(left))
+			p := (base + uint64(bits.TrailingZeros64(left))) &^ (x.grain - 1)
 			if list, ok := x.waiting[p]; ok {
 				for _, f := range list {
 					x.stalls.add(f, time.Now())
@@ -328,8 +365,9 @@ func (x *Missing) have(index int, w, mine uint64) {
 	}
 	x.waitMu.Unlock()
 	for _, p := range woken { // those that were made are awake; a page of zeros is made when it is touched
-		_ = x.faults.wake(x.mem.slots[index].HVA+uintptr((p-x.mem.slots[index].off>>mempage.Shift)<<mempage.Shift), pageBytes)
+		_ = x.faults.wake(x.mem.slots[index].HVA+uintptr((p-x.mem.slots[index].off>>mempage.Shift)<<mempage.Shift), x.grain*pageBytes)
 	}
+	return err
 }
 
 // finish ends what is over: by Stop, or since all have come.
@@ -390,6 +428,9 @@ func (x *Missing) watch() {
 				x.failed.Store(&err)
 			}
 		}
+		// Who was asked goes first: this goroutine is about to wait in the kernel, which the
+		// runtime may notice only some milliseconds later.
+		runtime.Gosched()
 	}
 }
 
@@ -400,9 +441,9 @@ func (x *Missing) fault(f fault) error {
 		return fmt.Errorf("a fault at %#x, which is no guest memory", f.addr)
 	}
 	s := &x.mem.slots[index]
-	page := uint64(f.addr-s.HVA) >> mempage.Shift
+	page, _ := x.round(uint64(f.addr-s.HVA)>>mempage.Shift, 1)
 	x.waitMu.Lock()
-	missing := atomic.LoadUint64(&x.slots[index].absent[page/64])>>(page%64)&1 != 0
+	missing := anyBits(x.slots[index].absent, page, x.grain)
 	if missing { // under waitMu: whoever brings it looks for waiters afterwards
 		p := s.off>>mempage.Shift + page
 		x.waiting[p] = append(x.waiting[p], waiter{time.Now(), f.thread})
@@ -410,6 +451,9 @@ func (x *Missing) fault(f fault) error {
 	x.waitMu.Unlock()
 	if !missing {
 		x.stallsZero()
+		if x.huge != nil {
+			return x.makeHuge(s, page)
+		}
 		if err := x.faults.zero(s.HVA+uintptr(page<<mempage.Shift), pageBytes); err != nil {
 			return fmt.Errorf("UFFDIO_ZEROPAGE at page %#x of memory slot %d: %w", page, index, err)
 		}
@@ -422,6 +466,7 @@ func (x *Missing) fault(f fault) error {
 // ask calls want for the missing pages of a range for which it has not been called.
 func (x *Missing) ask(index int, first, n uint64) {
 	s := &x.slots[index]
+	first, n = x.round(first, n)
 	var runs [][2]uint64
 	x.waitMu.Lock()
 	for p := first; p < first+n; p++ {
@@ -467,6 +512,7 @@ func (x *Missing) await(index int, first, n uint64) error {
 	if allBits(s.exists, first, n) {
 		return nil
 	}
+	first, n = x.round(first, n)
 	for anyBits(s.absent, first, n) {
 		x.ask(index, first, n)
 		x.waitMu.Lock()
@@ -519,6 +565,9 @@ func (x *Missing) giveUp(index int, first, n uint64) error {
 		x.came.Wait()
 	}
 	x.waitMu.Unlock()
+	if x.huge != nil {
+		return x.giveUpHuge(index, first, n)
+	}
 	var wrong error
 	ram := x.mem.slots[index].ram
 	err := x.mem.eachPopulated(&x.mem.slots[index], first, n, func(at, n uint64) bool {

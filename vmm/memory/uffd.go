@@ -20,23 +20,30 @@ const (
 	uffdWake       = 0x8010aa02
 	uffdCopy       = 0xc028aa03
 	uffdZeroPage   = 0xc020aa04
+	uffdContinue   = 0xc020aa07
 
 	uffdVersion      = 0xaa
 	featureShmem     = 1 << 5 // UFFD_FEATURE_MISSING_SHMEM
 	featureThreadID  = 1 << 8
+	featureHuge      = 1<<4 | 1<<9 // UFFD_FEATURE_MISSING_HUGETLBFS, UFFD_FEATURE_MINOR_HUGETLBFS
+	featureExact     = 1 << 11     // UFFD_FEATURE_EXACT_ADDRESS: not used, but of Linux 5.18, as is MADV_DONTNEED of huge pages
 	registerMissing  = 1 << 0
+	registerMinor    = 1 << 2
 	eventPageFault   = 0x12
 	faultMessageSize = 32
 )
 
 // FaultRequests are the ioctls that [Missing] makes.
 func FaultRequests() []uint32 {
-	return []uint32{uffdNew, uffdAPI, uffdRegister, uffdUnregister, uffdWake, uffdCopy, uffdZeroPage}
+	return []uint32{uffdNew, uffdAPI, uffdRegister, uffdUnregister, uffdWake, uffdCopy, uffdZeroPage, uffdContinue}
 }
 
 // uffd is a userfaultfd of this process, which reports faults of the kernel, too: KVM's
 // are such.
-type uffd struct{ fd int }
+type uffd struct {
+	fd   int
+	huge bool // memory of huge pages can be registered
+}
 
 // spareFaults keeps a userfaultfd that is open and not in use.
 var spareFaults struct {
@@ -82,7 +89,7 @@ func takeFaults() (uffd, error) {
 	if err == nil {
 		fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(dev), uffdNew, flags)
 		if errno == 0 {
-			return uffd{int(fd)}.negotiate()
+			return uffd{fd: int(fd)}.negotiate()
 		}
 		err = fmt.Errorf("USERFAULTFD_IOC_NEW: %w", errno)
 	}
@@ -90,7 +97,7 @@ func takeFaults() (uffd, error) {
 		fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, flags, 0, 0)
 		if errno == 0 {
 			s.failed = errors.New("userfaultfd is in use already")
-			return uffd{int(fd)}.negotiate()
+			return uffd{fd: int(fd)}.negotiate()
 		}
 		s.failed = fmt.Errorf("memory that comes later needs userfaultfd with faults of the kernel: let the user of this process open /dev/userfaultfd, "+
 			"or have CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd to 1: %w; userfaultfd: %w", err, errno)
@@ -112,8 +119,14 @@ func (u uffd) giveBack() {
 
 // negotiate makes a new userfaultfd one that can be used.
 func (u uffd) negotiate() (uffd, error) {
-	arg := struct{ api, features, ioctls uint64 }{uffdVersion, featureShmem | featureThreadID, 0}
-	if err := u.ioctl(uffdAPI, unsafe.Pointer(&arg)); err != nil {
+	type api struct{ api, features, ioctls uint64 }
+	arg := api{uffdVersion, featureShmem | featureThreadID | featureHuge, 0}
+	err := u.ioctl(uffdAPI, unsafe.Pointer(&arg))
+	if u.huge = err == nil && arg.features&featureExact != 0; err != nil {
+		arg = api{uffdVersion, featureShmem | featureThreadID, 0}
+		err = u.ioctl(uffdAPI, unsafe.Pointer(&arg))
+	}
+	if err != nil {
 		_ = unix.Close(u.fd)
 		return uffd{}, fmt.Errorf("memory that comes later needs a userfaultfd with UFFD_FEATURE_MISSING_SHMEM and UFFD_FEATURE_THREAD_ID (Linux 4.14): %w", err)
 	}
@@ -136,12 +149,13 @@ func (u uffd) ioctl(request uintptr, arg unsafe.Pointer) error {
 // span is struct uffdio_range.
 type span struct{ start, length uint64 }
 
-// register makes faults on pages that do not exist be reported.
-func (u uffd) register(start uintptr, length uint64) error {
+// register makes faults on pages that do not exist be reported; with registerMinor also
+// those on pages that the file has and the page table has not.
+func (u uffd) register(start uintptr, length, mode uint64) error {
 	arg := struct {
 		span
 		mode, ioctls uint64
-	}{span{uint64(start), length}, registerMissing, 0}
+	}{span{uint64(start), length}, mode, 0}
 	return u.ioctl(uffdRegister, unsafe.Pointer(&arg))
 }
 
@@ -181,6 +195,25 @@ func (u uffd) zero(start uintptr, length uint64) error {
 		err := u.ioctl(uffdZeroPage, unsafe.Pointer(&arg))
 		return uint64(max(arg.zeroed, 0)), err
 	}, start)
+}
+
+// show puts a huge page of the file into the page table, and lets all go on that wait for it.
+// One that is there is left as it is.
+func (u uffd) show(start uintptr) error {
+	for {
+		arg := struct {
+			span
+			mode   uint64
+			mapped int64
+		}{span{uint64(start), hugePageSize}, 0, 0}
+		err := u.ioctl(uffdContinue, unsafe.Pointer(&arg))
+		switch {
+		case errors.Is(err, unix.EEXIST):
+			return u.wake(start, hugePageSize)
+		case !errors.Is(err, unix.EAGAIN): // the process's mappings are changing
+			return err
+		}
+	}
 }
 
 // fill repeats a step that makes some pages of a range. One that exists is left out, and
