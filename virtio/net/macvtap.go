@@ -445,7 +445,7 @@ func macvtapError(name string, err error) error {
 	case errors.Is(err, unix.EPERM):
 		help = " (it needs CAP_NET_ADMIN, or a macvtap made by: ip link add link LINK name NAME type macvtap mode bridge)"
 	case errors.Is(err, fs.ErrPermission):
-		help = " (chown the device to the user)"
+		help = " (chown the device to the user; docs/network.md has a rule of udev)"
 	}
 	return fmt.Errorf("macvtap %s: %w%s", name, err, help)
 }
