@@ -29,6 +29,7 @@ need ip iproute2        # network namespaces
 need ping iputils-ping  # guests answer it
 need pgrep procps       # finds the processes of a VM
 need passt passt        # a network at a socket
+need nc netcat-openbsd  # the console, as the documentation has it
 need chromium chromium  # looks at reports
 need lintian lintian    # checks the package
 need systemd-sysusers systemd # reads its files
@@ -58,8 +59,8 @@ else
 	echo "setup: CONTRIBUTING.md has a container for all tests." >&2
 fi
 
+run=()
 if [ ${#missing[@]} -gt 0 ] || [ -z "$lists" ]; then
-	run=()
 	if [ "$(id -u)" != 0 ]; then
 		if ! sudo -n true 2>/dev/null; then
 			echo "setup: missing: ${missing[*]:-the lists of apt-get}: install them, or run as root" >&2
@@ -71,6 +72,14 @@ if [ ${#missing[@]} -gt 0 ] || [ -z "$lists" ]; then
 	if [ ${#missing[@]} -gt 0 ]; then
 		"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
 	fi
+fi
+if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then
+	# Without the package's service, and what its pages need.
+	[ "$(id -u)" = 0 ] || run=(sudo -n)
+	work=$(mktemp -d)
+	(cd "$work" && apt-get download -q prometheus && dpkg-deb -x prometheus_*.deb x)
+	"${run[@]}" install -m 755 "$work"/x/usr/bin/prometheus "$work"/x/usr/bin/promtool /usr/local/bin
+	rm -r "$work"
 fi
 go mod download
 go -C test/client mod download

@@ -15,17 +15,18 @@ import (
 
 // reasons are why a block is not run, and what shows that it is right all the same.
 var reasons = map[string]string{
-	"two hosts":         "it is typed on two hosts; test/ has the same in network namespaces",
-	"minutes":           "it takes minutes, or measures; it is a test or benchmark itself",
-	"a Linux guest":     "it boots a distribution's Linux, or what lies on its disk",
-	"another program":   "it needs a program that the tests do not install",
-	"another block":     "the same is run in another block of the page",
-	"another machine":   "it needs more memory than a test has, or another processor",
-	"a terminal":        "it takes a whole terminal; a test has one",
-	"a form":            "it has words in place of values",
-	"an older release":  "it needs the binary of another release",
-	"a service manager": "it needs systemd and the package; TestPackageOnDebian has the same (make accept)",
-	"CI runs it":        "it is what CI, or another test, runs word for word",
+	"two hosts":          "it is typed on two hosts; test/ has the same in network namespaces",
+	"minutes":            "it takes minutes, or measures; it is a test or benchmark itself",
+	"a Linux guest":      "it boots a distribution's Linux, or what lies on its disk",
+	"another program":    "it needs a program that the tests do not install",
+	"another hypervisor": "it is a command line of QEMU for a processor with VT-x or SVM; TestQEMUHarness has one for this KVM",
+	"another block":      "the same is run in another block of the page",
+	"another machine":    "it needs more memory than a test has, or another processor",
+	"a terminal":         "it takes a whole terminal; a test has one",
+	"a form":             "it has words in place of values",
+	"an older release":   "it needs the binary of another release",
+	"a service manager":  "it needs systemd and the package; TestPackageOnDebian has the same (make accept)",
+	"CI runs it":         "it is what CI, or another test, runs word for word",
 }
 
 // TestBlocks runs the shell blocks of each page, in order, in one bash and in namespaces of its
@@ -58,7 +59,7 @@ func TestBlocks(t *testing.T) {
 	}
 	testenv.NeedKVM(t)
 	testenv.NeedRoot(t, "namespaces")
-	testenv.NeedTools(t, "bash", "ip", "curl", "qemu-img", "ssh-keygen", "ping", "mount", "mke2fs")
+	testenv.NeedTools(t, "bash", "ip", "curl", "qemu-img", "ssh-keygen", "ping", "mount", "mke2fs", "nc", "passt", "promtool")
 	bin := filepath.Join(t.TempDir(), "govmm")
 	build := exec.Command("go", "build", "-o", bin, "./cmd/govmm")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")

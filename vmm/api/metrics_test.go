@@ -83,7 +83,7 @@ func checkWithPromtool(t *testing.T, text string) {
 	t.Helper()
 	tool, err := exec.LookPath("promtool")
 	if err != nil {
-		t.Log("promtool is not installed; its rules were checked, it was not run")
+		t.Log("promtool is not installed (make setup); its rules were checked, it was not run")
 		return
 	}
 	cmd := exec.Command(tool, "check", "metrics")
