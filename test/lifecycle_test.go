@@ -10,7 +10,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/govmm/govmm/internal/testenv"
+	"github.com/govmm/govmm/internal/vmtest"
 	"github.com/govmm/govmm/mempage"
 	"github.com/govmm/govmm/vmm/loader/elftest"
 )
@@ -266,4 +269,62 @@ func TestRefusalListsReasons(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	awaitVerified(t, there.out, 0, 32*mib/mempage.Size)
+}
+
+// The two kernels listen to the power button (PM1a_EN at port 0x602): one powers off when it is
+// pressed (PM1a_STS at 0x600, PM1a_CNT at 0x604), one does nothing.
+var (
+	enables = []byte{0x66, 0xba, 0x02, 0x06, 0x66, 0xb8, 0x00, 0x01, 0x66, 0xef} // mov $0x602,%dx; mov $0x100,%ax; out %ax,%dx
+	obeys   = append(append([]byte{}, enables...),
+		0x66, 0xba, 0x00, 0x06, 0x66, 0xed, 0xf6, 0xc4, 0x01, 0x74, 0xf5, // 1: mov $0x600,%dx; in %dx,%ax; test $1,%ah; jz 1b
+		0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, // mov $0x604,%dx; mov $0x2000,%ax; out %ax,%dx
+		0xfa, 0xf4) // cli; hlt
+	ignores = append(append([]byte{}, enables...), 0xfa, 0xf4) // cli; hlt
+)
+
+// TestPowerButton: stop waits until a guest has powered off by its button; when its time has
+// passed it fails and the guest goes on, or ends with --then-force.
+func TestPowerButton(t *testing.T) {
+	needKVM(t)
+	h := newHost(t)
+	start := func(code []byte) *proc {
+		t.Helper()
+		kernel := filepath.Join(t.TempDir(), "kernel")
+		testenv.Check(t, os.WriteFile(kernel, vmtest.Kernel(code), 0o644))
+		p := h.start("run", "a", "--memory", "16M", "--serial", "null", "--kernel", kernel)
+		p.err.awaitText(t, 0, "a runs")
+		return p
+	}
+	// stop is tried until the guest listens.
+	stop := func(args ...string) (stdout, stderr string, exit int) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+			stdout, stderr, exit = h.run(append([]string{"stop", "a"}, args...)...)
+			if !strings.Contains(stderr, "does not listen to its power button") || time.Now().After(deadline) {
+				return stdout, stderr, exit
+			}
+		}
+	}
+	p := start(obeys)
+	if stdout, stderr, exit := stop(); exit != 0 || stdout != "" || stderr != "govmm: a is stopped\n" {
+		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
+	}
+	if exit := p.wait(); exit != 0 || !strings.Contains(p.err.tail(5), "a: the guest powered off") {
+		t.Errorf("exit %d, %q", exit, p.err.tail(5))
+	}
+	p = start(ignores)
+	const late = "the guest has not powered off within 300ms; it was asked to, and may still do so; "
+	if stdout, stderr, exit := stop("--timeout", "300ms"); exit != 1 || stdout != "" || stderr != "govmm: stop a: "+late+"--force ends it at once\n" {
+		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
+	}
+	if i := h.info("a"); i.State != "running" {
+		t.Errorf("%+v", i)
+	}
+	if stdout, stderr, exit := stop("--timeout", "300ms", "--then-force"); exit != 0 || stdout != "" ||
+		stderr != "govmm: stop a: "+strings.TrimSuffix(late, "; ")+"; it is ended now\ngovmm: a is stopped\n" {
+		t.Errorf("exit %d, %q, %q", exit, stdout, stderr)
+	}
+	if exit := p.wait(); exit != 0 {
+		t.Errorf("exit %d", exit)
+	}
 }

@@ -89,9 +89,10 @@ func (f *configFlags) printFrom(cmd *cobra.Command) error {
 	var config map[string]any
 	if err == nil {
 		config, err = c.Config(cmd.Context())
+		err = advise(err)
 	}
 	if err != nil {
-		return fmt.Errorf("config --from %s: %w", f.from, advise(err))
+		return fmt.Errorf("config --from %s: %w", f.from, err)
 	}
 	var doc document
 	for _, key := range slices.Sorted(maps.Keys(config)) {

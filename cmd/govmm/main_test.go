@@ -182,13 +182,15 @@ func TestNothingRuns(t *testing.T) {
 	c := newCLI(t)
 	for _, args := range []string{
 		"info", "info db", "pause db", "resume db --force", "stop db", "stop --api-socket /nonexistent/x.sock", "ps db",
-		"migrate db --to h:1", "migrate db --cancel",
+		"migrate db --to h:1", "migrate db --cancel", "config --from db",
 	} {
 		exit, stdout, stderr := c.run(strings.Fields(args)...)
 		if exit != exitFailed || stdout != "" {
 			t.Errorf("govmm %s: exit %d, stdout %q", args, exit, stdout)
 		}
-		oneLine(t, stderr, args[:strings.IndexAny(args+" ", " ")], "runs", "govmm ps")
+		if oneLine(t, stderr, args[:strings.IndexAny(args+" ", " ")], "runs", "govmm ps"); strings.Count(stderr, "govmm ps") != 1 {
+			t.Errorf("advised twice: %q", stderr)
+		}
 	}
 	if exit, stdout, stderr := c.run("ps"); exit != 0 || !strings.HasPrefix(stdout, "NAME") || strings.Count(stdout, "\n") != 1 || stderr != "" {
 		t.Errorf("ps: %d %q %q", exit, stdout, stderr)
