@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/test/kernel"
 )
 
 // pingInterval is the pinger's, ten packets a second.
@@ -127,4 +129,18 @@ func (p *pinger) end() (sent, lost, twice int) {
 		}
 	}
 	return sent, sent - len(seen), twice
+}
+
+// TestLinuxOnUserNet: Linux, whose driver asks for offloads, has a user network, in the sandbox.
+func TestLinuxOnUserNet(t *testing.T) {
+	needKVM(t)
+	t.Parallel()
+	l := linux{variant: kernel.NoACPI, cpus: 1, memory: "128M", program: "memhog", words: "size=4M",
+		kernel: "ip=192.168.127.2::192.168.127.1:255.255.255.0::eth0:off", args: []string{"--net", fmt.Sprintf("user,forward=udp:%d:7", udpPort(t))}}
+	h := newHost(t)
+	vm := l.run(h, "linux", l.prepare(t))
+	vm.awaitBoot()
+	if _, workers := networks(t, vm.cmd.Process.Pid); len(workers) != 1 {
+		t.Errorf("processes of the network: %v, expected one", workers)
+	}
 }

@@ -97,11 +97,11 @@ func (m *Messages) send(message any, fds ...int) error {
 	if len(raw) > maxMessage {
 		return fmt.Errorf("a message of %d bytes, expected at most %d", len(raw), maxMessage)
 	}
-	var oob []byte
 	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
+		_, _, err = m.conn.WriteMsgUnix(raw, unix.UnixRights(fds...), nil)
+	} else { // by write, which a vCPU's thread may call: a driver's start asks for offloads there
+		_, err = m.conn.Write(raw)
 	}
-	_, _, err = m.conn.WriteMsgUnix(raw, oob, nil)
 	return err
 }
 
