@@ -40,6 +40,18 @@ func runAll(dir string, commands [][]string) error {
 	return nil
 }
 
+// DebianImage returns the path of [DebianSystem] as a [CloudImage], kept in the user's cache.
+func DebianImage() (string, error) {
+	return inCache("bookworm-system.qcow2", func(tmp string) (string, error) {
+		dir, err := DebianSystem()
+		if err != nil {
+			return "", err
+		}
+		path := filepath.Join(tmp, "debian.qcow2")
+		return path, CloudImage(dir, 2048, path)
+	})
+}
+
 // CloudImage makes a disk of a directory's files, as Debian's cloud images are: GPT, the root,
 // so many MiB of ext4, as partition 1, an ESP before it as partition 15; compressed qcow2.
 // Both paths are absolute.

@@ -6,8 +6,9 @@
 //	go run ./test/run -race ./...
 //
 // With the one argument -svm it runs a choice of the tests on an emulated
-// machine with KVM instead, with -svm=short a smaller one, and with -svm=absent
-// that if there is no KVM here. No test may be skipped there.
+// machine with KVM instead, with -svm=short a smaller one, with -svm=absent
+// that if there is no KVM here, and with -svm=accept those with the tag accept that need VT-x or
+// SVM. No test may be skipped there.
 package main
 
 import (
@@ -39,6 +40,9 @@ func main() {
 	case arg == "-svm=absent", arg == "-svm=short":
 		r.strict = true
 		err = onSVM(&r, short, kernel.NoACPI)
+	case arg == "-svm=accept":
+		r.strict = true
+		err = onSVM(&r, accept)
 	case arg == "-svm":
 		r.strict = true
 		err = onSVM(&r, long, kernel.NoACPI, kernel.ACPI)

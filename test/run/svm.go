@@ -20,6 +20,8 @@ type part struct {
 	// seen with one vCPU, whose timer interrupted its own handler, which has a
 	// lock. With a thread for each, the machine itself stands still at times.
 	linux bool
+	// accept says that the tests have the tag accept, and take longer.
+	accept bool
 }
 
 // leftOut is a test that fails there and only there.
@@ -50,6 +52,11 @@ var long = []part{
 	{pkg: "./test", run: "^(TestPausedArrivesPaused|TestBackings|TestPowerOff|TestReboot|TestLinuxBoots|TestLinuxRootDiskMoves|TestDebianKernel|TestDebianFromDisk|TestDebianSees|TestLinuxVsock)$", linux: true},
 }
 
+// The tests with the tag accept that only hardware virtualisation can pass.
+var accept = []part{
+	{pkg: "./test", run: "^TestDebianImageBoots$", linux: true, accept: true},
+}
+
 // onSVM has the parts run, each on an emulated machine of its own; what is
 // compiled or fetched is so here, where it is fast and there is a network.
 func onSVM(r *report, parts []part, kernels ...kernel.Variant) error {
@@ -69,6 +76,14 @@ func onSVM(r *report, parts []part, kernels ...kernel.Variant) error {
 	}
 	for _, k := range kernels {
 		if _, err := kernel.Build(k); err != nil {
+			return err
+		}
+	}
+	for _, p := range parts {
+		if !p.accept {
+			continue
+		}
+		if _, err := kernel.DebianImage(); err != nil {
 			return err
 		}
 	}
@@ -100,6 +115,9 @@ func (p part) arguments(svm string) []string {
 		threads = "multi"
 	}
 	args := []string{"-count=1", "-vet=off", "-parallel", "1", "-timeout", "40m", "-exec", svm + " -timeout 45m -threads " + threads}
+	if p.accept { // a cloud image, and two copies of its disk
+		args = []string{"-tags", "accept", "-count=1", "-vet=off", "-timeout", "150m", "-exec", svm + " -timeout 160m -memory 5G -threads " + threads}
+	}
 	if p.run != "" {
 		args = append(args, "-run", p.run)
 	}
