@@ -133,3 +133,24 @@ func TestInABrowser(t *testing.T) {
 		}
 	}
 }
+
+// Of a migration that was given up no round is the stop, and nobody knows what the guest
+// wrote in the last one.
+func TestPlotsOfWhatWasGivenUp(t *testing.T) {
+	r := report.Result{Status: "cancelled", RAMBytes: 64 << 20, Rounds: []report.RoundStats{{Duration: time.Second, DirtyPages: 1 << 14, PagesSent: 100, BytesSent: 1 << 20}}}
+	for rounds, want := range map[int]int{1: 0, 2: 1} {
+		if rounds == 2 {
+			r.Rounds = append(r.Rounds, report.RoundStats{N: 1, Duration: time.Second, DirtyPages: 512, PagesSent: 512, BytesSent: 2 << 20})
+		}
+		plots, err := plotsOf(&r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(plots[0].Caption, "the stop") {
+			t.Errorf("%q", plots[0].Caption)
+		}
+		if got := strings.Count(string(plots[2].Light), ">guest writes<"); plots[2].Title != "Link and guest" || got != want {
+			t.Errorf("%d rounds: %q says %d times what the guest writes, want %d", rounds, plots[2].Title, got, want)
+		}
+	}
+}

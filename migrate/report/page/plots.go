@@ -45,7 +45,12 @@ func plotsOf(r *report.Result) (plots []plot, err error) {
 		plots = append(plots, one)
 	}
 	if rounds := condense(r.Rounds); len(rounds) > 0 {
-		add("Rounds", "What each round sent, or did not need to. The last one is the stop.", plotHeight, func(p *charts.Painter, t charts.ColorPalette) error {
+		stopped := r.Downtime > 0
+		caption := "What each round sent, or did not need to."
+		if stopped {
+			caption += " The last one is the stop."
+		}
+		add("Rounds", caption, plotHeight, func(p *charts.Painter, t charts.ColorPalette) error {
 			return drawRounds(p, t, rounds)
 		})
 		add("Memory left", "MiB that were to be sent when each round began, by the time since the first one.", plotHeight, func(p *charts.Painter, t charts.ColorPalette) error {
@@ -53,8 +58,16 @@ func plotsOf(r *report.Result) (plots []plot, err error) {
 		})
 		add("Link and guest", "MiB a second: what the link carried in each round, and what the guest wrote to its memory meanwhile.", plotHeight,
 			func(p *charts.Painter, t charts.ColorPalette) error {
-				return drawLines(p, t, rounds, []string{"link", "guest writes"}, func(x round) []float64 {
-					return []float64{float64(perSecond(x.BytesSent, x.Duration)) / mib, float64(perSecond(x.written*pageSize, x.Duration)) / mib}
+				names := []string{"link", "guest writes"}
+				if last := rounds[len(rounds)-1]; !stopped && last.N == rounds[0].N {
+					names = names[:1] // what it wrote in the only round nobody has counted
+				}
+				return drawLines(p, t, rounds, names, func(x round) []float64 {
+					guest := float64(perSecond(x.written*pageSize, x.Duration)) / mib
+					if !stopped && x.N == rounds[len(rounds)-1].N {
+						guest = charts.GetNullValue()
+					}
+					return []float64{float64(perSecond(x.BytesSent, x.Duration)) / mib, guest}[:len(names)]
 				})
 			})
 	}
