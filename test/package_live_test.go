@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/govmm/govmm/internal/vmtest"
 )
 
 // machine is a Debian in namespaces of its own, with systemd, on this kernel and its KVM.
@@ -33,7 +35,7 @@ func newMachine(t *testing.T) *machine {
 		output(t, "debootstrap", "--variant=minbase", "--include=systemd-sysv,udev,dbus,iproute2,man-db", "bookworm", m.root)
 	}
 	var said bytes.Buffer
-	cmd := exec.Command("systemd-nspawn", "--quiet", "--directory="+m.root, "--boot", "--register=no", "--keep-unit", "--console=pipe", "--bind=/dev/kvm", "--bind=/dev/net/tun")
+	cmd := exec.Command("systemd-nspawn", "--quiet", "--directory="+m.root, "--boot", "--register=no", "--keep-unit", "--console=pipe", "--bind=/dev/kvm", "--bind=/dev/net/tun", "--bind=/dev/userfaultfd")
 	cmd.Env = append(os.Environ(), "SYSTEMD_SECCOMP=0") // its own filter would forbid govmm's
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
@@ -57,6 +59,11 @@ func newMachine(t *testing.T) *machine {
 		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", cmd.Process.Pid))
 		if m.init, _ = strconv.Atoi(strings.TrimSpace(string(children))); m.init != 0 {
 			if out, _ := m.try("systemctl", "is-system-running", "--wait"); out == "running" || out == "degraded" {
+				// Which devices a unit may use is systemd's to say there, too.
+				if _, err := m.try("mount", "-o", "remount,bind,rw", deviceGroups); err == nil {
+					m.must("systemctl", "daemon-reexec")
+					_, _ = m.try("systemctl", "is-system-running", "--wait")
+				}
 				return m
 			}
 		}
@@ -163,8 +170,10 @@ func TestPackageOnDebian(t *testing.T) {
 		t.Errorf("dpkg -r while a VM runs: %v\n%s", err, out)
 	}
 	m.await("running", "govmm", "ps")
+	m.devices(unit)
 	m.moveTo()
 	m.endings(unit)
+	m.button()
 
 	t.Log(m.must("dpkg", "-r", "govmm"))
 	if left := m.must("cat", "/etc/govmm/demo.yaml"); left != strings.TrimSpace(edited) {
@@ -217,6 +226,49 @@ func (m *machine) upgradePackage(unit, first, edited string) {
 	for line := range strings.Lines(journal) {
 		if strings.HasPrefix(line, "tick ") && !strings.Contains(line, " bad=0 ") || strings.Contains(line, "control group") {
 			m.t.Errorf("in the journal: %s", line)
+		}
+	}
+}
+
+// deviceGroups is where control groups of version 1 have the devices.
+const deviceGroups = "/sys/fs/cgroup/devices"
+
+// devices checks which devices the processes of a unit may use.
+func (m *machine) devices(unit string) {
+	m.t.Helper()
+	if _, err := os.Stat(deviceGroups); err != nil {
+		m.t.Logf("the devices of units are not looked at, on this host with control groups of version 2: %v", err)
+		return
+	}
+	m.must("mknod", "/srv/fuse", "c", "10", "229")
+	m.must("mknod", "/srv/loop0", "b", "7", "0")
+	m.must("mknod", "/srv/mem", "c", "1", "1")
+	group := deviceGroups + m.must("systemctl", "show", "-P", "ControlGroup", unit)
+	for device, want := range map[string]string{"/dev/kvm": "opened", "/dev/net/tun": "opened", "/dev/userfaultfd": "opened", "/dev/null": "opened", "/dev/urandom": "opened",
+		"/srv/fuse": "Operation not permitted", "/srv/loop0": "Operation not permitted", "/srv/mem": "Operation not permitted"} {
+		if out, err := m.try("sh", "-c", "echo $$ >"+group+"/cgroup.procs && exec 3<>"+device+" && echo opened"); !strings.HasSuffix(out, want) {
+			m.t.Errorf("%s in %s: %q, %v; expected %s", device, group, out, err, want)
+		}
+	}
+}
+
+// button stops units by their guests' power buttons: one that obeys, and one that does not.
+func (m *machine) button() {
+	m.t.Helper()
+	for name, code := range map[string][]byte{"obeys": obeys, "ignores": ignores} {
+		unit := "govmm@" + name
+		m.write("/srv/"+name, string(vmtest.Kernel(code)))
+		m.write("/etc/govmm/"+name+".yaml", "kernel: /srv/"+name+"\nserial: \"null\"\nmemory: 16M\n")
+		m.must("mkdir", "-p", "/etc/systemd/system/"+unit+".service.d")
+		m.write("/etc/systemd/system/"+unit+".service.d/time.conf", "[Service]\nExecStop=\nExecStop=/usr/bin/govmm stop %i --timeout 1s --then-force\n")
+		m.must("systemctl", "daemon-reload")
+		m.must("systemctl", "start", unit)
+		time.Sleep(time.Second) // the guest listens: it does nothing else before
+		m.must("systemctl", "stop", unit)
+		m.state(unit, "inactive", "success")
+		said := m.must("journalctl", "-o", "cat", "-u", unit)
+		if off, forced := strings.Contains(said, ": the guest powered off"), strings.Contains(said, "has not powered off within 1s; it was asked to, and may still do so; it is ended now"); off != (name == "obeys") || forced == off {
+			m.t.Errorf("%s: %s", unit, said)
 		}
 	}
 }
