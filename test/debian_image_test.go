@@ -32,7 +32,7 @@ func TestDebianImageBoots(t *testing.T) {
 	here, there := tcpPort(t), tcpPort(t)
 	args := []string{"run", "web", "--image", qcow2, "--size", "3G", "--memory", "640M", "--ssh-key", key + ".pub", "--hostname", "govmm-web", "--net", forward(here)}
 	if emulated() { // slowly
-		args = append(args, "--cmdline", "root=UUID="+kernel.SystemRoot+" ro "+debianCmdline()+" systemd.default_timeout_start_sec=3600")
+		args = append(args, "--cmdline", "root=UUID="+kernel.SystemRoot+" ro "+debianCmdline())
 	}
 	vm := h.start(args...)
 	vm.err.awaitText(t, 0, "made the disk")

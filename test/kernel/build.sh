@@ -85,11 +85,6 @@ if [ ! -f "$out/vmlinux" ]; then
 		sed -i -e "/^DEFINE_IDTENTRY_RAW(exc_invalid_op)$/e cat '$here/patch/int80.c'" \
 			-e 's/^\thandle_invalid_op(regs);$/\tif (!int80_instead(regs))\n\t&/' $patched
 		[ "$(grep -c int80_instead $patched)" = 2 ] || die "$patched has not the two places to change"
-
-		# Nor is FWAIT known there, with which each thread ends.
-		patched=arch/x86/kernel/fpu/core.c
-		sed -i 's/"1: fwait\\n"/"1: nop\\n"/' $patched
-		grep -q '"1: nop' $patched || die "$patched has no FWAIT where a thread ends"
 	fi
 
 	{

@@ -75,7 +75,8 @@ func CloudImage(dir string, mib int, path string) error {
 
 // systemScript configures the system in $1, whose root will be the file system $2. A
 // grub-probe that tells of the disk that will be takes the place of Debian's meanwhile,
-// which would look for a disk here. Root needs no password on the console.
+// which would look for a disk here. Root needs no password on the console. systemd has the
+// patience that an emulated processor takes.
 const systemScript = `
 cd "$1"
 mv usr/sbin/grub-probe usr/sbin/grub-probe.real
@@ -99,6 +100,12 @@ GRUB_CMDLINE_LINUX="console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200 c
 EOF
 echo "UUID=$2 / ext4 rw 0 1" >etc/fstab
 echo debian >etc/hostname
+mkdir -p etc/systemd/system.conf.d
+cat >etc/systemd/system.conf.d/slow.conf <<'EOF'
+[Manager]
+DefaultTimeoutStartSec=1h
+DefaultDeviceTimeoutSec=1h
+EOF
 chroot . grub-mkconfig -o /boot/grub/grub.cfg
 chroot . passwd -d root
 mv usr/sbin/grub-probe.real usr/sbin/grub-probe
