@@ -102,6 +102,10 @@ func newSender(ram RAM, t *tracker, l *link, m *meter, opt Options) (*sender, er
 	return s, nil
 }
 
+// maxFew is how many pages one worker sends sooner than others wake: the last ones of an idle
+// guest, which stands still meanwhile.
+const maxFew = 64
+
 // send sends the pages that the tracker has to send, from the first page of memory
 // to the last, and returns when all of them have been written. before is called for
 // each slot before any of its pages is picked. After an error the migration is over:
@@ -114,14 +118,20 @@ func (s *sender) send(ctx context.Context, limit *limiter, before func(slot int)
 	s.stage = s.prepare(ctx, 0, 0)
 	defer func() { s.leaps = false }()
 	defer s.preparing.Wait()
-	var all sync.WaitGroup
-	for _, w := range s.workers {
-		all.Go(func() {
-			if err := w.run(ctx, limit); err != nil {
-				cancel(err) // the first one is the reason
-			}
-		})
+	work := func(w *worker) {
+		if err := w.run(ctx, limit); err != nil {
+			cancel(err) // the first one is the reason
+		}
 	}
+	workers := s.workers
+	if s.tracker.Remaining() <= maxFew {
+		workers = workers[:1]
+	}
+	var all sync.WaitGroup
+	for _, w := range workers[1:] {
+		all.Go(func() { work(w) })
+	}
+	work(workers[0])
 	all.Wait()
 	return context.Cause(ctx)
 }
