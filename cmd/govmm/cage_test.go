@@ -64,8 +64,11 @@ func TestSandboxThatTheHostForbids(t *testing.T) {
 		tm.await("govmm: the sandbox lacks what this host does not give: " + what)
 		c.run("stop", "a", "--force")
 		tm.ended(exitDone)
-		if n := strings.Count(tm.screen.String(), "the sandbox lacks"); n > 1 {
-			t.Errorf("%d warnings: %q", n, tm.screen.String())
+		tm.mu.Lock()
+		screen := tm.screen.String()
+		tm.mu.Unlock()
+		if n := strings.Count(screen, "the sandbox lacks"); n > 1 {
+			t.Errorf("%d warnings: %q", n, screen)
 		}
 	}
 }
