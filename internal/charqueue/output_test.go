@@ -65,7 +65,7 @@ func TestIdleLineIsWrittenAtOnce(t *testing.T) {
 		say("one line")
 		synctest.Wait()
 		w.want(t, "a line has begun", "\n")
-		say("\nand two\n")
+		o.Put([]byte("\nand two\n"))
 		synctest.Wait()
 		w.want(t, "lines", "one line\nand two\n")
 		// A guest that prints a byte in each microsecond costs a Write in each
