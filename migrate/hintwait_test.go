@@ -146,8 +146,8 @@ func TestHintsNeverCostTime(t *testing.T) {
 			if best := min(on.Total, off.Total); auto.Total > best*105/100+5*ms {
 				t.Errorf("auto takes %v, the better of on and off %v", auto.Total, best)
 			}
-			if c.spares && (auto.PagesHinted*10 < on.PagesHinted*9 || auto.Total >= on.Total) {
-				t.Errorf("auto spares %d pages in %v, on %d in %v", auto.PagesHinted, auto.Total, on.PagesHinted, on.Total)
+			if c.spares && auto.PagesHinted*10 < on.PagesHinted*9 {
+				t.Errorf("auto spares %d pages, on %d", auto.PagesHinted, on.PagesHinted)
 			}
 			if on.PagesHinted == 0 != c.driver.Silent {
 				t.Errorf("on spares %d pages", on.PagesHinted)
